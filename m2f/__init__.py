@@ -1,0 +1,7 @@
+"""Mask2Former as a library: the network, its losses, metrics and weights."""
+
+from m2f.config import ModelConfig
+
+from m2f.types import Prediction, Target
+
+__all__ = ["ModelConfig", "Prediction", "Target", "build_model"]

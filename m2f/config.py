@@ -1,0 +1,99 @@
+"""The network's settings. Defaults are the published recipe; params.yaml holds only what a row changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BACKBONE_NAMES = ("r50", "r101", "tiny")
+"""Backbones that `m2f.backbones` builds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """A four-level backbone: feature maps at strides 4, 8, 16 and 32."""
+
+    name: str = "r50"
+    """One of BACKBONE_NAMES."""
+    frozen_norm: bool = True
+    """Keep the affine parameters of batch norm at their initial values (all published ResNet rows)."""
+    batch_statistics: bool = True
+    """In training, normalise with the statistics of the whole step (the semantic rows); False: with the
+    running statistics of the initial weights (the COCO rows). Means nothing to group norm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelDecoderConfig:
+    """Multi-scale deformable attention over strides 32, 16 and 8, then one top-down step to stride 4."""
+
+    channels: int = 256
+    """Width of all its maps, the per-pixel embedding included."""
+    layers: int = 6
+    heads: int = 8
+    points: int = 4
+    """Sampled positions per head and level."""
+    feedforward: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryDecoderConfig:
+    """Masked-attention decoder (paper, sec. 3.2)."""
+
+    queries: int = 100
+    layers: int = 9
+    """Layer i attends to stride 32, 16, 8, 32, ...; gives layers + 1 predictions."""
+    heads: int = 8
+    feedforward: int = 2048
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Weights of the set losses; the matching cost uses the same three (paper, sec. 3.3 and 4.1)."""
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    """Weight of a query without an object in the class loss's weighted mean."""
+    points: int = 12_544
+    """Points at which masks are compared, per mask (112 * 112)."""
+    oversample: float = 3.0
+    """The losses choose their uncertain points among `oversample * points` uniform ones."""
+    importance: float = 0.75
+    """Share of the points chosen by uncertainty; the rest are uniform."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Everything that decides the network's function and its training loss."""
+
+    num_classes: int
+    """Classes without "no object"."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    query_decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW as published (mmsegmentation configs/mask2former)."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    """On every parameter but norms, query embeddings and the decoder's level embedding."""
+    backbone_lr_factor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 0.01
+    """Largest 2-norm of the whole gradient."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the steps, as a factor of each group's rate."""
+
+    name: str = "poly"
+    """`poly`: (1 - step / (steps - 1)) ** power, zero on the last step."""
+    power: float = 0.9
+    warmup_steps: int = 0
+    """Linear rise from 0 over the first steps, on top of the schedule (published rows: none)."""

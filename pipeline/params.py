@@ -1,0 +1,266 @@
+"""params.yaml, parsed once into frozen dataclasses. Unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from m2f.config import ModelConfig, OptimizerConfig, ScheduleConfig
+
+_T = typing.TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """Where pictures come from and what their labels mean."""
+
+    layout: Literal["folder", "cityscapes", "shapes"]
+    """How images and labels are found; `folder` is ADE20K's: images/<split>, annotations/<split>."""
+    sources: tuple[str, ...] = ()
+    """Archives (.zip), a folder, or http(s) URLs of archives; relative paths start at params.yaml."""
+    sha256: tuple[str, ...] = ()
+    """Digest of each source where known, in the same order; checked before anything is read."""
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "training", "val": "validation"})
+    """Our split names and the folders that hold them."""
+    class_names: tuple[str, ...] = ()
+    ignore_label: int = 255
+    """Label of pixels that belong to no class, after `label_offset`."""
+    label_offset: int = 0
+    """Added to every stored label id; -1 for ADE20K, whose 0 (becoming 255) is "unlabelled"."""
+    thing_classes: tuple[str, ...] = ()
+    """Classes with countable instances, for panoptic labels."""
+    terms: str = ""
+    """Licence and terms of use, shown before a download."""
+    accept_terms: bool = False
+    """Must be true before a dataset that carries terms is downloaded."""
+    shard_mib: int = 256
+    """Approximate size of one Arrow file."""
+    generate: Mapping[str, int] = field(default_factory=dict)
+    """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightsConfig:
+    """Published weights a backbone starts from."""
+
+    url: str
+    layout: Literal["torchvision"] = "torchvision"
+    sha256_prefix: str = ""
+    """First digits of the file's SHA-256, as published in its name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationConfig:
+    """The recipe's training pictures: resize, crop, flip, photometric distortion."""
+
+    crop: tuple[int, int]
+    """(height, width) of the crop; smaller pictures are padded right and bottom."""
+    short_sides: tuple[int, ...]
+    """One is drawn uniformly; the picture's short side is scaled to it."""
+    long_side_max: int
+    """Scaling stops where the long side would exceed it."""
+    max_label_share: float = 0.75
+    """A crop is redrawn, at most 10 times, while its commonest label holds this share or more; 1: never."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run. A step is `groups` groups of `group_size` pictures, however many workers there are."""
+
+    steps: int
+    augmentation: AugmentationConfig
+    groups: int = 8
+    """The recipe's GPUs: class losses are normalised per group, gradients averaged over groups."""
+    group_size: int = 2
+    """Pictures per group."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    val_interval: int = 5000
+    """Steps between validations (and at the end)."""
+    checkpoint_interval: int = 1000
+    """Steps between checkpoints (and at every validation)."""
+    log_every: int = 50
+    """Steps between points of the tracked curves."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast of the network; losses and matching stay float32."""
+
+    @property
+    def global_batch(self) -> int:
+        """Pictures per step."""
+        return self.groups * self.group_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestConfig:
+    """Size at which validation pictures are shown to the network, keeping their aspect."""
+
+    short_side: int
+    long_side_max: int
+    pad_multiple: int = 32
+    """Pictures are padded right and bottom to a multiple of this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of a results table."""
+
+    name: str
+    dataset: str
+    model: ModelConfig
+    train: TrainConfig
+    test: TestConfig
+    weights: str = "none"
+    """Entry of `weights` the backbone starts from; none: random."""
+    task: Literal["semantic"] = "semantic"
+    seeds: tuple[int, ...] = (0,)
+    max_gpu_hours: float = 8.0
+    """A seed whose estimate exceeds this does not start."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """The published figures, metrics in percent; empty: none."""
+    published_authors: Mapping[str, Any] = field(default_factory=dict)
+    """The original authors' figures, shown beside and not judged against."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Params:
+    """All of params.yaml."""
+
+    datasets: Mapping[str, DatasetConfig]
+    rows: Mapping[str, Row]
+    weights: Mapping[str, WeightsConfig] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row:
+        """The row called `name`; ValueError with the nearest name otherwise."""
+        return pick(self.rows, name, "row", "params.yaml")
+
+    def dataset(self, name: str) -> DatasetConfig:
+        """The dataset called `name`; ValueError with the nearest name otherwise."""
+        return pick(self.datasets, name, "dataset", "params.yaml")
+
+
+def pick(table: Mapping[str, _T], name: str, kind: str, where: str) -> _T:
+    """`table[name]`, or a ValueError that lists the nearest known names."""
+    if name not in table:
+        raise ValueError(f"{where}: no {kind} is called {name!r}; {_nearest(name, table)}")
+    return table[name]
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml. ValueError says which key is wrong and what is known."""
+    import yaml
+
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run from the project's folder or give --params") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_params(tree, str(path))
+
+
+def parse_params(tree: Any, where: str = "params.yaml") -> Params:
+    """Params from a parsed YAML tree."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where}: expected the sections {_names(Params)}, found {type(tree).__name__}")
+    rows = {
+        str(name): {"name": str(name), **row} if isinstance(row, Mapping) else row
+        for name, row in (tree.get("rows") or {}).items()
+    }
+    params = _build(Params, {**tree, "rows": rows}, where)
+    for name, row in params.rows.items():
+        at = f"{where}: rows.{name}"
+        dataset = pick(params.datasets, row.dataset, "dataset", at)
+        if row.weights != "none":
+            pick(params.weights, row.weights, "weights entry", at)
+        if len(dataset.class_names) != row.model.num_classes:
+            raise ValueError(
+                f"{at}.model.num_classes is {row.model.num_classes}, but dataset {row.dataset} "
+                f"names {len(dataset.class_names)} classes"
+            )
+        _check_row(row, at)
+    return params
+
+
+def _check_row(row: Row, at: str) -> None:
+    train, crop = row.train, row.train.augmentation.crop
+    if any(side <= 0 or side % 32 for side in crop):
+        raise ValueError(f"{at}.train.augmentation.crop is {list(crop)}; both sides must be multiples of 32")
+    for key in ("steps", "groups", "group_size", "val_interval", "checkpoint_interval", "log_every"):
+        if getattr(train, key) < 1:
+            raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
+    if not row.seeds or len(set(row.seeds)) != len(row.seeds):
+        raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
+    if row.test.pad_multiple % 32:
+        raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be a multiple of 32")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: a dataclass, a container of known types, or a scalar."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {value!r}; {_nearest(str(value), map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} is {value!r}; expected a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ValueError(f"{where} has {len(value)} entries; expected {len(arguments)}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is {value!r}; expected a mapping")
+        return {str(k): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        hint = "; YAML reads 1e-4 as text, write 1.0e-4" if kind is float and isinstance(value, str) else ""
+        raise ValueError(f"{where} is {value!r}; expected {kind.__name__}{hint}")
+    return value
+
+
+def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; expected the keys {_names(kind)}")
+    hints = typing.get_type_hints(kind)
+    at = where if kind is Params else f"{where}."
+    for key in value:
+        if key not in hints:
+            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), hints)}")
+    for entry in dataclasses.fields(kind):
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and entry.name not in value:
+            raise ValueError(f"{where}: {entry.name!r} is missing")
+    separator = ": " if kind is Params else ""
+    return kind(**{k: _build(hints[k], v, f"{at}{separator}{k}") for k, v in value.items()})
+
+
+def _names(kind: Any) -> str:
+    return ", ".join(entry.name for entry in dataclasses.fields(kind))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(sorted(known))}" if known else "none are defined"
