@@ -1,0 +1,17 @@
+"""One thin script per DVC stage: `python -m stages.<stage> --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a stage's `main`; what the user can mend (ValueError, OSError) ends in one line on stderr and exit code 1."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
