@@ -1,0 +1,82 @@
+"""The network: backbone, pixel decoder, query decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from m2f.backbones import build_backbone
+from m2f.config import ModelConfig
+from m2f.pixel_decoder import LEVELS, PixelDecoder
+from m2f.query_decoder import QueryDecoder
+from m2f.types import Prediction
+
+MEAN_RGB = (123.675, 116.28, 103.53)
+"""ImageNet mean, 0-255 (the reference's data preprocessor)."""
+STD_RGB = (58.395, 57.12, 57.375)
+"""ImageNet standard deviation, 0-255."""
+
+
+class Mask2Former(nn.Module):
+    """Pictures to classes and masks of Q queries."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config.backbone)
+        self.pixel_decoder = PixelDecoder(config.pixel_decoder, self.backbone.channels)
+        self.query_decoder = QueryDecoder(
+            config.query_decoder, channels=config.pixel_decoder.channels, num_classes=config.num_classes, levels=LEVELS
+        )
+
+    def forward(self, images: Tensor, seeds: Sequence[int] | None = None, *, auxiliary: bool = True) -> Prediction:
+        """Predict for normalised RGB pictures, (B, 3, H, W) float, H and W multiples of 32.
+
+        `seeds`: one int per picture; decides which branches drop path drops (ResNets have none).
+        Without `auxiliary` the earlier layers' predictions are left out, which is faster.
+        """
+        height, width = images.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"pictures are {height} x {width}; pad both sides to multiples of 32 (m2f.model.pad)")
+        if seeds is not None and len(seeds) != len(images):
+            raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
+        mask_features, maps = self.pixel_decoder(self.backbone(images))
+        return self.query_decoder(mask_features, maps, auxiliary=auxiliary)
+
+
+def build_model(config: ModelConfig, drop_path_rate: float | None = None) -> Mask2Former:
+    """The network of a row with fresh weights, from torch's global generator; in training mode.
+
+    `drop_path_rate` replaces the row's (ResNets have none). Parameters that the recipe freezes have
+    `requires_grad` False.
+    """
+    if drop_path_rate:
+        raise ValueError(f"drop_path_rate={drop_path_rate}, but backbone {config.backbone.name} has no drop path")
+    return Mask2Former(config)
+
+
+def normalise(images: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """uint8 RGB pictures, (B, 3, H, W), to the network's float32 input.
+
+    `sizes`: (B, 2) valid (height, width); what lies right of or below it becomes 0, as in the reference,
+    which pads after normalising.
+    """
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor(MEAN_RGB, device=images.device).view(shape)
+    std = torch.tensor(STD_RGB, device=images.device).view(shape)
+    normalised = (images.float() - mean) / std
+    if sizes is None:
+        return normalised
+    height, width = images.shape[-2:]
+    sizes = sizes.to(images.device)
+    rows = torch.arange(height, device=images.device) < sizes[:, :1]
+    columns = torch.arange(width, device=images.device) < sizes[:, 1:]
+    return normalised * (rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def pad(images: Tensor, multiple: int = 32) -> Tensor:
+    """Zeros right and below, up to the next multiple of `multiple`."""
+    height, width = images.shape[-2:]
+    return nn.functional.pad(images, (0, -width % multiple, 0, -height % multiple))

@@ -1,0 +1,102 @@
+"""Pixel decoder (paper, sec. 3.2.2 and 4.1): deformable attention over strides 32, 16, 8, then stride 4.
+
+B pictures, C channels, S = sum of the three levels' pixels
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2f.config import PixelDecoderConfig
+from m2f.deformable_attention import DeformableAttention, Shapes
+from m2f.layers import feedforward, sine_positions, xavier_normal_matrices
+
+LEVELS = 3
+"""Levels with attention: strides 32, 16 and 8, in this order everywhere."""
+
+_NORM_GROUPS = 32
+
+
+def _projection(channels_in: int, channels: int, *, kernel: int = 1, bias: bool, relu: bool = False) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv=nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=bias),
+        norm=nn.GroupNorm(_NORM_GROUPS, channels),
+    )
+    if relu:
+        parts["relu"] = nn.ReLU(inplace=True)
+    return nn.Sequential(parts)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention over all levels and a feed-forward part, each normalised after its residual."""
+
+    def __init__(self, config: PixelDecoderConfig) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(config.channels, heads=config.heads, levels=LEVELS, points=config.points)
+        self.norm1 = nn.LayerNorm(config.channels)
+        self.feedforward = feedforward(config.channels, config.feedforward)
+        self.norm2 = nn.LayerNorm(config.channels)
+
+    def forward(self, x_BSC: Tensor, encoding_SC: Tensor, positions_S2: Tensor, shapes: Shapes) -> Tensor:
+        x_BSC = self.norm1(x_BSC + self.attention(x_BSC + encoding_SC, x_BSC, positions_S2, shapes))
+        return self.norm2(x_BSC + self.feedforward(x_BSC))
+
+
+class PixelDecoder(nn.Module):
+    """Backbone maps of strides 4, 8, 16, 32 -> mask features at stride 4 and three maps for the queries."""
+
+    def __init__(self, config: PixelDecoderConfig, backbone_channels: Sequence[int]) -> None:
+        super().__init__()
+        C = config.channels
+        if C % _NORM_GROUPS:
+            raise ValueError(f"model.pixel_decoder.channels is {C}; it must be a multiple of {_NORM_GROUPS}")
+        stride4, *deeper = backbone_channels
+        self.input_projections = nn.ModuleList(_projection(c, C, bias=True) for c in reversed(deeper))
+        self.level_encoding = nn.Embedding(LEVELS, C)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.lateral = _projection(stride4, C, bias=False)
+        self.output = _projection(C, C, kernel=3, bias=False, relu=True)
+        self.mask_features = nn.Conv2d(C, C, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The reference's initial values."""
+        for projection in self.input_projections:
+            nn.init.xavier_uniform_(projection.conv.weight)
+            nn.init.zeros_(projection.conv.bias)
+        for conv in (self.lateral.conv, self.output.conv, self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+        xavier_normal_matrices(self.layers)
+        for layer in self.layers:
+            layer.attention.reset_parameters()
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Mask features (B, C, H/4, W/4) and the maps of strides 32, 16, 8, each (B, C, h, w)."""
+        stride4, *deeper = features
+        maps = [project(x) for project, x in zip(self.input_projections, reversed(deeper), strict=True)]
+        shapes: Shapes = tuple((x.shape[2], x.shape[3]) for x in maps)
+        device, C = maps[0].device, maps[0].shape[1]
+        encoding_SC = torch.cat(
+            [sine_positions(h, w, C, device) + level for (h, w), level in zip(shapes, self.level_encoding.weight, strict=True)]
+        )
+        positions_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
+        x_BSC = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        for layer in self.layers:
+            x_BSC = layer(x_BSC, encoding_SC, positions_S2, shapes)
+        parts = x_BSC.split([h * w for h, w in shapes], dim=1)
+        levels = tuple(part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
+        finest = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
+        return self.mask_features(self.output(self.lateral(stride4) + finest)), levels
+
+
+def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """Normalised (x, y) of every pixel's centre, row by row, (height * width, 2)."""
+    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+    return torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
