@@ -49,7 +49,8 @@ class DatasetConfig:
 class WeightsConfig:
     """Published weights a backbone starts from."""
 
-    url: str
+    url: str = ""
+    """Where they are published; empty: none, and the backbone starts at random."""
     layout: Literal["torchvision"] = "torchvision"
     sha256_prefix: str = ""
     """First digits of the file's SHA-256, as published in its name."""

@@ -1,0 +1,31 @@
+"""Get a dataset's archives, verified: results/fetch/<dataset>.json."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.fetch", description=__doc__)
+    parser.add_argument("dataset", help="an entry of `datasets` in params.yaml")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    from pipeline.fetch import fetch
+    from pipeline.files import write_json
+    from pipeline.params import load_params
+
+    config = load_params(arguments.params).dataset(arguments.dataset)
+    facts = fetch(arguments.dataset, config, base=Path(arguments.params).absolute().parent)
+    write_json(f"results/fetch/{arguments.dataset}.json", facts)
+    for source in facts["sources"]:
+        size = source["bytes"] / 2**20
+        print(f"{arguments.dataset}: {source['name']}, {size:.1f} MiB, sha256 {source['sha256'][:16]}")
+
+
+if __name__ == "__main__":
+    run(main)
