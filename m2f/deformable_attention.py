@@ -27,7 +27,11 @@ def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor,
     levels = value_BSKD.split([h * w for h, w in shapes], dim=1)
     sampled = [
         F.grid_sample(
-            level.permute(0, 2, 3, 1).reshape(B * K, D, h, w), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+            level.permute(0, 2, 3, 1).reshape(B * K, D, h, w),
+            grid,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )
         for level, (h, w), grid in zip(levels, shapes, grids.to(value_BSKD.dtype).unbind(0), strict=True)
     ]

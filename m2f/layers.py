@@ -29,7 +29,9 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query_BNC: Tensor, key_BMC: Tensor, value_BMC: Tensor, allowed_BNM: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query_BNC: Tensor, key_BMC: Tensor, value_BMC: Tensor, allowed_BNM: Tensor | None = None
+    ) -> Tensor:
         """(B, N, C); `allowed_BNM` is True where query n may look at key m."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (

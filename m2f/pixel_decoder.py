@@ -83,7 +83,10 @@ class PixelDecoder(nn.Module):
         shapes: Shapes = tuple((x.shape[2], x.shape[3]) for x in maps)
         device, C = maps[0].device, maps[0].shape[1]
         encoding_SC = torch.cat(
-            [sine_positions(h, w, C, device) + level for (h, w), level in zip(shapes, self.level_encoding.weight, strict=True)]
+            [
+                sine_positions(h, w, C, device) + level
+                for (h, w), level in zip(shapes, self.level_encoding.weight, strict=True)
+            ]
         )
         positions_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
         x_BSC = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)

@@ -50,7 +50,11 @@ class QueryDecoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.class_head = nn.Linear(channels, num_classes + 1)
         self.mask_head = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
         )
         xavier_normal_matrices(self.layers)
 
@@ -65,7 +69,8 @@ class QueryDecoder(nn.Module):
         # linear. The second needs three small maps in all instead of a full-size one per layer.
         with torch.no_grad():
             shrunk = [
-                F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False).flatten(2) for x in maps
+                F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False).flatten(2)
+                for x in maps
             ]
 
         query = self.query_feature.weight.expand(len(mask_features), -1, -1)

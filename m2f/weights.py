@@ -22,9 +22,18 @@ _TO_REFERENCE = [
     (r"^pixel_decoder\.(lateral|output)\.norm\.", r"pixel_decoder.\1_convs.0.gn."),
     (r"^pixel_decoder\.(lateral|output)\.", r"pixel_decoder.\1_convs.0."),
     (r"^pixel_decoder\.mask_features\.", "pixel_decoder.mask_feature."),
-    (r"^pixel_decoder\.layers\.(\d+)\.attention\.offsets\.", r"pixel_decoder.encoder.layers.\1.self_attn.sampling_offsets."),
-    (r"^pixel_decoder\.layers\.(\d+)\.attention\.weights\.", r"pixel_decoder.encoder.layers.\1.self_attn.attention_weights."),
-    (r"^pixel_decoder\.layers\.(\d+)\.attention\.(value|output)\.", r"pixel_decoder.encoder.layers.\1.self_attn.\2_proj."),
+    (
+        r"^pixel_decoder\.layers\.(\d+)\.attention\.offsets\.",
+        r"pixel_decoder.encoder.layers.\1.self_attn.sampling_offsets.",
+    ),
+    (
+        r"^pixel_decoder\.layers\.(\d+)\.attention\.weights\.",
+        r"pixel_decoder.encoder.layers.\1.self_attn.attention_weights.",
+    ),
+    (
+        r"^pixel_decoder\.layers\.(\d+)\.attention\.(value|output)\.",
+        r"pixel_decoder.encoder.layers.\1.self_attn.\2_proj.",
+    ),
     (r"^pixel_decoder\.layers\.", "pixel_decoder.encoder.layers."),
     (r"^query_decoder\.query_feature\.", "query_feat."),
     (r"^query_decoder\.query_position\.", "query_embed."),

@@ -1,0 +1,127 @@
+"""Checkpoints of a run: whole or not at all, read without running code, newest and best kept.
+
+One safetensors file per checkpoint: `model.<name>`, `optimizer.<state>.<name>`, and in its header the
+run key, the step and what the loop wants back.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.files import whole_file
+
+_NAME = "step-{:08d}.safetensors"
+_STATES = ("exp_avg", "exp_avg_sq", "step")
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint made after `step` finished steps lies."""
+    return run_dir / "checkpoints" / _NAME.format(step)
+
+
+def save_checkpoint(
+    run_dir: Path,
+    *,
+    step: int,
+    run_key: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> Path:
+    """Write the checkpoint of `step` finished steps. `state`: JSON values that `load_checkpoint` gives back."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    header = {"run_key": run_key, "step": str(step), "state": json.dumps(dict(state))}
+    path = checkpoint_path(run_dir, step)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=header)
+    return path
+
+
+def keep_only(run_dir: Path, steps: set[int]) -> None:
+    """Delete all checkpoints but those of `steps`."""
+    for step, path in _all(run_dir):
+        if step not in steps:
+            path.unlink(missing_ok=True)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint that can be read; a damaged one is set aside with a line on stderr."""
+    for _, path in sorted(_all(run_dir), reverse=True):
+        try:
+            read_header(path)
+            return path
+        except ValueError as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            print(f"{error}; set aside as {aside.name}, going on from the one before", file=sys.stderr)
+    return None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """run_key, step and state of a checkpoint; ValueError when the file is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+        return {"run_key": header["run_key"], "step": int(header["step"]), "state": json.loads(header["state"])}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
+
+
+def load_checkpoint(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, run_key: str | None = None
+) -> dict[str, Any]:
+    """Put a checkpoint into the model (and the optimiser); returns its header.
+
+    ValueError when it belongs to another run (`run_key`) or another network.
+    """
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    if run_key is not None and header["run_key"] != run_key:
+        raise ValueError(
+            f"checkpoint {path} belongs to run {header['run_key']}, not to {run_key}; its settings, data or code differ"
+        )
+    tensors = load_file(path)
+    weights = {name[len("model.") :]: value for name, value in tensors.items() if name.startswith("model.")}
+    own = model.state_dict()
+    unfit = [
+        n for n in own.keys() | weights.keys() if n not in own or n not in weights or own[n].shape != weights[n].shape
+    ]
+    if unfit:
+        raise ValueError(f"checkpoint {path} belongs to another model: {len(unfit)} entries differ, first {min(unfit)}")
+    model.load_state_dict(weights)
+    if optimizer is not None:
+        _load_optimizer(optimizer, model, tensors)
+    return header
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    saved = optimizer.state_dict()
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved["state"] = {
+        index: {key: tensors[f"optimizer.{key}.{names[parameter]}"] for key in _STATES}
+        for index, parameter in enumerate(ordered)
+        if f"optimizer.step.{names[parameter]}" in tensors
+    }
+    optimizer.load_state_dict(saved)
+
+
+def _all(run_dir: Path) -> list[tuple[int, Path]]:
+    folder = run_dir / "checkpoints"
+    return [(int(path.stem.split("-")[1]), path) for path in folder.glob("step-*.safetensors")]

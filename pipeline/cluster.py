@@ -1,0 +1,122 @@
+"""Where things run: read from the environment and the machine, never part of a result.
+
+M2F_WORKERS            processes per training (default: one per GPU, on a CPU one per core; 0: this process, no Ray)
+M2F_LOADER_PROCESSES   loader processes per worker (default: the worker's cores less one, at most 8)
+M2F_GROUPS_AT_ONCE     groups per forward pass (default: all of the worker's; less saves memory)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pipeline.params import Row
+
+
+def environment_int(name: str) -> int | None:
+    """An environment variable as a non-negative int; None when unset."""
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r}; it must be a whole number, 0 or more")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one training gets."""
+
+    workers: int
+    """Processes; 0: the calling process, without Ray."""
+    use_gpu: bool
+    cpus_per_worker: int
+    loader_processes: int
+    groups_at_once: int | None
+
+
+def resources_for(row: Row, *, gpus: int, cpus: int) -> Resources:
+    """Share `gpus` GPUs (or `cpus` cores where there is none) among a row's workers.
+
+    ValueError when M2F_WORKERS asks for more workers than the row has groups, or for several on a CPU
+    where batch statistics would have to be synchronised.
+    """
+    wanted = environment_int("M2F_WORKERS")
+    on_cpu_alone = gpus == 0 and needs_synchronised_norm(row)
+    if wanted is None:
+        workers = min(row.train.groups, gpus or (1 if on_cpu_alone else cpus)) or 1
+    else:
+        workers = wanted
+    check_workers(row, workers=workers, use_gpu=gpus > 0)
+    cpus_per_worker = max(1, cpus // max(1, workers))
+    loaders = environment_int("M2F_LOADER_PROCESSES")
+    return Resources(
+        workers=workers,
+        use_gpu=gpus > 0,
+        cpus_per_worker=cpus_per_worker,
+        loader_processes=min(8, cpus_per_worker - 1) if loaders is None else loaders,
+        groups_at_once=environment_int("M2F_GROUPS_AT_ONCE") or None,
+    )
+
+
+def needs_synchronised_norm(row: Row) -> bool:
+    """Whether the row's batch norm takes its statistics over the whole step."""
+    return row.model.backbone.name != "tiny" and row.model.backbone.batch_statistics
+
+
+def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
+    """ValueError unless `workers` processes can train the row."""
+    if workers > row.train.groups:
+        raise ValueError(
+            f"{workers} workers for row {row.name}, which has {row.train.groups} groups; use 1 to {row.train.groups} (M2F_WORKERS)"
+        )
+    if workers > 1 and not use_gpu and needs_synchronised_norm(row):
+        raise ValueError(
+            f"row {row.name} normalises with statistics of the whole step, which needs SyncBatchNorm, which the CPU lacks; "
+            f"set M2F_WORKERS=1"
+        )
+
+
+def share(count: int, *, worker: int, workers: int) -> range:
+    """The part of range(count) that one worker takes: contiguous, sizes differing by at most one."""
+    base, extra = divmod(count, max(1, workers))
+    start = worker * base + min(worker, extra)
+    return range(start, start + base + (worker < extra))
+
+
+def connect() -> None:
+    """Join the Ray cluster this process belongs to, or start one on this machine."""
+    import logging
+    import os
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},
+    )
+
+
+def cluster_resources(row: Row) -> Resources:
+    """`resources_for` with what is here: the connected Ray cluster's GPUs and cores, or this machine's."""
+    import os
+
+    import torch
+
+    if environment_int("M2F_WORKERS") != 0 and (os.environ.get("RAY_ADDRESS")):
+        import ray
+
+        connect()
+        total = ray.cluster_resources()
+        return resources_for(row, gpus=int(total.get("GPU", 0)), cpus=int(total.get("CPU", 1)))
+    return resources_for(row, gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)))

@@ -1,0 +1,194 @@
+"""The network against outputs of the published implementation (tests/reference/), and its small promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from m2f import Target, build_model
+from m2f.config import BackboneConfig, ModelConfig, PixelDecoderConfig, QueryDecoderConfig
+from m2f.inference import semantic_scores
+from m2f.losses import set_losses
+from m2f.model import normalise, pad
+from m2f.optim import parameter_groups
+from m2f.weights import from_reference, reference_name
+from pipeline.params import load_params
+from tests.reference.seeded_weights import seeded_state_dict
+
+REFERENCE = Path(__file__).parent.parent / "reference"
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+TINY = PARAMS.rows["shapes_tiny"].model
+
+
+def seeded_model(row: str):
+    config = PARAMS.rows[row].model
+    model = build_model(config)
+    model.load_state_dict(from_reference(seeded_state_dict(row, REFERENCE), config))
+    return model
+
+
+def rgb(image_bgr: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image_bgr[..., ::-1].copy()).movedim(-1, -3)
+
+
+@pytest.mark.parametrize("row", ["cityscapes_r50", "ade20k_r50"])
+def test_the_forward_pass_equals_the_published_implementation(row: str) -> None:
+    values = np.load(REFERENCE / "forward" / f"{row}.npz")
+    model = seeded_model(row).eval()
+    images = pad(normalise(rgb(values["image_bgr"])[None]))
+    with torch.inference_mode():
+        features = model.backbone(images)
+        prediction = model(images)
+        scores = semantic_scores(prediction, images.shape[-2:])
+        height, width = values["image_bgr"].shape[:2]
+        labels = semantic_scores(prediction, (height, width), (height, width))[0].argmax(0)
+    for feature, (mean, std, largest) in zip(features, values["feature_stats"], strict=True):
+        assert feature.mean().item() == pytest.approx(mean, abs=1e-5)
+        assert feature.std().item() == pytest.approx(std, abs=1e-5)
+        assert feature.abs().max().item() == pytest.approx(largest, abs=1e-4)
+    for each, stats in zip((*prediction.auxiliary, prediction), values["layer_stats"], strict=True):
+        own = [each.class_logits.mean(), each.class_logits.std(), each.mask_logits.mean(), each.mask_logits.std()]
+        np.testing.assert_allclose([x.item() for x in own], stats, atol=2e-4)
+    assert np.abs(prediction.class_logits[0].numpy() - values["class_logits"]).max() < 1e-4
+    assert np.abs(prediction.mask_logits[0, ::9].numpy() - values["mask_logits_every_9th_query"]).max() < 1e-3
+    np.testing.assert_allclose(scores[0, :, ::8, ::8].numpy(), values["scores_at"], atol=1e-4)
+    assert (labels.numpy() == values["argmax"]).mean() > 0.9999
+
+
+@pytest.mark.slow
+def test_one_training_step_has_the_published_losses_and_gradient_norms() -> None:
+    draws = 4
+    expected = json.loads((REFERENCE / "gradients_cityscapes_r50.json").read_text())
+    values = np.load(REFERENCE / "gradients_cityscapes_r50.npz")
+    images = normalise(rgb(values["image_bgr"]))
+    targets = [Target.from_label_map(torch.from_numpy(label)) for label in values["label"]]
+    model = seeded_model("cityscapes_r50").train()
+    names = {reference_name(name): parameter for name, parameter in model.named_parameters()}
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    losses: dict[str, float] = {}
+    norms = dict.fromkeys(expected["gradient_norms"], 0.0)
+    for draw in range(draws):
+        model.load_state_dict(start)  # batch norm's running statistics moved
+        model.zero_grad()
+        step = set_losses(
+            model(images, seeds=[draw, 100 + draw]),
+            targets,
+            num_masks=max(sum(len(target) for target in targets), 1),
+            config=model.config.loss,
+            seeds=[draw, 100 + draw],
+        )
+        sum(step.values()).backward()
+        for name, value in step.items():
+            losses[name] = losses.get(name, 0.0) + value.item() / draws
+        for name in norms:
+            norms[name] += names[name].grad.norm().item() / draws
+
+    def ours(name: str) -> str:  # "d3.loss_cls" -> "aux3.loss_class"
+        return (
+            name.replace("d", "aux", 1).replace("loss_cls", "loss_class")
+            if name[0] == "d"
+            else name.replace("_cls", "_class")
+        )
+
+    assert sum(losses.values()) == pytest.approx(sum(mean for mean, _ in expected["losses"].values()), rel=0.002)
+    for name, (mean, std) in expected["losses"].items():
+        error = 4 * std / draws**0.5 + 4 * std / expected["draws"] ** 0.5
+        assert losses[ours(name)] == pytest.approx(mean, abs=0.002 * mean + error), name
+    trained = {name for name, parameter in names.items() if parameter.requires_grad}
+    assert set(norms) == trained
+    for name, (mean, _) in expected["gradient_norms"].items():
+        assert norms[name] == pytest.approx(mean, rel=0.03, abs=1e-5), name
+
+
+@pytest.mark.parametrize("row", ["cityscapes_r50", "cityscapes_r101", "ade20k_r50", "ade20k_r101"])
+def test_every_parameter_has_the_published_learning_rate_weight_decay_and_freezing(row: str) -> None:
+    expected = json.loads((REFERENCE / "optim" / f"{row}.json").read_text())
+    with torch.device("meta"):
+        model = build_model(PARAMS.rows[row].model)
+    names = {id(parameter): reference_name(name) for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, PARAMS.rows[row].train.optimizer)
+    own = {names[id(p)]: [group["lr"], group["weight_decay"]] for group in groups for p in group["params"]}
+    assert own == {name: pytest.approx(setting) for name, setting in expected["groups"].items()}
+    frozen = {reference_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == set(expected["frozen"])
+
+
+@pytest.mark.parametrize("row", ["cityscapes_r50", "cityscapes_r101", "ade20k_r50", "ade20k_r101"])
+def test_every_state_dict_entry_has_exactly_one_reference_name_and_its_shape(row: str) -> None:
+    entries = json.loads((REFERENCE / "names" / f"{row}.json").read_text())
+    with torch.device("meta"):
+        own = {
+            reference_name(n): [list(t.shape), str(t.dtype)[6:]]
+            for n, t in build_model(PARAMS.rows[row].model).state_dict().items()
+        }
+    assert own == entries
+
+
+def test_the_tiny_row_is_the_same_network_with_group_norm_and_fewer_channels() -> None:
+    model = build_model(TINY)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    prediction = model(torch.zeros(2, 3, 64, 96))
+    assert prediction.class_logits.shape == (2, TINY.query_decoder.queries, TINY.num_classes + 1)
+    assert prediction.mask_logits.shape == (2, TINY.query_decoder.queries, 16, 24)
+    assert len(prediction.auxiliary) == TINY.query_decoder.layers
+
+
+def test_a_pictures_prediction_does_not_depend_on_its_neighbours_in_the_batch() -> None:
+    torch.manual_seed(0)
+    model = build_model(TINY).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        together, alone = model(images), model(images[1:2])
+    torch.testing.assert_close(together.mask_logits[1:2], alone.mask_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_leaving_out_auxiliary_predictions_changes_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = build_model(TINY).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        full, short = model(images), model(images, auxiliary=False)
+    assert len(full.auxiliary) == 3 and short.auxiliary == ()
+    assert torch.equal(full.class_logits, short.class_logits) and torch.equal(full.mask_logits, short.mask_logits)
+
+
+def test_padding_is_zero_after_normalising() -> None:
+    images = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
+    out = normalise(images, torch.tensor([[2, 3]]))
+    assert out[0, :, :2, :3].min() > 2  # (255 - mean) / std is at least 2.24
+    assert out[0, :, 2:].abs().max() == 0 and out[0, :, :, 3:].abs().max() == 0
+    # (255 - 123.675) / 58.395 = 2.24891
+    assert out[0, 0, 0, 0].item() == pytest.approx(2.24891, abs=1e-5)
+
+
+def test_batch_norm_follows_the_row_in_training() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    for batch_statistics in (True, False):
+        torch.manual_seed(0)
+        config = ModelConfig(
+            num_classes=3,
+            backbone=BackboneConfig(name="r50", batch_statistics=batch_statistics),
+            pixel_decoder=PixelDecoderConfig(channels=32, layers=1),
+            query_decoder=QueryDecoderConfig(queries=5, layers=1),
+        )
+        model = build_model(config).train()
+        before = model.backbone.bn1.running_mean.clone()
+        model(images)
+        assert torch.equal(before, model.backbone.bn1.running_mean) != batch_statistics
+        assert not model.backbone.bn1.weight.requires_grad
+
+
+def test_a_picture_whose_sides_are_no_multiples_of_32_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="48 x 64; pad both sides to multiples of 32"):
+        build_model(TINY)(torch.zeros(1, 3, 48, 64))
+
+
+def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'r52'; known: r50, r101, tiny"):
+        build_model(dataclasses.replace(TINY, backbone=BackboneConfig(name="r52")))
