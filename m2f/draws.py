@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _MASK64 = (1 << 64) - 1
+_CPU_BLOCK = 1 << 18
+"""Draws made together on a CPU: 1 MiB each for the bits and the scratch space, so that they stay in its cache."""
 
 
 def mix(*words: int) -> int:
@@ -31,26 +33,40 @@ def _signed32(value: int) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int32."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+def _finalise_(x: Tensor, scratch: Tensor) -> None:
+    for bits, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        torch.bitwise_right_shift(x, bits, out=scratch)  # copies the sign in; the mask makes the shift logical
+        x.bitwise_xor_(scratch.bitwise_and_((1 << 32 - bits) - 1))
+        if factor != 1:
+            x.mul_(_signed32(factor))
 
 
-def _finalise(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 16)) * 0x7FEB352D
-    x = (x ^ _shift(x, 15)) * _signed32(0x846CA68B)
-    return x ^ _shift(x, 16)
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A host tensor on another device, without making the host wait for the work queued there."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def uniform(seeds: Sequence[int], stream: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Uniform draws in [0, 1), (B, count) float32 with 24 random bits.
 
-    `seeds`: one int per picture. `stream` tells apart the uses of one seed (layer, mask, purpose):
-    same seed and stream, same numbers; a longer draw begins with the shorter one.
+    `seeds`: one int per row (a picture, or a mask of one: see `mix`). `stream` tells apart the uses of
+    one seed: same seed and stream, same numbers; a longer draw begins with the shorter one.
     """
     keys = [mix(seed, stream) for seed in seeds]
-    low = torch.tensor([_signed32(key) for key in keys], dtype=torch.int32, device=device)
-    high = torch.tensor([_signed32(key >> 32) for key in keys], dtype=torch.int32, device=device)
+    halves = [[_signed32(key) for key in keys], [_signed32(key >> 32) for key in keys]]
+    low, high = to_device(torch.tensor(halves, dtype=torch.int32), device).unsqueeze(-1)
     counter = torch.arange(count, dtype=torch.int32, device=device)
-    bits = _finalise(_finalise(counter[None] ^ low[:, None]) + high[:, None])
-    return _shift(bits, 8).to(torch.float32) * 2.0**-24
+    result = torch.empty(len(keys), count, device=device)
+    on_cpu = result.device.type == "cpu"
+    rows = max(1, _CPU_BLOCK // max(1, count)) if on_cpu else max(1, len(keys))
+    for start in range(0, len(keys), rows):
+        bits = counter ^ low[start : start + rows]
+        scratch = torch.empty_like(bits)
+        _finalise_(bits, scratch)
+        bits += high[start : start + rows]
+        _finalise_(bits, scratch)
+        bits.bitwise_right_shift_(8).bitwise_and_((1 << 24) - 1)
+        torch.mul(bits, 2.0**-24, out=result[start : start + rows])
+    return result

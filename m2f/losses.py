@@ -1,0 +1,169 @@
+"""The training loss of a set of queries: classes, masks and dice, for every decoder layer (paper, sec. 3.3).
+
+L predictions (decoder layers), B pictures, Q queries, T masks of a picture, P points, C classes,
+M matched pairs of one prediction, R = L * M
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2f.config import LossConfig
+from m2f.draws import mix, to_device
+from m2f.matcher import Divergence, match
+from m2f.points import TrueMasks, sample_logits, uncertain_points
+from m2f.types import Prediction, Target
+
+__all__ = ["Divergence", "GroupTotals", "group_totals", "set_losses"]
+
+_STREAM = 102
+"""Tells the losses' draws from other uses of a picture's seed."""
+
+
+class GroupTotals(NamedTuple):
+    """What the losses of a group of pictures are divided by."""
+
+    class_weight: float
+    """Sum of the class loss's weights over the group's queries."""
+    masks: int
+    """Matched masks."""
+
+
+def group_totals(mask_counts: Sequence[int], *, queries: int, config: LossConfig) -> GroupTotals:
+    """Totals of a group from the number of true masks of each of its pictures, before any matching.
+
+    A picture with T masks has min(T, queries) matched queries of weight 1; the others weigh `no_object_weight`.
+    """
+    masks = sum(min(count, queries) for count in mask_counts)
+    return GroupTotals(masks + config.no_object_weight * (len(mask_counts) * queries - masks), masks)
+
+
+def set_losses(
+    prediction: Prediction,
+    targets: Sequence[Target],
+    *,
+    num_masks: float | Tensor,
+    config: LossConfig,
+    seeds: Sequence[int],
+    class_weight_totals: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """Weighted losses of one worker's pictures; their sum is the training loss.
+
+    `targets`: one per picture, of the padded pictures' size or any other that shows the same picture.
+    `num_masks`: divisor of the mask and dice losses, at least 1; the recipe takes the mean mask count per group.
+    `seeds`: one int per picture; with the layer and the mask's index they decide all sampled points.
+    `class_weight_totals`: one per picture, the class loss's divisor for the picture's group
+    (`group_totals`); None: these pictures are one group.
+
+    Returns scalars, float32 also under autocast: "loss_class", "loss_mask" and "loss_dice" of the last
+    prediction, "aux0.loss_class", ... of the auxiliary ones. The loss of several groups is the sum over groups.
+    The class loss is a weighted mean over queries, mask and dice losses are sums over masks of means over points.
+
+    Raises Divergence when a matching cost is not finite.
+    """
+    predictions = (*prediction.auxiliary, prediction)
+    layers, last = len(predictions), len(predictions) - 1
+    pictures, queries, _ = prediction.class_logits.shape
+    if not len(targets) == len(seeds) == pictures:
+        raise ValueError(f"{pictures} pictures need as many targets and seeds, got {len(targets)} and {len(seeds)}")
+    if class_weight_totals is None:
+        totals = group_totals([len(target) for target in targets], queries=queries, config=config)
+        class_weight_totals = [totals.class_weight] * pictures
+    elif len(class_weight_totals) != pictures:
+        raise ValueError(f"{pictures} pictures need as many class_weight_totals, got {len(class_weight_totals)}")
+    device = prediction.mask_logits.device
+
+    pairs_LM3 = match(predictions, targets, config=config, seeds=seeds)
+    with torch.autocast(device.type, enabled=False):
+        loss_class_L = _class_losses(predictions, targets, pairs_LM3, class_weight_totals, config)
+        loss_mask_L, loss_dice_L = _mask_losses(predictions, targets, pairs_LM3, seeds, config)
+        weighted_L3 = torch.stack(
+            (
+                config.class_weight * loss_class_L,
+                config.mask_weight / num_masks * loss_mask_L,
+                config.dice_weight / num_masks * loss_dice_L,
+            ),
+            dim=1,
+        )
+    losses = {}
+    for layer in (last, *range(last)):
+        prefix = "" if layer == last else f"aux{layer}."
+        for name, loss in zip(("loss_class", "loss_mask", "loss_dice"), weighted_L3[layer].unbind(), strict=True):
+            losses[prefix + name] = loss
+    assert len(losses) == 3 * layers
+    return losses
+
+
+def _class_losses(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    pairs_LM3: Tensor,
+    class_weight_totals: Sequence[float],
+    config: LossConfig,
+) -> Tensor:
+    """Weighted cross entropy over all queries, each picture's share divided by its group's total, (L,)."""
+    logits_LBQC1 = torch.stack([p.class_logits.float() for p in predictions])
+    device, no_object = logits_LBQC1.device, logits_LBQC1.shape[-1] - 1
+    layers, pictures, queries = logits_LBQC1.shape[:3]
+
+    counts = torch.tensor([len(target) for target in targets])
+    picture_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
+    layer_L1 = torch.arange(layers)[:, None]
+    slot_LM = (layer_L1 * pictures + picture_LM) * queries + query_LM
+    label_LM = (counts.cumsum(0) - counts)[picture_LM] + mask_LM
+    slots_LM, labels_LM = to_device(torch.stack((slot_LM, label_LM)), device)
+    classes = torch.full((layers * pictures * queries,), no_object, device=device)
+    classes[slots_LM] = torch.cat([target.labels for target in targets])[labels_LM]
+
+    weight_C1 = torch.ones(no_object + 1, device=device)
+    weight_C1[no_object] = config.no_object_weight
+    loss = F.cross_entropy(logits_LBQC1.flatten(0, 2), classes, weight=weight_C1, reduction="none")
+    totals_B = to_device(torch.tensor(class_weight_totals, dtype=torch.float32), device)
+    return (loss.view(layers, pictures, queries).sum(2) / totals_B).sum(1)
+
+
+def _mask_losses(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    pairs_LM3: Tensor,
+    seeds: Sequence[int],
+    config: LossConfig,
+) -> tuple[Tensor, Tensor]:
+    """Binary cross entropy (mean over points) and dice, each summed over the matched masks, (L,) and (L,)."""
+    layers, matched, _ = pairs_LM3.shape
+    queries = predictions[0].mask_logits.shape[1]
+    device = predictions[0].mask_logits.device
+    picture_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
+    row_LM, picture_R, mask_R = (
+        x.view_as(picture_LM)
+        for x in to_device(torch.stack((picture_LM * queries + query_LM, picture_LM, mask_LM)), device)
+    )
+    logits_Rhw = torch.cat(
+        [p.mask_logits.flatten(0, 1).index_select(0, row_M) for p, row_M in zip(predictions, row_LM, strict=True)]
+    ).float()
+
+    mask_seeds_R = [
+        mix(seeds[picture], _STREAM, layer, mask)
+        for layer, pairs_M3 in enumerate(pairs_LM3.tolist())
+        for picture, _, mask in pairs_M3
+    ]
+    points_RP2 = uncertain_points(
+        logits_Rhw.detach(),
+        mask_seeds_R,
+        points=config.points,
+        oversample=config.oversample,
+        importance=config.importance,
+    )
+    true_RP = TrueMasks.of(targets).at_own_points(picture_R.flatten(), mask_R.flatten(), points_RP2)
+    logits_RP = sample_logits(logits_Rhw.unsqueeze(1), points_RP2).squeeze(1)
+
+    loss_mask_R = F.binary_cross_entropy_with_logits(logits_RP, true_RP, reduction="none").mean(1)
+    inside_RP = logits_RP.sigmoid()
+    overlap_R = (inside_RP * true_RP).sum(1)
+    loss_dice_R = 1 - (2 * overlap_R + 1) / (inside_RP.sum(1) + true_RP.sum(1) + 1)
+    return loss_mask_R.view(layers, matched).sum(1), loss_dice_R.view(layers, matched).sum(1)
