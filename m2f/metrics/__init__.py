@@ -1,0 +1,5 @@
+"""Metrics as states: update with pictures, merge over workers, ask for the result."""
+
+from m2f.metrics.semantic import SemanticMetric
+
+__all__ = ["SemanticMetric"]

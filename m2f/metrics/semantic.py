@@ -1,0 +1,131 @@
+"""Mean intersection over union and its kin, from one confusion matrix.
+
+C classes
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Labels = Tensor | NDArray[np.integer]
+"""Class ids, any integer type and shape."""
+
+
+class PerClass(TypedDict):
+    """One fraction per class, by class id; None where the class gives no number."""
+
+    iou: list[float | None]
+    accuracy: list[float | None]
+    dice: list[float | None]
+
+
+class SemanticResult(TypedDict):
+    """Fractions; None where nothing was counted."""
+
+    miou: float | None
+    mean_accuracy: float | None
+    pixel_accuracy: float | None
+    per_class: PerClass
+
+
+class SemanticMetric:
+    """Counts pixels by true and predicted class over any number of pictures.
+
+    The state is `confusion`: (C, C) int64, rows the true class, columns the predicted one.
+    Counts are exact, so states of parts of a data set add up to the whole's, in any order:
+    `merge` them, or sum `confusion` over workers and build a metric from the sum.
+    """
+
+    def __init__(self, *, num_classes: int, ignore_label: int = 255, confusion: Tensor | None = None) -> None:
+        if confusion is None:
+            confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        if confusion.shape != (num_classes, num_classes) or confusion.dtype != torch.int64:
+            raise ValueError(
+                f"confusion must be int64 of shape {(num_classes, num_classes)}, "
+                f"got {confusion.dtype} of shape {tuple(confusion.shape)}"
+            )
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.confusion = confusion.clone()
+
+    def update(self, prediction: Labels, label: Labels) -> None:
+        """Count pictures. Pixels whose label is `ignore_label` do not count, whatever was predicted there.
+
+        ValueError when shapes differ, when a value is no integer, or when a label or a prediction that
+        counts is not a class.
+        """
+        predicted, true = _integers(prediction, "prediction"), _integers(label, "label")
+        if predicted.shape != true.shape:
+            raise ValueError(
+                f"prediction and label must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
+            )
+        counts = true != self.ignore_label
+        true = true[counts]
+        predicted = predicted.to(true.device)[counts]
+        for name, ids in (("label", true), ("prediction", predicted)):
+            outside = ids[(ids < 0) | (ids >= self.num_classes)]
+            if len(outside):
+                raise ValueError(
+                    f"{name} {int(outside[0])} is outside the classes 0 to {self.num_classes - 1} "
+                    f"({len(outside)} of {len(ids)} pixels that count)"
+                )
+        cells = torch.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
+        self.confusion += cells.view_as(self.confusion).to(self.confusion.device)
+
+    def merge(self, other: SemanticMetric) -> None:
+        """Add the counts of another metric of the same classes, in place."""
+        if (self.num_classes, self.ignore_label) != (other.num_classes, other.ignore_label):
+            raise ValueError(
+                f"cannot merge a metric of {other.num_classes} classes ignoring {other.ignore_label} into one of "
+                f"{self.num_classes} classes ignoring {self.ignore_label}"
+            )
+        self.confusion += other.confusion.to(self.confusion.device)
+
+    def result(self) -> SemanticResult:
+        """Metrics of what was counted so far.
+
+        IoU is intersection / union of true and predicted pixels; a class predicted but never true has IoU 0
+        and counts in the mean, a class that is neither has None and does not. Accuracy is the share of a
+        class's true pixels that were predicted so; `mean_accuracy` is its mean over the classes that occur.
+        """
+        confusion = self.confusion.to("cpu")
+        both = confusion.diagonal().tolist()
+        true = confusion.sum(1).tolist()
+        predicted = confusion.sum(0).tolist()
+        iou = [_ratio(b, t + p - b) for b, t, p in zip(both, true, predicted, strict=True)]
+        accuracy = [_ratio(b, t) for b, t in zip(both, true, strict=True)]
+        dice = [_ratio(2 * b, t + p) for b, t, p in zip(both, true, predicted, strict=True)]
+        return {
+            "miou": _mean(iou),
+            "mean_accuracy": _mean(accuracy),
+            "pixel_accuracy": _ratio(sum(both), sum(true)),
+            "per_class": {"iou": iou, "accuracy": accuracy, "dice": dice},
+        }
+
+
+def _integers(values: Labels, name: str) -> Tensor:
+    """As an int64 tensor on its device; ValueError for anything but integers."""
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} must hold integer class ids, got {array.dtype}")
+        tensor = torch.from_numpy(array.astype(np.int64))
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integer class ids, got {tensor.dtype}")
+    return tensor.long()
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,99 @@
+"""The recipe's optimiser: AdamW with parameter groups, a poly schedule and a clipped gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from m2f.config import OptimizerConfig, ScheduleConfig
+
+NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+"""Layers whose parameters get no weight decay."""
+
+NO_WEIGHT_DECAY = (
+    "query_decoder.query_position.weight",
+    "query_decoder.query_feature.weight",
+    "query_decoder.level_embedding.weight",
+)
+"""Other parameters without weight decay (the pixel decoder's level encoding has it; reference/optim)."""
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Trainable parameters by learning rate and weight decay: at most four dicts of `params`, `lr`, `weight_decay`.
+
+    Parameters under `backbone.` get `lr * backbone_lr_factor`; norms and NO_WEIGHT_DECAY get no weight
+    decay. Frozen parameters are left out. Groups and parameters come in the model's order, so an
+    optimiser's state fits a model built again.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for own_name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            in_backbone = own_name.startswith("backbone.")
+            decays = not isinstance(module, NORM_LAYERS) and own_name not in NO_WEIGHT_DECAY
+            key = (config.lr * (config.backbone_lr_factor if in_backbone else 1.0), config.weight_decay * decays)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, one fused kernel per group where the device has it (CPU and CUDA do).
+
+    Every group also keeps its rate as `base_lr`; see `set_learning_rates`.
+    """
+    groups = [{**group, "base_lr": group["lr"]} for group in parameter_groups(model, config)]
+    devices = {parameter.device.type for parameter in model.parameters()}
+    fused = devices <= {"cpu", "cuda"}
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, *, steps: int, schedule: ScheduleConfig) -> float:
+    """Give every group its rate for `step` (0-based), before the optimiser's step; returns the schedule's factor."""
+    factor = learning_rate_factor(step, steps=steps, schedule=schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
+
+
+def learning_rate_factor(step: int, *, steps: int, schedule: ScheduleConfig) -> float:
+    """Factor of the base rate in iteration `step` of `steps`, counted from 0.
+
+    Poly: (1 - step / (steps - 1)) ** power, so the last iteration runs at exactly 0; a run of one step
+    runs at 1. With warm-up the factor also rises linearly over the first `warmup_steps`, the first of
+    which is just above 0: (step + 1) / (warmup_steps + 1).
+
+    ValueError when the step is not in the run or the schedule is not known.
+    """
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} is outside a run of {steps} steps, which counts from 0 to {steps - 1}")
+    if schedule.name != "poly":
+        raise ValueError(f"schedule.name is {schedule.name!r}; the known schedule is 'poly'")
+    factor = (1 - step / (steps - 1)) ** schedule.power if steps > 1 else 1.0
+    if step < schedule.warmup_steps:
+        factor *= (step + 1) / (schedule.warmup_steps + 1)
+    return factor
+
+
+def learning_rate(base_lr: float, step: int, *, steps: int, schedule: ScheduleConfig) -> float:
+    """`base_lr` times `learning_rate_factor`."""
+    return base_lr * learning_rate_factor(step, steps=steps, schedule=schedule)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients together so that their 2-norm is at most `max_norm`; returns the norm before, on the device.
+
+    A norm that is not finite makes all gradients NaN: check it before the optimiser's step.
+    """
+    return nn.utils.clip_grad_norm_(parameters, max_norm)

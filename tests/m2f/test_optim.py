@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from m2f.config import OptimizerConfig, ScheduleConfig
+from m2f.optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rates,
+)
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+class Toy(nn.Module):
+    """The network's parameter names in miniature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+        self.pixel_decoder = nn.ModuleDict({"norm": nn.GroupNorm(2, 4), "level_encoding": nn.Embedding(3, 4)})
+        self.query_decoder = nn.ModuleDict(
+            {
+                "query_position": nn.Embedding(5, 4),
+                "query_feature": nn.Embedding(5, 4),
+                "level_embedding": nn.Embedding(3, 4),
+                "norm": nn.LayerNorm(4),
+                "class_head": nn.Linear(4, 3),
+            }
+        )
+        for parameter in self.backbone[2].parameters():
+            parameter.requires_grad = False
+
+
+def test_groups_are_few_and_hold_every_trainable_parameter_once():
+    model = Toy()
+    groups = parameter_groups(model, OptimizerConfig())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert {(g["lr"], g["weight_decay"]): [names[p] for p in g["params"]] for g in groups} == {
+        (1e-5, 0.05): ["backbone.0.weight"],
+        (1e-5, 0.0): ["backbone.1.weight", "backbone.1.bias"],
+        (1e-4, 0.0): [
+            "pixel_decoder.norm.weight",
+            "pixel_decoder.norm.bias",
+            "query_decoder.query_position.weight",
+            "query_decoder.query_feature.weight",
+            "query_decoder.level_embedding.weight",
+            "query_decoder.norm.weight",
+            "query_decoder.norm.bias",
+        ],
+        (1e-4, 0.05): [
+            "pixel_decoder.level_encoding.weight",
+            "query_decoder.class_head.weight",
+            "query_decoder.class_head.bias",
+        ],
+    }
+
+
+def test_one_rate_for_the_backbone_too_makes_two_groups():
+    groups = parameter_groups(Toy(), OptimizerConfig(backbone_lr_factor=1.0))
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(1e-4, 0.05), (1e-4, 0.0)]
+
+
+def test_a_shared_parameter_is_listed_once():
+    model = Toy()
+    model.query_decoder["class_head_again"] = model.query_decoder["class_head"]
+    model.query_decoder["tied"] = nn.Linear(4, 3)
+    model.query_decoder["tied"].weight = model.query_decoder["class_head"].weight
+    parameters = [p for g in parameter_groups(model, OptimizerConfig()) for p in g["params"]]
+    assert len(parameters) == len(set(parameters)) == 14
+
+
+def test_learning_rates_equal_the_reference_schedule():
+    expected = json.loads((REFERENCE / "schedule.json").read_text())["lr"]
+    for step, rate in expected.items():
+        ours = learning_rate(1e-4, int(step), steps=90_000, schedule=ScheduleConfig())
+        assert ours == pytest.approx(rate, rel=1e-8, abs=0), step
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+def test_the_last_step_runs_at_exactly_zero(warmup_steps):
+    assert learning_rate_factor(9, steps=10, schedule=ScheduleConfig(warmup_steps=warmup_steps)) == 0
+
+
+def test_warm_up_rises_linearly_on_top_of_the_schedule():
+    plain, warm = ScheduleConfig(power=1.0), ScheduleConfig(power=1.0, warmup_steps=3)
+    factors = [learning_rate_factor(step, steps=9, schedule=warm) for step in range(9)]
+    # poly falls by 1/8 per step; warm-up multiplies by 1/4, 2/4, 3/4, 1
+    assert factors[:4] == pytest.approx([1 / 4, 7 / 8 / 2, 6 / 8 * 3 / 4, 5 / 8])
+    assert factors[3:] == [learning_rate_factor(step, steps=9, schedule=plain) for step in range(3, 9)]
+
+
+def test_a_run_of_one_step_has_a_rate():
+    assert learning_rate(1e-4, 0, steps=1, schedule=ScheduleConfig()) == 1e-4
+
+
+def test_steps_outside_the_run_and_unknown_schedules_are_refused():
+    for step in (-1, 10):
+        with pytest.raises(ValueError, match=f"step {step} is outside a run of 10 steps"):
+            learning_rate_factor(step, steps=10, schedule=ScheduleConfig())
+    with pytest.raises(ValueError, match=r"schedule\.name is 'cosine'; the known schedule is 'poly'"):
+        learning_rate_factor(0, steps=10, schedule=ScheduleConfig(name="cosine"))
+
+
+def test_an_optimizers_rates_follow_the_schedule_and_its_state_survives():
+    config, schedule = OptimizerConfig(), ScheduleConfig()
+    model = Toy()
+    optimizer = build_optimizer(model, config)
+    for step in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        factor = set_learning_rates(optimizer, step, steps=5, schedule=schedule)
+        optimizer.step()
+    assert factor == pytest.approx(0.75**0.9)
+    assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx([0.75**0.9 * 1e-5, 0.75**0.9 * 1e-4])
+    again = build_optimizer(model, config)
+    again.load_state_dict(optimizer.state_dict())
+    set_learning_rates(again, 0, steps=5, schedule=schedule)
+    assert {g["lr"] for g in again.param_groups} == {1e-5, 1e-4}
+
+
+def test_one_adamw_step_is_the_one_worked_out_by_hand():
+    # first step: both moments are unbiased to the gradient, so the update is lr * sign; decay is lr * wd * weight
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)
+    model[0].weight.grad = torch.full((1, 1), 0.3)
+    config = dataclasses.replace(OptimizerConfig(), lr=0.1, weight_decay=0.05)
+    build_optimizer(model, config).step()
+    assert model[0].weight.item() == pytest.approx(2.0 - 0.1 * 0.05 * 2.0 - 0.1, rel=1e-6)
+
+
+def test_gradients_are_clipped_together_and_the_norm_before_is_returned():
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
+    assert clip_gradients(parameters, 0.01).item() == 5.0
+    # 3 and 4 have norm 5; scaled to norm 0.01
+    assert parameters[0].grad.item() == pytest.approx(0.006, rel=1e-4)
+    assert parameters[1].grad.tolist() == pytest.approx([0.0, 0.008], rel=1e-4)
