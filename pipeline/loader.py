@@ -28,7 +28,7 @@ from pipeline.files import read_json, sha256, write_json
 from pipeline.progress import Progress
 from pipeline.shards import decode_image, decode_segments
 from pipeline.storage import storage_root, stored
-from pipeline.transforms import label_counts, resize_image, resized_size, training_transform
+from pipeline.transforms import label_counts, resize_image, resized_size, seed_transform, training_transform
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig, TestConfig
@@ -249,7 +249,7 @@ class _Training(Dataset[Batch]):
         sizes, maps, labels, names = [], [], [], []
         for place, position in enumerate(positions):
             entry = self._entry(position)
-            self.transform.set_random_seed(mix(self.seed, 2, position) % 2**32)
+            seed_transform(self.transform, mix(self.seed, 2, position) % 2**32)
             drawn = self.transform(image=entry.image, mask=entry.segments)
             segments, classes = _compact(drawn["mask"], entry.classes)
             sizes.append(segments.shape)

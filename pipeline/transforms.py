@@ -3,12 +3,13 @@
 Flipping is the library's own. Resizing by the short side with a cap on the long one, cropping with a limit on the
 commonest label, and the distortion are written here, because the library's nearest transforms compute something else
 (its ColorJitter blends, scales hue differently and rounds once; the recipe truncates to uint8 after every step).
-Each draws from the generators that `Compose.set_random_seed` sets, so one seed decides a whole augmentation.
+All draw from the generators that `seed_transform` sets, so one seed decides a whole augmentation.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version on import
@@ -38,6 +39,15 @@ def training_transform(augmentation: AugmentationConfig) -> A.Compose:
     if augmentation.photometric:
         steps.append(PhotometricDistortion())
     return A.Compose(steps)
+
+
+def seed_transform(transform: A.Compose, seed: int) -> None:
+    """Let `seed` (below 2**32) decide the next augmentation.
+
+    `Compose.set_random_seed` would give every step a generator of its own with the same seed, so that the steps' first
+    draws are one number: small pictures would be those that are flipped, cropped at the top and darkened.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def resized_size(height: int, width: int, *, short_side: int, long_side_max: int) -> tuple[int, int]:
