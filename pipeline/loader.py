@@ -8,6 +8,7 @@ network and the losses. So workers, loader processes and restarts do not change 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import os
 import socket
@@ -142,10 +143,8 @@ def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
                 )
         progress.add(shard["bytes"])
     if seen != known:
-        try:
+        with contextlib.suppress(OSError):  # a storage root that cannot be written: checked again next time
             write_json(note, seen)
-        except OSError:  # a storage root that cannot be written: checked again next time
-            pass
 
 
 def _made_by(manifest: Mapping[str, Any]) -> str:

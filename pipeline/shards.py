@@ -90,7 +90,8 @@ def build(
     shards_root.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".building.", suffix=".part", dir=shards_root))
     try:
-        splits, pixels, pictures, ignored, sizes = {}, {}, {}, {}, {}
+        splits: dict[str, dict[str, Any]] = {}
+        pixels, pictures, ignored, sizes = {}, {}, {}, {}
         for split, records in listed.items():
             progress = Progress(f"{dataset}: sharding {split}", len(records), unit="pictures")
             checked = _verified(records, len(config.class_names), processes if len(records) >= FEW_RECORDS else 0)
@@ -114,8 +115,8 @@ def build(
         _settle(partial, storage_root() / folder_name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for split in splits.values():
-        for shard in split["shards"]:
+    for entry in splits.values():
+        for shard in entry["shards"]:
             shard["path"] = f"{folder_name}/{shard['path']}"
     manifest: dict[str, Any] = {
         "dataset": dataset,

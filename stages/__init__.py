@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; what the user can mend (ValueError, OSError) ends in one line on stderr and exit code 1."""
+    """Call a stage's `main`; what the user can mend (ValueError, OSError) ends in one line and exit code 1."""
     try:
         main()
     except KeyboardInterrupt:

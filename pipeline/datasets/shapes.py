@@ -102,10 +102,10 @@ class _Scene:
 
     def polygon(self, points: Sequence[tuple[float, float]], colour: Colour, segment: int | None = None) -> None:
         """Fill a polygon of (x, y) points; without `segment` only the colour changes, not the labels."""
-        corners = np.round(np.array(points) * 16).astype(np.int32)[None]
-        cv2.fillPoly(self.image, corners, colour, cv2.LINE_8, 4)
+        corners = np.round(np.array(points) * 16).astype(np.int32)
+        cv2.fillPoly(self.image, [corners], colour, cv2.LINE_8, 4)
         if segment is not None:
-            cv2.fillPoly(self.ids, corners, segment, cv2.LINE_8, 4)
+            cv2.fillPoly(self.ids, [corners], segment, cv2.LINE_8, 4)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, segment: int | None = None) -> None:
         """Fill an upright rectangle."""
@@ -122,7 +122,7 @@ class _Scene:
 
 def _pick(rng: np.random.Generator, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
     """One of `colours`, varied."""
-    base = np.array(colours[rng.integers(len(colours))]) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3)
+    base = np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3)
     red, green, blue = np.clip(base, 4, 251)
     return float(red), float(green), float(blue)
 
@@ -456,7 +456,7 @@ def _light(scene: _Scene) -> None:
         near = rng.uniform(0.5, 1.0) * scene.height
         far = scene.horizon + rng.uniform(0.05, 0.4) * (scene.height - scene.horizon)
         corners = [(start, near), (start + breadth, near), (start + breadth * 0.6 + lean, far), (start + lean, far)]
-        cv2.fillPoly(shadow, np.round(np.array(corners)).astype(np.int32)[None], 1)
+        cv2.fillPoly(shadow, [np.round(np.array(corners)).astype(np.int32)], 1)
         soft = cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 1.2)
         texture *= 1 - rng.uniform(0.25, 0.5) * soft
 

@@ -1,0 +1,58 @@
+"""What lies under the storage root: list it, verify its digests, prune what no result names.
+
+list:   every archive, shard folder, weights file and run, its size, and whether a file under results/ names it
+verify: reads every named archive, shard, weights file and checkpoint and compares its digest with results/
+prune:  archives, shards and weights that no file under results/ names; a dry run unless --yes. With --runs also
+        runs: one that is going on, or was interrupted and could go on, is not named yet
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("list", "verify", "prune"))
+    parser.add_argument("--yes", action="store_true", help="prune: delete, do not only list")
+    parser.add_argument("--runs", action="store_true", help="prune: runs too, which may still be going on")
+    arguments = parser.parse_args()
+
+    from pipeline.storage import inventory, named_digests, storage_root, wrong_file
+
+    root = storage_root()
+    if arguments.action == "verify":
+        named = named_digests()
+        problems = [problem for path, digest in sorted(named.items()) if (problem := wrong_file(path, digest))]
+        for problem in problems:
+            print(problem)
+        print(f"{len(named) - len(problems)} of {len(named)} files that results/ names are whole, under {root}")
+        if problems:
+            raise ValueError(f"{len(problems)} files under {root} are missing or altered")
+        return
+    items = inventory()
+    if arguments.action == "list":
+        for item in items:
+            print(f"{item.bytes / 2**20:12,.1f} MiB  {'named  ' if item.named else 'unnamed'}  {item.path}")
+        print(f"{sum(item.bytes for item in items) / 2**20:12,.1f} MiB  in all, under {root}")
+        return
+    kinds = ("archives", "shards", "weights", *(["runs"] if arguments.runs else []))
+    for item in items:
+        if item.named or item.path.split("/")[0] not in kinds:
+            continue
+        print(f"{'deleted' if arguments.yes else 'would delete'} {item.path} ({item.bytes / 2**20:,.1f} MiB)")
+        if arguments.yes:
+            target = root / item.path
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    if not arguments.yes:
+        print("nothing was deleted; add --yes to delete")
+
+
+if __name__ == "__main__":
+    run(main)
