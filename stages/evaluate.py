@@ -1,0 +1,31 @@
+"""Evaluate the checkpoints of a row's seeds: results/evaluate/<row>.json."""
+
+from __future__ import annotations
+
+import argparse
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
+    parser.add_argument("row", help="an entry of `rows` in params.yaml")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    from pipeline.evaluate_job import evaluate_row
+    from pipeline.files import read_json, write_json
+    from pipeline.params import load_params
+
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
+    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
+    result = evaluate_row(params, row, manifest=manifest, train_result=trained)
+    write_json(f"results/evaluate/{row.name}.json", result)
+    print(f"{row.name}: median mIoU {100 * result['median']['miou']:.2f}; see python -m stages.report")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,27 @@
+"""Put what exists in results/ beside the published figures: reports/results.md, results.json and index.html."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    parser.add_argument("--out", default="reports", help="folder; default: %(default)s")
+    arguments = parser.parse_args()
+
+    from pipeline.params import load_params
+    from pipeline.report import write_report
+
+    table = write_report(load_params(arguments.params), results=Path("results"), out=Path(arguments.out))
+    print(table)
+    print(f"\nreport: {arguments.out}/index.html (also results.md, results.json)")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,48 @@
+"""Train the seeds of a row: results/train/<row>.json. Finished seeds are found again by their run keys."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument("row", help="an entry of `rows` in params.yaml")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
+    arguments = parser.parse_args()
+
+    from pipeline.files import read_json, write_json
+    from pipeline.params import load_params
+    from pipeline.train_job import train_row
+
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
+    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
+    out = Path(f"results/train/{row.name}.json")
+    if arguments.seed is not None:
+        row = dataclasses.replace(row, seeds=(arguments.seed,))
+    previous = read_json(out, made_by=f"dvc repro -f train@{row.name}") if out.exists() else None
+    result = train_row(params, row, manifest=manifest, weights=weights, previous=previous)
+    if arguments.seed is None:
+        write_json(out, result)
+    for seed in result["seeds"]:
+        print(f"{row.name} seed {seed['seed']}: {_outcome(seed)}, run {seed['run_key']}")
+
+
+def _outcome(seed: Mapping[str, Any]) -> str:
+    if seed["status"] != "finished":
+        return f"{seed['status']} ({seed['reason']})"
+    return f"validation mIoU {100 * seed['metrics']['miou']:.2f} after {seed['steps']} steps in {seed['train_s']:.0f} s"
+
+
+if __name__ == "__main__":
+    run(main)
