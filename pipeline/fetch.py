@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +23,7 @@ from pipeline.progress import Progress
 from pipeline.storage import storage_root, stored
 
 if TYPE_CHECKING:
-    from pipeline.params import DatasetConfig, WeightsConfig
+    from pipeline.params import DatasetConfig
 
 ATTEMPTS = 6
 """Tries in a row without a new byte before a download is given up."""
@@ -281,27 +280,3 @@ def _receive_rest(url: str, partial: Path) -> None:
         if total and partial.stat().st_size != total:
             raise OSError(f"the connection ended after {partial.stat().st_size:,} of {total:,} bytes")
         progress.done()
-
-
-def convert_weights(name: str, config: WeightsConfig) -> dict[str, Any]:
-    """Download published backbone weights and store them as safetensors in m2f's names.
-
-    Returns the facts for results/weights/<name>.json; `sha256` is that of the stored file.
-    """
-    from safetensors.torch import save_file
-
-    from m2f.weights import backbone_from_torchvision, read_checkpoint
-
-    source = download(config.url, sha256_prefix=config.sha256_prefix)
-    tensors = {key: value.contiguous() for key, value in backbone_from_torchvision(read_checkpoint(source)).items()}
-    folder = storage_root() / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".converting.", suffix=".part", dir=folder) as partial:
-        file = Path(partial) / "weights.safetensors"
-        save_file(tensors, file)
-        digest = sha256(file)
-        target = folder / f"{digest}.safetensors"
-        with whole_file(target) as whole:
-            shutil.copyfile(file, whole)
-    path = target.relative_to(storage_root()).as_posix()
-    return {"name": name, "url": config.url, "source_sha256": sha256(source), "sha256": digest, "path": path}

@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
-from pipeline.datasets.source import IGNORE
 from pipeline.files import read_json, sha256, write_json
+from pipeline.pictures import IGNORE, decode_image, decode_segments
 from pipeline.progress import Progress
-from pipeline.shards import decode_image, decode_segments
 from pipeline.storage import storage_root, stored
 from pipeline.transforms import label_counts, resize_image, resized_size, seed_transform, training_transform
 

@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets import cityscapes, folder, shapes
-from pipeline.datasets.source import IGNORE, Record, check_picture
+from pipeline.datasets.source import Record, check_picture
 from pipeline.files import sha256
+from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image
 from pipeline.progress import Progress
 from pipeline.storage import storage_root
 
@@ -50,8 +51,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-IGNORE_WIDE = 65535
-"""What segments of more than 255 ids hold where a pixel belongs to nothing."""
+_MIB = 1 << 20
 
 FEW_RECORDS = 1500
 """Below this many records, starting processes takes longer than they save."""
@@ -98,7 +98,7 @@ def build(
             total = np.zeros(len(config.class_names) + 1, np.int64)
             holding = np.zeros(len(config.class_names), np.int64)
             found: Counter[tuple[int, int]] = Counter()
-            with _shard_writer(partial, split, config.shard_mib * 2**20) as writer:
+            with _shard_writer(partial, split, config.shard_mib * _MIB) as writer:
                 for stored_record in checked:
                     writer.write(stored_record.row)
                     total += stored_record.pixels
@@ -139,29 +139,6 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of everything in a manifest but its digest."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def decode_image(data: Any, file: str) -> np.ndarray:
-    """Picture bytes (any buffer) as (h, w, 3) uint8 RGB, turned as its EXIF tag says. ValueError names `file`."""
-    import cv2
-
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError(f"{file} does not decode; it is truncated or not a picture")
-    return image
-
-
-def decode_segments(data: Any, file: str) -> np.ndarray:
-    """Stored segment ids, (h, w): uint8 with 255, or int32 with -1, for nothing. ValueError names `file`."""
-    import cv2
-
-    ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if ids is None:
-        raise ValueError(f"{file} does not decode; the shard is altered")
-    if ids.dtype == np.uint16:
-        ids = ids.astype(np.int32)
-        ids[ids == IGNORE_WIDE] = -1
-    return ids
 
 
 def verify(record: Record, num_classes: int) -> Stored:

@@ -18,7 +18,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from pipeline.datasets.source import IGNORE
+from pipeline.pictures import IGNORE
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig

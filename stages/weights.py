@@ -20,7 +20,7 @@ def main() -> None:
     name = arguments.name
     config = pick(load_params(arguments.params).weights, name, "weights entry", arguments.params)
     if config.url:
-        from pipeline.fetch import convert_weights
+        from pipeline.initial_weights import convert_weights
 
         facts = convert_weights(name, config)
     else:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.datasets.source import IGNORE, Labelled, Record, below, class_ids, file_names, read_file, read_labels
+from pipeline.datasets.source import Labelled, Record, below, class_ids, file_names, read_file, read_labels
+from pipeline.pictures import IGNORE
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig

@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.datasets.source import (
-    IGNORE,
     PICTURE_SUFFIXES,
     Labelled,
     Record,
@@ -18,6 +17,7 @@ from pipeline.datasets.source import (
     read_file,
     read_labels,
 )
+from pipeline.pictures import IGNORE
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from m2f.draws import mix
-from pipeline.datasets.source import IGNORE, Labelled, Record
+from pipeline.datasets.source import Labelled, Record
+from pipeline.pictures import IGNORE
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
