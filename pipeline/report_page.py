@@ -107,16 +107,15 @@ def _sentence(section: Section) -> str:
 
 
 def _strip(section: Section) -> str:
-    """Seeds, median, published figure and baseline on one axis of mIoU."""
+    """Seeds, their median and the published figures on one axis of mIoU."""
     facts = section.facts
     values = [(seed["seed"], seed["miou"]) for seed in facts["seeds"] if "miou" in seed]
     if not values:
         return ""
     marks = [("published", facts["published"].get("miou")), ("authors", facts["published_authors"].get("miou"))]
-    marks.append(("commonest class", (facts["baseline"] or {}).get("miou")))
     known = [value for _, value in values] + [value for _, value in marks if value is not None]
     ticks = _ticks(min(known), max(known))
-    left, right = 14.0, 946.0
+    left, right = 22.0, 458.0
 
     def place(value: float) -> float:
         return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
@@ -132,7 +131,7 @@ def _strip(section: Section) -> str:
         x = place(value)
         y = 12 + 14 * sum(abs(x - other) < 130 for other in taken)
         taken.append(x)
-        anchor = "start" if x < 80 else "end" if x > 880 else "middle"
+        anchor = "start" if x < 60 else "end" if x > 420 else "middle"
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4}" y2="44"/>')
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{label} {value:.2f}</text>')
     median = place(facts["median"]["miou"])
@@ -141,7 +140,7 @@ def _strip(section: Section) -> str:
         title = f"<title>seed {seed}: {value:.2f}</title>"
         parts.append(f'<circle cx="{place(value):.1f}" cy="44" r="5" fill="{section.colour(seed)}">{title}</circle>')
     label = f"mIoU of each seed of {_text(section.name)}"
-    return f'<svg class="strip" viewBox="0 0 960 70" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<svg class="strip" viewBox="0 0 480 70" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _curves(section: Section) -> str:
@@ -333,11 +332,12 @@ thead th { color: var(--soft); font-weight: 500 }
 tbody th { font-weight: 500 }
 .seeds td { text-align: left }
 .seeds th { text-align: left }
+.seeds td:nth-child(2) { white-space: normal; max-width: 20rem }
 .seeds td:last-child { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85em }
 .main { font-weight: 700 }
 .idle th, .idle td { color: var(--soft) }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums }
-svg.strip { width: 100%; min-width: 30rem; height: auto; display: block; margin-top: 1rem }
+svg.strip { width: 100%; max-width: 38rem; height: auto; display: block; margin-top: 1rem }
 .axis, .median { stroke: var(--ink) } .median { stroke-width: 2 } .grid { stroke: var(--line) }
 .mark, .reference { stroke: var(--soft); stroke-dasharray: 4 3 }
 polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round }
@@ -353,8 +353,6 @@ details { margin-top: 1rem } summary { cursor: pointer; color: var(--accent) }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; font-size: .85rem }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
-  svg.strip { min-width: 0 }
-  svg.strip text { font-size: 20px }
   dl { grid-template-columns: 1fr }
   dt { margin-top: .4rem }
 }
@@ -362,7 +360,9 @@ dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --accent: #000 }
   body { max-width: none; padding: 0; font-size: 11px }
   details::details-content { content-visibility: visible; display: block }
-  figure, table { break-inside: avoid }
+  .charts figure, table, img, svg { break-inside: avoid }
+  .overlays div { grid-template-columns: 1fr 1fr }
+  table, dl { font-size: 10px }
   .wide { overflow: visible }
   th, td { white-space: normal }
 }
