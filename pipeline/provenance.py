@@ -36,7 +36,7 @@ TRAINING_MODULES = (
     "m2f.types",
     "m2f.weights",
     "pipeline.loader",
-    "pipeline.shards",
+    "pipeline.pictures",
     "pipeline.train_loop",
     "pipeline.transforms",
 )
