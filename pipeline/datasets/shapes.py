@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from m2f.draws import mix
 from pipeline.datasets.source import Labelled, Record
 from pipeline.pictures import IGNORE
 
@@ -61,6 +60,8 @@ def _read(seed: int, split: str, index: int, size: tuple[int, int]) -> Labelled:
 
 def draw(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """One scene of `size` (height, width): (h, w, 3) uint8 RGB, (h, w) uint8 segment ids, class of every id."""
+    from m2f.draws import mix  # brings torch, which the other layouts' processes can do without
+
     rng = np.random.default_rng(mix(seed, zlib.crc32(split.encode()), index))
     scene = _Scene(rng, size)
     _background(scene)
