@@ -54,6 +54,18 @@ def semantic_metric(
     return metric
 
 
+FIGURES = ("miou", "mean_accuracy", "pixel_accuracy")
+"""What is reported of a semantic metric."""
+
+
+def figures(metric: SemanticMetric) -> dict[str, float]:
+    """FIGURES of a metric, as fractions; ValueError when it counted nothing."""
+    result = metric.result()
+    if result["miou"] is None:
+        raise ValueError("no validation picture has a labelled pixel, so there is no mIoU; check the annotations")
+    return {name: result[name] for name in FIGURES}  # type: ignore[literal-required]
+
+
 def validate(
     model: nn.Module,
     manifest: Mapping[str, Any],
@@ -66,11 +78,8 @@ def validate(
     """mIoU, mean accuracy and pixel accuracy over all validation pictures, the same on every worker."""
     metric = semantic_metric(model, manifest, row, worker=worker, workers=workers)
     device = next(model.parameters()).device
-    total = sum_over_workers(torch.from_numpy(np.asarray(metric.confusion)).to(device))
-    merged = SemanticMetric(num_classes=row.model.num_classes)
-    merged.confusion += np.asarray(total.cpu())
-    result = merged.result()
-    return {name: result[name] for name in ("miou", "mean_accuracy", "pixel_accuracy")}
+    total = sum_over_workers(metric.confusion.to(device)).cpu()
+    return figures(SemanticMetric(num_classes=row.model.num_classes, confusion=total))
 
 
 def evaluate_row(
@@ -81,7 +90,6 @@ def evaluate_row(
     The last checkpoint decides the reported figure (the published rule is not stated). ValueError when a
     checkpoint is gone, altered or of another run.
     """
-    from pipeline import tracking
     from pipeline.cluster import cluster_resources
     from pipeline.files import sha256
     from pipeline.storage import storage_root, stored
@@ -112,17 +120,15 @@ def evaluate_row(
             entry["checkpoints"][kind] = _described(
                 by_step[checkpoint["step"]], checkpoint["step"], manifest["class_names"]
             )
-        last = by_step[trained["checkpoints"]["last"]["step"]]
-        _track(tracking, trained, entry["checkpoints"]["last"], last, manifest["class_names"])
+        _track(trained, entry["checkpoints"]["last"])
 
-    figures = ("miou", "mean_accuracy", "pixel_accuracy")
     finished = [entry["checkpoints"]["last"] for entry in seeds if entry["status"] == "finished"]
     return {
         "row": row.name,
         "dataset": row.dataset,
         "decides": "last",
         "seeds": seeds,
-        "median": {name: float(np.median([figure[name] for figure in finished])) for name in figures},
+        "median": {name: float(np.median([figure[name] for figure in finished])) for name in FIGURES},
         "baseline": commonest_class(manifest),
         "overlays": overlays,
         "train": [
@@ -137,32 +143,23 @@ def commonest_class(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What predicting the training pictures' commonest class everywhere scores on the validation pictures."""
     common = int(np.argmax(manifest["pixels"]["train"]))
     metric = SemanticMetric(num_classes=len(manifest["class_names"]))
-    metric.confusion[:, common] += np.asarray(manifest["pixels"]["val"], dtype=np.int64)
-    result = metric.result()
-    return {
-        "class": manifest["class_names"][common],
-        **{name: result[name] for name in ("miou", "mean_accuracy", "pixel_accuracy")},
-    }
+    metric.confusion[:, common] = torch.tensor(manifest["pixels"]["val"])
+    return {"class": manifest["class_names"][common], **figures(metric)}
 
 
 def _described(metric: SemanticMetric, step: int, class_names: Sequence[str]) -> dict[str, Any]:
-    result = metric.result()
-    return {
-        "step": step,
-        **{name: result[name] for name in ("miou", "mean_accuracy", "pixel_accuracy")},
-        "per_class": dict(zip(class_names, result["per_class"]["iou"], strict=True)),
-    }
+    per_class = metric.result()["per_class"]["iou"]
+    return {"step": step, **figures(metric), "per_class": dict(zip(class_names, per_class, strict=True))}
 
 
-def _track(
-    tracking: Any, trained: Mapping[str, Any], figures: Mapping[str, Any], metric: SemanticMetric, names: Sequence[str]
-) -> None:
+def _track(trained: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Figures, per-class IoU and overlays into the seed's MLflow run."""
+    from pipeline import tracking
     from pipeline.storage import storage_root
 
     run_id = trained["mlflow_run_id"]
-    summary = {f"test_{name}": figures[name] for name in ("miou", "mean_accuracy", "pixel_accuracy")}
-    summary |= {f"iou/{name}": iou for name, iou in figures["per_class"].items() if iou is not None}
+    summary = {f"test_{name}": described[name] for name in FIGURES}
+    summary |= {f"iou/{name}": iou for name, iou in described["per_class"].items() if iou is not None}
     tracking.log_summary(run_id, summary)
     folder = storage_root() / trained["run_dir"] / "overlays"
     tracking.log_files(run_id, {f"overlays/{path.name}": path for path in sorted(folder.glob("*.png"))})
@@ -188,10 +185,7 @@ def _evaluate_checkpoint(
             for worker in range(resources.workers)
         ]
         confusions = ray.get(parts)
-    merged = SemanticMetric(num_classes=row.model.num_classes)
-    for confusion in confusions:
-        merged.confusion += confusion
-    return merged
+    return SemanticMetric(num_classes=row.model.num_classes, confusion=torch.from_numpy(sum(confusions)))
 
 
 def _evaluate_part(
@@ -222,7 +216,7 @@ def _evaluate_part(
         position += workers
 
     metric = semantic_metric(model, manifest, row, worker=worker, workers=workers, processes=processes, on_picture=draw)
-    return np.asarray(metric.confusion)
+    return metric.confusion.numpy()
 
 
 def class_colours(num_classes: int) -> np.ndarray:

@@ -100,7 +100,7 @@ def train(run: Run) -> dict[str, Any]:
         config.augmentation,
         seed=run.seed,
         first_step=first_step,
-        steps=config.steps,
+        steps=config.steps - first_step,
         global_batch=config.global_batch,
         picture_range=picture_range,
         processes=run.loader_processes,

@@ -1,0 +1,61 @@
+"""A small generated dataset and a small row that train in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """(storage root, manifest) of 10 training and 3 validation pictures of 64 x 96."""
+    from pipeline.fetch import fetch, open_sources
+    from pipeline.shards import build
+
+    root = tmp_path_factory.mktemp("small") / "storage"
+    shapes = load_params(PROJECT / "params.yaml").dataset("shapes")
+    config: DatasetConfig = dataclasses.replace(
+        shapes, generate={"train": 10, "val": 3, "height": 64, "width": 96, "seed": 3}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M2F_STORAGE", str(root))
+        facts = fetch("shapes", config, base=PROJECT)
+        manifest = build("shapes", config, open_sources(facts), facts=facts["sources"], processes=0)
+    return root, manifest
+
+
+@pytest.fixture
+def small_manifest(small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The small dataset's manifest, with M2F_STORAGE set to where its shards are."""
+    monkeypatch.setenv("M2F_STORAGE", str(small_data[0]))
+    return small_data[1]
+
+
+@pytest.fixture(scope="session")
+def small_row() -> Row:
+    """`shapes_tiny` cut down: 6 steps of 4 groups of one 64 x 64 crop."""
+    row = load_params(PROJECT / "params.yaml").row("shapes_tiny")
+    train: TrainConfig = dataclasses.replace(
+        row.train,
+        steps=6,
+        groups=4,
+        group_size=1,
+        augmentation=AugmentationConfig(crop=(64, 64), short_sides=(56, 64, 80), long_side_max=160),
+        schedule=dataclasses.replace(row.train.schedule, warmup_steps=0),
+        val_interval=3,
+        checkpoint_interval=2,
+        log_every=1,
+    )
+    model = dataclasses.replace(
+        row.model,
+        query_decoder=dataclasses.replace(row.model.query_decoder, queries=12, layers=2),
+        loss=dataclasses.replace(row.model.loss, points=256),
+    )
+    return dataclasses.replace(row, name="small", train=train, model=model)

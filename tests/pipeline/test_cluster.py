@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import resources_for, share
+from pipeline.params import load_params
+
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+
+
+def test_groups_are_shared_whole_and_as_evenly_as_possible() -> None:
+    # 8 groups on 3 workers: 3, 3, 2
+    assert [list(share(8, worker=w, workers=3)) for w in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert list(share(8, worker=0, workers=1)) == list(range(8))
+
+
+def test_more_workers_than_groups_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2F_WORKERS", "9")
+    with pytest.raises(ValueError, match="9 workers for row cityscapes_r50, which has 8 groups; use 1 to 8"):
+        resources_for(PARAMS.row("cityscapes_r50"), gpus=16, cpus=64)
+
+
+def test_batch_statistics_on_a_cpu_run_on_one_worker_or_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+    row = PARAMS.row("ade20k_r50")
+    assert resources_for(row, gpus=0, cpus=4).workers == 1
+    assert resources_for(row, gpus=8, cpus=64).workers == 8
+    monkeypatch.setenv("M2F_WORKERS", "2")
+    with pytest.raises(ValueError, match="needs SyncBatchNorm, which the CPU lacks; set M2F_WORKERS=1"):
+        resources_for(row, gpus=0, cpus=4)
+
+
+def test_workers_follow_the_machine_up_to_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+    row = PARAMS.row("shapes_tiny")  # 4 groups
+    assert resources_for(row, gpus=0, cpus=2).workers == 2
+    assert resources_for(row, gpus=0, cpus=64).workers == 4
+    assert resources_for(row, gpus=16, cpus=64).workers == 4
+
+
+def test_a_setting_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2F_WORKERS", "two")
+    with pytest.raises(ValueError, match="M2F_WORKERS is 'two'; it must be a whole number, 0 or more"):
+        resources_for(PARAMS.row("shapes_tiny"), gpus=0, cpus=2)
