@@ -117,6 +117,26 @@ def test_segment_maps_and_dense_masks_give_the_same_losses():
     assert_sums_to(segments, dense)
 
 
+def test_segment_maps_never_become_masks(monkeypatch):
+    def refuse(self):
+        raise AssertionError("dense masks were made of a segment map")
+
+    targets = [picture(1, 3), picture(2, 5)]
+    monkeypatch.setattr(Target, "dense_masks", refuse)
+    set_losses(answers(2), targets, num_masks=8.0, config=CONFIG, seeds=[1, 2])
+
+
+def test_device_and_host_meet_once_for_all_pictures_and_layers(monkeypatch):
+    calls = []
+    for name in ("cpu", "item", "__bool__", "__int__", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, plain=plain, name=name: (calls.append(name), plain(self, *a))[1]
+        )
+    set_losses(answers(3), [picture(1, 3), picture(2, 0), picture(3, 5)], num_masks=8.0, config=CONFIG, seeds=[1, 2, 3])
+    assert calls == ["cpu"]
+
+
 def test_two_groups_in_one_call_equal_two_calls():
     prediction, seeds = answers(4), [5, 6, 7, 8]
     targets = [picture(1, 3), picture(2, 5), picture(3, 1), picture(4, 9)]
