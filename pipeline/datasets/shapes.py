@@ -84,7 +84,7 @@ class _Scene:
         self.horizon = self.height * rng.uniform(0.34, 0.5)
         self.vanishing = self.width * rng.uniform(0.3, 0.7)
         self.road_middle = self.width * rng.uniform(0.4, 0.6)
-        self.road_half = self.width * rng.uniform(0.38, 0.6)
+        self.road_half = self.width * rng.uniform(0.32, 0.5)
         self.pavement = (rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6))
         self.stuff = [self.segment(kind) for kind in range(CAR)]
 
@@ -233,16 +233,13 @@ def _objects(scene: _Scene) -> None:
         while near < 0.75 and rng.uniform() < 0.85:
             planned.append((near, BUILDING, side * (edge + rng.uniform(0.02, 0.25))))
             near *= rng.uniform(1.25, 1.9)
-        planned += [
-            (rng.uniform(0.18, 0.75), TREE, side * (edge + rng.uniform(-0.1, 0.5))) for _ in range(rng.integers(0, 3))
-        ]
-        planned += [
-            (rng.uniform(0.32, 0.85), PERSON, side * rng.uniform(1.08, edge)) for _ in range(rng.integers(0, 3))
-        ]
-        planned += [
-            (rng.uniform(0.3, 0.8), SIGN, side * rng.uniform(1.04, 1.2))
-            for _ in range(rng.choice(3, p=(0.4, 0.45, 0.15)))
-        ]
+        near = rng.uniform(0.3, 0.42)
+        while near < 0.9:  # along the pavement, far enough from each other to be seen
+            kind = rng.choice((TREE, PERSON, SIGN, ROAD), p=(0.35, 0.3, 0.25, 0.1))
+            low, high = {TREE: (edge - 0.2, edge + 0.05), PERSON: (1.1, edge), SIGN: (1.04, 1.15)}.get(kind, (0, 0))
+            if kind != ROAD:
+                planned.append((near, int(kind), side * rng.uniform(low, high)))
+            near *= rng.uniform(1.3, 1.7)
     planned += [(rng.uniform(0.22, 0.85), CAR, rng.choice((-0.62, -0.3, 0.3, 0.62))) for _ in range(rng.integers(1, 4))]
     if rng.uniform() < 0.25:
         planned.append((rng.uniform(0.4, 0.8), PERSON, rng.uniform(-0.7, 0.7)))
@@ -298,11 +295,11 @@ def _building(scene: _Scene, x: float, y: float, near: float, side: int) -> None
 def _tree(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
     """A trunk under a crown of blobs, or a fir."""
     rng = scene.rng
-    tall = scene.height * rng.uniform(0.75, 1.2) * near
+    tall = scene.height * rng.uniform(0.9, 1.3) * near
     bark, leaf = _pick(rng, ((84, 66, 50), (60, 54, 50), (120, 110, 98))), _pick(rng, (*GREENS, (150, 90, 50)))
     segment = scene.stuff[TREE]
     _shadow(scene, x, y, tall * 0.3, tall * 0.05)
-    half = max(1.2, tall * 0.045)
+    half = max(1.6, tall * 0.05)
     scene.box(x - half, y - tall * 0.5, x + half, y, bark, segment)
     if rng.uniform() < 0.3:
         for step in range(3):
@@ -311,9 +308,9 @@ def _tree(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
                 [(x - spread, low), (x, low - tall * 0.42), (x + spread, low)], _shade(leaf, 0.8 + 0.12 * step), segment
             )
         return
-    for _ in range(7):
+    for _ in range(8):
         shift_x, shift_y = rng.normal(0, 0.12, 2) * tall
-        radius = tall * rng.uniform(0.13, 0.22)
+        radius = tall * rng.uniform(0.15, 0.23)
         scene.ellipse(
             x + shift_x,
             y - tall * 0.7 + shift_y * 0.8,
@@ -371,8 +368,8 @@ def _car(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
 def _person(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
     """A standing or walking person: head, jacket, two legs."""
     rng = scene.rng
-    tall = max(18.0, scene.height * rng.uniform(0.42, 0.54) * near)
-    half = tall * rng.uniform(0.2, 0.25)
+    tall = max(22.0, scene.height * rng.uniform(0.5, 0.62) * near)
+    half = tall * rng.uniform(0.22, 0.27)
     jacket, trousers, skin = _pick(rng, CLOTHES), _pick(rng, CLOTHES), _pick(rng, SKINS, 8)
     segment, stride = scene.segment(PERSON), half * rng.uniform(0.2, 0.9)
     _shadow(scene, x, y, half * 1.2, tall * 0.05)
@@ -405,14 +402,14 @@ def _person(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
 def _sign(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
     """A traffic sign on its pole: disc, triangle, square or octagon with a mark inside."""
     rng = scene.rng
-    tall = max(22.0, scene.height * rng.uniform(0.58, 0.75) * near)
-    radius = max(5.0, tall * rng.uniform(0.15, 0.19))
+    tall = max(28.0, scene.height * rng.uniform(0.62, 0.78) * near)
+    radius = max(6.5, tall * rng.uniform(0.18, 0.22))
     segment, plate, mark = (
         scene.segment(SIGN),
         _pick(rng, PLATES, 8),
         _pick(rng, ((240, 240, 236), (40, 40, 44), (190, 40, 44)), 6),
     )
-    half, centre = max(0.9, tall * 0.02), y - tall + radius
+    half, centre = max(1.2, tall * 0.03), y - tall + radius
     scene.box(x - half, centre, x + half, y, _pick(rng, ((128, 128, 130), (90, 88, 84))), segment)
     kind = rng.integers(4)
     if kind == 0:
@@ -464,13 +461,13 @@ def _light(scene: _Scene) -> None:
 
     rows, columns = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j].astype(np.float32)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
-    light = texture * (1 + strength * (np.cos(angle) * columns + np.sin(angle) * rows)) * rng.uniform(0.6, 1.15)
+    light = texture * (1 + strength * (np.cos(angle) * columns + np.sin(angle) * rows)) * rng.uniform(0.65, 1.15)
     tint = 1 + rng.uniform(-0.1, 0.1, 3).astype(np.float32)
     image = scene.image.astype(np.float32)
-    haze = rng.uniform(0, 0.35) * np.exp(-np.abs(rows * size[0] / 2 + size[0] / 2 - scene.horizon) / (0.18 * size[0]))
+    haze = rng.uniform(0, 0.25) * np.exp(-np.abs(rows * size[0] / 2 + size[0] / 2 - scene.horizon) / (0.18 * size[0]))
     image = image * (1 - haze[..., None]) + rng.uniform(150, 220) * haze[..., None]
     image = cv2.GaussianBlur(image * light[..., None] * tint, (0, 0), rng.uniform(0.45, 0.8))
-    image += rng.standard_normal(image.shape).astype(np.float32) * rng.uniform(2, 7)
+    image += rng.standard_normal(image.shape).astype(np.float32) * rng.uniform(2, 6)
     scene.image = np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
