@@ -49,22 +49,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, one fused kernel per group where the device has it (CPU and CUDA do).
-
-    Every group also keeps its rate as `base_lr`; see `set_learning_rates`.
-    """
-    groups = [{**group, "base_lr": group["lr"]} for group in parameter_groups(model, config)]
+    """AdamW over `parameter_groups`, one fused kernel per group where the device has it (CPU and CUDA do)."""
     devices = {parameter.device.type for parameter in model.parameters()}
     fused = devices <= {"cpu", "cuda"}
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, *, steps: int, schedule: ScheduleConfig) -> float:
-    """Give every group its rate for `step` (0-based), before the optimiser's step; returns the schedule's factor."""
-    factor = learning_rate_factor(step, steps=steps, schedule=schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return factor
+    return torch.optim.AdamW(
+        parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )
 
 
 def learning_rate_factor(step: int, *, steps: int, schedule: ScheduleConfig) -> float:

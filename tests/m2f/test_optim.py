@@ -15,7 +15,6 @@ from m2f.optim import (
     learning_rate,
     learning_rate_factor,
     parameter_groups,
-    set_learning_rates,
 )
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -109,23 +108,6 @@ def test_steps_outside_the_run_and_unknown_schedules_are_refused():
             learning_rate_factor(step, steps=10, schedule=ScheduleConfig())
     with pytest.raises(ValueError, match=r"schedule\.name is 'cosine'; the known schedule is 'poly'"):
         learning_rate_factor(0, steps=10, schedule=ScheduleConfig(name="cosine"))
-
-
-def test_an_optimizers_rates_follow_the_schedule_and_its_state_survives():
-    config, schedule = OptimizerConfig(), ScheduleConfig()
-    model = Toy()
-    optimizer = build_optimizer(model, config)
-    for step in range(2):
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        factor = set_learning_rates(optimizer, step, steps=5, schedule=schedule)
-        optimizer.step()
-    assert factor == pytest.approx(0.75**0.9)
-    assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx([0.75**0.9 * 1e-5, 0.75**0.9 * 1e-4])
-    again = build_optimizer(model, config)
-    again.load_state_dict(optimizer.state_dict())
-    set_learning_rates(again, 0, steps=5, schedule=schedule)
-    assert {g["lr"] for g in again.param_groups} == {1e-5, 1e-4}
 
 
 def test_one_adamw_step_is_the_one_worked_out_by_hand():
