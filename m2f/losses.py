@@ -55,7 +55,8 @@ def set_losses(
     """Weighted losses of one worker's pictures; their sum is the training loss.
 
     `targets`: one per picture, of the padded pictures' size or any other that shows the same picture.
-    `num_masks`: divisor of the mask and dice losses, at least 1, may stay on the device; the recipe takes the mean mask count per group.
+    `num_masks`: divisor of the mask and dice losses, at least 1; may stay on the device. The recipe takes the mean
+    mask count per group.
     `seeds`: one int per picture; with the layer and the mask's index they decide all sampled points.
     `class_weight_totals`: one per picture, the class loss's divisor for the picture's group
     (`group_totals`); None: these pictures are one group.
