@@ -12,6 +12,15 @@ def run(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("m2f", "pipeline", "stages"):
+            raise
+        print(
+            f"error: {sys.executable} has no module {error.name}; activate the project's environment first "
+            "(. .venv/bin/activate), or make it with: make demo",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

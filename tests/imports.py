@@ -7,6 +7,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
+import m2f
 from tests.shared import PROJECT
 
 PACKAGES = ("m2f", "pipeline", "stages")
@@ -38,6 +39,8 @@ def imported(module: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative imports hide where a name comes from"
             source = node.module or ""
+            if source == "m2f":  # names that the package loads lazily
+                names.update(m2f._HOME[alias.name] for alias in node.names if alias.name in m2f._HOME)
             names.add(source)
             names.update(f"{source}.{alias.name}" for alias in node.names if f"{source}.{alias.name}" in modules())
         for child in ast.iter_child_nodes(node):

@@ -1,0 +1,342 @@
+"""Promises that no single module can keep: what depends on what, and that every setting is read."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from m2f.config import ModelConfig
+from pipeline.params import Params, load_params
+from pipeline.provenance import TRAINING_MODULES
+from tests.imports import has_code, imported, modules, reached
+from tests.shared import PROJECT
+
+STAGES = ("fetch", "shard", "weights", "train", "evaluate")
+SECTIONS = {"fetch": "datasets", "shard": "datasets", "weights": "weights", "train": "rows", "evaluate": "rows"}
+
+NOT_TRAINING = {
+    "m2f": "only names other modules' contents",
+    "m2f.config": "its values are in the key",
+    "pipeline.params": "its values are in the key",
+    "m2f.inference": "validation watches a training",
+    "m2f.metrics": "validation watches a training",
+    "m2f.metrics.semantic": "validation watches a training",
+    "pipeline.evaluate_job": "validation watches a training",
+    "pipeline.checkpoints": "keeps weights as they are",
+    "pipeline.cluster": "where it runs is not what is computed",
+    "pipeline.files": "keeps bytes as they are",
+    "pipeline.progress": "watches",
+    "pipeline.storage": "where bytes lie",
+    "pipeline.tracking": "watches",
+}
+"""Modules that the training loop imports and that are not in its run key, and why not."""
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> dict[str, Any]:
+    return yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, Any]:
+    return yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+
+# Stages and settings
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_modules_that_its_script_imports(pipeline: dict[str, Any], stage: str) -> None:
+    listed: set[str] = set()
+    for path in pipeline[stage]["do"]["deps"]:
+        if path.startswith("results/"):
+            continue
+        inside = {name for name, file in modules().items() if file.is_relative_to(PROJECT / path)}
+        assert inside, f"dvc.yaml: {stage} depends on {path}, which is no module"
+        listed |= {name for name in inside if has_code(name)}
+    used = {name for name in reached(f"stages.{stage}") if has_code(name)}
+    assert listed == used, f"dvc.yaml, {stage}: missing {sorted(used - listed)}, not used {sorted(listed - used)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_entry_of_params_is_a_stage_with_one_small_out(pipeline: dict[str, Any], stage: str) -> None:
+    definition = pipeline[stage]["do"]
+    assert pipeline[stage]["foreach"] == f"${{{SECTIONS[stage]}}}"
+    assert definition["cmd"] == f"python -m stages.{stage} ${{key}}"
+    # persist keeps the run-cache off and the last result in place until the new one is whole
+    assert definition["outs"] == [{f"results/{stage}/${{key}}.json": {"cache": False, "persist": True}}]
+
+
+def test_a_stage_depends_only_on_its_own_entry(pipeline: dict[str, Any]) -> None:
+    for stage in STAGES:
+        for key in pipeline[stage]["do"]["params"]:
+            assert re.fullmatch(rf"{SECTIONS[stage]}\.\$\{{key\}}(\.\w+)?", key), f"{stage}: {key}"
+
+
+def test_the_report_depends_on_nothing_and_is_always_run(pipeline: dict[str, Any]) -> None:
+    report = pipeline["report"]
+    assert report["always_changed"] is True
+    assert not report.keys() & {"deps", "params"}
+    assert report["outs"] == [{"reports": {"cache": False, "persist": True}}]
+
+
+def test_every_row_writes_out_the_keys_that_its_stages_depend_on(tree: dict[str, Any]) -> None:
+    # DVC cannot fall back on a default: a key that a stage lists must be there.
+    for name, row in tree["rows"].items():
+        missing = {"dataset", "weights", "model", "train", "test", "seeds"} - set(row)
+        assert not missing, f"rows.{name} lacks {sorted(missing)}"
+        assert row["weights"] in tree["weights"], f"rows.{name}.weights"
+
+
+def test_every_setting_is_read_by_some_code(tree: dict[str, Any]) -> None:
+    read: set[str] = set()
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                read.update(a.value for a in node.args[1:2] if isinstance(a, ast.Constant))
+    unread = {key for key in _fields(Params, set()) if key not in read}
+    assert not unread, f"settings that no code reads: {sorted(unread)}"
+    load_params(PROJECT / "params.yaml")  # and every key in the file is such a field
+
+
+def _fields(kind: Any, seen: set[Any]) -> Iterator[str]:
+    """Names of all fields of a dataclass and of the dataclasses in it."""
+    if dataclasses.is_dataclass(kind):
+        if kind not in seen:
+            seen.add(kind)
+            hints = typing.get_type_hints(kind)
+            for field in dataclasses.fields(kind):
+                yield field.name
+                yield from _fields(hints[field.name], seen)
+    else:
+        for argument in typing.get_args(kind):
+            yield from _fields(argument, seen)
+
+
+def test_the_settings_that_are_checked_reach_into_the_model() -> None:
+    assert {"num_classes", "clip_norm", "short_sides", "oversample"} <= set(_fields(Params, set()))
+    assert set(_fields(ModelConfig, set())) < set(_fields(Params, set()))
+
+
+# Code
+
+
+def test_the_run_key_covers_what_the_training_loop_imports() -> None:
+    used = {name for name in reached("pipeline.train_loop") if has_code(name)}
+    assert used - set(NOT_TRAINING) == set(TRAINING_MODULES)
+    assert set(NOT_TRAINING) <= used
+
+
+def test_imports_go_one_way() -> None:
+    allowed = {"m2f": {"m2f"}, "pipeline": {"m2f", "pipeline"}, "stages": {"m2f", "pipeline", "stages"}}
+    for name in modules():
+        for other in imported(name):
+            top = other.partition(".")[0]
+            assert top not in allowed or top in allowed[name.partition(".")[0]], f"{name} imports {other}"
+
+
+def test_m2f_knows_nothing_but_torch_and_numbers() -> None:
+    libraries = {"m2f", "torch", "torchvision", "numpy", "scipy", "safetensors"} | sys.stdlib_module_names
+    for name, path in modules().items():
+        if name.partition(".")[0] != "m2f":
+            continue
+        allowed = libraries | ({"pycocotools"} if name == "m2f.metrics.instance" else set())
+        for other in imported(name):
+            assert other.partition(".")[0] in allowed, f"{name} imports {other}"
+        assert "torch.distributed" not in ast.unparse(ast.parse(path.read_text())), name
+
+
+def test_no_module_hides_its_imports() -> None:
+    for name, path in modules().items():
+        if name != "m2f":  # its lazy names are followed by tests.imports
+            for node in ast.walk(ast.parse(path.read_text())):
+                assert getattr(node, "attr", getattr(node, "id", "")) not in ("import_module", "__import__"), name
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "report", "storage"])
+def test_a_stages_help_loads_no_library(stage: str) -> None:
+    heavy = ["torch", "ray", "mlflow", "pyarrow", "albumentations", "cv2", "numpy", "yaml"]
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{stage}', '--help']\n"
+        f"try: runpy.run_module('stages.{stage}', run_name='__main__')\n"
+        f"except SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith(f"usage: python -m stages.{stage}")
+    assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_wrong_python_is_told_to_activate_the_environment() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-S", "-E", "-m", "stages.fetch", "shapes"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert answer.returncode == 1
+    assert re.fullmatch(r"error: .* has no module yaml; activate the project's environment first .*\n", answer.stderr)
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    # Written so that this file does not match itself.
+    folders = "|".join(("root", "work", "home", "opt", "Users"))
+    machine = re.compile(rf"(?<![\w.~/*])/({folders})/|index[-_]url|pypi[.]org|pythonhosted[.]")
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found = machine.search(text)
+        assert found is None, f"{path.relative_to(PROJECT)}: {found.group(0) if found else ''}"
+
+
+def test_the_lock_pins_every_requirement_exactly() -> None:
+    lines = [line for line in (PROJECT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    pinned = {_canonical(line.partition("==")[0]) for line in lines}
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {_canonical(re.split(r"[\[<>=]", name)[0]) for name in wanted} <= pinned
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def tracked() -> list[Path]:
+    """Files of the project: what git tracks; in a copy without git, what it would."""
+    answer = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True)
+    if answer.returncode == 0 and answer.stdout:
+        return [path for name in answer.stdout.split("\0") if name and (path := PROJECT / name).is_file()]
+    tops = ("m2f", "pipeline", "stages", "tests", "docs", "benchmarks")
+    return [path for top in tops for path in (PROJECT / top).rglob("*") if path.suffix in (".py", ".md", ".json")]
+
+
+# What DVC makes of it, in a copy of the project
+
+
+class Copy:
+    """A copy of what DVC looks at, with made-up results for every stage that DVC holds to be up to date."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("m2f", "pipeline", "stages", ".dvc"):
+            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+            shutil.copy(PROJECT / name, folder / name)
+        self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
+
+    def write_params(self) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def make_everything_up_to_date(self) -> None:
+        self.write_params()
+        for stage, section in SECTIONS.items():
+            for name in self.params[section]:
+                path = self.folder / "results" / stage / f"{name}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f'"{stage} {name}"')
+        (self.folder / "reports").mkdir()
+        self.dvc("commit", "--force")
+
+    def dvc(self, *arguments: str) -> str:
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        environment = {"PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        answer = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    def stale(self) -> set[str]:
+        """Stages that `dvc repro` would run; the report, which always runs, left out."""
+        import json
+
+        status: Mapping[str, Any] = json.loads(self.dvc("status", "--json"))
+        return set(status) - {"report"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = Copy(tmp_path_factory.mktemp("made"))
+    copy.make_everything_up_to_date()
+    assert copy.stale() == set()
+    return copy.folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Copy:
+    """A copy in which everything is up to date."""
+    shutil.copytree(made, tmp_path / "copy")
+    copy = object.__new__(Copy)
+    copy.folder = tmp_path / "copy"
+    copy.params = yaml.safe_load((copy.folder / "params.yaml").read_text())
+    return copy
+
+
+def test_every_row_and_dataset_is_a_stage(copy: Copy) -> None:
+    stages = {line.split()[0] for line in copy.dvc("stage", "list", "--name-only").splitlines()}
+    expected = {f"{stage}@{name}" for stage, section in SECTIONS.items() for name in copy.params[section]}
+    assert stages == expected | {"report"}
+
+
+def test_a_changed_row_runs_again_alone(copy: Copy) -> None:
+    copy.params["rows"]["shapes_tiny"]["train"]["optimizer"]["lr"] = 0.5
+    copy.params["rows"]["ade20k_r50"]["test"]["short_side"] = 640
+    copy.params["rows"]["cityscapes_r101"]["published"]["miou"] = 99.0
+    copy.params["rows"]["cityscapes_r50"]["max_gpu_hours"] = 99.0
+    copy.write_params()
+    assert copy.stale() == {"train@shapes_tiny", "evaluate@ade20k_r50"}
+
+
+def test_a_changed_dataset_runs_again_with_the_rows_on_it_only(copy: Copy) -> None:
+    copy.params["datasets"]["shapes"]["generate"]["seed"] = 8
+    copy.write_params()
+    assert copy.stale() == {"fetch@shapes", "shard@shapes"}
+    manifest = copy.folder / "results" / "shard" / "camvid.json"
+    manifest.write_text('"other pictures"')
+    assert copy.stale() == {
+        "fetch@shapes", "shard@shapes", "shard@camvid", "train@camvid_tiny", "evaluate@camvid_tiny"
+    }  # fmt: skip
+
+
+def test_a_new_row_adds_its_own_stages(copy: Copy) -> None:
+    copy.params["rows"]["mine"] = {**copy.params["rows"]["camvid_tiny"], "seeds": [5]}
+    copy.write_params()
+    assert copy.stale() == {"train@mine", "evaluate@mine"}
+
+
+def test_code_that_shapes_a_training_concerns_trainings_only(copy: Copy) -> None:
+    with open(copy.folder / "m2f" / "matcher.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    assert copy.stale() == {f"train@{name}" for name in copy.params["rows"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("git", [True, False], ids=["in a clone", "in a copy without git"])
+def test_a_second_repro_does_nothing(tmp_path: Path, git: bool) -> None:
+    copy = Copy(tmp_path)
+    if git:
+        subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    assert "Running stage 'fetch@shapes'" in copy.dvc("repro", "fetch@shapes")
+    assert "Running" not in copy.dvc("repro", "fetch@shapes")
+    assert not (tmp_path / ".dvc" / "cache").exists()
+    # Settings that come back find no old result in a cache: the stage runs.
+    for seed in (8, 7):
+        copy.params["datasets"]["shapes"]["generate"]["seed"] = seed
+        copy.write_params()
+        assert "Running stage 'fetch@shapes'" in copy.dvc("repro", "fetch@shapes")
