@@ -1,0 +1,62 @@
+# Needs Python >= 3.11 and make; everything else is installed into .venv, once.
+# PYTHON=python3.12 chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+# `dvc repro` calls `python`: that of .venv.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help install demo test test-full lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       train and evaluate shapes_tiny on 2 CPU workers, and show the table"
+	@echo "make test       the tests: quick ones, those that start Ray, slow ones"
+	@echo "make test-full  and those that need a GPU or several hosts"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove caches; results/, storage/ and .venv stay"
+
+demo: export M2F_WORKERS ?= 2
+demo: $(INSTALLED)
+	@dvc repro evaluate@shapes_tiny
+	@echo
+	@python -m stages.report
+	@echo
+	@echo "To look further:"
+	@echo "  reports/index.html                                         table, curves, pictures, provenance"
+	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
+
+test: $(INSTALLED)
+	@python -m pytest -q -m "not cluster and not gpu"
+
+test-full: $(INSTALLED)
+	@python -m pytest -q
+
+lint: $(INSTALLED)
+	@ruff check
+	@ruff format --check
+	@mypy
+
+install: $(INSTALLED)
+
+# Written last, so that an interrupted installation is repeated.
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: there is no $(PYTHON) here; install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) lacks the venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV): about 2 minutes and 7 GB, once"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info build
