@@ -22,7 +22,7 @@ def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor,
     form is the definition that faster kernels are compared with.
     """
     B, _, K, D = value_BSKD.shape
-    N, P = locations_BNKLP2.shape[1], locations_BNKLP2.shape[4]
+    N = locations_BNKLP2.shape[1]
     grids = (2 * locations_BNKLP2 - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*K, N, P, 2)
     levels = value_BSKD.split([h * w for h, w in shapes], dim=1)
     sampled = [

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from m2f.config import OptimizerConfig, ScheduleConfig
 
@@ -79,11 +77,3 @@ def learning_rate_factor(step: int, *, steps: int, schedule: ScheduleConfig) -> 
 def learning_rate(base_lr: float, step: int, *, steps: int, schedule: ScheduleConfig) -> float:
     """`base_lr` times `learning_rate_factor`."""
     return base_lr * learning_rate_factor(step, steps=steps, schedule=schedule)
-
-
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients together so that their 2-norm is at most `max_norm`; returns the norm before, on the device.
-
-    A norm that is not finite makes all gradients NaN: check it before the optimiser's step.
-    """
-    return nn.utils.clip_grad_norm_(parameters, max_norm)

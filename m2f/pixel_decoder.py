@@ -5,7 +5,6 @@ B pictures, C channels, S = sum of the three levels' pixels
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -22,14 +21,23 @@ LEVELS = 3
 _NORM_GROUPS = 32
 
 
-def _projection(channels_in: int, channels: int, *, kernel: int = 1, bias: bool, relu: bool = False) -> nn.Sequential:
-    parts: OrderedDict[str, nn.Module] = OrderedDict(
-        conv=nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=bias),
-        norm=nn.GroupNorm(_NORM_GROUPS, channels),
-    )
-    if relu:
-        parts["relu"] = nn.ReLU(inplace=True)
-    return nn.Sequential(parts)
+class Projection(nn.Module):
+    """Convolution, group norm, and a ReLU if wanted."""
+
+    def __init__(self, channels_in: int, channels: int, *, kernel: int = 1, bias: bool, relu: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=bias)
+        self.norm = nn.GroupNorm(_NORM_GROUPS, channels)
+        self.relu = relu
+        if bias:  # the reference's two ways to start
+            nn.init.xavier_uniform_(self.conv.weight)
+            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        else:
+            nn.init.kaiming_uniform_(self.conv.weight, a=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu(x, inplace=True) if self.relu else x
 
 
 class EncoderLayer(nn.Module):
@@ -56,25 +64,18 @@ class PixelDecoder(nn.Module):
         if C % _NORM_GROUPS:
             raise ValueError(f"model.pixel_decoder.channels is {C}; it must be a multiple of {_NORM_GROUPS}")
         stride4, *deeper = backbone_channels
-        self.input_projections = nn.ModuleList(_projection(c, C, bias=True) for c in reversed(deeper))
+        self.input_projections = nn.ModuleList(Projection(c, C, bias=True) for c in reversed(deeper))
         self.level_encoding = nn.Embedding(LEVELS, C)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
-        self.lateral = _projection(stride4, C, bias=False)
-        self.output = _projection(C, C, kernel=3, bias=False, relu=True)
+        self.lateral = Projection(stride4, C, bias=False)
+        self.output = Projection(C, C, kernel=3, bias=False, relu=True)
         self.mask_features = nn.Conv2d(C, C, 1)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """The reference's initial values."""
-        for projection in self.input_projections:
-            nn.init.xavier_uniform_(projection.conv.weight)
-            nn.init.zeros_(projection.conv.bias)
-        for conv in (self.lateral.conv, self.output.conv, self.mask_features):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-        nn.init.zeros_(self.mask_features.bias)
+        nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)  # type: ignore[arg-type]
         xavier_normal_matrices(self.layers)
-        for layer in self.layers:
-            layer.attention.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mask features (B, C, H/4, W/4) and the maps of strides 32, 16, 8, each (B, C, h, w)."""

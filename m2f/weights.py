@@ -172,7 +172,7 @@ _INERT_MODULES = ("mmengine.", "mmcv.", "mmdet.", "mmseg.")
 def _numpy_globals() -> dict[str, Any]:
     """What pickled numpy arrays and scalars need, under numpy's old and new module names."""
     reconstruct = np.zeros(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]  # type: ignore[index]
+    scalar = np.float64(0).__reduce__()[0]
     named: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for core in ("core", "_core"):
         named[f"numpy.{core}.multiarray._reconstruct"] = reconstruct

@@ -68,12 +68,13 @@ def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
     """ValueError unless `workers` processes can train the row."""
     if workers > row.train.groups:
         raise ValueError(
-            f"{workers} workers for row {row.name}, which has {row.train.groups} groups; use 1 to {row.train.groups} (M2F_WORKERS)"
+            f"{workers} workers for row {row.name}, which has {row.train.groups} groups; "
+            f"use 1 to {row.train.groups} (M2F_WORKERS)"
         )
     if workers > 1 and not use_gpu and needs_synchronised_norm(row):
         raise ValueError(
-            f"row {row.name} normalises with statistics of the whole step, which needs SyncBatchNorm, which the CPU lacks; "
-            f"set M2F_WORKERS=1"
+            f"row {row.name} normalises with statistics of the whole step, which needs SyncBatchNorm, "
+            f"which the CPU lacks; set M2F_WORKERS=1"
         )
 
 
@@ -85,16 +86,18 @@ def share(count: int, *, worker: int, workers: int) -> range:
 
 
 def connect() -> None:
-    """Join the Ray cluster this process belongs to, or start one on this machine."""
+    """Join the Ray cluster this process belongs to, or start one on this machine.
+
+    Ray's own log lines stay in its log files: what a person should read comes through `progress.log` of a run.
+    """
     import logging
-    import os
 
     import ray
 
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
     # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -102,18 +105,16 @@ def connect() -> None:
         address="local",
         include_dashboard=False,
         object_store_memory=100 * 2**20,
+        log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},
     )
 
 
 def cluster_resources(row: Row) -> Resources:
     """`resources_for` with what is here: the connected Ray cluster's GPUs and cores, or this machine's."""
-    import os
-
     import torch
 
-    if environment_int("M2F_WORKERS") != 0 and (os.environ.get("RAY_ADDRESS")):
+    if environment_int("M2F_WORKERS") != 0 and os.environ.get("RAY_ADDRESS"):
         import ray
 
         connect()

@@ -14,7 +14,7 @@ from m2f.inference import semantic_labels
 from m2f.metrics import SemanticMetric
 from m2f.model import build_model, normalise, pad
 from pipeline.loader import Picture, validation_pictures
-from pipeline.params import Params, Row
+from pipeline.params import Row
 
 if TYPE_CHECKING:
     from pipeline.cluster import Resources
@@ -82,9 +82,7 @@ def validate(
     return figures(SemanticMetric(num_classes=row.model.num_classes, confusion=total))
 
 
-def evaluate_row(
-    params: Params, row: Row, *, manifest: Mapping[str, Any], train_result: Mapping[str, Any]
-) -> dict[str, Any]:
+def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the last and the best checkpoint of every finished seed; the content of results/evaluate/<row>.json.
 
     The last checkpoint decides the reported figure (the published rule is not stated). ValueError when a
@@ -95,7 +93,8 @@ def evaluate_row(
     from pipeline.storage import storage_root, stored
 
     resources = cluster_resources(row)
-    seeds, overlays = [], []
+    seeds: list[dict[str, Any]] = []
+    overlays: list[str] = []
     for trained in train_result["seeds"]:
         entry = {key: trained[key] for key in ("seed", "run_key", "status", "reason", "mlflow_run_id")}
         seeds.append(entry)

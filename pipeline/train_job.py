@@ -1,19 +1,21 @@
-"""Trains the seeds of a row: Ray Train launches the loop on the row's workers, restarts it after a loss, and ranks it."""
+"""Trains the seeds of a row: Ray Train launches the loop on its workers, restarts it after a loss, and ranks it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import Resources, cluster_resources, connect
 from pipeline.files import read_json, write_json
-from pipeline.params import Params, Row
+from pipeline.params import Row
 from pipeline.storage import storage_root, stored
 
 _RESTARTS = 3
@@ -24,17 +26,15 @@ _POLL_S = "0.5"
 
 
 def train_row(
-    params: Params,
     row: Row,
     *,
     manifest: Mapping[str, Any],
     weights: Mapping[str, Any],
-    previous: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train every seed of a row that is not finished; the content of results/train/<row>.json.
 
-    A finished seed is recognised by its run key in the storage root and never trained again, whatever
-    `previous` (the last content) says. A seed that diverged is not tried again either. ValueError when no seed finished.
+    A finished seed is recognised by its run key in the storage root and never trained again; nor is one that
+    diverged, which a retry would replay. ValueError when no seed finished.
     """
     from pipeline.provenance import run_key
 
@@ -83,11 +83,11 @@ def _train_seed(
             "loader_processes": resources.loader_processes,
             "groups_at_once": resources.groups_at_once,
         }
-        if resources.workers:
-            job["threads"] = resources.cpus_per_worker
         _launch(job, resources)
-        status = "FINISHED" if finished.exists() else "FAILED"
-        tracking.set_status(run_id, status, {"status": "finished" if finished.exists() else "failed"})
+        if finished.exists():
+            tracking.set_status(run_id, "FINISHED", {"status": "finished"})
+        else:
+            tracking.set_status(run_id, "FAILED", {"status": "diverged" if diverged.exists() else "failed"})
     launched = read_json(launch, made_by=f"dvc repro -f train@{row.name}")
     entry = {
         "seed": seed,
@@ -123,7 +123,7 @@ def _launch(job: dict[str, Any], resources: Resources) -> None:
     run_dir: Path = job["run_dir"]
     (run_dir / "failed.json").unlink(missing_ok=True)
     if resources.workers == 0:
-        work(job)
+        _train_here(job)
         return
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
@@ -135,7 +135,7 @@ def _launch(job: dict[str, Any], resources: Resources) -> None:
     ray_dir = run_dir / "ray"  # Ray's own notes; a new name each time, for it takes up any it knows
     trainer = TorchTrainer(
         work,
-        train_loop_config=job,
+        train_loop_config={**job, "threads": resources.cpus_per_worker},
         torch_config=TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -149,7 +149,8 @@ def _launch(job: dict[str, Any], resources: Resources) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with _following(run_dir / "progress.log"):
+            trainer.fit()
     except TrainingFailedError as error:
         if not (run_dir / "failed.json").exists():
             write_json(
@@ -159,30 +160,70 @@ def _launch(job: dict[str, Any], resources: Resources) -> None:
         shutil.rmtree(ray_dir, ignore_errors=True)
 
 
+def _train_here(job: Mapping[str, Any]) -> None:
+    """The loop in this process, without Ray; an error of ours is written down."""
+    from m2f.losses import Divergence
+    from pipeline.train_loop import Run, train
+
+    run = Run(**job)
+    try:
+        train(run)
+    except Divergence:
+        return  # diverged.json says it
+    except (ValueError, OSError) as error:
+        write_json(run.run_dir / "failed.json", {"reason": " ".join(str(error).split())})
+
+
+@contextlib.contextmanager
+def _following(path: Path) -> Iterator[None]:
+    """Print the lines that a worker adds to a file, while the block runs."""
+    start = path.stat().st_size if path.exists() else 0
+    ended = threading.Event()
+
+    def follow() -> None:
+        position = start
+        while True:
+            last = ended.wait(0.5)
+            if path.exists():
+                with open(path, encoding="utf-8") as file:
+                    file.seek(position)
+                    sys.stderr.write(file.read())
+                    position = file.tell()
+                sys.stderr.flush()
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def work(job: dict[str, Any]) -> None:
-    """What every worker runs.
+    """What every worker of a Ray training runs; what rank 0 has to say goes to `progress.log`.
 
     An error of ours (bad input, divergence) is written down and raised, so that the other workers stop too; the
     restart that follows finds the note and ends at once. A worker that is killed leaves no note and is resumed.
     """
     import torch
 
-    from pipeline.train_loop import Divergence, Run, train
+    from pipeline.train_loop import Run, train
 
-    threads = job.pop("threads", None)
-    run = Run(**job)
+    threads = job["threads"]
+    run = Run(**{name: value for name, value in job.items() if name != "threads"})
     failed, diverged = run.run_dir / "failed.json", run.run_dir / "diverged.json"
     if failed.exists() or diverged.exists():
         return
-    if threads is not None:  # Ray gives a worker one thread unless told otherwise
-        torch.set_num_threads(threads)
-    try:
-        train(run)
-    except Divergence:
-        raise
-    except (ValueError, OSError) as error:
-        write_json(failed, {"reason": " ".join(str(error).split())})
-        raise
+    torch.set_num_threads(threads)  # Ray gives a worker one
+    with open(run.run_dir / "progress.log", "a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        try:
+            train(run)
+        except (ValueError, OSError) as error:
+            write_json(failed, {"reason": " ".join(str(error).split())})
+            raise
 
 
 def _last_line(error: BaseException) -> str:

@@ -217,8 +217,8 @@ def backward(model: nn.Module, batch: Batch, run: Run, worker: Worker) -> dict[s
     at_once = run.groups_at_once or groups
     if at_once < groups and needs_synchronised_norm(run.row):
         raise ValueError(
-            f"row {run.row.name} normalises with statistics of the whole step, so its groups cannot be taken "
-            f"{at_once} at a time; unset M2F_GROUPS_AT_ONCE and use more workers if the {groups} groups do not fit in memory"
+            f"row {run.row.name} normalises with statistics of the whole step, so its groups cannot be taken {at_once} "
+            f"at a time; unset M2F_GROUPS_AT_ONCE, and use more workers if {groups} groups do not fit in memory"
         )
     sums: dict[str, Tensor] = {}
     for start in range(0, groups, at_once):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from stages import run
@@ -23,17 +22,14 @@ def main() -> None:
     from pipeline.params import load_params
     from pipeline.train_job import train_row
 
-    params = load_params(arguments.params)
-    row = params.row(arguments.row)
+    row = load_params(arguments.params).row(arguments.row)
     manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
     weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
-    out = Path(f"results/train/{row.name}.json")
     if arguments.seed is not None:
         row = dataclasses.replace(row, seeds=(arguments.seed,))
-    previous = read_json(out, made_by=f"dvc repro -f train@{row.name}") if out.exists() else None
-    result = train_row(params, row, manifest=manifest, weights=weights, previous=previous)
+    result = train_row(row, manifest=manifest, weights=weights)
     if arguments.seed is None:
-        write_json(out, result)
+        write_json(f"results/train/{row.name}.json", result)
     for seed in result["seeds"]:
         print(f"{row.name} seed {seed['seed']}: {_outcome(seed)}, run {seed['run_key']}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         *,
         width: int = 64,
-        norm: type[nn.Module] | partial[nn.Module] = nn.BatchNorm2d,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         frozen_norm: bool,
         batch_statistics: bool,
     ) -> None:
@@ -64,17 +65,15 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for i in range(1, 5):
+            x = self.get_submodule(f"layer{i}")(x)
             maps.append(x)
         return tuple(maps)
 
 
 def build_resnet(config: BackboneConfig) -> ResNet:
     """`r50`, `r101`: the usual bottlenecks with batch norm. `tiny`: a ResNet-10 of half width with group norm."""
-    norms = {"frozen_norm": config.frozen_norm, "batch_statistics": config.batch_statistics}
+    build = partial(ResNet, frozen_norm=config.frozen_norm, batch_statistics=config.batch_statistics)
     if config.name == "tiny":
-        norm = partial(nn.GroupNorm, _TINY_NORM_GROUPS)
-        return ResNet(BasicBlock, (1, 1, 1, 1), width=32, norm=norm, **norms)
-    depths = {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}[config.name]
-    return ResNet(Bottleneck, depths, **norms)
+        return build(BasicBlock, (1, 1, 1, 1), width=32, norm=partial(nn.GroupNorm, _TINY_NORM_GROUPS))
+    return build(Bottleneck, {"r50": (3, 4, 6, 3), "r101": (3, 4, 23, 3)}[config.name])

@@ -11,7 +11,6 @@ from torch import nn
 from m2f.config import OptimizerConfig, ScheduleConfig
 from m2f.optim import (
     build_optimizer,
-    clip_gradients,
     learning_rate,
     learning_rate_factor,
     parameter_groups,
@@ -119,12 +118,3 @@ def test_one_adamw_step_is_the_one_worked_out_by_hand():
     config = dataclasses.replace(OptimizerConfig(), lr=0.1, weight_decay=0.05)
     build_optimizer(model, config).step()
     assert model[0].weight.item() == pytest.approx(2.0 - 0.1 * 0.05 * 2.0 - 0.1, rel=1e-6)
-
-
-def test_gradients_are_clipped_together_and_the_norm_before_is_returned():
-    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
-    parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
-    assert clip_gradients(parameters, 0.01).item() == 5.0
-    # 3 and 4 have norm 5; scaled to norm 0.01
-    assert parameters[0].grad.item() == pytest.approx(0.006, rel=1e-4)
-    assert parameters[1].grad.tolist() == pytest.approx([0.0, 0.008], rel=1e-4)
