@@ -117,9 +117,9 @@ def set_status(run_id: str | None, status: Literal["FINISHED", "FAILED"], tags: 
         return
 
     def send() -> None:
+        client = _client()
         from mlflow.entities import RunTag
 
-        client = _client()
         client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
         client.set_terminated(run_id, status)
 
@@ -229,9 +229,9 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
 def _open_run(
     dataset: str, row: str, name: str, run_key: str, params: Mapping[str, object], tags: Mapping[str, str]
 ) -> str:
+    client = _client()  # before any other import of MLflow, which reads its settings once
     from mlflow.entities import Param, RunTag
 
-    client = _client()
     experiment = _experiment(client, dataset)
     parent = _find_or_create(client, experiment, row, {"m2f.kind": "row", "m2f.row": row})
     child_tags = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": run_key}

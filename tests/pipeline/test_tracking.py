@@ -16,6 +16,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.tracking import Curve, log_files, log_summary, open_run, read_curve, set_status, tracking_uri
+from tests.shared import PROJECT
 
 FOREVER = 10**9
 
@@ -63,6 +64,16 @@ def test_a_relative_database_is_made_absolute_for_workers_in_other_folders(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/all.db")
     assert tracking_uri() == f"sqlite:///{workspace}/runs/all.db"
+
+
+def test_a_new_database_is_made_without_a_word(workspace: Path) -> None:
+    call = "open_run(dataset='d', row='r', name='n', run_key='k', params={'a': 1}, tags={})"
+    code = f"from pipeline.tracking import open_run, set_status; set_status({call}, 'FINISHED', {{}})"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONWARNINGS": "ignore"}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY")
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (answer.stdout, answer.stderr) == ("", "")
+    assert (workspace / "mlflow.db").exists()
 
 
 def test_a_run_holds_its_settings_below_its_rows_run(storage: Path) -> None:
