@@ -56,7 +56,7 @@ class TrueMasks:
     @classmethod
     def of(cls, targets: Sequence[Target]) -> TrueMasks:
         """Targets of equally large pictures; ValueError otherwise. Segment maps stay maps if all targets have one."""
-        sizes = {tuple((t.segments if t.masks is None else t.masks).shape[-2:]) for t in targets}  # type: ignore[union-attr]
+        sizes = {target.size for target in targets}
         if len(sizes) != 1:
             raise ValueError(f"targets of one batch must have one (height, width), got {sorted(sizes)}; pad them alike")
         device, most = targets[0].labels.device, max(len(t) for t in targets)
@@ -66,7 +66,7 @@ class TrueMasks:
             map_index = torch.arange(len(targets), device=device)[:, None]
             value = torch.arange(most, dtype=torch.int32, device=device).expand(len(targets), most)
         else:
-            maps_MHW = torch.cat([t.dense_masks() for t in targets])
+            maps_MHW = torch.cat([t.masks for t in targets])
             map_index = torch.zeros(len(targets), most, dtype=torch.int64)
             first = 0
             for b, target in enumerate(targets):

@@ -25,7 +25,7 @@ def picture(seed: int, masks: int, *, dense: bool = False) -> Target:
     segments = coarse.repeat_interleave(4, 0).repeat_interleave(4, 1)
     labels = torch.randint(0, 5, (masks,), generator=generator)
     target = Target.from_segments(labels, segments)
-    return Target(labels, target.dense_masks()) if dense else target
+    return Target(labels, target.masks) if dense else target
 
 
 def answers(pictures: int, *, layers: int = 3, queries: int = 7, seed: int = 0) -> Prediction:
@@ -122,7 +122,7 @@ def test_segment_maps_never_become_masks(monkeypatch):
         raise AssertionError("dense masks were made of a segment map")
 
     targets = [picture(1, 3), picture(2, 5)]
-    monkeypatch.setattr(Target, "dense_masks", refuse)
+    monkeypatch.setattr(Target, "masks", property(refuse))
     set_losses(answers(2), targets, num_masks=8.0, config=CONFIG, seeds=[1, 2])
 
 

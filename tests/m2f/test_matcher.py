@@ -26,7 +26,7 @@ def answer(target: Target, queries: int, order: list[int], *, classes: int = 5, 
     mask_logits = torch.full((1, queries, 8, 8), -4.0)
     for t, query in enumerate(order):
         class_logits[0, query, target.labels[t]] = 6
-        mask_logits[0, query] = target.dense_masks()[t].float() * 8 - 4
+        mask_logits[0, query] = target.masks[t].float() * 8 - 4
     return Prediction(class_logits, mask_logits + noise * torch.randn(mask_logits.shape, generator=generator))
 
 

@@ -15,7 +15,7 @@ LABELS = torch.tensor([4, 5, 6, 7])
 
 def both_forms(segments: torch.Tensor = SEGMENTS, labels: torch.Tensor = LABELS) -> tuple[Target, Target]:
     target = Target.from_segments(labels, segments)
-    return target, Target(labels, target.dense_masks())
+    return target, Target(labels, target.masks)
 
 
 @pytest.mark.parametrize("form", [0, 1], ids=["segments", "dense"])
@@ -42,7 +42,7 @@ def test_masks_agree_with_grid_sample_of_the_dense_masks(form):
     target = both_forms(segments)[form]
     shared = torch.rand(50, 2, generator=generator) * 1.2 - 0.1
     own = torch.rand(4, 50, 2, generator=generator)
-    dense = target.dense_masks().float()
+    dense = target.masks.float()
     expected_shared = F.grid_sample(dense[None], 2 * shared[None, None] - 1, align_corners=False)[0, :, 0]
     expected_own = F.grid_sample(dense[:, None], 2 * own[:, None] - 1, align_corners=False)[:, 0, 0]
     torch.testing.assert_close(sample_masks(target, shared), expected_shared, atol=1e-5, rtol=0)
