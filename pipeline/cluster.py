@@ -94,10 +94,15 @@ def connect() -> None:
 
     import ray
 
+    from pipeline.storage import storage_root
+    from pipeline.tracking import tracking_uri
+
     if ray.is_initialized():
         return
+    # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
+    places = {"env_vars": {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env=places)
         return
     # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -107,6 +112,7 @@ def connect() -> None:
         object_store_memory=100 * 2**20,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        runtime_env=places,
     )
 
 
