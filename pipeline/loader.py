@@ -334,6 +334,9 @@ def _load(dataset: Dataset[_Item], indices: Iterable[int], processes: int) -> It
         for index in indices:
             yield dataset[index]
         return
+    import cv2
+
+    cv2.setNumThreads(1)  # a forked process would wait forever for the threads that OpenCV has started in this one
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_size=None,

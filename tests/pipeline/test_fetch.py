@@ -91,7 +91,9 @@ def test_a_download_goes_on_where_the_connection_dropped(storage: Path, server: 
 def test_a_download_goes_on_in_a_later_run(storage: Path, server: Server) -> None:
     server.drops = [1_200_000]
     server.answers = []
-    with pytest.raises(ValueError, match=r"the connection ended after 1,200,000 of 3,072,000 bytes.*run the command again"):
+    with pytest.raises(
+        ValueError, match=r"the connection ended after 1,200,000 of 3,072,000 bytes.*run the command again"
+    ):
         download(server.url(), attempts=1, pause_s=0.0)
     assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT
     assert server.requests[-1][1] == "bytes=1200000-"

@@ -107,7 +107,11 @@ def torn(data: bytes) -> bytes:
         ("images/training/p1.jpg", torn(encoded(image(200, 200), ".jpg")), r"images/training/p1\.jpg does not decode"),
         ("images/training/p1.jpg", b"", r"images/training/p1\.jpg does not decode"),
         ("images/training/p1.jpg", b"<html>", r"p1\.jpg does not decode .* truncated or not a picture"),
-        ("annotations/training/p1.png", torn(encoded(labels(200, 200))), r"annotations/training/p1\.png does not decode"),
+        (
+            "annotations/training/p1.png",
+            torn(encoded(labels(200, 200))),
+            r"annotations/training/p1\.png does not decode",
+        ),
         (
             "annotations/training/p1.png",
             encoded(labels(12, 14)),

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.params import AugmentationConfig
+from pipeline.transforms import (
+    LimitedCrop,
+    PhotometricDistortion,
+    label_counts,
+    resized_size,
+    seed_transform,
+    training_transform,
+)
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def augmentation(**changes: Any) -> AugmentationConfig:
+    settings: dict[str, Any] = {"crop": (32, 64), "short_sides": (32, 48, 64), "long_side_max": 200}
+    return AugmentationConfig(**{**settings, **changes})
+
+
+def scene(height: int = 40, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, width // 2 :] = 3
+    labels[:5] = 255
+    return image, labels
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "long_side_max", "expected"),
+    [
+        ((360, 480), 512, 2048, (512, 683)),  # 480 * 512 / 360 = 682.67
+        ((480, 360), 512, 2048, (683, 512)),
+        ((100, 500), 200, 800, (160, 800)),  # 500 * 2 = 1000 > 800, so the scale is 1.6
+        ((3, 5), 5, 100, (5, 8)),  # 5 * 5 / 3 = 8.33
+        ((2, 5), 1, 100, (1, 3)),  # 2.5 is rounded up
+        ((1, 500), 8, 100, (1, 100)),  # never less than one pixel
+    ],
+)
+def test_the_short_side_is_scaled_and_the_long_side_is_capped(
+    size: tuple[int, int], short_side: int, long_side_max: int, expected: tuple[int, int]
+) -> None:
+    assert resized_size(*size, short_side=short_side, long_side_max=long_side_max) == expected
+
+
+def test_one_seed_decides_everything() -> None:
+    image, labels = scene()
+    transform, other = training_transform(augmentation()), training_transform(augmentation())
+    outcomes = []
+    for seed in range(20):
+        seed_transform(transform, seed)
+        first = transform(image=image, mask=labels)
+        seed_transform(other, seed)
+        second = other(image=image, mask=labels)
+        np.testing.assert_array_equal(first["image"], second["image"])
+        np.testing.assert_array_equal(first["mask"], second["mask"])
+        outcomes.append(first["image"].tobytes())
+    assert len(set(outcomes)) == 20
+
+
+def test_the_steps_draw_independently_of_each_other() -> None:
+    # Were every step seeded alike, flips would come with the smallest sizes only.
+    image, labels = scene()
+    transform = training_transform(augmentation(photometric=False, max_label_share=1.0, crop=(128, 224)))
+    flipped: dict[int, list[bool]] = {}
+    for seed in range(600):
+        seed_transform(transform, seed)
+        mask = transform(image=image, mask=labels)["mask"]
+        flipped.setdefault(mask.shape[0], []).append(mask[-1, 0] == 3)
+    assert sorted(flipped) == [32, 48, 64]
+    # 200 each: the share's standard error is 0.035
+    assert all(abs(np.mean(flips) - 0.5) < 0.15 and abs(len(flips) - 200) < 60 for flips in flipped.values())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels_keep_their_type_and_ids_and_follow_the_picture(dtype: type) -> None:
+    labels = (np.arange(40)[:, None] // 10 + 4 * (np.arange(60)[None] // 20)).astype(dtype)  # 12 blocks
+    image = np.repeat(labels[..., None].astype(np.uint8) * 20, 3, 2)
+    transform = training_transform(augmentation(photometric=False))
+    for seed in range(10):
+        seed_transform(transform, seed)
+        drawn = transform(image=image, mask=labels)
+        assert drawn["mask"].dtype == dtype
+        assert drawn["image"].shape[:2] == drawn["mask"].shape
+        assert drawn["image"].shape[0] <= 32
+        assert drawn["image"].shape[1] <= 64
+        # the picture differs from the labels only where it blends two blocks, one pixel on each side of a border
+        assert np.mean(drawn["image"][..., 0] == drawn["mask"] * 20) > 0.7
+
+
+def test_a_crop_larger_than_the_picture_leaves_it_as_it_is() -> None:
+    image, labels = scene()
+    transform = training_transform(augmentation(crop=(256, 256), short_sides=(40,), photometric=False, flip=0.0))
+    drawn = transform(image=image, mask=labels)
+    np.testing.assert_array_equal(drawn["image"], image)
+    np.testing.assert_array_equal(drawn["mask"], labels)
+
+
+def test_a_crop_is_drawn_again_while_one_label_covers_too_much() -> None:
+    # 8 x 800, one label but for 8 columns of another at the right end; crops of 8 x 16. A crop with both labels under
+    # the limit starts in 785 +- a few columns; those that see 5 to 8 of the columns (4 starts of 785) pass 0.75.
+    labels = np.zeros((8, 800), np.uint8)
+    labels[:, 792:] = 1
+    image = np.zeros((8, 800, 3), np.uint8)
+    crop = LimitedCrop((8, 16), 0.75)
+    passed = {True: 0, False: 0}
+    for limit in (True, False):
+        crop.max_label_share = 0.75 if limit else 1.0
+        for seed in range(2000):
+            crop.set_random_seed(seed)
+            passed[limit] += int((crop(image=image, mask=labels)["mask"] == 1).mean() > 0.25)
+    # one draw: 2000 * 4 / 785 = 10 +- 3; with ten more: 2000 * (1 - (1 - 4 / 785) ** 11) = 109 +- 10
+    assert passed[False] < 25
+    assert 65 < passed[True] < 155
+
+
+def test_nothing_labelled_and_a_single_label_end_after_the_last_redraw() -> None:
+    crop = LimitedCrop((8, 8), 0.75)
+    for value in (255, 4):
+        labels = np.full((16, 16), value, np.uint8)
+        drawn = crop(image=np.zeros((16, 16, 3), np.uint8), mask=labels)
+        assert (drawn["mask"] == value).all()
+        assert drawn["mask"].shape == (8, 8)
+
+
+def test_pixels_of_nothing_are_not_counted() -> None:
+    assert label_counts(np.array([[0, 2, 2], [255, 255, 2]], np.uint8))[:4].tolist() == [1, 0, 3, 0]
+    assert label_counts(np.array([[0, 2, 2], [-1, -1, 2]], np.int32)).tolist() == [1, 0, 3]
+    assert label_counts(np.full((2, 2), -1, np.int32)).sum() == 0
+
+
+def distort(image: np.ndarray, **drawn: Any) -> np.ndarray:
+    steps = {"brightness": None, "contrast": None, "saturation": None, "hue": None, "contrast_first": True}
+    return PhotometricDistortion().apply(image, **{**steps, **drawn})
+
+
+def pixel(*rgb: int) -> np.ndarray:
+    return np.array([[rgb]], np.uint8)
+
+
+def test_every_step_of_the_distortion_truncates_to_bytes() -> None:
+    assert distort(pixel(10, 200, 250), brightness=10.7)[0, 0].tolist() == [20, 210, 255]
+    assert distort(pixel(10, 200, 250), brightness=-20.5)[0, 0].tolist() == [0, 179, 229]
+    assert distort(pixel(11, 101, 201), contrast=0.5)[0, 0].tolist() == [5, 50, 100]
+    # 100 + 30.9 -> 130, * 0.77 -> 100.1 -> 100; without truncation in between it would be 100.8
+    assert distort(pixel(100, 100, 100), brightness=30.9, contrast=0.77)[0, 0].tolist() == [100, 100, 100]
+    # pure red has hue 0 of 180 and saturation 255: + 10 of 180 is 20 degrees, half the saturation 127 of 255
+    assert distort(pixel(255, 0, 0), hue=10)[0, 0].tolist() == [255, 85, 0]
+    assert distort(pixel(255, 0, 0), hue=-10)[0, 0].tolist() == [255, 0, 85]
+    assert distort(pixel(255, 0, 0), saturation=0.5)[0, 0].tolist() == [255, 128, 128]
+    grey = pixel(77, 77, 77)
+    assert distort(grey, saturation=1.4, hue=17)[0, 0].tolist() == [77, 77, 77]
+
+
+def test_contrast_comes_before_or_after_the_colour_steps() -> None:
+    first = distort(pixel(200, 100, 50), contrast=1.5, saturation=0.6, contrast_first=True)
+    last = distort(pixel(200, 100, 50), contrast=1.5, saturation=0.6, contrast_first=False)
+    assert first[0, 0].tolist() != last[0, 0].tolist()
+
+
+def test_the_distortion_draws_what_the_recipe_says() -> None:
+    transform = PhotometricDistortion()
+    transform.set_random_seed(0)
+    draws = [transform.get_params() for _ in range(4000)]
+    limits = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-18, 17)}
+    for name, (low, high) in limits.items():
+        values = np.array([draw[name] for draw in draws if draw[name] is not None])
+        assert abs(len(values) / 4000 - 0.5) < 0.032, name  # 4 standard errors
+        assert low <= values.min() < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < values.max() <= high
+        assert abs(values.mean() - (low + high) / 2) < 4 * values.std() / len(values) ** 0.5
+    assert {draw["hue"] for draw in draws} == {None, *range(-18, 18)}
+    assert abs(np.mean([draw["contrast_first"] for draw in draws]) - 0.5) < 0.032
+
+
+def test_statistics_are_the_published_implementations() -> None:
+    # Every mean of 3,000 draws lies within 4 standard errors (of both samples) of the reference's.
+    reference = json.loads((REFERENCE / "augmentation.json").read_text())
+    with np.load(REFERENCE / "augmentation.npz") as arrays:
+        image, labels = np.ascontiguousarray(arrays["image_bgr"][..., ::-1]), arrays["label"]
+    draws = reference["draws"]
+    transform = training_transform(
+        AugmentationConfig(
+            crop=tuple(reference["crop_hw"]),
+            short_sides=tuple(reference["short_side_choices"]),
+            long_side_max=reference["long_side_max"],
+        )
+    )
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("height", "width", "channel_mean_rgb", "channel_std_rgb", "label_fraction")
+    }
+    found |= {"flipped": [], "largest_label_share": []}
+    for seed in range(draws):
+        seed_transform(transform, seed)
+        drawn = transform(image=image, mask=labels)
+        mean, std = cv2.meanStdDev(drawn["image"])
+        counts = label_counts(drawn["mask"])
+        found["height"].append(drawn["mask"].shape[0])
+        found["width"].append(drawn["mask"].shape[1])
+        found["channel_mean_rgb"].append(mean.ravel())
+        found["channel_std_rgb"].append(std.ravel())
+        found["label_fraction"].append(counts[:12] / drawn["mask"].size)
+        found["flipped"].append(transform.transforms[2].params != {})
+        found["largest_label_share"].append(counts.max() / counts.sum())
+    for name, values in found.items():
+        ours, theirs = np.array(values, np.float64), reference[name]
+        error = np.sqrt((ours.var(0) + np.square(theirs["std"])) / draws)
+        difference = np.abs(ours.mean(0) - theirs["mean"])
+        rounding = 5e-5  # the reference is printed with four digits
+        assert (difference <= 4 * error + rounding).all(), (name, difference / error)
+    over = np.mean(np.array(found["largest_label_share"]) > 0.75)
+    share = reference["largest_label_share_over_0.75"]
+    assert abs(over - share) < 4 * (2 * share * (1 - share) / draws) ** 0.5
