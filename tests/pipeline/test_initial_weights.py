@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from m2f import ModelConfig, build_model
+from m2f.config import BackboneConfig
+from m2f.weights import load_backbone
+from pipeline.files import sha256
+from pipeline.initial_weights import convert_weights
+from pipeline.params import WeightsConfig
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A torchvision ResNet-50 checkpoint, as published but random."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    state = resnet50().state_dict()
+    path = tmp_path_factory.mktemp("published") / "resnet50-random.pth"
+    torch.save(state, path)
+    return path, state
+
+
+@pytest.fixture
+def url(published: tuple[Path, dict[str, torch.Tensor]]) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(published[0].parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/{published[0].name}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_published_backbone_is_stored_in_our_names(
+    storage: Path, url: str, published: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    prefix = sha256(published[0])[:8]
+    facts = convert_weights("r50", WeightsConfig(url=url, sha256_prefix=prefix))
+    path = storage / facts["path"]
+    assert facts["sha256"] == sha256(path)
+    assert facts["path"] == f"weights/{facts['sha256']}.safetensors"
+    tensors = load_file(path)
+    assert all(name.startswith("backbone.") for name in tensors)
+    model = build_model(ModelConfig(num_classes=3, backbone=BackboneConfig(name="r50")))
+    load_backbone(model, tensors)
+    # ours holds every published tensor but the classifier's two
+    total = sum(float(value.double().abs().sum()) for name, value in published[1].items() if not name.startswith("fc."))
+    assert sum(float(value.double().abs().sum()) for value in tensors.values()) == pytest.approx(total)
+    assert convert_weights("r50", WeightsConfig(url=url, sha256_prefix=prefix)) == facts
+
+
+def test_weights_of_another_digest_are_refused(storage: Path, url: str) -> None:
+    with pytest.raises(ValueError, match=r"resnet50-random\.pth has sha256 .*, expected 00000000"):
+        convert_weights("r50", WeightsConfig(url=url, sha256_prefix="00000000"))

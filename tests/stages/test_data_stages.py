@@ -1,0 +1,112 @@
+"""fetch, shard, weights and storage as commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with params.yaml and a small archive, data/mine.zip, under a test storage root."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    (tmp_path / "data").mkdir()
+    zipped(write_folder(tmp_path / "mine"), tmp_path / "data/mine.zip")
+    mine = {"layout": "folder", "sources": ["data/mine.zip"], "class_names": ["sky", "road", "car"], "ignore_label": 9}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"datasets": {"mine": mine}, "weights": {"none": {}}}))
+    return tmp_path
+
+
+def stage(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
+
+
+def failure(*words: str) -> str:
+    """The one line on stderr of a stage that fails."""
+    ended = stage(*words)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Path) -> None:
+    fetched = stage("stages.fetch", "mine")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "mine: mine.zip" in fetched.stdout
+    sharded = stage("stages.shard", "mine")
+    assert sharded.returncode == 0, sharded.stderr
+    assert sharded.stdout.startswith("mine train: 3 pictures, 1 shards")
+    first = (workspace / "results/shard/mine.json").read_bytes()
+    assert str(workspace).encode() not in first + (workspace / "results/fetch/mine.json").read_bytes()
+    assert stage("stages.shard", "mine").returncode == 0
+    assert (workspace / "results/shard/mine.json").read_bytes() == first
+
+
+def test_wrong_names_and_missing_facts_end_in_one_sentence(workspace: Path) -> None:
+    assert "no dataset is called 'mines'; did you mean 'mine'?" in failure("stages.fetch", "mines")
+    assert "results/fetch/mine.json does not exist; make it with: python -m stages.fetch mine" in failure(
+        "stages.shard", "mine"
+    )
+    assert "no weights entry is called 'nine'" in failure("stages.weights", "nine")
+    assert "nowhere.yaml does not exist" in failure("stages.fetch", "mine", "--params", "nowhere.yaml")
+
+
+def test_a_bad_picture_leaves_no_manifest_and_no_shards(workspace: Path, storage: Path) -> None:
+    put(workspace / "mine/annotations/training/p1.png", encoded(labels(4, 4)))
+    zipped(workspace / "mine", workspace / "data/mine.zip")
+    assert stage("stages.fetch", "mine").returncode == 0
+    assert "p1.png is 4 x 4 (height x width), but its picture" in failure("stages.shard", "mine")
+    assert not (workspace / "results/shard").exists()
+    assert list((storage / "shards").iterdir()) == []
+
+
+def test_no_weights_are_a_fact_too(workspace: Path) -> None:
+    assert stage("stages.weights", "none").returncode == 0
+    facts = json.loads((workspace / "results/weights/none.json").read_text())
+    assert facts == {"name": "none", "path": None, "sha256": None}
+
+
+def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: Path, storage: Path) -> None:
+    stage("stages.fetch", "mine")
+    stage("stages.shard", "mine")
+    put(storage / "shards/0123456789abcdef/train-00000.arrow", b"x" * 2048)
+    put(storage / "runs/fedcba9876543210/last.pt", b"x")
+    listed = stage("stages.storage", "list").stdout
+    assert "unnamed  shards/0123456789abcdef" in listed
+    assert listed.count(" named ") == 2, listed
+    assert "3 of 3 files" in stage("stages.storage", "verify").stdout  # the archive and two shards
+
+    dry = stage("stages.storage", "prune")
+    assert "would delete shards/0123456789abcdef" in dry.stdout
+    assert "runs/" not in dry.stdout
+    assert (storage / "shards/0123456789abcdef").exists()
+    assert "deleted shards/0123456789abcdef" in stage("stages.storage", "prune", "--yes").stdout
+    assert not (storage / "shards/0123456789abcdef").exists()
+    assert (storage / "runs/fedcba9876543210").exists()
+    assert "deleted runs/fedcba9876543210" in stage("stages.storage", "prune", "--yes", "--runs").stdout
+
+    manifest = json.loads((workspace / "results/shard/mine.json").read_text())
+    shard = manifest["splits"]["val"]["shards"][0]["path"]
+    (storage / shard).write_bytes(b"altered")
+    found = hashlib.sha256(b"altered").hexdigest()
+    verified = stage("stages.storage", "verify")
+    assert verified.returncode == 1
+    assert f"{shard} is altered: its sha256 is {found}" in verified.stdout
+
+
+@pytest.mark.parametrize("name", ["fetch", "shard", "weights", "storage"])
+def test_help_is_quick(name: str) -> None:
+    loaded = "import sys, stages.{0}\nassert not {{'torch', 'numpy', 'cv2', 'pyarrow'}} & set(sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", loaded.format(name)], cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
