@@ -26,6 +26,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / _NAME.format(step)
 
 
+def step_of(path: Path) -> int:
+    """Finished steps of a checkpoint, from its name."""
+    return int(path.stem.split("-")[1])
+
+
 def save_checkpoint(
     run_dir: Path,
     *,
@@ -124,4 +129,4 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
 
 def _all(run_dir: Path) -> list[tuple[int, Path]]:
     folder = run_dir / "checkpoints"
-    return [(int(path.stem.split("-")[1]), path) for path in folder.glob("step-*.safetensors")]
+    return [(step_of(path), path) for path in folder.glob("step-*.safetensors")]

@@ -209,6 +209,7 @@ def work(job: dict[str, Any]) -> None:
     restart that follows finds the note and ends at once. A worker that is killed leaves no note and is resumed.
     """
     import torch
+    from ray.train.torch import get_device
 
     from pipeline.train_loop import Run, train
 
@@ -218,6 +219,8 @@ def work(job: dict[str, Any]) -> None:
     if failed.exists() or diverged.exists():
         return
     torch.set_num_threads(threads)  # Ray gives a worker one
+    if torch.cuda.is_available():  # workers of one host share the list of its GPUs
+        torch.cuda.set_device(get_device())
     with open(run.run_dir / "progress.log", "a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stderr(log):
         try:
             train(run)

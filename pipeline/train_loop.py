@@ -25,7 +25,14 @@ from m2f.losses import Divergence, group_totals, set_losses
 from m2f.model import normalise
 from m2f.optim import build_optimizer, learning_rate_factor
 from m2f.weights import load_backbone, read_checkpoint
-from pipeline.checkpoints import checkpoint_path, keep_only, load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.checkpoints import (
+    checkpoint_path,
+    keep_only,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 from pipeline.cluster import needs_synchronised_norm, share
 from pipeline.evaluate_job import validate
 from pipeline.files import read_json, sha256, write_json
@@ -90,7 +97,7 @@ def train(run: Run) -> dict[str, Any]:
     worker, config = Worker.here(), run.row.train
     model, gradients = build(run, worker)
     optimizer = build_optimizer(model, config.optimizer)
-    first_step, state = resume(run, model, optimizer)
+    first_step, state = resume(run, worker, model, optimizer)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
 
     group_range = share(config.groups, worker=worker.rank, workers=worker.size)
@@ -129,11 +136,14 @@ def train(run: Run) -> dict[str, Any]:
         optimizer.step()
 
         done = step + 1
-        validating = done % config.val_interval == 0 or done == config.steps
+        last = done == config.steps
+        logging, validating = last or done % config.log_every == 0, last or done % config.val_interval == 0
+        saving = validating or done % config.checkpoint_interval == 0
+        if logging or saving:
+            checked.now()  # nothing of a poisoned step is shown or kept
         points: dict[str, float] = {}
-        if done % config.log_every == 0 or done == config.steps:
+        if logging:
             values = worker.sum(torch.stack(list(losses.values())).float())
-            checked.now()
             points = dict(zip(losses, values.tolist(), strict=True))
             points |= {"loss": sum(points.values()), "lr": max(base_lrs) * factor, "grad_norm": norm.item()}
         if progress is not None:
@@ -153,8 +163,7 @@ def train(run: Run) -> dict[str, Any]:
                 progress.say(f"step {done}: validation mIoU {100 * metrics['miou']:.2f}")
         if curve is not None and points:
             curve.log(done, points)
-        if validating or done % config.checkpoint_interval == 0:
-            checked.now()
+        if saving:
             state["train_s"] = trained_s + time.monotonic() - begun_s
             if chief:
                 save_checkpoint(
@@ -190,13 +199,18 @@ def build(run: Run, worker: Worker) -> tuple[nn.Module, Tensor]:
     return model, gradients
 
 
-def resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Load the newest checkpoint if there is one: finished steps, and the loop's own state."""
-    path = newest_checkpoint(run.run_dir)
-    if path is None:
+def resume(run: Run, worker: Worker, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    """Load the newest checkpoint if there is one: finished steps, and the loop's own state.
+
+    Rank 0 chooses, since a shared file system may show another worker an older folder.
+    """
+    newest = newest_checkpoint(run.run_dir) if worker.rank == 0 else None
+    chosen = torch.tensor(0 if newest is None else step_of(newest), device=worker.device)
+    step = int(worker.sum(chosen))
+    if step == 0:
         return 0, {"train_s": 0.0, "best": None, "metrics": None}
-    header = load_checkpoint(path, model=model, optimizer=optimizer, run_key=run.run_key)
-    return header["step"], header["state"]
+    path = checkpoint_path(run.run_dir, step)
+    return step, load_checkpoint(path, model=model, optimizer=optimizer, run_key=run.run_key)["state"]
 
 
 def backward(model: nn.Module, batch: Batch, run: Run, worker: Worker) -> dict[str, Tensor]:
