@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _train_seed(
     finished, diverged, launch = run_dir / "finished.json", run_dir / "diverged.json", run_dir / "launch.json"
     if not finished.exists() and not diverged.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        run_id = tracking.open_run(
+        open_run = partial(
+            tracking.open_run,
             dataset=row.dataset,
             row=row.name,
             name=f"{row.name} seed {seed}",
@@ -69,6 +71,7 @@ def _train_seed(
             params={"seed": seed, "model": asdict(row.model), "train": asdict(row.train)},
             tags={"data_digest": manifest["digest"], "seed": str(seed)},
         )
+        run_id = open_run()
         write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers, "environment": environment()})
         job = {
             "row": row,
@@ -84,6 +87,9 @@ def _train_seed(
             "groups_at_once": resources.groups_at_once,
         }
         _launch(job, resources)
+        if run_id is None and (run_id := open_run()) is not None:  # the server was down, and has missed the curve
+            tracking.Curve(run_dir / "curve.jsonl", run_id, row.train.steps + 1).close()
+            write_json(launch, {**read_json(launch, made_by="training again"), "mlflow_run_id": run_id})
         if finished.exists():
             tracking.set_status(run_id, "FINISHED", {"status": "finished"})
         else:

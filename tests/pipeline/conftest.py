@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+NO_WEIGHTS = {"name": "none", "path": None, "sha256": None}
+"""results/weights/none.json."""
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +63,15 @@ def small_row() -> Row:
         loss=dataclasses.replace(row.model.loss, points=256),
     )
     return dataclasses.replace(row, name="small", train=train, model=model)
+
+
+@pytest.fixture
+def two_steps(
+    small_row: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Row:
+    """The small row for two steps of one seed, trained in this process, in a storage root of its own."""
+    shutil.copytree(small_data[0], tmp_path / "storage")
+    monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setenv("M2F_WORKERS", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=2), seeds=(1,))

@@ -11,9 +11,14 @@ from pipeline.files import read_json, sha256, whole_file, write_json
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "facts.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), whole_file(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert read_json(path, made_by="x") == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
 

@@ -18,9 +18,13 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
+from pipeline import tracking, train_loop
 from pipeline.params import Row
 from pipeline.tracking import read_curve
+from pipeline.train_job import train_row
+from tests.pipeline.conftest import NO_WEIGHTS
 
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = 24
@@ -29,6 +33,7 @@ DRIVER = """
 import json, pickle, sys
 from pathlib import Path
 from pipeline.train_job import train_row
+from tests.pipeline.conftest import NO_WEIGHTS
 
 if __name__ == "__main__":
     row, manifest = pickle.loads(Path("job.pickle").read_bytes())
@@ -182,28 +187,47 @@ def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable
     assert shard.name in log.splitlines()[-1]
 
 
-def test_without_ray_the_loop_runs_in_the_calling_process_and_finished_seeds_are_not_trained_again(
-    small_manifest: dict[str, Any],
-    small_row: Row,
-    small_data: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import train_loop
-    from pipeline.train_job import train_row
-
-    shutil.copytree(small_data[0], tmp_path / "storage")
-    monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
-    monkeypatch.setenv("M2F_WORKERS", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=2), seeds=(1,))
-    weights = {"name": "none", "path": None, "sha256": None}
-    first = train_row(row, manifest=small_manifest, weights=weights)
+    first = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     trained: list[int] = []
     original = train_loop.train
     monkeypatch.setattr(train_loop, "train", lambda run: trained.append(run.seed) or original(run))
-    more = dataclasses.replace(row, seeds=(1, 2))
-    second = train_row(more, manifest=small_manifest, weights=weights)
+    more = dataclasses.replace(two_steps, seeds=(1, 2))
+    second = train_row(more, manifest=small_data[1], weights=NO_WEIGHTS)
     assert trained == [2]
     assert second["seeds"][0] == first["seeds"][0]
     assert [entry["status"] for entry in second["seeds"]] == ["finished", "finished"]
+
+
+def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = train_loop.build
+
+    def poisoned(run: train_loop.Run, worker: train_loop.Worker) -> Any:
+        model, gradients = original(run, worker)
+        if run.seed == 1:
+            model.query_decoder.class_head.bias.data[0] = float("nan")
+        return model, gradients
+
+    monkeypatch.setattr(train_loop, "build", poisoned)
+    row = dataclasses.replace(two_steps, seeds=(1, 2))
+    seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    assert [entry["status"] for entry in seeds] == ["diverged", "finished"]
+    assert "seed 1 diverged in step 0" in seeds[0]["reason"]
+    monkeypatch.setattr(train_loop, "build", original)
+    with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
+        train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+
+
+def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, answers = tracking.open_run, iter([False, True])
+    monkeypatch.setattr(tracking, "open_run", lambda **run: original(**run) if next(answers) else None)
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [point.step for point in client.get_metric_history(seed["mlflow_run_id"], "loss")] == [1, 2]
+    assert client.get_run(seed["mlflow_run_id"]).info.status == "FINISHED"

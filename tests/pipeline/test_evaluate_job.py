@@ -1,0 +1,95 @@
+"""Evaluation: shares of the validation set add up exactly, and only the checkpoints that training wrote count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from m2f import build_model
+from m2f.metrics import SemanticMetric
+from pipeline.evaluate_job import commonest_class, evaluate_row, semantic_metric, validate
+from pipeline.params import Row
+from pipeline.pictures import decode_image
+from pipeline.train_job import train_row
+from tests.pipeline.conftest import NO_WEIGHTS
+
+
+def test_shares_of_the_validation_set_add_up_to_the_whole(small_manifest: dict[str, Any], small_row: Row) -> None:
+    torch.manual_seed(0)
+    model = build_model(small_row.model)
+    whole = semantic_metric(model, small_manifest, small_row)
+    for workers in (2, 5):  # 3 pictures: some of five workers have none
+        merged = SemanticMetric(num_classes=small_row.model.num_classes)
+        for worker in range(workers):
+            merged.merge(semantic_metric(model, small_manifest, small_row, worker=worker, workers=workers))
+        assert torch.equal(merged.confusion, whole.confusion)
+    figures = validate(model, small_manifest, small_row, worker=0, workers=1, sum_over_workers=lambda x: x)
+    assert figures["miou"] == whole.result()["miou"]
+
+
+def test_predicting_the_commonest_class_is_worked_out_from_the_histograms() -> None:
+    manifest = {"class_names": ["a", "b", "c"], "pixels": {"train": [10, 90, 5], "val": [30, 50, 20]}}
+    # everything is called b: IoU of b 50 / 100, of a and c 0; one of three classes fully right
+    expected = {"class": "b", "miou": 0.5 / 3, "mean_accuracy": 1 / 3, "pixel_accuracy": 0.5}
+    assert commonest_class(manifest) == pytest.approx(expected)
+
+
+def test_a_row_is_evaluated_tracked_and_drawn(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    manifest = small_data[1]
+    trained = train_row(two_steps, manifest=manifest, weights=NO_WEIGHTS)
+    result = evaluate_row(two_steps, manifest=manifest, train_result=trained)
+    (seed,) = result["seeds"]
+    last = seed["checkpoints"]["last"]
+    assert last["miou"] == trained["seeds"][0]["metrics"]["miou"]  # the loop's validation is the same evaluation
+    assert result["median"]["miou"] == last["miou"]
+    assert list(last["per_class"]) == manifest["class_names"]
+    known = [iou for iou in last["per_class"].values() if iou is not None]
+    assert np.mean(known) == pytest.approx(last["miou"])
+
+    # three validation pictures of 64 x 96: picture, prediction and truth side by side, 4 pixels apart
+    assert len(result["overlays"]) == 3
+    overlay = decode_image((tmp_path / "storage" / result["overlays"][0]).read_bytes(), "overlay")
+    assert overlay.shape == (64, 3 * 96 + 2 * 4, 3)
+
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seed["mlflow_run_id"])
+    assert run.data.metrics["test_miou"] == last["miou"]
+    assert any(name.startswith("iou/") for name in run.data.metrics)
+
+
+def test_an_altered_or_missing_checkpoint_is_not_evaluated(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    trained = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    (path,) = (tmp_path / "storage").glob("runs/*/checkpoints/*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not the one train@small wrote .* run dvc repro -f train@small"):
+        evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"is missing from the storage root .*: dvc repro -f train@small"):
+        evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    trained = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    alone = evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+    monkeypatch.setenv("M2F_WORKERS", "2")
+    try:
+        shared = evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+    finally:
+        ray.shutdown()
+    assert shared == alone
