@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from m2f.config import ModelConfig
 from pipeline.params import Params, load_params
 from pipeline.provenance import TRAINING_MODULES
 from tests.imports import has_code, imported, modules, reached
+from tests.project_copy import SECTIONS, Copy
 from tests.shared import PROJECT
 
 STAGES = ("fetch", "shard", "weights", "train", "evaluate")
-SECTIONS = {"fetch": "datasets", "shard": "datasets", "weights": "weights", "train": "rows", "evaluate": "rows"}
 
 NOT_TRAINING = {
     "m2f": "only names other modules' contents",
@@ -227,47 +227,6 @@ def tracked() -> list[Path]:
 
 
 # What DVC makes of it, in a copy of the project
-
-
-class Copy:
-    """A copy of what DVC looks at, with made-up results for every stage that DVC holds to be up to date."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("m2f", "pipeline", "stages", ".dvc"):
-            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
-            shutil.copy(PROJECT / name, folder / name)
-        self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
-
-    def write_params(self) -> None:
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
-
-    def make_everything_up_to_date(self) -> None:
-        self.write_params()
-        for stage, section in SECTIONS.items():
-            for name in self.params[section]:
-                path = self.folder / "results" / stage / f"{name}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(f'"{stage} {name}"')
-        (self.folder / "reports").mkdir()
-        self.dvc("commit", "--force")
-
-    def dvc(self, *arguments: str) -> str:
-        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-        environment = {"PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        answer = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        return answer.stdout
-
-    def stale(self) -> set[str]:
-        """Stages that `dvc repro` would run; the report, which always runs, left out."""
-        import json
-
-        status: Mapping[str, Any] = json.loads(self.dvc("status", "--json"))
-        return set(status) - {"report"}
 
 
 @pytest.fixture(scope="module")
