@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-BACKBONE_NAMES = ("r50", "r101", "tiny")
+BACKBONE_NAMES = ("r50", "r101", "tiny", "swin-t", "swin-s", "swin-b", "swin-l", "swin-tiny")
 """Backbones that `m2f.backbones` builds."""
+BATCH_NORM_BACKBONES = ("r50", "r101")
+"""Those whose norms depend on other pictures of the step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +20,10 @@ class BackboneConfig:
     """Keep the affine parameters of batch norm at their initial values (all published ResNet rows)."""
     batch_statistics: bool = True
     """In training, normalise with the statistics of the whole step (the semantic rows); False: with the
-    running statistics of the initial weights (the COCO rows). Means nothing to group norm."""
+    running statistics of the initial weights (the COCO rows). Means nothing to group and layer norm."""
+    drop_path_rate: float = 0.0
+    """Share of pictures whose residual branches the last Swin block drops in training; rises linearly from 0 at the
+    first (all published Swin rows: 0.3). ResNets have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ class Mask2Former(nn.Module):
     def forward(self, images: Tensor, seeds: Sequence[int] | None = None, *, auxiliary: bool = True) -> Prediction:
         """Predict for normalised RGB pictures, (B, 3, H, W) float, H and W multiples of 32.
 
-        `seeds`: one int per picture; decides which branches drop path drops (ResNets have none).
+        `seeds`: one int per picture; decides which branches drop path drops, needed to train with it.
         Without `auxiliary` the earlier layers' predictions are left out, which is faster.
         """
         height, width = images.shape[-2:]
@@ -42,18 +43,18 @@ class Mask2Former(nn.Module):
             raise ValueError(f"pictures are {height} x {width}; pad both sides to multiples of 32 (m2f.model.pad)")
         if seeds is not None and len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
-        mask_features, maps = self.pixel_decoder(self.backbone(images))
+        mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))
         return self.query_decoder(mask_features, maps, auxiliary=auxiliary)
 
 
 def build_model(config: ModelConfig, drop_path_rate: float | None = None) -> Mask2Former:
     """The network of a row with fresh weights, from torch's global generator; in training mode.
 
-    `drop_path_rate` replaces the row's (ResNets have none). Parameters that the recipe freezes have
-    `requires_grad` False.
+    `drop_path_rate` replaces the row's. Parameters that the recipe freezes have `requires_grad` False.
     """
-    if drop_path_rate:
-        raise ValueError(f"drop_path_rate={drop_path_rate}, but backbone {config.backbone.name} has no drop path")
+    if drop_path_rate is not None:
+        backbone = dataclasses.replace(config.backbone, drop_path_rate=drop_path_rate)
+        config = dataclasses.replace(config, backbone=backbone)
     return Mask2Former(config)
 
 

@@ -21,8 +21,9 @@ NO_WEIGHT_DECAY = (
     "query_decoder.query_position.weight",
     "query_decoder.query_feature.weight",
     "query_decoder.level_embedding.weight",
+    "attention.relative_bias",
 )
-"""Other parameters without weight decay (the pixel decoder's level encoding has it; reference/optim)."""
+"""Ends of the names of other parameters without weight decay (the pixel decoder's level encoding has it)."""
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, object]]:
@@ -40,7 +41,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
                 continue
             seen.add(parameter)
             in_backbone = own_name.startswith("backbone.")
-            decays = not isinstance(module, NORM_LAYERS) and own_name not in NO_WEIGHT_DECAY
+            decays = not isinstance(module, NORM_LAYERS) and not own_name.endswith(NO_WEIGHT_DECAY)
             key = (config.lr * (config.backbone_lr_factor if in_backbone else 1.0), config.weight_decay * decays)
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from m2f.config import BATCH_NORM_BACKBONES
 from pipeline.params import Row
 
 
@@ -61,7 +62,8 @@ def resources_for(row: Row, *, gpus: int, cpus: int) -> Resources:
 
 def needs_synchronised_norm(row: Row) -> bool:
     """Whether the row's batch norm takes its statistics over the whole step."""
-    return row.model.backbone.name != "tiny" and row.model.backbone.batch_statistics
+    backbone = row.model.backbone
+    return backbone.name in BATCH_NORM_BACKBONES and backbone.batch_statistics
 
 
 def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:

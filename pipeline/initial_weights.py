@@ -22,10 +22,11 @@ def convert_weights(name: str, config: WeightsConfig) -> dict[str, Any]:
     """
     from safetensors.torch import save_file
 
-    from m2f.weights import backbone_from_torchvision, read_checkpoint
+    from m2f.weights import backbone_from_swin, backbone_from_torchvision, read_checkpoint
 
+    convert = {"torchvision": backbone_from_torchvision, "swin": backbone_from_swin}[config.layout]
     source = download(config.url, sha256_prefix=config.sha256_prefix)
-    tensors = {key: value.contiguous() for key, value in backbone_from_torchvision(read_checkpoint(source)).items()}
+    tensors = {key: value.contiguous() for key, value in convert(read_checkpoint(source)).items()}
     folder = storage_root() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converting.", suffix=".part", dir=folder) as partial:

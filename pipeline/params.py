@@ -51,7 +51,8 @@ class WeightsConfig:
 
     url: str = ""
     """Where they are published; empty: none, and the backbone starts at random."""
-    layout: Literal["torchvision"] = "torchvision"
+    layout: Literal["torchvision", "swin"] = "torchvision"
+    """Whose names the file uses; swin: the original's or mmsegmentation's."""
     sha256_prefix: str = ""
     """First digits of the file's SHA-256, as published in its name."""
 

@@ -23,6 +23,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 TRAINING_MODULES = (
     "m2f.backbones",
     "m2f.backbones.resnet",
+    "m2f.backbones.swin",
     "m2f.deformable_attention",
     "m2f.draws",
     "m2f.layers",

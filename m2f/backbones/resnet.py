@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class ResNet(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, seeds: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Four maps; `seeds` decide nothing here, as there is no drop path."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for i in range(1, 5):

@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 
 import pipeline.train_loop as train_loop
+from m2f.config import BackboneConfig
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
 from pipeline.params import Row
 from pipeline.tracking import read_curve
@@ -67,11 +68,18 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     monkeypatch.setattr(train_loop, "learning_rate_factor", factor)
 
 
-@pytest.mark.parametrize("stop", [1, 5])
+def with_swin(row: Row) -> Row:
+    """The row on a small Swin with drop path."""
+    backbone = BackboneConfig(name="swin-tiny", drop_path_rate=0.3)
+    return dataclasses.replace(row, model=dataclasses.replace(row.model, backbone=backbone))
+
+
+@pytest.mark.parametrize(("stop", "swin"), [(1, False), (5, False), (5, True)])
 def test_an_interrupted_run_ends_with_the_same_bits_as_an_undisturbed_one(
-    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, stop: int
+    make_run: Callable[..., Run], small_row: Row, monkeypatch: pytest.MonkeyPatch, stop: int, swin: bool
 ) -> None:
-    undisturbed, interrupted = make_run("undisturbed"), make_run("interrupted")
+    row = with_swin(small_row) if swin else small_row
+    undisturbed, interrupted = make_run("undisturbed", row=row), make_run("interrupted", row=row)
     train(undisturbed)
     stop_before_step(monkeypatch, stop)
     with pytest.raises(Interrupted):
@@ -122,10 +130,12 @@ def train_on(workers: int, run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("swin", [False, True])
 def test_one_two_and_three_workers_see_the_same_samples_and_the_same_first_ten_losses(
-    make_run: Callable[..., Run], small_row: Row
+    make_run: Callable[..., Run], small_row: Row, swin: bool
 ) -> None:
     # 4 groups on 3 workers are shared 2, 1, 1. A low learning rate keeps rounding from growing over the ten steps.
+    small_row = with_swin(small_row) if swin else small_row
     slow_row = dataclasses.replace(
         small_row,
         train=dataclasses.replace(
