@@ -1,5 +1,6 @@
 """Metrics as states: update with pictures, merge over workers, ask for the result."""
 
+from m2f.metrics.panoptic import PanopticMetric
 from m2f.metrics.semantic import SemanticMetric
 
-__all__ = ["SemanticMetric"]
+__all__ = ["PanopticMetric", "SemanticMetric"]

@@ -5,6 +5,7 @@ C classes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -59,7 +60,7 @@ class SemanticMetric:
         ValueError when shapes differ, when a value is no integer, or when a label or a prediction that
         counts is not a class.
         """
-        predicted, true = _integers(prediction, "prediction"), _integers(label, "label")
+        predicted, true = as_integers(prediction, "prediction"), as_integers(label, "label")
         if predicted.shape != true.shape:
             raise ValueError(
                 f"prediction and label must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
@@ -108,17 +109,17 @@ class SemanticMetric:
         }
 
 
-def _integers(values: Labels, name: str) -> Tensor:
-    """As an int64 tensor on its device; ValueError for anything but integers."""
+def as_integers(values: Labels | Sequence[int], name: str) -> Tensor:
+    """As an int64 tensor on its device; ValueError, naming the values, for anything but integers."""
     if isinstance(values, Tensor):
         tensor = values
     else:
         array = np.asarray(values)
-        if array.dtype.kind not in "iu":
-            raise ValueError(f"{name} must hold integer class ids, got {array.dtype}")
+        if array.dtype.kind not in "iu" and array.size:
+            raise ValueError(f"{name} must hold integers, got {array.dtype}")
         tensor = torch.from_numpy(array.astype(np.int64))
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integer class ids, got {tensor.dtype}")
+        raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
     return tensor.long()
 
 

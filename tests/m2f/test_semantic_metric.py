@@ -93,8 +93,8 @@ def test_nothing_counted_gives_none_and_not_nan():
         ([-1], [0], "prediction -1 is outside the classes"),
         ([0, 0], [7, 0], r"label 7 is outside the classes 0 to 2 \(1 of 2"),
         ([0, 0], [0], r"must have one shape, got \(2,\) and \(1,\)"),
-        ([0.5], [0], "prediction must hold integer class ids, got float64"),
-        ([0], [True], "label must hold integer class ids, got bool"),
+        ([0.5], [0], "prediction must hold integers, got float64"),
+        ([0], [True], "label must hold integers, got bool"),
     ],
 )
 def test_wrong_values_are_refused_and_nothing_is_counted(prediction, label, message):

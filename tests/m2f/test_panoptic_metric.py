@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from m2f.metrics import PanopticMetric
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+NOTHING = {"pq": None, "sq": None, "rq": None}
+
+
+def reference() -> dict[str, Any]:
+    return json.loads((REFERENCE / "pq.json").read_text())
+
+
+def reference_metric(images: range = range(6)) -> PanopticMetric:
+    """The reference's pictures; classes are places in the list of things and then stuff."""
+    described = reference()
+    things = len(described["things"])
+    classes = {category: i for i, category in enumerate(described["things"] + described["stuff"])}
+    metric = PanopticMetric(num_classes=len(classes), thing_ids=range(things))
+    with np.load(REFERENCE / "pq.npz") as arrays:
+        for i in images:
+            maps, labels = [], []
+            for side in ("prediction", "truth"):
+                segments = described["images"][i][side]
+                place = {0: -1} | {segment["id"]: k for k, segment in enumerate(segments)}
+                maps.append(np.vectorize(place.__getitem__)(arrays[f"{side}_{i}"]))
+                labels.append([classes[segment["category_id"]] for segment in segments])
+            crowd = [bool(segment["iscrowd"]) for segment in described["images"][i]["truth"]]
+            metric.update(maps[0], labels[0], maps[1], labels[1], crowd=crowd)
+    return metric
+
+
+def one_row(text: str) -> np.ndarray:
+    """A picture of one row: a digit is a segment, a dot is void."""
+    return np.array([[-1 if letter == "." else int(letter) for letter in text]])
+
+
+def counted(
+    prediction: str, predicted_labels: list[int], truth: str, true_labels: list[int], *, crowd: list[bool] | None = None
+) -> dict[int, tuple[int, int, int]]:
+    """TP, FP and FN of the classes that have any; classes 0 and 1 are stuff, 2 and 3 things."""
+    metric = PanopticMetric(num_classes=4, thing_ids=[2, 3])
+    metric.update(one_row(prediction), predicted_labels, one_row(truth), true_labels, crowd=crowd)
+    return {c: (tp, fp, fn) for c, (tp, fp, fn, _) in enumerate(metric.counts.tolist()) if tp + fp + fn}
+
+
+def test_metrics_equal_the_official_evaluators():
+    described = reference()
+    expected, result = described["result"], reference_metric().result()
+    for name, ours in (("all", result), ("things", result["things"]), ("stuff", result["stuff"])):
+        assert [ours[key] for key in ("pq", "sq", "rq")] == pytest.approx(
+            [expected[name][key] for key in ("pq", "sq", "rq")], abs=1e-12
+        )
+    per_class = result["per_class"]
+    for c, category in enumerate(described["things"] + described["stuff"]):
+        theirs = expected["per_class"].get(str(category), {"tp": 0, "fp": 0, "fn": 0, "iou": 0.0})
+        counts = {key: per_class[key][c] for key in ("tp", "fp", "fn")}
+        assert counts == {key: theirs[key] for key in ("tp", "fp", "fn")}
+        assert (per_class["sq"][c] or 0) * counts["tp"] == pytest.approx(theirs["iou"], abs=1e-11)
+        assert (per_class["pq"][c] is None) == (str(category) not in expected["per_class"])
+
+
+def test_metrics_are_those_worked_out_by_hand():
+    metric = PanopticMetric(num_classes=4, thing_ids=[2, 3])
+    # class 0: 4 true, 3 predicted, all common; class 2: 4 true, 5 predicted, 4 common
+    metric.update(one_row("00011111"), [0, 2], one_row("00001111"), [0, 2])
+    # class 2: one more, missed; class 3: predicted once, never true
+    metric.update(one_row("0000"), [3], one_row("0000"), [2])
+    result = metric.result()
+    assert result["per_class"] == {
+        "pq": [pytest.approx(3 / 4), None, pytest.approx(4 / 5 / 1.5), 0.0],
+        "sq": [pytest.approx(3 / 4), None, pytest.approx(4 / 5), 0.0],
+        "rq": [1.0, None, pytest.approx(1 / 1.5), 0.0],
+        "tp": [1, 0, 1, 0],
+        "fp": [0, 0, 0, 1],
+        "fn": [0, 0, 1, 0],
+    }
+    assert result["pq"] == pytest.approx((3 / 4 + 4 / 5 / 1.5 + 0) / 3)
+    assert result["sq"] == pytest.approx((3 / 4 + 4 / 5 + 0) / 3)
+    assert result["things"]["pq"] == pytest.approx((4 / 5 / 1.5 + 0) / 2)
+    assert result["stuff"] == {"pq": pytest.approx(3 / 4), "sq": pytest.approx(3 / 4), "rq": 1.0}
+
+
+def test_an_overlap_of_exactly_half_the_union_is_no_match():
+    assert counted("00..", [0], "0000", [0]) == {0: (0, 1, 1)}
+    assert counted("000.", [0], "0000", [0]) == {0: (1, 0, 0)}
+
+
+def test_segments_of_different_classes_do_not_match():
+    assert counted("0000", [2], "0000", [3]) == {2: (0, 1, 0), 3: (0, 0, 1)}
+
+
+def test_void_truth_leaves_the_union():
+    # of 5 predicted pixels 3 are void: IoU 2 / 2, not 2 / 5
+    metric = PanopticMetric(num_classes=1, thing_ids=[])
+    metric.update(one_row("00000"), [0], one_row("00..."), [0])
+    assert metric.result()["per_class"]["sq"] == [1.0]
+
+
+def test_a_prediction_mostly_on_void_is_not_wrong():
+    assert counted("00000", [2], "00...", [3]) == {3: (0, 0, 1)}  # 3 of 5
+    assert counted("0000", [2], "00..", [3]) == {2: (0, 1, 0), 3: (0, 0, 1)}  # exactly half
+
+
+def test_a_crowd_is_neither_matched_nor_missed_and_excuses_its_class_only():
+    assert counted("0000", [2], "0000", [2], crowd=[True]) == {}
+    assert counted("0000", [3], "0000", [2], crowd=[True]) == {3: (0, 1, 0)}
+    # 2 pixels on the crowd and 1 on void are over half of 5; 2 alone are not
+    assert counted("00000", [2], "00.11", [2, 3], crowd=[True, False]) == {3: (0, 0, 1)}
+    assert counted("00000", [2], "00111", [2, 3], crowd=[True, False]) == {2: (0, 1, 0), 3: (0, 0, 1)}
+    # a crowd stays in the union: 2 / 4 is no match
+    assert counted("0000", [2], "0011", [2, 2], crowd=[False, True]) == {2: (0, 1, 1)}
+
+
+def test_of_two_crowds_of_a_class_the_last_one_excuses_as_in_the_official_evaluator():
+    assert counted("0000", [2], "0001", [2, 2], crowd=[True, True]) == {2: (0, 1, 0)}
+    assert counted("0000", [2], "0111", [2, 2], crowd=[True, True]) == {}
+
+
+def test_a_true_segment_without_pixels_is_missed():
+    assert counted("00", [2], "00", [2, 3]) == {2: (1, 0, 0), 3: (0, 0, 1)}
+
+
+def test_a_picture_may_have_no_segments():
+    assert counted("....", [], "0000", [2]) == {2: (0, 0, 1)}
+    assert counted("0000", [2], "....", []) == {}
+    assert counted("....", [], "....", []) == {}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_merged_parts_equal_the_whole_exactly_in_any_order(cut):
+    whole, first, second = reference_metric(), reference_metric(range(cut)), reference_metric(range(cut, 6))
+    second.merge(first)
+    assert torch.equal(second.counts, whole.counts)
+    assert second.result() == whole.result()
+    again = PanopticMetric(num_classes=133, thing_ids=range(80), counts=first.counts + reference_metric().counts)
+    again.counts -= first.counts
+    assert again.result() == whole.result()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, torch.uint8, torch.int32])
+def test_any_integer_type_counts_alike_and_values_that_are_no_segment_are_void(dtype):
+    truth, prediction = one_row("0011.."), one_row("00.111")
+    truth[truth < 0] = 255
+    prediction[prediction < 0] = 200
+    if isinstance(dtype, torch.dtype):
+        truth, prediction = (torch.from_numpy(x).to(dtype) for x in (truth, prediction))
+    else:
+        truth, prediction = (x.astype(dtype) for x in (truth, prediction))
+    metric = PanopticMetric(num_classes=3, thing_ids=[2])
+    metric.update(prediction, torch.tensor([0, 2]), truth, np.array([0, 2]))
+    # class 2: 3 predicted, 2 of them on void, 2 true, 1 common: 1 / 2 is no match; 2 of 3 on void is not wrong
+    assert metric.counts[:, :3].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_nothing_counted_gives_none_and_not_nan():
+    result = PanopticMetric(num_classes=2, thing_ids=[1]).result()
+    assert result == {
+        **NOTHING,
+        "things": NOTHING,
+        "stuff": NOTHING,
+        "per_class": {key: [None, None] for key in ("pq", "sq", "rq")} | {key: [0, 0] for key in ("tp", "fp", "fn")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("prediction", "predicted_labels", "truth", "true_labels", "crowd", "message"),
+    [
+        ([[0]], [0], [[0, 0]], [0], None, r"must have one shape \(H, W\), got \(1, 1\) and \(1, 2\)"),
+        ([0], [0], [0], [0], None, r"must have one shape \(H, W\), got \(1,\) and \(1,\)"),
+        ([[0.0]], [0], [[0]], [0], None, "prediction must hold integers, got float64"),
+        ([[0]], [3], [[0]], [0], None, "predicted_labels: 3 is outside the classes 0 to 2"),
+        ([[0]], [0], [[0]], [-1], None, "true_labels: -1 is outside the classes 0 to 2"),
+        ([[0]], [[0]], [[0]], [0], None, r"predicted_labels must hold one class per segment, got shape \(1, 1\)"),
+        ([[0]], [0, 1], [[0]], [0], None, "predicted segment 1 of 2 has no pixels"),
+        ([[0]], [0], [[0]], [0], [True, False], "crowd must hold one flag for each of 1 true segments, got 2"),
+    ],
+)
+def test_wrong_values_are_refused_and_nothing_is_counted(
+    prediction, predicted_labels, truth, true_labels, crowd, message
+):
+    metric = PanopticMetric(num_classes=3, thing_ids=[2])
+    with pytest.raises(ValueError, match=message):
+        metric.update(np.array(prediction), predicted_labels, np.array(truth), true_labels, crowd=crowd)
+    assert metric.counts.sum() == 0
+
+
+def test_metrics_of_other_classes_and_wrong_states_are_refused():
+    with pytest.raises(
+        ValueError, match=r"of 3 classes with the things \[2\] into one of 3 classes with the things \["
+    ):
+        PanopticMetric(num_classes=3, thing_ids=[1]).merge(PanopticMetric(num_classes=3, thing_ids=[2]))
+    with pytest.raises(ValueError, match=r"must be int64 of shape \(2, 4\), got torch.float32 of shape \(2, 3\)"):
+        PanopticMetric(num_classes=2, thing_ids=[], counts=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="thing_ids names 2, which is outside the classes 0 to 1"):
+        PanopticMetric(num_classes=2, thing_ids=[0, 2])
