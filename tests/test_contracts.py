@@ -31,6 +31,7 @@ NOT_TRAINING = {
     "pipeline.params": "its values are in the key",
     "m2f.inference": "validation watches a training",
     "m2f.metrics": "validation watches a training",
+    "m2f.metrics.instance": "validation watches a training",
     "m2f.metrics.panoptic": "validation watches a training",
     "m2f.metrics.semantic": "validation watches a training",
     "pipeline.evaluate_job": "validation watches a training",

@@ -1,0 +1,216 @@
+"""Mask average precision as COCO defines it, computed by pycocotools (imported where it is used).
+
+C classes, H x W picture, P predicted instances, T true instances
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+RunLengths = Sequence[Mapping[str, Any]]
+"""One {"size": [H, W], "counts": bytes or str} per mask: compressed run lengths of `pycocotools.mask`."""
+Masks = Tensor | NDArray[np.bool_] | NDArray[np.uint8] | RunLengths
+"""(N, H, W) bool, or the masks' run lengths."""
+Values = Tensor | NDArray[Any] | Sequence[float]
+"""(N,) numbers."""
+
+
+class InstanceResult(TypedDict):
+    """Fractions; None where no true instance counts."""
+
+    ap: float | None
+    """Mean over classes and over the IoU thresholds 0.5, 0.55, ..., 0.95."""
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    """Of instances of up to 32 * 32 pixels."""
+    ap_medium: float | None
+    ap_large: float | None
+    """Of instances of 96 * 96 pixels and more."""
+    per_class: list[float | None]
+    """`ap` of every class, by class id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Picture:
+    """What one picture gives to the result, small enough to keep and to send."""
+
+    size: tuple[int, int]
+    predicted: tuple[dict[str, Any], ...]
+    """Annotations in COCO's format without ids."""
+    true: tuple[dict[str, Any], ...]
+
+
+class InstanceMetric:
+    """Keeps predicted and true instances of any number of pictures, as run lengths, under the pictures' ids.
+
+    AP ranks all predictions of a class together, so it is made only when the result is asked for. The
+    result does not depend on the order of pictures: merged parts equal the whole exactly.
+    """
+
+    def __init__(self, *, num_classes: int, max_instances: int = 100) -> None:
+        """`max_instances`: best predictions of a picture and class that count (COCO: 100)."""
+        self.num_classes = num_classes
+        self.max_instances = max_instances
+        self._pictures: dict[int, _Picture] = {}
+
+    def __len__(self) -> int:
+        """Pictures so far."""
+        return len(self._pictures)
+
+    def update(
+        self,
+        masks: Masks,
+        labels: Values,
+        scores: Values,
+        true_masks: Masks,
+        true_labels: Values,
+        *,
+        image_id: int,
+        size: tuple[int, int] | None = None,
+        crowd: Sequence[bool] | Tensor | NDArray[np.bool_] | None = None,
+        true_areas: Values | None = None,
+    ) -> None:
+        """Add one picture: `masks`, `labels`, `scores` of P predictions, `true_masks`, `true_labels` of T true ones.
+
+        `size`: (H, W) of the picture, needed only when neither side has a mask. `crowd`: (T,) flags of true
+        instances that stand for many objects (None: no such instance); predictions on them do not count.
+        `true_areas`: (T,) pixels that decide which are small, medium and large (None: of the masks; COCO's
+        annotations bring their own, which differ a little).
+
+        ValueError when lengths or sizes differ, when a label is no class, when a score is not finite, or when the
+        picture was added before.
+        """
+        if image_id in self._pictures:
+            raise ValueError(f"picture {image_id} was added before")
+        predicted_runs, true_runs = _run_lengths(masks, "masks"), _run_lengths(true_masks, "true_masks")
+        sizes = {(int(run["size"][0]), int(run["size"][1])) for run in (*predicted_runs, *true_runs)}
+        sizes |= {tuple(dense.shape[1:]) for dense in (masks, true_masks) if isinstance(dense, Tensor | np.ndarray)}
+        sizes |= set() if size is None else {(size[0], size[1])}
+        if len(sizes) != 1:
+            raise ValueError(f"masks of picture {image_id} must have one size, got {sorted(sizes) or 'none'}")
+        predicted = self._annotations(
+            predicted_runs, labels, image_id, "predicted", area=_areas(predicted_runs), score=_numbers(scores)
+        )
+        if not all(math.isfinite(annotation["score"]) for annotation in predicted):
+            raise ValueError(f"scores of picture {image_id} are not all finite")
+        areas = _areas(true_runs) if true_areas is None else _numbers(true_areas)
+        flags = [0] * len(true_runs) if crowd is None else [int(flag) for flag in _numbers(crowd)]
+        true = self._annotations(true_runs, true_labels, image_id, "true", area=areas, iscrowd=flags)
+        self._pictures[image_id] = _Picture(size=sizes.pop(), predicted=predicted, true=true)
+
+    def merge(self, other: InstanceMetric) -> None:
+        """Add the pictures of another metric of the same classes, in place; ValueError when one is in both."""
+        if (self.num_classes, self.max_instances) != (other.num_classes, other.max_instances):
+            raise ValueError(
+                f"cannot merge a metric of {other.num_classes} classes and {other.max_instances} instances into one of "
+                f"{self.num_classes} classes and {self.max_instances} instances"
+            )
+        twice = self._pictures.keys() & other._pictures.keys()
+        if twice:
+            raise ValueError(f"cannot merge: both metrics hold picture {min(twice)} ({len(twice)} in all)")
+        self._pictures |= other._pictures
+
+    def result(self) -> InstanceResult:
+        """AP of the pictures so far. A class without a true instance that counts has None and is in no mean."""
+        from pycocotools.cocoeval import COCOeval
+
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            evaluation = COCOeval(self._dataset("true"), self._dataset("predicted"), "segm")
+            evaluation.params.maxDets = [self.max_instances]
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision = evaluation.eval["precision"][..., 0]
+        everything, small, medium, large = np.moveaxis(precision, 3, 0)  # each (10 thresholds, 101 recalls, C)
+        return {
+            "ap": _mean(everything),
+            "ap50": _mean(everything[0]),
+            "ap75": _mean(everything[5]),
+            "ap_small": _mean(small),
+            "ap_medium": _mean(medium),
+            "ap_large": _mean(large),
+            "per_class": [_mean(everything[:, :, c]) for c in range(self.num_classes)],
+        }
+
+    def _annotations(
+        self, runs: list[dict[str, Any]], labels: Values, image_id: int, name: str, **columns: list[Any]
+    ) -> tuple[dict[str, Any], ...]:
+        classes = [int(label) for label in _numbers(labels)]
+        lengths = {"labels": len(classes)} | {column: len(values) for column, values in columns.items()}
+        wrong = {column: length for column, length in lengths.items() if length != len(runs)}
+        if wrong:
+            raise ValueError(f"picture {image_id} has {len(runs)} {name} masks, but {wrong}")
+        outside = [label for label in classes if not 0 <= label < self.num_classes]
+        if outside:
+            raise ValueError(
+                f"{name} label {outside[0]} of picture {image_id} is outside the classes 0 to {self.num_classes - 1}"
+            )
+        return tuple(
+            {"segmentation": run, "category_id": label, **dict(zip(columns, values, strict=True))}
+            for run, label, *values in zip(runs, classes, *columns.values(), strict=True)
+        )
+
+    def _dataset(self, side: Literal["true", "predicted"]) -> Any:
+        """The pictures by id, with one side's annotations, as pycocotools wants them."""
+        from pycocotools.coco import COCO
+
+        annotations: list[dict[str, Any]] = []
+        for image_id, picture in sorted(self._pictures.items()):
+            for annotation in picture.true if side == "true" else picture.predicted:
+                # from 1: pycocotools takes a match with id 0 for none
+                annotations.append({**annotation, "id": len(annotations) + 1, "image_id": image_id})
+        dataset = COCO()
+        dataset.dataset = {
+            "images": [
+                {"id": image_id, "height": picture.size[0], "width": picture.size[1]}
+                for image_id, picture in sorted(self._pictures.items())
+            ],
+            "annotations": annotations,
+            "categories": [{"id": c} for c in range(self.num_classes)],
+        }
+        dataset.createIndex()
+        return dataset
+
+
+def run_lengths(masks: Tensor | NDArray[np.bool_] | NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Compressed run lengths of (N, H, W) masks, as pycocotools writes them: counts are bytes."""
+    from pycocotools import mask as coco
+
+    array = masks.cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+    if array.ndim != 3 or array.dtype not in (np.bool_, np.uint8):
+        raise ValueError(f"masks must be bool of shape (N, H, W), got {array.dtype} of shape {array.shape}")
+    # one by one: a Fortran-ordered copy of all would double what a picture needs
+    return [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in array]
+
+
+def _run_lengths(masks: Masks, name: str) -> list[dict[str, Any]]:
+    if isinstance(masks, Tensor | np.ndarray):
+        return run_lengths(masks)
+    if not all(isinstance(run, Mapping) and isinstance(run.get("counts"), bytes | str) for run in masks):
+        raise ValueError(f"{name} must be (N, H, W) bool, or a list of compressed run lengths")
+    return [dict(run) for run in masks]
+
+
+def _areas(runs: list[dict[str, Any]]) -> list[float]:
+    from pycocotools import mask as coco
+
+    return [float(area) for area in coco.area(runs)] if runs else []
+
+
+def _numbers(values: Values) -> list[Any]:
+    return values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    """Mean over what is known: pycocotools writes -1 for classes without true instances."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None
