@@ -41,17 +41,26 @@ def save_checkpoint(
     state: Mapping[str, Any],
 ) -> Path:
     """Write the checkpoint of `step` finished steps. `state`: JSON values that `load_checkpoint` gives back."""
-    from safetensors.torch import save_file
-
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    return _save(run_dir, step, run_key, tensors, state)
+
+
+def save_model(run_dir: Path, *, step: int, run_key: str, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a checkpoint of weights alone, to be evaluated; `tensors` by the model's names."""
+    return _save(run_dir, step, run_key, {f"model.{name}": value for name, value in tensors.items()}, {})
+
+
+def _save(run_dir: Path, step: int, run_key: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    from safetensors.torch import save_file
+
     header = {"run_key": run_key, "step": str(step), "state": json.dumps(dict(state))}
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     path = checkpoint_path(run_dir, step)
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata=header)
+        save_file(copies, partial, metadata=header)
     return path
 
 

@@ -36,19 +36,19 @@ class Resources:
     groups_at_once: int | None
 
 
-def resources_for(row: Row, *, gpus: int, cpus: int) -> Resources:
-    """Share `gpus` GPUs (or `cpus` cores where there is none) among a row's workers.
+def resources_for(row: Row, *, gpus: int, cpus: int, training: bool = True) -> Resources:
+    """Share `gpus` GPUs (or `cpus` cores where there is none) among the workers that train or evaluate a row.
 
-    ValueError when M2F_WORKERS asks for more workers than the row has groups, or for several on a CPU
-    where batch statistics would have to be synchronised.
+    ValueError when M2F_WORKERS asks for more training workers than the row has groups, or for several on a
+    CPU where batch statistics would have to be synchronised.
     """
-    wanted = environment_int("M2F_WORKERS")
-    on_cpu_alone = gpus == 0 and needs_synchronised_norm(row)
-    if wanted is None:
-        workers = min(row.train.groups, gpus or (1 if on_cpu_alone else cpus)) or 1
+    wanted, devices = environment_int("M2F_WORKERS"), gpus or cpus
+    if training:
+        alone = gpus == 0 and needs_synchronised_norm(row)
+        workers = min(row.train.groups, 1 if alone else devices) if wanted is None else wanted
+        check_workers(row, workers=workers, use_gpu=gpus > 0)
     else:
-        workers = wanted
-    check_workers(row, workers=workers, use_gpu=gpus > 0)
+        workers = devices if wanted is None else min(wanted, devices)
     cpus_per_worker = max(1, cpus // max(1, workers))
     loaders = environment_int("M2F_LOADER_PROCESSES")
     return Resources(
@@ -118,7 +118,7 @@ def connect() -> None:
     )
 
 
-def cluster_resources(row: Row) -> Resources:
+def cluster_resources(row: Row, *, training: bool = True) -> Resources:
     """`resources_for` with what is here: the connected Ray cluster's GPUs and cores, or this machine's."""
     import torch
 
@@ -127,5 +127,5 @@ def cluster_resources(row: Row) -> Resources:
 
         connect()
         total = ray.cluster_resources()
-        return resources_for(row, gpus=int(total.get("GPU", 0)), cpus=int(total.get("CPU", 1)))
-    return resources_for(row, gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)))
+        return resources_for(row, gpus=int(total.get("GPU", 0)), cpus=int(total.get("CPU", 1)), training=training)
+    return resources_for(row, gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)), training=training)

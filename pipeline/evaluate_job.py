@@ -92,7 +92,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     from pipeline.files import sha256
     from pipeline.storage import storage_root, stored
 
-    resources = cluster_resources(row)
+    resources = cluster_resources(row, training=False)
     seeds: list[dict[str, Any]] = []
     overlays: list[str] = []
     for trained in train_result["seeds"]:
@@ -111,12 +111,12 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
                         f"delete its run folder and run dvc repro -f train@{row.name}"
                     )
                 folder = storage_root() / trained["run_dir"] / "overlays" if kind == "last" else None
-                by_step[checkpoint["step"]] = _evaluate_checkpoint(
+                by_step[checkpoint["step"]] = evaluate_checkpoint(
                     path, trained["run_key"], row, manifest, resources, folder
                 )
                 if folder is not None and not overlays:
                     overlays = [str(p.relative_to(storage_root())) for p in sorted(folder.glob("*.png"))]
-            entry["checkpoints"][kind] = _described(
+            entry["checkpoints"][kind] = described(
                 by_step[checkpoint["step"]], checkpoint["step"], manifest["class_names"]
             )
         _track(trained, entry["checkpoints"]["last"])
@@ -146,7 +146,7 @@ def commonest_class(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"class": manifest["class_names"][common], **figures(metric)}
 
 
-def _described(metric: SemanticMetric, step: int, class_names: Sequence[str]) -> dict[str, Any]:
+def described(metric: SemanticMetric, step: int, class_names: Sequence[str]) -> dict[str, Any]:
     per_class = metric.result()["per_class"]["iou"]
     return {"step": step, **figures(metric), "per_class": dict(zip(class_names, per_class, strict=True))}
 
@@ -164,7 +164,7 @@ def _track(trained: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     tracking.log_files(run_id, {f"overlays/{path.name}": path for path in sorted(folder.glob("*.png"))})
 
 
-def _evaluate_checkpoint(
+def evaluate_checkpoint(
     path: Path, run_key: str, row: Row, manifest: Mapping[str, Any], resources: Resources, overlays: Path | None
 ) -> SemanticMetric:
     """One checkpoint over all validation pictures: in this process, or as one Ray task per worker."""

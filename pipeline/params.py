@@ -133,12 +133,26 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedConfig:
+    """A row's published checkpoint: the fastest check that network, conversion, test sizes and metric are right."""
+
+    dataset: str
+    """The row's dataset (DVC cannot look it up)."""
+    url: str
+    """The .pth; the last part of its name is the beginning of its SHA-256, as mmsegmentation publishes them."""
+    log_url: str = ""
+    """The training log, JSON lines; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Params:
     """All of params.yaml."""
 
     datasets: Mapping[str, DatasetConfig]
     rows: Mapping[str, Row]
     weights: Mapping[str, WeightsConfig] = field(default_factory=dict)
+    checkpoints: Mapping[str, PublishedConfig] = field(default_factory=dict)
+    """By row."""
 
     def row(self, name: str) -> Row:
         """The row called `name`; ValueError with the nearest name otherwise."""
@@ -181,15 +195,21 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
     params = _build(Params, {**tree, "rows": rows}, where)
     for name, row in params.rows.items():
         at = f"{where}: rows.{name}"
-        dataset = pick(params.datasets, row.dataset, "dataset", at)
+        data = pick(params.datasets, row.dataset, "dataset", at)
         if row.weights != "none":
             pick(params.weights, row.weights, "weights entry", at)
-        if len(dataset.class_names) != row.model.num_classes:
+        if len(data.class_names) != row.model.num_classes:
             raise ValueError(
                 f"{at}.model.num_classes is {row.model.num_classes}, but dataset {row.dataset} "
-                f"names {len(dataset.class_names)} classes"
+                f"names {len(data.class_names)} classes"
             )
         _check_row(row, at)
+    for name, checkpoint in params.checkpoints.items():
+        dataset = pick(params.rows, name, "row", f"{where}: checkpoints").dataset
+        if checkpoint.dataset != dataset:
+            raise ValueError(
+                f"{where}: checkpoints.{name}.dataset is {checkpoint.dataset!r}, but row {name} is on {dataset!r}"
+            )
     return params
 
 

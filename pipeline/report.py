@@ -84,10 +84,16 @@ def row_facts(row: Row, results: Path) -> dict[str, Any]:
         "published_authors": dict(row.published_authors),
         "difference": {name: value - published[name] for name, value in median.items() if name in published},
         "baseline": None,
+        "published_checkpoint": None,
     }
     if evaluated:
         baseline = evaluated["baseline"]
         facts["baseline"] = {"class": baseline["class"]} | {m: 100 * baseline[m] for m in METRICS if m in baseline}
+    checked = _read(results, "published", row.name)
+    if checked:  # the published weights through our evaluation: should repeat the published figure
+        facts["published_checkpoint"] = {m: 100 * checked["figures"][m] for m in METRICS} | {
+            "difference": checked["difference"]
+        }
     return _rounded(facts)
 
 
@@ -122,6 +128,15 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], unknown: str = "") -> str:
         if facts["status"] == "not run":
             cells["miou"] = "not run"
         lines.append(f"| {' | '.join(_escaped(cells[key]) for key, _ in TABLE)} |")
+    for name, facts in rows.items():
+        if checked := facts["published_checkpoint"]:
+            difference = (
+                "" if checked["difference"] is None else f", {checked['difference']:+.2f} from the published figure"
+            )
+            lines += [
+                "",
+                f"{name}: the published checkpoint, evaluated here, has mIoU {checked['miou']:.2f}{difference}.",
+            ]
     if unknown:
         lines += ["", unknown]
     for name, facts in rows.items():

@@ -14,7 +14,14 @@ import yaml
 
 from tests.shared import PROJECT
 
-SECTIONS = {"fetch": "datasets", "shard": "datasets", "weights": "weights", "train": "rows", "evaluate": "rows"}
+SECTIONS = {
+    "fetch": "datasets",
+    "shard": "datasets",
+    "weights": "weights",
+    "train": "rows",
+    "evaluate": "rows",
+    "published": "checkpoints",
+}
 """Every stage of dvc.yaml with the section of params.yaml whose entries it is made for."""
 
 

@@ -23,7 +23,7 @@ from tests.imports import has_code, imported, modules, reached
 from tests.project_copy import SECTIONS, Copy
 from tests.shared import PROJECT
 
-STAGES = ("fetch", "shard", "weights", "train", "evaluate")
+STAGES = ("fetch", "shard", "weights", "train", "evaluate", "published")
 
 NOT_TRAINING = {
     "m2f": "only names other modules' contents",
@@ -82,8 +82,9 @@ def test_every_entry_of_params_is_a_stage_with_one_small_out(pipeline: dict[str,
 
 def test_a_stage_depends_only_on_its_own_entry(pipeline: dict[str, Any]) -> None:
     for stage in STAGES:
+        sections = f"({SECTIONS[stage]}|rows)" if stage == "published" else SECTIONS[stage]  # both by the row's name
         for key in pipeline[stage]["do"]["params"]:
-            assert re.fullmatch(rf"{SECTIONS[stage]}\.\$\{{key\}}(\.\w+)?", key), f"{stage}: {key}"
+            assert re.fullmatch(rf"{sections}\.\$\{{key\}}(\.\w+)?", key), f"{stage}: {key}"
 
 
 def test_the_report_depends_on_nothing_and_is_always_run(pipeline: dict[str, Any]) -> None:
@@ -261,7 +262,7 @@ def test_a_changed_row_runs_again_alone(copy: Copy) -> None:
     copy.params["rows"]["cityscapes_r101"]["published"]["miou"] = 99.0
     copy.params["rows"]["cityscapes_r50"]["max_gpu_hours"] = 99.0
     copy.write_params()
-    assert copy.stale() == {"train@shapes_tiny", "evaluate@ade20k_r50"}
+    assert copy.stale() == {"train@shapes_tiny", "evaluate@ade20k_r50", "published@ade20k_r50"}
 
 
 def test_a_changed_dataset_runs_again_with_the_rows_on_it_only(copy: Copy) -> None:

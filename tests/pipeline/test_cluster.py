@@ -45,3 +45,12 @@ def test_a_setting_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("M2F_WORKERS", "two")
     with pytest.raises(ValueError, match="M2F_WORKERS is 'two'; it must be a whole number, 0 or more"):
         resources_for(PARAMS.row("shapes_tiny"), gpus=0, cpus=2)
+
+
+def test_evaluation_is_not_bound_by_groups_or_batch_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+    row = PARAMS.row("ade20k_r50")
+    assert resources_for(row, gpus=16, cpus=64, training=False).workers == 16
+    assert resources_for(row, gpus=0, cpus=4, training=False).workers == 4
+    monkeypatch.setenv("M2F_WORKERS", "2")
+    assert resources_for(row, gpus=0, cpus=4, training=False).workers == 2

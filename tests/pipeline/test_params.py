@@ -78,7 +78,7 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.shapes.layout is 'shapez'; did you mean 'shapes'?",
         ),
         (changed("rows", "shapes_tiny", value=3), "rows.shapes_tiny is 3; expected the keys name, dataset"),
-        ([], "expected the sections datasets, rows, weights, found list"),
+        ([], "expected the sections datasets, rows, weights, checkpoints, found list"),
     ],
 )
 def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, message: str) -> None:

@@ -112,6 +112,20 @@ def test_the_difference_is_ours_less_the_published_figure(params: Params, tmp_pa
     assert facts["published_authors"] == {"miou": 79.4}
 
 
+def test_the_published_checkpoint_evaluated_here_stands_beside_the_published_figure(
+    params: Params, tmp_path: Path
+) -> None:
+    figures = {"miou": 0.80436, "mean_accuracy": 0.9, "pixel_accuracy": 0.95}
+    write_json(tmp_path / "published" / "published.json", {"figures": figures, "difference": -0.004})
+    facts = row_facts(params.rows["published"], tmp_path)
+    assert facts["published_checkpoint"]["miou"] == 80.44
+    text = markdown({"published": facts})
+    assert (
+        "published: the published checkpoint, evaluated here, has mIoU 80.44, -0.00 from the published figure." in text
+    )
+    assert row_facts(params.rows["ours"], tmp_path)["published_checkpoint"] is None
+
+
 def test_a_row_without_results_is_not_run(params: Params, tmp_path: Path) -> None:
     facts = row_facts(params.rows["ours"], tmp_path)
     assert (facts["status"], facts["seeds"], facts["median"]) == ("not run", [], {})

@@ -1,0 +1,116 @@
+"""Published checkpoints, evaluated by the code that evaluates our own trainings, and the log of their training."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import tracking
+from pipeline.checkpoints import save_model
+from pipeline.cluster import cluster_resources
+from pipeline.evaluate_job import described, evaluate_checkpoint
+from pipeline.fetch import download
+from pipeline.files import sha256
+from pipeline.params import PublishedConfig, Row
+from pipeline.storage import storage_root
+
+_TRAINING = {
+    "loss": "loss",
+    "decode.loss_cls": "loss_class",
+    "decode.loss_mask": "loss_mask",
+    "decode.loss_dice": "loss_dice",
+}
+_TRAINING |= {"base_lr": "lr", "grad_norm": "grad_norm", "memory": "memory_mib"}
+_VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pixel_accuracy"}
+"""Names in the published logs (percent) and ours (fractions)."""
+
+
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Fetch, convert and evaluate a row's published checkpoint; the content of results/published/<row>.json.
+
+    `difference` is our figure less the published one, in percent points: it should be within the last digit. The
+    training log becomes an MLflow run beside ours. ValueError when the file is not the row's network, or a log is none.
+    """
+    from m2f.weights import from_reference, read_checkpoint
+
+    source = download(config.url, sha256_prefix=digest_prefix(config.url))
+    digest = sha256(source)
+    run_dir = storage_root() / "runs" / f"published-{digest[:16]}"
+    run_key = f"published-{digest[:16]}"
+    path = save_model(
+        run_dir, step=row.train.steps, run_key=run_key, tensors=from_reference(read_checkpoint(source), row.model)
+    )
+    resources = cluster_resources(row, training=False)
+    metric = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
+    figures = described(metric, row.train.steps, manifest["class_names"])
+    run_id = import_log(row, config, run_key=run_key, run_dir=run_dir) if config.log_url else None
+    tracking.log_summary(run_id, {"test_miou": figures["miou"]})
+    published = row.published.get("miou")
+    return {
+        "row": row.name,
+        "dataset": row.dataset,
+        "url": config.url,
+        "sha256": digest,
+        "figures": figures,
+        "published": dict(row.published),
+        "difference": None if published is None else 100 * figures["miou"] - published,
+        "mlflow_run_id": run_id,
+        "curve": f"runs/{run_key}/curve.jsonl" if config.log_url else None,
+    }
+
+
+def digest_prefix(url: str) -> str:
+    """The beginning of a file's SHA-256 that its name ends with (name-ffd9d750.pth); empty when it has none."""
+    found = re.search(r"-([0-9a-f]{8})\.\w+$", url)
+    return found[1] if found else ""
+
+
+def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path) -> str | None:
+    """Write the published training log as a curve of ours and into MLflow; the run's id, None if no server answers."""
+    source = download(config.log_url)
+    points = read_log(source)
+    run_id = tracking.open_run(
+        dataset=row.dataset,
+        row=row.name,
+        name=f"{row.name} published",
+        run_key=run_key,
+        params={"url": config.url, "log_url": config.log_url},
+        tags={"m2f.published": "true"},
+    )
+    with (
+        tempfile.TemporaryDirectory(dir=run_dir) as folder,
+        tracking.Curve(Path(folder) / "curve.jsonl", run_id, 0) as curve,
+    ):
+        for step, point in sorted(points.items()):
+            curve.log(step, point)
+        curve.close()
+        shutil.copyfile(Path(folder) / "curve.jsonl", run_dir / "curve.jsonl")
+    tracking.set_status(run_id, "FINISHED", {"status": "published"})
+    return run_id
+
+
+def read_log(path: Path) -> dict[int, dict[str, float]]:
+    """Points by step of a training log in mmengine's format: JSON lines, training and validation mixed.
+
+    Metrics get our names and become fractions. ValueError when a line is no JSON object, or none has a step.
+    """
+    points: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            values = {ours: float(entry[theirs]) for theirs, ours in _TRAINING.items() if theirs in entry}
+            values |= {ours: float(entry[theirs]) / 100 for theirs, ours in _VALIDATION.items() if theirs in entry}
+        except (json.JSONDecodeError, TypeError, ValueError):
+            raise ValueError(f"{path} is no training log: line {number} is not a JSON object of numbers") from None
+        if values and "step" in entry:
+            points.setdefault(int(entry["step"]), {}).update(values)
+    if not points:
+        raise ValueError(f"{path} is no training log: no line has a step with a loss or a metric")
+    return points
