@@ -66,7 +66,8 @@ def test_the_forward_pass_equals_the_published_implementation(row: str) -> None:
         np.testing.assert_allclose([x.item() for x in own], stats, atol=2e-4)
     assert np.abs(prediction.class_logits[0].numpy() - values["class_logits"]).max() < 1e-4
     assert np.abs(prediction.mask_logits[0, ::9].numpy() - values["mask_logits_every_9th_query"]).max() < 1e-3
-    np.testing.assert_allclose(scores[0, :, ::8, ::8].numpy(), values["scores_at"], atol=1e-4)
+    # sums over 100 queries, up to 11: 1e-5 of their size is rounding
+    np.testing.assert_allclose(scores[0, :, ::8, ::8].numpy(), values["scores_at"], atol=1e-4, rtol=1e-5)
     assert (labels.numpy() == values["argmax"]).mean() > 0.9999
 
 

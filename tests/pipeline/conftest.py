@@ -56,6 +56,7 @@ def small_row() -> Row:
         groups=4,
         group_size=1,
         augmentation=AugmentationConfig(crop=(64, 64), short_sides=(56, 64, 80), long_side_max=160),
+        optimizer=dataclasses.replace(row.train.optimizer, lr=1e-3),
         schedule=dataclasses.replace(row.train.schedule, warmup_steps=0),
         val_interval=3,
         checkpoint_interval=2,
