@@ -51,7 +51,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) lacks the venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): 2 to 4 minutes and 7 GB, once"
+	@echo "Installing into $(VENV): 3 to 6 minutes and 7 GB, once"
 	@"$(PYTHON)" -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .

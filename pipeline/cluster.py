@@ -47,6 +47,11 @@ def resources_for(row: Row, *, gpus: int, cpus: int, training: bool = True) -> R
         alone = gpus == 0 and needs_synchronised_norm(row)
         workers = min(row.train.groups, 1 if alone else devices) if wanted is None else wanted
         check_workers(row, workers=workers, use_gpu=gpus > 0)
+        if workers > devices:  # Ray would wait for ever for the rest
+            raise ValueError(
+                f"M2F_WORKERS={workers}, but there are {devices} {'GPUs' if gpus else 'cores'} here; "
+                f"set it to {devices} or less"
+            )
     else:
         workers = devices if wanted is None else min(wanted, devices)
     cpus_per_worker = max(1, cpus // max(1, workers))

@@ -183,7 +183,12 @@ def evaluate_checkpoint(
             task.remote(path, run_key, row, manifest, worker, resources.workers, overlays, resources.loader_processes)
             for worker in range(resources.workers)
         ]
-        confusions = ray.get(parts)
+        try:
+            confusions = ray.get(parts)
+        except ray.exceptions.RayTaskError as error:  # its text is a traceback; the sentence is in its cause
+            if isinstance(error.cause, (ValueError, OSError)):
+                raise error.cause from None
+            raise
     return SemanticMetric(num_classes=row.model.num_classes, confusion=torch.from_numpy(sum(confusions)))
 
 

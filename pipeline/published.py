@@ -40,8 +40,8 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
 
     source = download(config.url, sha256_prefix=digest_prefix(config.url))
     digest = sha256(source)
-    run_dir = storage_root() / "runs" / f"published-{digest[:16]}"
     run_key = f"published-{digest[:16]}"
+    run_dir = storage_root() / "runs" / run_key
     path = save_model(
         run_dir, step=row.train.steps, run_key=run_key, tensors=from_reference(read_checkpoint(source), row.model)
     )

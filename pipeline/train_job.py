@@ -57,10 +57,11 @@ def _train_seed(
     """Bring one seed to its end; its entry in results/train/<row>.json."""
     from pipeline import tracking
     from pipeline.provenance import environment
+    from pipeline.train_loop import finished_result
 
     run_dir = storage_root() / "runs" / key
-    finished, diverged, launch = run_dir / "finished.json", run_dir / "diverged.json", run_dir / "launch.json"
-    if not finished.exists() and not diverged.exists():
+    diverged, launch = run_dir / "diverged.json", run_dir / "launch.json"
+    if finished_result(run_dir) is None and not diverged.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
         open_run = partial(
             tracking.open_run,
@@ -90,7 +91,7 @@ def _train_seed(
         if run_id is None and (run_id := open_run()) is not None:  # the server was down, and has missed the curve
             tracking.Curve(run_dir / "curve.jsonl", run_id, row.train.steps + 1).close()
             write_json(launch, {**read_json(launch, made_by="training again"), "mlflow_run_id": run_id})
-        if finished.exists():
+        if finished_result(run_dir) is not None:
             tracking.set_status(run_id, "FINISHED", {"status": "finished"})
         else:
             tracking.set_status(run_id, "FAILED", {"status": "diverged" if diverged.exists() else "failed"})
@@ -110,8 +111,8 @@ def _train_seed(
         "mlflow_run_id": launched["mlflow_run_id"],
         "environment": launched["environment"],
     }
-    if finished.exists():
-        result = read_json(finished, made_by=f"dvc repro -f train@{row.name}")
+    result = finished_result(run_dir)
+    if result is not None:
         figures = {name: result[name] for name in ("checkpoints", "metrics", "train_s", "images_per_s")}
         return {**entry, **figures, "status": "finished"}
     if diverged.exists():

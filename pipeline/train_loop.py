@@ -89,9 +89,9 @@ def train(run: Run) -> dict[str, Any]:
     Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0). Raises
     Divergence for a non-finite loss or matching cost, after saving step, positions and norms in `diverged.json`.
     """
-    finished, diverged = run.run_dir / "finished.json", run.run_dir / "diverged.json"
-    if finished.exists():
-        return read_json(finished, made_by="training this row again")
+    diverged = run.run_dir / "diverged.json"
+    if (finished := finished_result(run.run_dir)) is not None:
+        return finished
     if diverged.exists():
         raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
     worker, config = Worker.here(), run.row.train
@@ -175,8 +175,18 @@ def train(run: Run) -> dict[str, Any]:
         return {}
     curve.close()
     result = summary(run, state)
-    write_json(finished, result)
+    write_json(run.run_dir / "finished.json", result)
     return result
+
+
+def finished_result(run_dir: Path) -> dict[str, Any] | None:
+    """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
+    path = run_dir / "finished.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = read_json(path, made_by="training this row again")
+    whole = all((run_dir / checkpoint["path"]).exists() for checkpoint in result["checkpoints"].values())
+    return result if whole else None
 
 
 def build(run: Run, worker: Worker) -> tuple[nn.Module, Tensor]:

@@ -54,3 +54,14 @@ def test_evaluation_is_not_bound_by_groups_or_batch_statistics(monkeypatch: pyte
     assert resources_for(row, gpus=0, cpus=4, training=False).workers == 4
     monkeypatch.setenv("M2F_WORKERS", "2")
     assert resources_for(row, gpus=0, cpus=4, training=False).workers == 2
+
+
+def test_more_workers_than_there_are_cores_or_gpus_is_one_sentence_instead_of_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("M2F_WORKERS", "4")
+    row = PARAMS.row("shapes_tiny")
+    with pytest.raises(ValueError, match="M2F_WORKERS=4, but there are 2 cores here; set it to 2 or less"):
+        resources_for(row, gpus=0, cpus=2)
+    with pytest.raises(ValueError, match="M2F_WORKERS=4, but there are 3 GPUs here"):
+        resources_for(row, gpus=3, cpus=64)

@@ -81,7 +81,7 @@ def test_an_altered_or_missing_checkpoint_is_not_evaluated(
 @pytest.mark.ray
 @pytest.mark.timeout(200)
 def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -90,6 +90,11 @@ def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
     monkeypatch.setenv("M2F_WORKERS", "2")
     try:
         shared = evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+        (shard,) = (tmp_path / "storage").glob("shards/*/val-*.arrow")
+        shard.unlink()
+        with pytest.raises(ValueError, match=r"^shards/.* is missing from the storage root") as caught:
+            evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+        assert "Traceback" not in str(caught.value)  # the task's sentence, not Ray's report of it
     finally:
         ray.shutdown()
     assert shared == alone

@@ -99,7 +99,7 @@ def without_time(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_newest_and_best_checkpoint_are_kept_and_a_finished_run_is_not_trained_again(
-    make_run: Callable[..., Run],
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("run")
     result = train(run)
@@ -109,9 +109,23 @@ def test_newest_and_best_checkpoint_are_kept_and_a_finished_run_is_not_trained_a
         (point for point in read_curve(run.run_dir / "curve.jsonl") if "val_miou" in point), key=lambda p: p["val_miou"]
     )
     assert result["checkpoints"]["best"]["miou"] == best["val_miou"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop, "build", None)  # a training would call it
+        assert train(run) == result
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_trained_again_to_the_same_bits(
+    make_run: Callable[..., Run],
+) -> None:
+    run = make_run("run")
+    result = train(run)
+    before = weights_of(run, 6)
     for path in (run.run_dir / "checkpoints").iterdir():
         path.unlink()
-    assert train(run) == result  # from finished.json: nothing is left to train from
+    again = train(run)
+    assert_same_bits(before, weights_of(run, 6))
+    # the files' digests differ: their headers say how long the training took
+    assert again["checkpoints"].keys() == result["checkpoints"].keys() and again["metrics"] == result["metrics"]
 
 
 def _trained(rank: int, size: int, run: Run, address: Path) -> None:
