@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 BACKBONE_NAMES = ("r50", "r101", "tiny", "swin-t", "swin-s", "swin-b", "swin-l", "swin-tiny")
 """Backbones that `m2f.backbones` builds."""
@@ -97,8 +98,13 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over the steps, as a factor of each group's rate."""
 
-    name: str = "poly"
-    """`poly`: (1 - step / (steps - 1)) ** power, zero on the last step."""
+    name: Literal["poly", "multistep"] = "poly"
+    """`poly`: (1 - step / (steps - 1)) ** power, zero on the last step (the semantic rows). `multistep`: `gamma` to the
+    power of the milestones behind (the COCO rows)."""
     power: float = 0.9
+    milestones: tuple[int, ...] = ()
+    """`multistep`: steps, counted from 0, from which on the rate is lower."""
+    gamma: float = 0.1
+    """`multistep`: what every milestone multiplies the rate by."""
     warmup_steps: int = 0
     """Linear rise from 0 over the first steps, on top of the schedule (published rows: none)."""

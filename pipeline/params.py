@@ -20,7 +20,7 @@ _T = typing.TypeVar("_T")
 class DatasetConfig:
     """Where pictures come from and what their labels mean."""
 
-    layout: Literal["folder", "cityscapes", "shapes"]
+    layout: Literal["folder", "cityscapes", "coco", "shapes"]
     """How images and labels are found; `folder` is ADE20K's: images/<split>, annotations/<split>."""
     sources: tuple[str, ...] = ()
     """Archives (.zip), a folder, or http(s) URLs of archives; relative paths start at params.yaml."""
@@ -63,12 +63,15 @@ class AugmentationConfig:
 
     crop: tuple[int, int]
     """(height, width) of the crop; smaller pictures are padded right and bottom."""
-    short_sides: tuple[int, ...]
-    """One is drawn uniformly; the picture's short side is scaled to it."""
-    long_side_max: int
-    """Scaling stops where the long side would exceed it."""
+    short_sides: tuple[int, ...] = ()
+    """One is drawn uniformly; the picture's short side is scaled to it. Empty: `jitter` scales instead."""
+    long_side_max: int = 0
+    """Scaling to a short side stops where the long side would exceed this."""
+    jitter: tuple[float, float] | None = None
+    """Large-scale jitter: the picture is scaled to fit, keeping its aspect, into `crop` times a factor drawn uniformly
+    from this range (COCO rows: 0.1 to 2)."""
     max_label_share: float = 0.75
-    """A crop is redrawn, at most 10 times, while its commonest label holds this share or more; 1: never."""
+    """A crop is drawn again, at most 10 times, while its commonest label holds this share or more; 1: never."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: bool = True
@@ -84,6 +87,8 @@ class TrainConfig:
     """The recipe's GPUs: class losses are normalised per group, gradients averaged over groups."""
     group_size: int = 2
     """Pictures per group."""
+    pictures: Literal["all", "with_things"] = "all"
+    """with_things: only those with an annotated thing and both sides of at least 32 px (the COCO rows)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     val_interval: int = 5000
@@ -94,6 +99,9 @@ class TrainConfig:
     """Steps between points of the tracked curves."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast of the network; losses and matching stay float32."""
+    tf32: Literal["off", "convolutions", "all"] = "convolutions"
+    """Which float32 products a GPU may take in TF32 (10 bits of mantissa instead of 23); convolutions: cuDNN's only, as
+    PyTorch does unless told otherwise, and so the published trainings."""
 
     @property
     def global_batch(self) -> int:
@@ -102,13 +110,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MsFlipConfig:
+    """Multi-scale and flip: semantic scores averaged over views of several sizes, each also mirrored."""
+
+    short_sides: tuple[int, ...]
+    long_side_max: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TestConfig:
-    """Size at which validation pictures are shown to the network, keeping their aspect."""
+    """How validation pictures are shown to the network, keeping their aspect, and what is made of its answer."""
 
     short_side: int
     long_side_max: int
     pad_multiple: int = 32
-    """Pictures are padded right and bottom to a multiple of this."""
+    """Pictures are padded right and bottom to a multiple of this; 1: not at all (the 640 x 640 rows)."""
+    ms_flip: MsFlipConfig | None = None
+    """The second column of the semantic tables; None: left out."""
+    score_threshold: float = 0.8
+    """Panoptic: class probability below which a query is left out."""
+    overlap_threshold: float = 0.8
+    """Panoptic: share of its own mask that a query must win."""
+    max_instances: int = 100
+    """Instances kept of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +146,10 @@ class Row:
     test: TestConfig
     weights: str = "none"
     """Entry of `weights` the backbone starts from; none: random."""
-    task: Literal["semantic"] = "semantic"
+    task: Literal["semantic", "panoptic", "instance"] = "semantic"
+    """What is trained and reported (pipeline.tasks)."""
+    checkpoint_rule: Literal["last", "best", "unknown"] = "unknown"
+    """Which checkpoint the published figure is of; unknown: both are shown, and the last is compared."""
     seeds: tuple[int, ...] = (0,)
     max_gpu_hours: float = 8.0
     """A seed whose estimate exceeds this does not start."""
@@ -198,10 +225,11 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
         data = pick(params.datasets, row.dataset, "dataset", at)
         if row.weights != "none":
             pick(params.weights, row.weights, "weights entry", at)
-        if len(data.class_names) != row.model.num_classes:
+        kind, names = ("thing classes", data.thing_classes) if row.task == "instance" else ("classes", data.class_names)
+        if len(names) != row.model.num_classes:
             raise ValueError(
-                f"{at}.model.num_classes is {row.model.num_classes}, but dataset {row.dataset} "
-                f"names {len(data.class_names)} classes"
+                f"{at}.model.num_classes is {row.model.num_classes}, "
+                f"but dataset {row.dataset} names {len(names)} {kind}"
             )
         _check_row(row, at)
     for name, checkpoint in params.checkpoints.items():
@@ -214,16 +242,33 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
 
 
 def _check_row(row: Row, at: str) -> None:
-    train, crop = row.train, row.train.augmentation.crop
+    train, augmentation, crop = row.train, row.train.augmentation, row.train.augmentation.crop
     if any(side <= 0 or side % 32 for side in crop):
         raise ValueError(f"{at}.train.augmentation.crop is {list(crop)}; both sides must be multiples of 32")
+    if bool(augmentation.short_sides) == (augmentation.jitter is not None):
+        raise ValueError(f"{at}.train.augmentation must have either short_sides or jitter")
+    if augmentation.short_sides and augmentation.long_side_max < max(augmentation.short_sides):
+        raise ValueError(
+            f"{at}.train.augmentation.long_side_max is {augmentation.long_side_max}; "
+            f"it must be at least the largest of short_sides, {max(augmentation.short_sides)}"
+        )
+    if augmentation.jitter is not None and not 0 < augmentation.jitter[0] <= augmentation.jitter[1]:
+        raise ValueError(f"{at}.train.augmentation.jitter is {list(augmentation.jitter)}; it must rise from above 0")
+    milestones = train.schedule.milestones
+    if list(milestones) != sorted(set(milestones)) or (train.schedule.name == "multistep") != bool(milestones):
+        raise ValueError(
+            f"{at}.train.schedule.milestones is {list(milestones)}; "
+            "they must rise, and only the schedule multistep has them"
+        )
     for key in ("steps", "groups", "group_size", "val_interval", "checkpoint_interval", "log_every"):
         if getattr(train, key) < 1:
             raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
     if not row.seeds or len(set(row.seeds)) != len(row.seeds):
         raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
-    if row.test.pad_multiple % 32:
-        raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be a multiple of 32")
+    if row.test.pad_multiple != 1 and (row.test.pad_multiple < 1 or row.test.pad_multiple % 32):
+        raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be 1 or a multiple of 32")
+    if row.test.ms_flip is not None and row.task != "semantic":
+        raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -149,6 +149,8 @@ def verify(record: Record, num_classes: int) -> Stored:
     check_picture(labelled.image, record.image_file)
     height, width = decode_image(labelled.image, record.image_file).shape[:2]
     ids, classes = labelled.segments, labelled.segment_classes
+    if ids is None:
+        raise ValueError(f"{record.label_file} has no segments")
     if ids.shape != (height, width):
         raise ValueError(
             f"{record.label_file} is {ids.shape[0]} x {ids.shape[1]} (height x width), but its picture "

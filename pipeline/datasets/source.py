@@ -16,15 +16,34 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
+class Instance(NamedTuple):
+    """One annotated object; objects may overlap."""
+
+    class_id: int
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels, as annotated."""
+    area: float
+    """Pixels, as annotated: decides whether it counts as small, medium or large."""
+    crowd: bool
+    """Stands for many objects: not trained on, and predictions on it do not count."""
+    counts: bytes
+    """Its mask at the picture's size: compressed run lengths of pycocotools."""
+
+
 class Labelled(NamedTuple):
     """One picture as its dataset gives it."""
 
     image: bytes
     """The file as published."""
-    segments: np.ndarray
-    """(h, w) integers: segment ids from 0; 255 (65535 where there are more than 255 ids) is nothing."""
+    segments: np.ndarray | None
+    """(h, w) integers: segment ids from 0; 255 (65535 where there are more than 255 ids) is nothing. None: the dataset
+    has instances only."""
     segment_classes: tuple[int, ...] | None
     """Class of every segment id; None: ids are class ids."""
+    segment_crowd: tuple[bool, ...] = ()
+    """Whether a segment stands for many objects, one flag per id; empty: none does."""
+    instances: tuple[Instance, ...] | None = None
+    """None: the dataset has no instance labels of its own, and the segments of things are the instances."""
 
 
 @dataclass(frozen=True)
