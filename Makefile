@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:
 	@echo "make demo       train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test       the tests: quick ones, those that start Ray, slow ones"
-	@echo "make test-full  and those that need a GPU or several hosts"
+	@echo "make test-full  and those that train every row, or need a GPU or several hosts"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove caches; results/, storage/ and .venv stay"
 
@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	@python -m pytest -q -m "not cluster and not gpu"
+	@python -m pytest -q -m "not full and not cluster and not gpu"
 
 test-full: $(INSTALLED)
 	@python -m pytest -q

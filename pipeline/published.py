@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,11 +14,12 @@ from typing import Any
 from pipeline import tracking
 from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
-from pipeline.evaluate_job import described, evaluate_checkpoint
+from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, summary
 from pipeline.fetch import download
 from pipeline.files import sha256
 from pipeline.params import PublishedConfig, Row
 from pipeline.storage import storage_root
+from pipeline.tasks import primary
 
 _TRAINING = {
     "loss": "loss",
@@ -33,7 +35,8 @@ _VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pix
 def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Fetch, convert and evaluate a row's published checkpoint; the content of results/published/<row>.json.
 
-    `difference` is our figure less the published one, in percent points: it should be within the last digit. The
+    `difference` is our figures less the published ones, in percent points: they should be within the last digit. A
+    row that is tested unpadded is also evaluated padded to a multiple of 32, and `agrees` says which is nearer. The
     training log becomes an MLflow run beside ours. ValueError when the file is not the row's network, or a log is none.
     """
     from m2f.weights import from_reference, read_checkpoint
@@ -46,22 +49,43 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         run_dir, step=row.train.steps, run_key=run_key, tensors=from_reference(read_checkpoint(source), row.model)
     )
     resources = cluster_resources(row, training=False)
-    metric = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
-    figures = described(metric, row.train.steps, manifest["class_names"])
+    measures = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
+    figures = described(measures, row.train.steps)
+    difference, first = _difference(figures, row), primary(row.task)
+    other: dict[str, Any] | None = None
+    agrees = None
+    if row.test.pad_multiple == 1:
+        padded = dataclasses.replace(row, test=dataclasses.replace(row.test, pad_multiple=32, ms_flip=None))
+        measures = evaluate_checkpoint(path, run_key, padded, manifest, resources, None)
+        padded_figures = described(measures, row.train.steps)
+        padded_difference = _difference(padded_figures, row)
+        other = {"pad_multiple": 32, "figures": padded_figures, "difference": padded_difference}
+        if first in difference:
+            agrees = 1 if abs(difference[first]) <= abs(padded_difference[first]) else 32
     run_id = import_log(row, config, run_key=run_key, run_dir=run_dir) if config.log_url else None
-    tracking.log_summary(run_id, {"test_miou": figures["miou"]})
-    published = row.published.get("miou")
+    tracking.log_summary(run_id, summary(figures))
     return {
         "row": row.name,
         "dataset": row.dataset,
+        "task": row.task,
+        "primary": first,
         "url": config.url,
         "sha256": digest,
         "figures": figures,
         "published": dict(row.published),
-        "difference": None if published is None else 100 * figures["miou"] - published,
+        "difference": difference,
+        "pad_multiple": row.test.pad_multiple,
+        "other_padding": other,
+        "agrees": agrees,
         "mlflow_run_id": run_id,
         "curve": f"runs/{run_key}/curve.jsonl" if config.log_url else None,
     }
+
+
+def _difference(figures: Mapping[str, Any], row: Row) -> dict[str, float]:
+    """Our figures less the published ones, in percent points, where there are both."""
+    both = [name for name in figure_names(figures) if name in row.published and figures[name] is not None]
+    return {name: 100 * figures[name] - row.published[name] for name in both}
 
 
 def digest_prefix(url: str) -> str:

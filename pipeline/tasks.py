@@ -54,3 +54,9 @@ LABELS: Mapping[str, str] = {
 def primary(task: str) -> str:
     """The figure that chooses the best checkpoint and is compared first."""
     return FIGURES[task][0]
+
+
+def in_words(figures: Mapping[str, float | None], task: str) -> str:
+    """The figures that a task is known by, in percent: "PQ 52.00, AP 41.80, mIoU 61.70"."""
+    shown = ("pq", "ap", "miou") if task == "panoptic" else (primary(task),)
+    return ", ".join(f"{LABELS[name]} {'-' if (x := figures[name]) is None else f'{100 * x:.2f}'}" for name in shown)

@@ -34,10 +34,12 @@ from pipeline.checkpoints import (
     step_of,
 )
 from pipeline.cluster import needs_synchronised_norm, share
-from pipeline.evaluate_job import validate
 from pipeline.files import read_json, sha256, write_json
 from pipeline.loader import Batch, training_batches
+from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
+from pipeline.precision import allow_tf32
+from pipeline.tasks import in_words, primary
 from pipeline.tracking import Curve
 
 _INIT, _STEPS_TO_ESTIMATE = 4, 20
@@ -82,6 +84,19 @@ class Worker:
             dist.all_reduce(tensor)
         return tensor
 
+    def figures(self, measures: Measures) -> dict[str, float | None]:
+        """The figures of all workers' measures together, the same on every worker."""
+        if self.size == 1:
+            return measures.figures()
+        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(measures, parts)
+        for part in (parts or [])[1:]:
+            measures.merge(part)
+        figures: list[Any] = [measures.figures() if self.rank == 0 else None]
+        dist.broadcast_object_list(figures)
+        result: dict[str, float | None] = figures[0]
+        return result
+
 
 def train(run: Run) -> dict[str, Any]:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
@@ -95,6 +110,7 @@ def train(run: Run) -> dict[str, Any]:
     if diverged.exists():
         raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
     worker, config = Worker.here(), run.row.train
+    allow_tf32(config.tf32)
     model, gradients = build(run, worker)
     optimizer = build_optimizer(model, config.optimizer)
     first_step, state = resume(run, worker, model, optimizer)
@@ -105,6 +121,8 @@ def train(run: Run) -> dict[str, Any]:
     batches = training_batches(
         run.manifest,
         config.augmentation,
+        task=run.row.task,
+        pictures=config.pictures,
         seed=run.seed,
         first_step=first_step,
         steps=config.steps - first_step,
@@ -151,16 +169,16 @@ def train(run: Run) -> dict[str, Any]:
         if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
             refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
         if validating:
-            metrics = validate(
-                model, run.manifest, run.row, worker=worker.rank, workers=worker.size, sum_over_workers=worker.sum
-            )
+            row = while_training(run.row)
+            metrics = worker.figures(measure(model, run.manifest, row, worker=worker.rank, workers=worker.size))
             model.train()
             state["metrics"] = metrics
-            if state["best"] is None or metrics["miou"] > state["best"]["miou"]:
-                state["best"] = {"step": done, "miou": metrics["miou"]}
-            points |= {f"val_{name}": value for name, value in metrics.items()}
+            value = metrics[primary(row.task)]
+            if state["best"] is None or value > state["best"]["value"]:
+                state["best"] = {"step": done, "value": value}
+            points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
             if progress is not None:
-                progress.say(f"step {done}: validation mIoU {100 * metrics['miou']:.2f}")
+                progress.say(f"step {done}: validation {in_words(metrics, row.task)}")
         if curve is not None and points:
             curve.log(done, points)
         if saving:
@@ -267,12 +285,14 @@ def backward(model: nn.Module, batch: Batch, run: Run, worker: Worker) -> dict[s
 
 
 def make_targets(batch: Batch, device: torch.device) -> list[Target]:
-    """One target per picture, from the batch's maps of mask indices."""
+    """One target per picture, from the batch's maps of mask indices or, where masks overlap, from the masks."""
+    labels = [labels_T.to(device, non_blocking=True) for labels_T in batch.labels]
+    if batch.masks is not None:
+        masks = [masks_THW.to(device, non_blocking=True) for masks_THW in batch.masks]
+        return [Target(labels_T, masks_THW) for labels_T, masks_THW in zip(labels, masks, strict=True)]
+    assert batch.segments is not None
     segments = batch.segments.to(device, non_blocking=True)
-    return [
-        Target.from_segments(labels.to(device, non_blocking=True), segments_HW)
-        for labels, segments_HW in zip(batch.labels, segments, strict=True)
-    ]
+    return [Target.from_segments(labels_T, map_HW) for labels_T, map_HW in zip(labels, segments, strict=True)]
 
 
 class NormCheck:
@@ -339,7 +359,10 @@ def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
         "run_key": run.run_key,
         "seed": run.seed,
         "steps": steps,
-        "checkpoints": {"last": described(steps), "best": {**described(best["step"]), "miou": best["miou"]}},
+        "checkpoints": {
+            "last": described(steps),
+            "best": {**described(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
+        },
         "metrics": state["metrics"],
         "train_s": round(state["train_s"], 1),
         "images_per_s": round(steps * run.row.train.global_batch / max(state["train_s"], 1e-9), 2),

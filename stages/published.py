@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from stages import run
 
@@ -26,8 +28,22 @@ def main() -> None:
 
     result = evaluate_published(row, config, manifest=manifest)
     write_json(f"results/published/{row.name}.json", result)
-    difference = "" if result["difference"] is None else f", {result['difference']:+.2f} from the published figure"
-    print(f"{row.name}: the published checkpoint has mIoU {100 * result['figures']['miou']:.2f} here{difference}")
+    print(f"{row.name}: the published checkpoint has {_compared(result, row.task)} here")
+    if (other := result["other_padding"]) is not None:
+        nearer = {1: "unpadded", 32: "padded", None: "neither"}[result["agrees"]]
+        print(f"padded to a multiple of {other['pad_multiple']}: {_compared(other, row.task)}; nearer: {nearer}")
+
+
+def _compared(result: Mapping[str, Any], task: str) -> str:
+    """The published figures as we get them, and how far they are off."""
+    from pipeline.tasks import LABELS, in_words
+
+    if not result["difference"]:
+        return in_words(result["figures"], task)
+    return ", ".join(
+        f"{LABELS[name]} {100 * result['figures'][name]:.2f} ({difference:+.2f} from the published figure)"
+        for name, difference in result["difference"].items()
+    )
 
 
 if __name__ == "__main__":

@@ -31,13 +31,15 @@ def main() -> None:
     if arguments.seed is None:
         write_json(f"results/train/{row.name}.json", result)
     for seed in result["seeds"]:
-        print(f"{row.name} seed {seed['seed']}: {_outcome(seed)}, run {seed['run_key']}")
+        print(f"{row.name} seed {seed['seed']}: {_outcome(seed, row.task)}, run {seed['run_key']}")
 
 
-def _outcome(seed: Mapping[str, Any]) -> str:
+def _outcome(seed: Mapping[str, Any], task: str) -> str:
+    from pipeline.tasks import in_words
+
     if seed["status"] != "finished":
         return f"{seed['status']} ({seed['reason']})"
-    return f"validation mIoU {100 * seed['metrics']['miou']:.2f} after {seed['steps']} steps in {seed['train_s']:.0f} s"
+    return f"validation {in_words(seed['metrics'], task)} after {seed['steps']} steps in {seed['train_s']:.0f} s"
 
 
 if __name__ == "__main__":

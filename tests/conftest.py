@@ -22,10 +22,10 @@ import pytest  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those that start Ray, then slow ones, then a cluster; files keep their order."""
+    """Quick tests first, then those that start Ray, then slow ones, the longest and a cluster; files keep their order."""
 
     def cost(item: pytest.Item) -> int:
-        marks = ("ray", "slow", "cluster")
+        marks = ("ray", "slow", "full", "cluster")
         return max((i + 1 for i, mark in enumerate(marks) if item.get_closest_marker(mark)), default=0)
 
     items.sort(key=cost)

@@ -1,0 +1,214 @@
+"""What a row's task measures on validation pictures: the network's answer, and metrics whose parts merge exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2f.augmented_inference import semantic_scores_ms_flip
+from m2f.inference import Instances, Segments, instances, panoptic_segments, semantic_labels
+from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
+from m2f.model import normalise, pad
+from pipeline.loader import Picture, validation_pictures
+from pipeline.params import Row
+from pipeline.tasks import FIGURES, MS_FLIP, primary
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the network makes of one picture, at the picture's own size. None: not the task's, or not asked for."""
+
+    labels: Tensor | None = None
+    """(h, w) class ids."""
+    ms_flip_labels: Tensor | None = None
+    """(h, w) class ids from several sizes, each also mirrored."""
+    segments: Segments | None = None
+    instances: Instances | None = None
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, picture: Picture, row: Row, thing_ids: Sequence[int]) -> Outcome:
+    """The answer for one picture. The model is in evaluation mode.
+
+    `thing_ids`: the dataset's things, among the row's classes. Panoptic rows take all three answers from one
+    prediction, their label map from resized mask logits, as the authors do; semantic rows resize scores.
+    """
+    device = next(model.parameters()).device
+    test, size = row.test, picture.original_size
+    images = pad(normalise(picture.image[None].to(device)), test.pad_multiple)
+    prediction = model(images, auxiliary=False)
+    valid, padded = _size(picture.image), _size(images)
+    if row.task == "instance":
+        (found,) = instances(prediction, size, valid, padded_size=padded, max_instances=test.max_instances)
+        return Outcome(instances=found)
+    if row.task == "panoptic":
+        (segments,) = panoptic_segments(
+            prediction,
+            size,
+            valid,
+            padded_size=padded,
+            thing_ids=thing_ids,
+            score_threshold=test.score_threshold,
+            overlap_threshold=test.overlap_threshold,
+        )
+        (found,) = instances(
+            prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
+        )
+        labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
+        return Outcome(labels=labels, segments=segments, instances=found)
+    ms_flip_labels = None
+    if test.ms_flip is not None:
+        assert picture.original is not None
+        scores = semantic_scores_ms_flip(
+            model,
+            picture.original,
+            short_sides=test.ms_flip.short_sides,
+            long_side_max=test.ms_flip.long_side_max,
+            pad_multiple=test.pad_multiple,
+        )
+        ms_flip_labels = scores.max(0).indices
+    labels = semantic_labels(prediction, size, valid, padded_size=padded)[0]
+    return Outcome(labels=labels, ms_flip_labels=ms_flip_labels)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
+
+
+class Measures:
+    """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
+
+    def __init__(self, row: Row, manifest: Mapping[str, Any]) -> None:
+        classes = row.model.num_classes
+        self.task = row.task
+        self.class_names = class_names(row, manifest)
+        self.thing_ids = thing_ids(row, manifest)
+        self.semantic = SemanticMetric(num_classes=classes) if row.task != "instance" else None
+        self.ms_flip = SemanticMetric(num_classes=classes) if row.test.ms_flip is not None else None
+        self.panoptic = (
+            PanopticMetric(num_classes=classes, thing_ids=self.thing_ids) if row.task == "panoptic" else None
+        )
+        self.instance = (
+            InstanceMetric(num_classes=classes, max_instances=row.test.max_instances)
+            if row.task != "semantic"
+            else None
+        )
+
+    def update(self, picture: Picture, outcome: Outcome) -> None:
+        """Count one picture."""
+        if self.semantic is not None:
+            assert outcome.labels is not None and picture.label_map is not None
+            self.semantic.update(outcome.labels, picture.label_map)
+        if self.ms_flip is not None:
+            assert outcome.ms_flip_labels is not None and picture.label_map is not None
+            self.ms_flip.update(outcome.ms_flip_labels, picture.label_map)
+        if self.panoptic is not None:
+            assert outcome.segments is not None and picture.segments is not None
+            found = outcome.segments
+            self.panoptic.update(found.segments, found.labels, picture.segments, picture.labels, crowd=picture.crowd)
+        if self.instance is not None:
+            assert outcome.instances is not None and picture.instances is not None
+            true, predicted = picture.instances, outcome.instances
+            self.instance.update(
+                predicted.masks,
+                predicted.labels,
+                predicted.scores,
+                true.run_lengths,
+                true.labels,
+                image_id=picture.index,
+                size=picture.original_size,
+                crowd=true.crowd,
+                true_areas=true.areas,
+            )
+
+    def merge(self, other: Measures) -> None:
+        """Add another part's counts, in place."""
+        for own, others in (
+            (self.semantic, other.semantic),
+            (self.ms_flip, other.ms_flip),
+            (self.panoptic, other.panoptic),
+            (self.instance, other.instance),
+        ):
+            if own is not None:
+                own.merge(others)  # type: ignore[arg-type]
+
+    def figures(self) -> dict[str, float | None]:
+        """The task's FIGURES, and MS_FLIP if asked for; ValueError when the first of them has nothing to count."""
+        known: dict[str, float | None] = {}
+        if self.semantic is not None:
+            known |= {name: self.semantic.result()[name] for name in FIGURES["semantic"]}  # type: ignore[literal-required]
+        if self.panoptic is not None:
+            quality = self.panoptic.result()
+            for part, values in (("", quality), ("_things", quality["things"]), ("_stuff", quality["stuff"])):
+                known |= {f"{name}{part}": values[name] for name in ("pq", "sq", "rq")}  # type: ignore[literal-required]
+        if self.instance is not None:
+            known |= {name: value for name, value in self.instance.result().items() if name != "per_class"}  # type: ignore[misc]
+        figures = {name: known[name] for name in FIGURES[self.task]}
+        if figures[primary(self.task)] is None:
+            what = "instance" if self.task == "instance" else "labelled pixel"
+            raise ValueError(
+                f"no validation picture has a {what}, so there is nothing to measure; check the annotations"
+            )
+        if self.ms_flip is not None:
+            figures[MS_FLIP] = self.ms_flip.result()["miou"]
+        return figures
+
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """By metric (iou, pq, ap), the value of every class that the metric knows; None: nothing to count."""
+        values: dict[str, list[float | None]] = {}
+        if self.panoptic is not None:
+            values["pq"] = self.panoptic.result()["per_class"]["pq"]
+        if self.instance is not None:
+            values["ap"] = self.instance.result()["per_class"]
+        if self.semantic is not None:
+            values["iou"] = self.semantic.result()["per_class"]["iou"]
+        named = {metric: dict(zip(self.class_names, column, strict=True)) for metric, column in values.items()}
+        if self.task == "panoptic":  # stuff has no instances
+            named["ap"] = {self.class_names[c]: named["ap"][self.class_names[c]] for c in self.thing_ids}
+        return named
+
+
+def class_names(row: Row, manifest: Mapping[str, Any]) -> list[str]:
+    """The row's classes: the dataset's, or its things alone for an instance row."""
+    names: list[str] = manifest["class_names"]
+    things = manifest["thing_classes"]
+    return [name for name in names if name in things] if row.task == "instance" else names
+
+
+def thing_ids(row: Row, manifest: Mapping[str, Any]) -> list[int]:
+    """Which of the row's classes are things."""
+    things = manifest["thing_classes"]
+    return [c for c, name in enumerate(class_names(row, manifest)) if name in things]
+
+
+def measure(
+    model: nn.Module,
+    manifest: Mapping[str, Any],
+    row: Row,
+    *,
+    worker: int = 0,
+    workers: int = 1,
+    processes: int = 0,
+    on_picture: Callable[[Picture, Outcome], None] | None = None,
+) -> Measures:
+    """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    model.eval()
+    measures = Measures(row, manifest)
+    for picture in validation_pictures(
+        manifest, row.test, task=row.task, worker=worker, workers=workers, processes=processes
+    ):
+        outcome = predict(model, picture, row, measures.thing_ids)
+        measures.update(picture, outcome)
+        if on_picture is not None:
+            on_picture(picture, outcome)
+    return measures
+
+
+def while_training(row: Row) -> Row:
+    """The row as the loop validates it: at one size."""
+    return dataclasses.replace(row, test=dataclasses.replace(row.test, ms_flip=None))

@@ -1,0 +1,63 @@
+"""Every row of the tables trains: two steps at a small crop, saved, loaded again, one picture evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import Resources
+from pipeline.evaluate_job import evaluate_checkpoint
+from pipeline.params import load_params
+from pipeline.tasks import FIGURES, primary
+from pipeline.tracking import read_curve
+from pipeline.train_loop import Run, train
+
+PROJECT = Path(__file__).resolve().parents[2]
+PARAMS = load_params(PROJECT / "params.yaml")
+ROWS = [name for name, row in PARAMS.rows.items() if row.dataset in ("cityscapes", "ade20k", "coco")]
+
+
+def test_the_tables_have_27_rows() -> None:
+    assert len(ROWS) == 13 + 14
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures(
+    name: str, small_manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    # The row as it is, but for: two groups, a crop of 64 x 64 with scales to match, pictures of 64 x 96 at their own
+    # size. The generated pictures' nine classes stand for the dataset's first nine.
+    row = PARAMS.rows[name]
+    data = PARAMS.datasets[row.dataset]
+    train_pictures = dataclasses.replace(row.train.augmentation, crop=(64, 64))
+    if train_pictures.short_sides:
+        train_pictures = dataclasses.replace(train_pictures, short_sides=(56, 64, 80), long_side_max=160)
+    settings = dataclasses.replace(row.train, steps=2, groups=2, augmentation=train_pictures, log_every=1)
+    test = dataclasses.replace(row.test, short_side=64, long_side_max=96, ms_flip=None)
+    row = dataclasses.replace(row, train=settings, test=test)
+    things = data.thing_classes or small_manifest["thing_classes"]
+    manifest = {**small_manifest, "class_names": list(data.class_names), "thing_classes": list(things)}
+    manifest["splits"] = {**manifest["splits"], "val": {**manifest["splits"]["val"], "records": 1}}
+
+    run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=manifest)
+    result = train(run)
+    curve = read_curve(run.run_dir / "curve.jsonl")
+    assert [point["step"] for point in curve] == [1, 2]
+    assert all(math.isfinite(point["loss"]) and point["grad_norm"] > 0 for point in curve)
+    # poly ends at 0; the first milestone is far away
+    assert curve[1]["lr"] == (0 if row.train.schedule.name == "poly" else row.train.optimizer.lr)
+
+    path = run.run_dir / result["checkpoints"]["last"]["path"]
+    alone = Resources(workers=0, use_gpu=False, cpus_per_worker=2, loader_processes=0, groups_at_once=None)
+    figures = evaluate_checkpoint(path, run.run_key, row, manifest, alone, tmp_path / "overlays").figures()
+    assert figures == result["metrics"] and set(figures) == set(FIGURES[row.task])
+    assert figures[primary(row.task)] is not None
+    assert len(list((tmp_path / "overlays").glob("*.png"))) == 1
+    shutil.rmtree(run.run_dir)  # gigabytes
