@@ -254,6 +254,18 @@ def _check_row(row: Row, at: str) -> None:
         )
     if augmentation.jitter is not None and not 0 < augmentation.jitter[0] <= augmentation.jitter[1]:
         raise ValueError(f"{at}.train.augmentation.jitter is {list(augmentation.jitter)}; it must rise from above 0")
+    loss = row.model.loss
+    for key, right, need in (
+        ("points", loss.points >= 1, "at least 1"),
+        ("oversample", loss.oversample >= 1, "at least 1"),
+        ("importance", 0 <= loss.importance <= 1, "between 0 and 1"),
+        ("class_weight", loss.class_weight >= 0, "0 or more"),
+        ("mask_weight", loss.mask_weight >= 0, "0 or more"),
+        ("dice_weight", loss.dice_weight >= 0, "0 or more"),
+        ("no_object_weight", loss.no_object_weight > 0, "above 0"),
+    ):
+        if not right:
+            raise ValueError(f"{at}.model.loss.{key} is {getattr(loss, key)}; it must be {need}")
     milestones = train.schedule.milestones
     if list(milestones) != sorted(set(milestones)) or (train.schedule.name == "multistep") != bool(milestones):
         raise ValueError(

@@ -103,8 +103,11 @@ def source_file(module: str, *, root: Path = PROJECT) -> Path:
     raise ValueError(f"module {module} has no source file under {root}; run keys need the project's sources")
 
 
-def environment() -> dict[str, Any]:
-    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: no checkout)."""
+def environment(*, tf32: str) -> dict[str, Any]:
+    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: no checkout).
+
+    `tf32`: the row's choice, which means nothing without a GPU.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
@@ -114,9 +117,7 @@ def environment() -> dict[str, Any]:
         "libraries": {name: _version(name) for name in LIBRARIES},
         "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
         "cuda": torch.version.cuda if cuda else None,
-        "tf32": {"matmul": torch.get_float32_matmul_precision() != "highest", "cudnn": torch.backends.cudnn.allow_tf32}
-        if cuda
-        else None,
+        "tf32": tf32 if cuda else None,
         **_git(),
     }
 

@@ -22,7 +22,7 @@ import pytest  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those that start Ray, then slow ones, the longest and a cluster; files keep their order."""
+    """Quick tests first, then those with Ray, slow ones, the longest, and a cluster; files keep their order."""
 
     def cost(item: pytest.Item) -> int:
         marks = ("ray", "slow", "full", "cluster")

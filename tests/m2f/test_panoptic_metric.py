@@ -201,3 +201,52 @@ def test_metrics_of_other_classes_and_wrong_states_are_refused():
         PanopticMetric(num_classes=2, thing_ids=[], counts=torch.zeros(2, 3))
     with pytest.raises(ValueError, match="thing_ids names 2, which is outside the classes 0 to 1"):
         PanopticMetric(num_classes=2, thing_ids=[0, 2])
+
+
+def scene(rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Overlapping boxes on 40 x 60 pixels, (segment map with -1 for void, class of every segment): stuff 0 to 2, each
+    at most once, and things 3 to 5."""
+    segments = np.full((40, 60), -1)
+    labels: list[int] = []
+    for label in [*rng.permutation(3)[:2].tolist(), *rng.integers(3, 6, 6).tolist()]:
+        top, left = rng.integers(0, 30), rng.integers(0, 45)
+        segments[top : top + rng.integers(5, 25), left : left + rng.integers(5, 40)] = len(labels)
+        labels.append(label)
+    return segments, labels
+
+
+def test_metrics_equal_those_of_torchmetrics_on_random_pictures():
+    from torchmetrics.detection import PanopticQuality
+
+    rng = np.random.default_rng(4)
+    theirs = PanopticQuality(
+        things={3, 4, 5}, stuffs={0, 1, 2}, allow_unknown_preds_category=True, return_per_class=True
+    )
+    ours = PanopticMetric(num_classes=6, thing_ids=[3, 4, 5])
+    for _ in range(20):
+        truth, labels = scene(rng)
+        found = np.roll(truth, rng.integers(-3, 4), axis=1)  # shifted by a little, one segment mistaken, one forgotten
+        guessed = list(labels)
+        guessed[-1] = int(rng.integers(3, 6))
+        found[found == 2] = 3
+        found[found < 0] = 0  # they also forgive what the prediction leaves void, which the official evaluator does not
+        maps = []
+        for segments, kinds in ((found, guessed), (truth, labels)):
+            # torchmetrics takes (category, instance) at every pixel; category 99 is unknown to it, that is void
+            category = np.where(segments < 0, 99, np.array(kinds)[segments])
+            maps.append(torch.from_numpy(np.stack((category, np.where(category < 3, 0, segments)), -1))[None])
+        theirs.update(*maps)
+        seen = [s for s in range(len(labels)) if (found == s).any()]
+        place = {old: new for new, old in enumerate(seen)} | {-1: -1}
+        shown = [s for s in range(len(labels)) if (truth == s).any()]  # they know no segment without pixels
+        true_place = {old: new for new, old in enumerate(shown)} | {-1: -1}
+        ours.update(
+            np.vectorize(place.__getitem__)(found),
+            [guessed[s] for s in seen],
+            np.vectorize(true_place.__getitem__)(truth),
+            [labels[s] for s in shown],
+        )
+    expected, result = theirs.compute()[0].tolist(), ours.result()
+    in_their_order = [3, 4, 5, 0, 1, 2]
+    assert [result["per_class"]["pq"][c] for c in in_their_order] == pytest.approx(expected, abs=1e-6)
+    assert 0.2 < result["pq"] < 0.95 and sum(result["per_class"]["fp"]) > 5 and sum(result["per_class"]["fn"]) > 5

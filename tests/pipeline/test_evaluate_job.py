@@ -60,10 +60,12 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     result = evaluate_row(two_steps, manifest=manifest, train_result=trained)
     (seed,) = result["seeds"]
     last = seed["checkpoints"]["last"]
-    assert last["miou"] == trained["seeds"][0]["metrics"]["miou"]  # the loop's validation is the same evaluation
-    assert result["median"]["miou"] == last["miou"]
-    assert list(last["per_class"]) == manifest["class_names"]
-    known = [iou for iou in last["per_class"].values() if iou is not None]
+    measured = {name: last[name] for name in FIGURES["panoptic"]}
+    assert measured == trained["seeds"][0]["metrics"]  # the loop's validation is the same evaluation
+    assert result["median"] == measured and result["primary"] == "pq" and result["decides"] == "last"
+    assert list(last["per_class"]["iou"]) == manifest["class_names"]
+    assert list(last["per_class"]["ap"]) == manifest["thing_classes"]
+    known = [iou for iou in last["per_class"]["iou"].values() if iou is not None]
     assert np.mean(known) == pytest.approx(last["miou"])
 
     # three validation pictures of 64 x 96: picture, prediction and truth side by side, 4 pixels apart
@@ -74,6 +76,24 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seed["mlflow_run_id"])
     assert run.data.metrics["test_miou"] == last["miou"]
     assert any(name.startswith("iou/") for name in run.data.metrics)
+
+
+def test_the_checkpoint_rule_says_which_figures_are_reported(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    # Validated after step 1 and 2; the better of the two is the best, the second the last.
+    row = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, val_interval=1))
+    trained = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)
+    reported = {}
+    for rule in ("unknown", "last", "best"):
+        ruled = dataclasses.replace(row, checkpoint_rule=rule)
+        result = evaluate_row(ruled, manifest=small_data[1], train_result=trained)
+        decides = {"unknown": "last", "last": "last", "best": "best"}[rule]
+        assert result["decides"] == decides and result["checkpoint_rule"] == rule
+        assert result["median"]["pq"] == result["seeds"][0]["checkpoints"][decides]["pq"]
+        reported[rule] = result["seeds"][0]["checkpoints"]
+    assert reported["unknown"] == reported["best"]  # both checkpoints are always there
+    assert set(reported["best"]) == {"last", "best"}
 
 
 def test_an_altered_or_missing_checkpoint_is_not_evaluated(

@@ -172,7 +172,7 @@ def test_a_changed_training_module_changes_the_key(
 def test_the_environment_names_versions_and_device() -> None:
     import torch
 
-    facts = environment()
+    facts = environment(tf32="all")
     assert facts["libraries"]["torch"] == torch.__version__.partition("+")[0]
     assert facts["device"]
     assert set(facts) == {"python", "platform", "libraries", "device", "cuda", "tf32", "git_commit", "git_changed"}

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from m2f import build_model
 from m2f.weights import reference_name
-from pipeline.evaluate_job import semantic_metric
 from pipeline.files import sha256
+from pipeline.measures import measure
 from pipeline.params import PublishedConfig, Row
 from pipeline.published import digest_prefix, evaluate_published, read_log
 from pipeline.tracking import read_curve
@@ -38,7 +38,7 @@ def published(two_steps: Row, served: tuple[Path, str]) -> tuple[Row, PublishedC
     name = f"small-{sha256(folder / 'new.pth')[:8]}.pth"
     (folder / "new.pth").rename(folder / name)
     (folder / "small.json").write_text("".join(json.dumps(entry) + "\n" for entry in LOG))
-    row = dataclasses.replace(two_steps, published={"miou": 12.5})
+    row = dataclasses.replace(two_steps, task="semantic", published={"miou": 12.5, "inf_fps": 9.0})
     return row, PublishedConfig(dataset="shapes", url=f"{url}/{name}", log_url=f"{url}/small.json"), model
 
 
@@ -47,9 +47,10 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
 ) -> None:
     row, config, model = published
     result = evaluate_published(row, config, manifest=small_data[1])
-    expected = semantic_metric(model, small_data[1], row).result()["miou"]
-    assert result["figures"]["miou"] == expected
-    assert result["difference"] == pytest.approx(100 * expected - 12.5)
+    expected = measure(model, small_data[1], row).figures()["miou"]
+    assert expected is not None and result["figures"]["miou"] == expected
+    assert result["difference"] == {"miou": pytest.approx(100 * expected - 12.5)}
+    assert result["pad_multiple"] == 32 and result["other_padding"] is None and result["agrees"] is None
     curve = read_curve(tmp_path / "storage" / result["curve"])
     assert [point["step"] for point in curve] == [50, 100]
     assert curve[1]["val_miou"] == pytest.approx(0.705) and curve[1]["loss"] == 60.0
@@ -60,6 +61,26 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
     again = evaluate_published(row, config, manifest=small_data[1])
     assert again == result
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 2
+
+
+def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
+    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    row, config, model = published
+    # 64 x 96 pictures at 40 x 60: padded to 64 x 64, or not at all
+    figures = {}
+    for multiple in (1, 32):
+        test = dataclasses.replace(row.test, short_side=40, long_side_max=80, pad_multiple=multiple)
+        figures[multiple] = measure(model, small_data[1], dataclasses.replace(row, test=test)).figures()["miou"]
+    assert figures[1] is not None and figures[32] is not None and figures[1] != figures[32]
+    test = dataclasses.replace(row.test, short_side=40, long_side_max=80, pad_multiple=1)
+    for nearer in (1, 32):
+        unpadded = dataclasses.replace(row, test=test, published={"miou": 100 * figures[nearer]})
+        result = evaluate_published(unpadded, config, manifest=small_data[1])
+        assert result["pad_multiple"] == 1 and result["figures"]["miou"] == figures[1]
+        assert result["other_padding"]["pad_multiple"] == 32
+        assert result["other_padding"]["figures"]["miou"] == figures[32]
+        assert result["agrees"] == nearer
 
 
 def test_a_checkpoint_of_another_network_is_refused(

@@ -106,9 +106,10 @@ def test_newest_and_best_checkpoint_are_kept_and_a_finished_run_is_not_trained_a
     kept = {int(path.stem.split("-")[1]) for path in (run.run_dir / "checkpoints").iterdir()}
     assert kept == {6, result["checkpoints"]["best"]["step"]}
     best = max(
-        (point for point in read_curve(run.run_dir / "curve.jsonl") if "val_miou" in point), key=lambda p: p["val_miou"]
+        (point for point in read_curve(run.run_dir / "curve.jsonl") if "val_pq" in point), key=lambda p: p["val_pq"]
     )
-    assert result["checkpoints"]["best"]["miou"] == best["val_miou"]
+    assert result["checkpoints"]["best"]["figure"] == "pq"
+    assert result["checkpoints"]["best"]["value"] == best["val_pq"]
     with monkeypatch.context() as patch:
         patch.setattr(train_loop, "build", None)  # a training would call it
         assert train(run) == result
