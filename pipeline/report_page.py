@@ -1,4 +1,4 @@
-"""The report as one HTML page without outside resources: table, curves as SVG, pictures inline, provenance."""
+"""The report as one HTML page without outside resources: tables, curves as SVG, pictures inline, provenance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline.tasks import LABELS
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 """One per seed, told apart by colour-blind readers too (Okabe and Ito)."""
 
 CURVE_POINTS = 240
 """A longer curve is drawn as the means of this many pieces."""
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 240, 46, 14, 14, 30
+_METRICS = {"iou": "IoU", "pq": "PQ", "ap": "AP"}
+"""How a metric of classes is headed."""
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 240, 46, 20, 14, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,8 @@ class Section:
     """The row's entry in results.json."""
     line: Mapping[str, str]
     """Its cells in the table."""
+    seed_columns: Sequence[str]
+    """Headings of its seeds."""
     seeds: Sequence[Sequence[str]]
     """Cells of its seeds."""
     curves: Mapping[int, Sequence[Mapping[str, Any]]]
@@ -45,24 +52,55 @@ class Section:
         seeds = [*(entry["seed"] for entry in self.facts["seeds"]), *self.curves]
         return COLOURS[seeds.index(seed) % len(COLOURS)]
 
+    @property
+    def primary(self) -> str:
+        """The figure that is compared first."""
+        return str(self.facts["primary"])
 
-def page(
-    sections: Sequence[Section],
-    *,
-    columns: Sequence[tuple[str, str]],
-    seed_columns: Sequence[str],
-    notes: Sequence[str],
-) -> str:
-    """The whole page. `columns`: key of `Section.line` and heading, the row's name first."""
-    head = "".join(f"<th>{_text(title)}</th>" for _, title in columns)
-    body = "".join(_table_line(section, [key for key, _ in columns]) for section in sections)
-    rows = "".join(_section(section, seed_columns) for section in sections if section.facts["status"] != "not run")
-    paragraphs = "".join(f"<p>{_text(note)}</p>" for note in notes if note)
+    @property
+    def label(self) -> str:
+        """How it is called."""
+        return LABELS[self.primary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows of one task."""
+
+    title: str
+    columns: Sequence[tuple[str, str]]
+    """Key of `Section.line` and heading, the row's name first."""
+    notes: Sequence[str]
+    """What its columns mean."""
+    published: Sequence[str]
+    """A sentence for every published checkpoint that was evaluated."""
+    sections: Sequence[Section]
+
+
+def page(tables: Sequence[Table], *, notes: Sequence[str]) -> str:
+    """The whole page: the tables, then every row that ran."""
+    sections = [section for table in tables for section in table.sections]
+    rows = "".join(_section(section) for section in sections if section.facts["status"] != "not run")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Mask2Former: results</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
-        f'<body><h1>Mask2Former: results</h1>{paragraphs}\n<div class="wide"><table class="rows"><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>\n{rows}</body></html>\n"
+        f"<body><h1>Mask2Former: results</h1>{_paragraphs(notes)}\n{''.join(map(_table, tables))}{rows}</body></html>\n"
+    )
+
+
+def _paragraphs(notes: Sequence[str]) -> str:
+    return "".join(f"<p>{_text(note)}</p>" for note in notes if note)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{_text(title)}</th>" for _, title in table.columns)
+    keys = [key for key, _ in table.columns]
+    body = "".join(_table_line(section, keys) for section in table.sections)
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in table.published)
+    notes = _paragraphs(table.notes) + (f"<ul>{items}</ul>" if items else "")
+    return (
+        f'<h2>{_text(table.title)}</h2><div class="wide"><table class="rows"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><div class="notes">{notes}</div>\n'
     )
 
 
@@ -74,14 +112,16 @@ def _table_line(section: Section, keys: Sequence[str]) -> str:
         name, mark = f'<a href="#{_text(section.name)}">{_text(section.name)}</a>', ""
         if status != "finished":
             name += f" <small>{_text(status)}</small>"
-    cells = "".join(f"<td{' class=main' if key == 'miou' else ''}>{_text(section.line[key])}</td>" for key in keys[1:])
+    cells = "".join(
+        f"<td{' class=main' if key == section.primary else ''}>{_text(section.line[key])}</td>" for key in keys[1:]
+    )
     return f"<tr{mark}><th>{name}</th>{cells}</tr>"
 
 
-def _section(section: Section, seed_columns: Sequence[str]) -> str:
+def _section(section: Section) -> str:
     status = section.facts["status"]
     note = "" if status == "finished" else f" <small>{_text(status)}</small>"
-    head = "".join(f"<th>{_text(title)}</th>" for title in seed_columns)
+    head = "".join(f"<th>{_text(title)}</th>" for title in section.seed_columns)
     lines = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>" for cells in section.seeds)
     return (
         f'<section id="{_text(section.name)}"><h2>{_text(section.name)}{note}</h2>{_sentence(section)}{_strip(section)}'
@@ -92,27 +132,33 @@ def _section(section: Section, seed_columns: Sequence[str]) -> str:
 
 def _sentence(section: Section) -> str:
     """The result in words."""
-    facts = section.facts
-    if "miou" not in facts["median"]:
+    facts, first = section.facts, section.primary
+    count = sum("step" in seed for seed in facts["seeds"])
+    if not count:
         return "<p>No seed has been evaluated.</p>"
-    count = sum("miou" in seed for seed in facts["seeds"])
-    low, high = facts["range"]["miou"]
-    text = f"mIoU <b>{facts['median']['miou']:.2f}</b>, "
-    text += f"median of {count} seeds ({low:.2f} to {high:.2f})" if count > 1 else "one seed"
-    if "miou" in facts["published"]:
-        text += f"; published {facts['published']['miou']:.2f}, difference {facts['difference']['miou']:+.2f}"
-    if facts["baseline"]:
-        text += f"; predicting {_text(facts['baseline']['class'])} everywhere gives {facts['baseline']['miou']:.2f}"
+    median, limits = facts["median"][first], facts["range"][first]
+    checkpoint = "last checkpoint" if facts["decides"] == "last" else "checkpoint that is best on validation"
+    if median is None:
+        return f"<p>A seed's {checkpoint} has no {section.label}, because the pictures hold nothing to count.</p>"
+    text = f"{section.label} <b>{median:.2f}</b> of the {checkpoint}, "
+    text += f"median of {count} seeds ({limits[0]:.2f} to {limits[1]:.2f})" if count > 1 else "one seed"
+    for figure, difference in facts["difference"].items():
+        ours = "" if figure == first else f"{LABELS[figure]} {facts['median'][figure]:.2f}, "
+        text += f"; {ours}published {facts['published'][figure]:.2f}, difference {difference:+.2f}"
+    if first not in facts["difference"] and first in facts["published_authors"]:
+        text += f"; the authors' {section.label} {facts['published_authors'][first]:.2f}"
+    if facts["baseline"] and facts["baseline"].get(first) is not None:
+        text += f"; predicting {_text(facts['baseline']['class'])} everywhere gives {facts['baseline'][first]:.2f}"
     return f"<p>{text}.</p>"
 
 
 def _strip(section: Section) -> str:
-    """Seeds, their median and the published figures on one axis of mIoU."""
-    facts = section.facts
-    values = [(seed["seed"], seed["miou"]) for seed in facts["seeds"] if "miou" in seed]
+    """Seeds, their median and the published figures on one axis of the primary figure."""
+    facts, first = section.facts, section.primary
+    values = [(seed["seed"], seed[first]) for seed in facts["seeds"] if seed.get(first) is not None]
     if not values:
         return ""
-    marks = [("published", facts["published"].get("miou")), ("authors", facts["published_authors"].get("miou"))]
+    marks = [("published", facts["published"].get(first)), ("authors", facts["published_authors"].get(first))]
     known = [value for _, value in values] + [value for _, value in marks if value is not None]
     ticks = _ticks(min(known), max(known))
     left, right = 22.0, 458.0
@@ -134,20 +180,21 @@ def _strip(section: Section) -> str:
         anchor = "start" if x < 60 else "end" if x > 420 else "middle"
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 4}" y2="44"/>')
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}">{label} {value:.2f}</text>')
-    median = place(facts["median"]["miou"])
-    parts.append(f'<line class="median" x1="{median:.1f}" x2="{median:.1f}" y1="30" y2="44"/>')
+    if facts["median"][first] is not None:
+        median = place(facts["median"][first])
+        parts.append(f'<line class="median" x1="{median:.1f}" x2="{median:.1f}" y1="30" y2="44"/>')
     for seed, value in values:
         title = f"<title>seed {seed}: {value:.2f}</title>"
         parts.append(f'<circle cx="{place(value):.1f}" cy="44" r="5" fill="{section.colour(seed)}">{title}</circle>')
-    label = f"mIoU of each seed of {_text(section.name)}"
+    label = f"{section.label} of each seed of {_text(section.name)}"
     return f'<svg class="strip" viewBox="0 0 480 70" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _curves(section: Section) -> str:
-    published = section.facts["published"].get("miou")
+    published = section.facts["published"].get(section.primary)
     charts = (
         ("Training loss", "loss", 1.0, None),
-        ("Validation mIoU during training, percent", "val_miou", 100.0, published),
+        (f"Validation {section.label} during training, percent", f"val_{section.primary}", 100.0, published),
     )
     figures = ""
     for title, key, scale, reference in charts:
@@ -242,20 +289,22 @@ def _data_uri(path: Path) -> str:
 
 
 def _classes(section: Section) -> str:
-    """IoU of every class and seed."""
+    """Every class and seed, by metric."""
     seeds = [seed for seed in section.facts["seeds"] if "per_class" in seed]
-    if not seeds:
-        return ""
     head = "".join(f"<th>seed {seed['seed']}</th>" for seed in seeds)
-    lines = ""
-    for name in seeds[0]["per_class"]:
-        values = [seed["per_class"].get(name) for seed in seeds]
-        cells = "".join(f"<td>{'absent' if value is None else f'{value:.2f}'}</td>" for value in values)
-        lines += f"<tr><th>{_text(name)}</th>{cells}</tr>"
-    return (
-        '<details><summary>IoU of every class</summary><div class="wide"><table class="classes">'
-        f"<thead><tr><th>class</th>{head}</tr></thead><tbody>{lines}</tbody></table></div></details>"
-    )
+    text = ""
+    for metric in seeds[0]["per_class"] if seeds else ():
+        lines = ""
+        for name in seeds[0]["per_class"][metric]:
+            values = [seed["per_class"][metric].get(name) for seed in seeds]
+            cells = "".join(f"<td>{'absent' if value is None else f'{value:.2f}'}</td>" for value in values)
+            lines += f"<tr><th>{_text(name)}</th>{cells}</tr>"
+        text += (
+            f"<details><summary>{_text(_METRICS.get(metric, metric))} of every class</summary>"
+            f'<div class="wide"><table class="classes"><thead><tr><th>class</th>{head}</tr></thead>'
+            f"<tbody>{lines}</tbody></table></div></details>"
+        )
+    return text
 
 
 def _provenance(section: Section) -> str:
@@ -265,13 +314,16 @@ def _provenance(section: Section) -> str:
     for training in section.trainings:
         environment = training.get("environment") or {}
         libraries = environment.get("libraries") or {}
-        last = (training.get("checkpoints") or {}).get("last") or {}
+        checkpoints = training.get("checkpoints") or {}
         commit = environment.get("git_commit") or "no checkout"
         commit += " with changes" if environment.get("git_changed") else ""
         lines += [
             (f"seed {training['seed']}: run key", training["run_key"]),
             ("run folder", training.get("run_dir") or "-"),
-            ("last checkpoint", f"step {last['step']}, sha256 {last['sha256']}" if last else "-"),
+            *(
+                (f"{kind} checkpoint", f"step {checkpoint['step']}, sha256 {checkpoint['sha256']}")
+                for kind, checkpoint in checkpoints.items()
+            ),
             ("commit", commit),
             ("device", f"{environment.get('device') or '-'}, {training.get('workers') or '-'} workers"),
             ("python", f"{environment.get('python') or '-'}, {environment.get('platform') or '-'}"),
@@ -315,20 +367,24 @@ _STYLE = """
   :root { --ink: #e8eaed; --soft: #9ba1a8; --line: #3a3f45; --paper: #17191c; --accent: #7db7f0 }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 64rem; padding: 1.5rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 78rem; padding: 1.5rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
 h1 { font-size: 1.7rem; margin: .5rem 0 1rem; line-height: 1.2 }
-h2 { font-size: 1.25rem; margin: 0 0 .5rem }
+h2 { font-size: 1.25rem; margin: 2rem 0 .5rem }
+section h2 { margin-top: 0 }
 p { max-width: 46rem; margin: .4rem 0 }
 small { color: var(--soft); font-size: .8em; font-weight: normal }
 a { color: var(--accent) }
 section { margin-top: 2.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line) }
 .wide { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-.rows { width: 100% }
-th, td { padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-thead th { color: var(--soft); font-weight: 500 }
+.rows { width: 100% } .rows th, .rows td { padding-left: .6rem }
+.rows th:first-child { position: sticky; left: 0; padding-left: 0; background: var(--paper) }
+.notes p, .notes li { font-size: .9rem; color: var(--soft); max-width: 60rem }
+.notes ul { padding-left: 1.2rem; margin: .4rem 0 }
+th, td { padding: .35rem 0 .35rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; white-space: normal }
 tbody th { font-weight: 500 }
 .seeds td { text-align: left }
 .seeds th { text-align: left }
@@ -353,6 +409,8 @@ details { margin-top: 1rem } summary { cursor: pointer; color: var(--accent) }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; font-size: .85rem }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 40rem) {
+  .rows tbody th { white-space: normal; min-width: 10rem } .rows small { display: block }
+  .seeds th:nth-child(n + 2) { min-width: 5.5rem }
   dl { grid-template-columns: 1fr }
   dt { margin-top: .4rem }
 }
