@@ -31,16 +31,18 @@ class GroupTotals(NamedTuple):
     class_weight: float
     """Sum of the class loss's weights over the group's queries."""
     masks: int
-    """Matched masks."""
+    """Matched masks, a picture without any counted as one: the group's part in the divisor of the mask losses."""
 
 
 def group_totals(mask_counts: Sequence[int], *, queries: int, config: LossConfig) -> GroupTotals:
     """Totals of a group from the number of true masks of each of its pictures, before any matching.
 
     A picture with T masks has min(T, queries) matched queries of weight 1; the others weigh `no_object_weight`.
+    Source of the count of at least one: mmdetection 3.3, MaskSamplingResult.
     """
-    masks = sum(min(count, queries) for count in mask_counts)
-    return GroupTotals(masks + config.no_object_weight * (len(mask_counts) * queries - masks), masks)
+    matched = [min(count, queries) for count in mask_counts]
+    unmatched = len(matched) * queries - sum(matched)
+    return GroupTotals(sum(matched) + config.no_object_weight * unmatched, sum(max(count, 1) for count in matched))
 
 
 def set_losses(
