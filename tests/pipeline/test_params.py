@@ -1,9 +1,10 @@
-"""params.yaml: what is there, and what a slip of the pen gets."""
+"""params.yaml: the rows of the published tables, and what a slip of the pen gets."""
 
 from __future__ import annotations
 
 import copy
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from pipeline.params import load_params, parse_params
+from tests.shared import shared
 
 PROJECT = Path(__file__).resolve().parents[2]
 TREE = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -101,59 +103,299 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         load_params(tmp_path / "broken.yaml")
 
 
-def test_rows_hold_the_published_recipe_and_figures() -> None:
-    from tests.shared import shared
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (
+            ("train", "augmentation", "jitter"),
+            [0.1, 2.0],
+            "rows.shapes_tiny.train.augmentation must have either short_sides or jitter",
+        ),
+        (
+            ("train", "augmentation", "short_sides"),
+            [],
+            "rows.shapes_tiny.train.augmentation must have either short_sides or jitter",
+        ),
+        (
+            ("train", "augmentation", "long_side_max"),
+            191,
+            "train.augmentation.long_side_max is 191; it must be at least the largest of short_sides, 192",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [2.0, 0.1]},
+            "rows.shapes_tiny.train.augmentation.jitter is [2.0, 0.1]; it must rise from above 0",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [0, 2]},
+            "rows.shapes_tiny.train.augmentation.jitter is [0.0, 2.0]; it must rise from above 0",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [0.1, 1.0, 2.0]},
+            "augmentation.jitter has 3 entries; expected 2",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "multistep"},
+            "train.schedule.milestones is []; they must rise, and only the schedule multistep has them",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "multistep", "milestones": [900, 800]},
+            "train.schedule.milestones is [900, 800]; they must rise",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "poly", "milestones": [800]},
+            "train.schedule.milestones is [800]; they must rise, and only the schedule multistep has them",
+        ),
+        (("train", "schedule"), {"name": "step"}, "train.schedule.name is 'step'; did you mean 'multistep'?"),
+        (("test", "pad_multiple"), 16, "rows.shapes_tiny.test.pad_multiple is 16; it must be 1 or a multiple of 32"),
+        (("test", "pad_multiple"), 0, "rows.shapes_tiny.test.pad_multiple is 0; it must be 1 or a multiple of 32"),
+        (
+            ("test", "ms_flip"),
+            {"short_sides": [128], "long_side_max": 384},
+            "rows.shapes_tiny.test.ms_flip averages semantic scores, but the row's task is panoptic",
+        ),
+        (
+            ("test", "ms_flip"),
+            {"short_sides": [128]},
+            "rows.shapes_tiny.test.ms_flip: 'long_side_max' is missing",
+        ),
+        (("task",), "instance", "num_classes is 9, but dataset shapes names 3 thing classes"),
+        (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
+        # PyYAML reads an off without quotes as false
+        (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; known: all, convolutions, off"),
+        (("train", "pictures"), "things", "train.pictures is 'things'; did you mean 'with_things'?"),
+        (("checkpoint_rule",), "newest", "rows.shapes_tiny.checkpoint_rule is 'newest'; known: best, last, unknown"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_one_sentence(keys: tuple[str, ...], value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml") as caught:
+        parse_params(changed("rows", "shapes_tiny", *keys, value=value))
+    assert message in str(caught.value)
 
-    reference = json.loads(shared("reference/rows.json").read_text())
-    params, common = load_params(PROJECT / "params.yaml"), reference["common"]
-    compared = [name for name in params.rows if name in reference["rows"]]
-    assert set(compared) == set(reference["rows"])
-    for name in compared:
-        row, theirs = params.rows[name], reference["rows"][name]
-        augmentation, optimizer = row.train.augmentation, row.train.optimizer
-        assert row.dataset == theirs["dataset"]
-        assert row.model.num_classes == theirs["num_classes"]
-        assert list(augmentation.crop) == theirs["crop_hw"]
-        assert list(augmentation.short_sides) == theirs["short_side_choices"]
-        assert augmentation.long_side_max == theirs["long_side_max"]
-        assert augmentation.max_label_share == theirs["crop_cat_max_ratio"]
-        assert augmentation.flip == theirs["flip_prob"]
-        assert augmentation.photometric == theirs["photometric"]
-        assert (row.train.group_size, row.train.groups) == (theirs["batch_per_gpu"], theirs["gpus"])
-        assert (row.train.steps, row.train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
-        assert [row.test.long_side_max, row.test.short_side] == theirs["test_resize"]
-        assert row.published == {k: v for k, v in theirs["published"].items() if k != "printed_mem"}
-        assert row.model.backbone.drop_path_rate == theirs["backbone"].get("drop_path_rate", 0.0)
-        assert row.published_authors["miou"] == theirs["published_authors"]["miou"]
-        ours = (
-            optimizer.lr,
-            optimizer.weight_decay,
-            optimizer.eps,
-            list(optimizer.betas),
-            optimizer.backbone_lr_factor,
+
+def test_a_row_may_pad_to_nothing_or_to_a_multiple_of_32_and_keep_its_milestones() -> None:
+    for multiple in (1, 32, 64):
+        tree = changed("rows", "shapes_tiny", "test", "pad_multiple", value=multiple)
+        assert parse_params(tree).rows["shapes_tiny"].test.pad_multiple == multiple
+    tree = changed("rows", "shapes_tiny", "train", "schedule", value={"name": "multistep", "milestones": [600, 900]})
+    assert parse_params(tree).rows["shapes_tiny"].train.schedule.milestones == (600, 900)
+
+
+# The rows of the tables
+
+SEMANTIC = json.loads((PROJECT / "tests/reference/rows.json").read_text())
+COCO = json.loads((PROJECT / "tests/reference/rows_coco.json").read_text())
+PUBLISHED_ROWS = {**SEMANTIC["rows"], **COCO["rows"]}
+PARAMS = load_params(PROJECT / "params.yaml")
+
+
+def test_the_27_rows_of_the_tables_are_there_and_all_others_are_ours() -> None:
+    assert len(PUBLISHED_ROWS) == 27
+    assert set(PARAMS.rows) - set(PUBLISHED_ROWS) == {"shapes_tiny", "camvid_tiny", "nuclei_tiny"}
+    assert set(PUBLISHED_ROWS) <= set(PARAMS.rows)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ROWS)
+def test_a_row_has_the_published_optimiser_head_and_loss(name: str) -> None:
+    row, common = PARAMS.rows[name], SEMANTIC["common"]
+    optimizer, recipe = row.train.optimizer, common["optimizer"]
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.eps) == tuple(
+        recipe[key] for key in ("lr", "weight_decay", "eps")
+    )
+    assert list(optimizer.betas) == recipe["betas"]
+    assert optimizer.backbone_lr_factor == recipe["backbone_lr_mult"]
+    assert optimizer.clip_norm == common["grad_clip"]["max_norm"]
+    assert row.train.precision == common["precision"]
+    assert row.train.schedule.warmup_steps == 0
+
+    head, query, pixel = common["head"], row.model.query_decoder, row.model.pixel_decoder
+    assert (query.layers, query.heads, query.feedforward) == (
+        head["decoder_layers"],
+        head["heads"],
+        head["decoder_ffn"],
+    )
+    assert pixel.channels == head["feat"] == head["out"]
+    assert (pixel.layers, pixel.heads, pixel.points, pixel.feedforward) == (
+        head["encoder_layers"],
+        head["heads"],
+        head["encoder_points"],
+        head["encoder_ffn"],
+    )
+    loss, theirs = row.model.loss, common["loss"]
+    assert (loss.class_weight, loss.mask_weight, loss.dice_weight, loss.no_object_weight) == (
+        theirs["cls"],
+        theirs["mask"],
+        theirs["dice"],
+        theirs["no_object_weight"],
+    )
+    assert theirs["matcher"] == {key: theirs[key] for key in ("cls", "mask", "dice")}  # one set of weights for both
+    assert (loss.points, loss.oversample, loss.importance) == (
+        theirs["points"],
+        theirs["oversample"],
+        theirs["importance"],
+    )
+
+
+@pytest.mark.parametrize("name", SEMANTIC["rows"])
+def test_a_semantic_row_is_the_published_one(name: str) -> None:
+    row, theirs, common = PARAMS.rows[name], SEMANTIC["rows"][name], SEMANTIC["common"]
+    train, augmentation = row.train, row.train.augmentation
+    assert (row.task, row.dataset, row.model.num_classes) == ("semantic", theirs["dataset"], theirs["num_classes"])
+    assert row.model.query_decoder.queries == common["head"]["queries"]
+    assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
+    assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
+    assert train.pictures == "all"
+    assert (train.schedule.name, train.schedule.power) == ("poly", common["lr_schedule"]["power"])
+    assert train.schedule.milestones == ()
+
+    assert list(augmentation.crop) == theirs["crop_hw"]
+    assert list(augmentation.short_sides) == theirs["short_side_choices"]
+    assert augmentation.long_side_max == theirs["long_side_max"]
+    assert augmentation.jitter is None
+    assert augmentation.max_label_share == theirs["crop_cat_max_ratio"]
+    assert augmentation.flip == theirs["flip_prob"]
+    assert augmentation.photometric == theirs["photometric"]
+
+    backbone = theirs["backbone"]
+    swin = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
+    expected = f"r{backbone['depth']}" if backbone["type"] == "resnet" else swin[
+        backbone["embed_dim"], backbone["depths"][2]
+    ]  # fmt: skip
+    assert row.model.backbone.name == expected
+    assert row.model.backbone.drop_path_rate == backbone.get("drop_path_rate", 0.0)
+    assert row.model.backbone.frozen_norm and row.model.backbone.batch_statistics
+    url = PARAMS.weights[row.weights].url
+    assert url == theirs["pretrained"] or torchvision(url) == theirs.get("pretrained_torchvision")
+
+    assert [row.test.long_side_max, row.test.short_side] == theirs["test_resize"]
+    # A row without an entry of its own pads as all do; null is no padding.
+    multiple = theirs.get("test_pad_multiple", common["input"]["test_pad_multiple"])
+    assert row.test.pad_multiple == (multiple or 1)
+    views = row.dataset if row.dataset == "cityscapes" else f"ade20k {row.test.short_side}"
+    assert row.test.ms_flip is not None
+    assert list(row.test.ms_flip.short_sides) == common["tta"]["authors_short_sides"][views]
+    assert row.test.ms_flip.long_side_max == common["tta"]["authors_long_side_max"][views]
+    # The reference's ratios of the test size give the same short sides.
+    ratios = [ratio * row.test.short_side for ratio in common["tta"]["reference_ratios"]]
+    assert list(row.test.ms_flip.short_sides) == ratios
+
+    assert row.checkpoint_rule == "unknown"
+    assert row.seeds == (0, 1, 2, 3, 4)  # one of the rows is published as the median of 5 trainings
+    assert row.published == {key: value for key, value in theirs["published"].items() if key != "printed_mem"}
+    assert row.published_authors == {k: v for k, v in theirs["published_authors"].items() if k != "note"}
+    checkpoint = PARAMS.checkpoints[name]
+    assert (checkpoint.url, checkpoint.log_url) == (theirs["checkpoint_url"], theirs["log_url"])
+    assert checkpoint.dataset == row.dataset
+
+
+@pytest.mark.parametrize("name", COCO["rows"])
+def test_a_coco_row_is_the_published_one(name: str) -> None:
+    row, theirs, common = PARAMS.rows[name], COCO["rows"][name], COCO["common"]
+    train, augmentation = row.train, row.train.augmentation
+    assert (row.task, row.dataset) == (theirs["task"], "coco")
+    assert row.model.num_classes == theirs["things"] + theirs["stuff"]
+    assert row.model.query_decoder.queries == theirs["queries"]
+    assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
+    assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
+    assert train.global_batch == 16
+    assert train.pictures == "with_things"
+    assert train.schedule.name == "multistep"
+    assert list(train.schedule.milestones) == theirs["lr_milestones"]
+    assert train.schedule.gamma == common["lr_gamma"]
+
+    # common["augmentation"]: flip p 0.5, U(0.1, 2.0) of 1024 x 1024, crop and pad to 1024 x 1024, no colours
+    assert (augmentation.crop, augmentation.jitter, augmentation.flip) == ((1024, 1024), (0.1, 2.0), 0.5)
+    assert "flip p 0.5" in common["augmentation"] and "U(0.1, 2.0) of 1024 x 1024" in common["augmentation"]
+    assert (augmentation.short_sides, augmentation.long_side_max) == ((), 0)
+    assert (augmentation.photometric, augmentation.max_label_share) == (False, 1.0)
+
+    backbone = row.model.backbone
+    assert backbone.name == theirs["backbone"].removesuffix("-in22k")
+    assert backbone.frozen_norm
+    if backbone.name.startswith("swin"):
+        assert backbone.drop_path_rate == common["drop_path_rate"]
+    else:
+        assert not backbone.batch_statistics and "running statistics" in common["backbone_norm"]
+    url = PARAMS.weights[row.weights].url
+    assert url == theirs["pretrained"] or f"torchvision {torchvision(url)}" == theirs["pretrained"]
+
+    assert common["test_resize"] == "keep ratio, fit in 1333x800"
+    assert (row.test.short_side, row.test.long_side_max) == (800, 1333)
+    after = common["postprocess"]
+    assert (row.test.score_threshold, row.test.overlap_threshold, row.test.max_instances) == (
+        after["score_threshold"],
+        after["overlap_threshold"],
+        after["max_instances"],
+    )
+    assert (row.test.pad_multiple, row.test.ms_flip) == (32, None)
+
+    assert row.checkpoint_rule == "last"
+    assert row.seeds == (0,)
+    assert row.published == (theirs["published"] or {})
+    assert row.published_authors == theirs["published_authors"]
+    if theirs["checkpoint_url"] is None:
+        assert name not in PARAMS.checkpoints
+    else:
+        assert PARAMS.checkpoints[name].url == theirs["checkpoint_url"]
+        assert (PARAMS.checkpoints[name].dataset, PARAMS.checkpoints[name].log_url) == ("coco", "")
+
+
+def torchvision(url: str) -> str | None:
+    """torchvision's name of the weights that an address holds."""
+    known = {"resnet50-0676ba61.pth": "ResNet50", "resnet101-63fe2227.pth": "ResNet101"}
+    model = known.get(url.rpartition("/")[2])
+    return model and f"{model}_Weights.IMAGENET1K_V1"
+
+
+def test_torchvisions_own_list_names_the_same_files() -> None:
+    from torchvision.models import ResNet50_Weights, ResNet101_Weights
+
+    assert PARAMS.weights["torchvision_r50"].url == ResNet50_Weights.IMAGENET1K_V1.url
+    assert PARAMS.weights["torchvision_r101"].url == ResNet101_Weights.IMAGENET1K_V1.url
+
+
+def test_weights_are_checked_by_the_digest_in_their_name_where_there_is_one() -> None:
+    for name, weights in PARAMS.weights.items():
+        assert weights.layout == ("swin" if "swin" in name else "torchvision")
+        stem = weights.url.rpartition("/")[2].removesuffix(".pth")
+        # resnet50-0676ba61, swin_tiny_..._20220317-1cdeb081; the original Swin files have none
+        assert weights.sha256_prefix == stem.partition("-")[2], name
+
+
+def test_coco_lists_its_things_first_and_every_class_once() -> None:
+    coco = PARAMS.dataset("coco")
+    assert (len(coco.class_names), len(coco.thing_classes)) == (133, 80)
+    assert len(set(coco.class_names)) == 133
+    assert coco.class_names[:80] == coco.thing_classes
+    # first and last thing, first and last stuff
+    assert [coco.class_names[i] for i in (0, 79, 80, 132)] == ["person", "toothbrush", "banner", "rug-merged"]
+
+
+def test_coco_has_the_names_and_the_order_of_its_annotations() -> None:
+    with zipfile.ZipFile(shared("data/coco-panoptic-sample.zip")) as archive:
+        file = next(name for name in archive.namelist() if name.endswith("panoptic_val2017.json"))
+        categories = json.loads(archive.read(file))["categories"]
+    assert [c["id"] for c in categories] == sorted(c["id"] for c in categories)
+    assert list(PARAMS.dataset("coco").class_names) == [c["name"] for c in categories]
+    assert list(PARAMS.dataset("coco").thing_classes) == [c["name"] for c in categories if c["isthing"]]
+
+
+def test_nuclei_are_what_the_archive_holds() -> None:
+    nuclei = PARAMS.dataset("nuclei")
+    with zipfile.ZipFile(shared("data/nuclei.zip")) as archive:
+        for split in nuclei.splits.values():
+            file = next(n for n in archive.namelist() if n.endswith(f"annotations/instances_{split}.json"))
+            assert [c["name"] for c in json.loads(archive.read(file))["categories"]] == ["nucleus"]
+    assert nuclei.class_names == nuclei.thing_classes == ("nucleus",)
+
+
+def test_the_rows_are_those_that_the_reference_values_name() -> None:
+    for name in ("rows.json", "rows_coco.json"):
+        assert json.loads(shared(f"reference/{name}").read_text()) == json.loads(
+            (PROJECT / "tests/reference" / name).read_text()
         )
-        recipe = common["optimizer"]
-        assert ours == (*(recipe[k] for k in ("lr", "weight_decay", "eps", "betas")), recipe["backbone_lr_mult"])
-        assert optimizer.clip_norm == common["grad_clip"]["max_norm"]
-        assert (row.train.schedule.name, row.train.schedule.power) == ("poly", common["lr_schedule"]["power"])
-        head, loss, model = common["head"], common["loss"], row.model
-        assert model.query_decoder.queries == head["queries"]
-        assert model.query_decoder.layers == head["decoder_layers"]
-        assert model.query_decoder.feedforward == head["decoder_ffn"]
-        assert model.pixel_decoder.channels == head["feat"] == head["out"]
-        assert (model.pixel_decoder.layers, model.pixel_decoder.feedforward) == (
-            head["encoder_layers"],
-            head["encoder_ffn"],
-        )
-        assert model.pixel_decoder.points == head["encoder_points"]
-        assert (model.loss.class_weight, model.loss.mask_weight, model.loss.dice_weight) == (
-            loss["cls"],
-            loss["mask"],
-            loss["dice"],
-        )
-        assert (model.loss.points, model.loss.oversample, model.loss.importance) == (
-            loss["points"],
-            loss["oversample"],
-            loss["importance"],
-        )
-        assert model.loss.no_object_weight == loss["no_object_weight"]
