@@ -1,0 +1,130 @@
+"""docs/recipes.md says what params.yaml and the defaults say, and leaves no setting of a row out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import Row, load_params
+from pipeline.tasks import LABELS, MS_FLIP
+from tests.shared import PROJECT
+
+PARAMS = load_params(PROJECT / "params.yaml")
+PUBLISHED = [row for row in PARAMS.rows.values() if row.published or row.published_authors]
+TEXT = (PROJECT / "docs/recipes.md").read_text()
+BY_ROW = "by row"
+"""What the page shows instead of a value that differs between the published rows."""
+
+
+def tables() -> Iterator[list[list[str]]]:
+    """The tables of the page: lines of cells, the first of which are the headings."""
+    for block in re.findall(r"(?:^\|.*\n)+", TEXT, re.MULTILINE):
+        lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in block.splitlines()]
+        yield [lines[0], *lines[2:]]
+
+
+def cells(row: Row) -> list[str]:
+    """A row's line in the page's first table."""
+    train, test, augmentation = row.train, row.test, row.train.augmentation
+    schedule = train.schedule
+    rate = schedule.name if schedule.name == "poly" else f"x {schedule.gamma:g} at " + ", ".join(
+        f"{step:,}" for step in schedule.milestones
+    )  # fmt: skip
+    scale = (
+        "U({:g}, {:g}) of the crop".format(*augmentation.jitter)
+        if augmentation.jitter
+        else f"{min(augmentation.short_sides)} to {max(augmentation.short_sides)}, at most {augmentation.long_side_max}"
+    )
+    views = test.ms_flip and f"{', '.join(map(str, test.ms_flip.short_sides))}; at most {test.ms_flip.long_side_max}"
+    return [
+        row.name,
+        row.weights,
+        str(row.model.num_classes),
+        str(row.model.query_decoder.queries),
+        f"{train.steps:,}",
+        f"{train.groups} x {train.group_size}",
+        rate,
+        "{} x {}".format(*augmentation.crop),
+        scale,
+        f"{test.short_side}, at most {test.long_side_max}" + (", not padded" if test.pad_multiple == 1 else ""),
+        views or "",
+        figures(row.published),
+        figures(row.published_authors),
+    ]
+
+
+def figures(published: typing.Mapping[str, Any]) -> str:
+    return ", ".join(f"{LABELS[name]} {published[name]}" for name in ("pq", "ap", "miou", MS_FLIP) if name in published)
+
+
+def settings(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of every setting of a dataclass; one that may be absent is one setting."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def value_of(row: Row, key: str) -> Any:
+    value: Any = row
+    for part in key.split("."):
+        value = getattr(value, part)
+    return list(value) if isinstance(value, tuple) else value
+
+
+SHOWN = [line for table in tables() if table[0][:3] == ["setting", "value", "key"] for line in table[1:]]
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_a_published_rows_line_is_what_params_yaml_holds(row: Row) -> None:
+    rows = next(table for table in tables() if table[0][0] == "row")
+    assert [line for line in rows[1:] if line[0] == row.name] == [cells(row)]
+
+
+def test_the_table_has_the_published_rows_alone() -> None:
+    assert len(PUBLISHED) == 27
+    rows = next(table for table in tables() if table[0][0] == "row")
+    assert [line[0] for line in rows[1:]] == [row.name for row in PUBLISHED]
+
+
+def test_every_setting_of_a_row_has_a_line() -> None:
+    known = set(settings(Row)) - {"name"}
+    shown = {line[2].strip("`") for line in SHOWN}
+    assert known <= shown, sorted(known - shown)
+
+
+@pytest.mark.parametrize("line", SHOWN, ids=lambda line: line[0])
+def test_a_settings_line_is_true_of_every_published_row(line: list[str]) -> None:
+    setting, value, key, source = line
+    assert re.fullmatch(r"`[\w./]+`", key), setting
+    assert source
+    key = key.strip("`")
+    if "/" in key:  # not a setting: where the code holds it
+        assert (PROJECT / key).is_file()
+        return
+    values = [value_of(row, key) for row in PUBLISHED]
+    if value.startswith(BY_ROW):
+        assert any(other != values[0] for other in values), f"{key} is {values[0]!r} in every row: show it"
+    else:
+        assert all(yaml.safe_load(value) == other for other in values), (key, value, values[0])
+
+
+def test_every_table_is_whole() -> None:
+    for table in tables():
+        assert all(len(line) == len(table[0]) for line in table), table[0]
+
+
+def test_files_that_the_page_names_are_there() -> None:
+    names = re.findall(r"`((?:m2f|pipeline|stages|tests|docs)/[\w./*-]+)`", TEXT)
+    assert names
+    for name in names:
+        assert any(PROJECT.glob(name)), name
+    assert "docs/recipes.md" in (PROJECT / "README.md").read_text()
