@@ -289,6 +289,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     if origin is Literal:
+        if isinstance(value, bool):
+            known = ", ".join(f'"{argument}"' for argument in arguments)
+            raise ValueError(f"{where} is {value!r}; YAML reads a bare on or off as true or false, write one of {known}")
         if value not in arguments:
             raise ValueError(f"{where} is {value!r}; {_nearest(str(value), map(str, arguments))}")
         return value

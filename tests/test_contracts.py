@@ -97,9 +97,10 @@ def test_the_report_depends_on_nothing_and_is_always_run(pipeline: dict[str, Any
 def test_every_row_writes_out_the_keys_that_its_stages_depend_on(tree: dict[str, Any]) -> None:
     # DVC cannot fall back on a default: a key that a stage lists must be there.
     for name, row in tree["rows"].items():
-        missing = {"dataset", "weights", "model", "train", "test", "seeds"} - set(row)
+        missing = {"task", "dataset", "weights", "model", "train", "test", "checkpoint_rule", "seeds"} - set(row)
         assert not missing, f"rows.{name} lacks {sorted(missing)}"
         assert row["weights"] in tree["weights"], f"rows.{name}.weights"
+        assert "published" in row or name not in tree["checkpoints"], f"rows.{name}.published"
 
 
 def test_every_setting_is_read_by_some_code(tree: dict[str, Any]) -> None:
