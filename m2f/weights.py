@@ -1,8 +1,9 @@
-"""Reading published checkpoints without running code, and naming their tensors as this network does."""
+"""Reading published checkpoints without running code, and the reference's names of this network's tensors."""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -75,8 +76,10 @@ _ORIGINAL_SWIN = [  # to the reference's names
 _REFERENCE_HEADS = ("decode_head.", "panoptic_head.")
 """mmsegmentation's and mmdetection's name for everything but the backbone."""
 
+_TABLE = ".relative_position_bias_table"
+"""Biases of relative positions in the reference's Swin."""
 _INDEX = ".relative_position_index"
-"""A buffer of the reference's Swin that follows from the window's size."""
+"""A buffer beside it that follows from the window's size."""
 
 
 def reference_name(name: str, *, head: str = "decode_head.") -> str:
@@ -90,36 +93,80 @@ def reference_name(name: str, *, head: str = "decode_head.") -> str:
 def from_reference(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """A dict for `build_model(config).load_state_dict` from mmsegmentation's or mmdetection's names.
 
-    Integer counters may be absent. ValueError lists what is missing, left over or of another shape.
+    Integer counters and the index buffers of Swin's windows may be absent; the latter are left out. ValueError
+    lists what is missing, left over or of another shape.
     """
-    with torch.device("meta"):
-        wanted = build_model(config).state_dict()
     head = next((h for h in _REFERENCE_HEADS if any(name.startswith(h) for name in state_dict)), _REFERENCE_HEADS[0])
-    converted, missing, wrong = {}, [], []
-    for name, meta in wanted.items():
-        theirs = reference_name(name, head=head)
-        if theirs in state_dict:
-            tensor = state_dict[theirs]
-            if tensor.shape != meta.shape:
-                wrong.append(f"{theirs} is {tuple(tensor.shape)}, wanted {tuple(meta.shape)}")
-            converted[name] = tensor
-        elif meta.is_floating_point():
-            missing.append(theirs)
-        else:
-            converted[name] = torch.zeros(meta.shape, dtype=meta.dtype)
-    known = {reference_name(name, head=head) for name in wanted}
+    wanted = _entries(config)
+    theirs = {name: reference_name(name, head=head) for name in wanted}
+    counters = {
+        theirs[name]: torch.zeros(meta.shape, dtype=meta.dtype)
+        for name, meta in wanted.items()
+        if not meta.is_floating_point()
+    }
+    given = counters | {name: tensor for name, tensor in state_dict.items() if not name.endswith(_INDEX)}
+    _check_fit(given, {theirs[name]: meta for name, meta in wanted.items()})
+    return {name: given[theirs[name]] for name in wanted}
+
+
+def to_reference(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, *, head: str = "decode_head."
+) -> dict[str, Tensor]:
+    """The state dict of `build_model(config)` under the names of mmsegmentation, or of mmdetection with the head
+    "panoptic_head.": the way back from `from_reference`.
+
+    Names, shapes and dtypes are the reference's. Tensors are not copied; the index buffers of Swin's windows, which
+    our state dicts lack, are made. ValueError lists what is missing, left over or of another shape.
+    """
+    if head not in _REFERENCE_HEADS:
+        raise ValueError(f"head is {head!r}; known: {', '.join(_REFERENCE_HEADS)}")
+    wanted = _entries(config)
+    _check_fit(state_dict, wanted)
+    converted = {}
+    for name in wanted:
+        theirs, tensor = reference_name(name, head=head), state_dict[name]
+        converted[theirs] = tensor
+        if theirs.endswith(_TABLE):
+            window = (math.isqrt(tensor.shape[0]) + 1) // 2
+            converted[theirs.removesuffix(_TABLE) + _INDEX] = _relative_position_index(window, tensor.device)
+    return converted
+
+
+def _entries(config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of a row's network, without values."""
+    with torch.device("meta"):
+        return build_model(config).state_dict()
+
+
+def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError unless names and shapes are the same."""
+    wrong = [
+        f"{name} is {tuple(given[name].shape)}, wanted {tuple(meta.shape)}"
+        for name, meta in wanted.items()
+        if name in given and given[name].shape != meta.shape
+    ]
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (
-            ("missing", missing),
-            ("unexpected", [name for name in state_dict if name not in known and not name.endswith(_INDEX)]),
+            ("missing", [name for name in wanted if name not in given]),
+            ("unexpected", [name for name in given if name not in wanted]),
             ("of another shape", wrong),
         )
         if names
     ]
     if problems:
         raise ValueError(f"the checkpoint does not fit this model: {'; '.join(problems)}")
-    return converted
+
+
+def _relative_position_index(window: int, device: torch.device) -> Tensor:
+    """Row of the table that holds the bias of pixel n looking at pixel m of a window, (N, N) int64.
+
+    Pixels count row by row; the row is (dy + window - 1) * (2 window - 1) + dx + window - 1, where (dy, dx) is n's
+    position less m's: the same in the reference and the original Swin.
+    """
+    pixel = torch.arange(window * window, device=device)
+    dy, dx = (p[:, None] - p[None] + window - 1 for p in (pixel // window, pixel % window))
+    return dy * (2 * window - 1) + dx
 
 
 def backbone_from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
