@@ -1,4 +1,4 @@
-"""The recipe's optimiser: AdamW with parameter groups, a poly schedule and a clipped gradient."""
+"""The recipe's optimiser: AdamW with parameter groups and its schedules."""
 
 from __future__ import annotations
 
@@ -60,16 +60,20 @@ def learning_rate_factor(step: int, *, steps: int, schedule: ScheduleConfig) -> 
     """Factor of the base rate in iteration `step` of `steps`, counted from 0.
 
     Poly: (1 - step / (steps - 1)) ** power, so the last iteration runs at exactly 0; a run of one step
-    runs at 1. With warm-up the factor also rises linearly over the first `warmup_steps`, the first of
-    which is just above 0: (step + 1) / (warmup_steps + 1).
+    runs at 1. Multistep: gamma to the power of the milestones m <= step, so iteration m is the first at the
+    lower rate (mmengine's MultiStepLR, counted in iterations). With warm-up the factor also rises linearly
+    over the first `warmup_steps`, the first of which is just above 0: (step + 1) / (warmup_steps + 1).
 
     ValueError when the step is not in the run or the schedule is not known.
     """
     if not 0 <= step < steps:
         raise ValueError(f"step {step} is outside a run of {steps} steps, which counts from 0 to {steps - 1}")
-    if schedule.name != "poly":
-        raise ValueError(f"schedule.name is {schedule.name!r}; the known schedule is 'poly'")
-    factor = (1 - step / (steps - 1)) ** schedule.power if steps > 1 else 1.0
+    if schedule.name == "poly":
+        factor = (1 - step / (steps - 1)) ** schedule.power if steps > 1 else 1.0
+    elif schedule.name == "multistep":
+        factor = schedule.gamma ** sum(milestone <= step for milestone in schedule.milestones)
+    else:
+        raise ValueError(f"schedule.name is {schedule.name!r}; known: poly, multistep")
     if step < schedule.warmup_steps:
         factor *= (step + 1) / (schedule.warmup_steps + 1)
     return factor

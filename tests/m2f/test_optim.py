@@ -97,6 +97,38 @@ def test_warm_up_rises_linearly_on_top_of_the_schedule():
     assert factors[3:] == [learning_rate_factor(step, steps=9, schedule=plain) for step in range(3, 9)]
 
 
+def test_the_rate_falls_on_each_milestone_and_stays():
+    schedule = ScheduleConfig(name="multistep", milestones=(3, 5), gamma=0.5)
+    factors = [learning_rate_factor(step, steps=7, schedule=schedule) for step in range(7)]
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+    # warm-up multiplies by 1/5, 2/5, 3/5, 4/5
+    warm = dataclasses.replace(schedule, warmup_steps=4)
+    assert [learning_rate_factor(step, steps=7, schedule=warm) for step in range(7)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.4, 0.5, 0.25, 0.25]
+    )
+
+
+def test_the_coco_rows_rates_are_those_of_torchs_multi_step_schedule():
+    rows = json.loads((REFERENCE / "rows_coco.json").read_text())
+    gamma = rows["common"]["lr_gamma"]
+    for milestones, steps in {(tuple(r["lr_milestones"]), r["max_iters"]) for r in rows["rows"].values()}:
+        # torch's, with 1,000 iterations as one; mmengine counts iterations alike
+        coarse = tuple(milestone // 1000 for milestone in milestones)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-4)
+        theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(coarse), gamma)
+        schedule = ScheduleConfig(name="multistep", milestones=coarse, gamma=gamma)
+        for step in range(steps // 1000):
+            ours = learning_rate(1e-4, step, steps=steps, schedule=schedule)
+            assert ours == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), step
+            optimizer.step()
+            theirs.step()
+        exact = ScheduleConfig(name="multistep", milestones=milestones, gamma=gamma)
+        edges = [edge + offset for edge in milestones for offset in (-1, 0)] + [steps - 1]
+        assert [learning_rate(1e-4, step, steps=steps, schedule=exact) for step in edges] == pytest.approx(
+            [1e-4, 1e-5, 1e-5, 1e-6, 1e-6]
+        )
+
+
 def test_a_run_of_one_step_has_a_rate():
     assert learning_rate(1e-4, 0, steps=1, schedule=ScheduleConfig()) == 1e-4
 
@@ -105,7 +137,7 @@ def test_steps_outside_the_run_and_unknown_schedules_are_refused():
     for step in (-1, 10):
         with pytest.raises(ValueError, match=f"step {step} is outside a run of 10 steps"):
             learning_rate_factor(step, steps=10, schedule=ScheduleConfig())
-    with pytest.raises(ValueError, match=r"schedule\.name is 'cosine'; the known schedule is 'poly'"):
+    with pytest.raises(ValueError, match=r"schedule\.name is 'cosine'; known: poly, multistep"):
         learning_rate_factor(0, steps=10, schedule=ScheduleConfig(name="cosine"))
 
 
