@@ -52,14 +52,15 @@ def forward(row: str) -> None:
     images = pad(normalise(rgb(values["image_bgr"])[None]))
     with torch.inference_mode():
         prediction = seeded_model(row).eval()(images)
-        scores = semantic_scores(prediction, (images.shape[2], images.shape[3]))
     line(
         f"{row}: largest class-logit difference",
         np.abs(prediction.class_logits[0].numpy() - values["class_logits"]).max(),
     )
     masks = values["mask_logits_every_9th_query"]
     line(f"{row}: largest mask-logit difference", np.abs(prediction.mask_logits[0, ::9].numpy() - masks).max())
-    line(f"{row}: largest score difference", np.abs(scores[0, :, ::8, ::8].numpy() - values["scores_at"]).max())
+    if "scores_at" in values:  # semantic rows only
+        scores = semantic_scores(prediction, (images.shape[2], images.shape[3]))
+        line(f"{row}: largest score difference", np.abs(scores[0, :, ::8, ::8].numpy() - values["scores_at"]).max())
 
 
 def losses(draws: int) -> None:
