@@ -2,7 +2,12 @@
 
 Which picture stands at position p of a run's endless order, and how it is augmented, are functions of (seed, p) alone:
 mix(seed, 1, epoch, index) sorts an epoch, mix(seed, 2, p) seeds the augmentation and mix(seed, 3, p) is handed to the
-network and the losses. So workers, loader processes and restarts do not change what is seen.
+network and the losses. Where the augmentation leaves nothing to learn from, attempt k >= 1 takes the picture
+mix(seed, 5, p, k) % pictures and the augmentation's seed mix(seed, 2, p, k). So workers, loader processes and restarts
+do not change what is seen.
+
+The rules for instances are mmdetection 3.3's: CocoDataset.parse_data_info says which annotations are targets,
+RandomCrop which of them a crop keeps, FilterAnnotations when another picture is drawn.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,18 +30,33 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
 from pipeline.files import read_json, sha256, write_json
-from pipeline.pictures import IGNORE, decode_image, decode_segments
+from pipeline.pictures import IGNORE, decode_image, decode_masks, decode_segments, encode_masks
 from pipeline.progress import Progress
 from pipeline.storage import storage_root, stored
-from pipeline.transforms import label_counts, resize_image, resized_size, seed_transform, training_transform
+from pipeline.transforms import (
+    label_counts,
+    resize_image,
+    resized_size,
+    seed_transform,
+    touching,
+    training_transform,
+)
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig, TestConfig
 
 _Item = TypeVar("_Item")
 
+Task = Literal["semantic", "panoptic", "instance"]
+
 PREFETCH = 3
 """Batches that every loader process keeps ready."""
+
+DRAWS = 1000
+"""Pictures that are tried for one position of the order before the data set is called empty."""
+
+MIN_SIDE = 32
+"""Pixels of the shortest side of pictures `with_things` (mmdetection's min_size)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +67,33 @@ class Batch:
     """(B, 3, H, W) uint8 RGB; what lies right of and below a picture is arbitrary."""
     sizes: Tensor
     """(B, 2) int64, (height, width) of every picture inside the crop."""
-    segments: Tensor
-    """(B, H, W) index into `labels[b]`; nothing and padding are 255 (uint8) or, with over 255 segments, -1 (int32)."""
+    segments: Tensor | None
+    """(B, H, W) index into `labels[b]`; nothing and padding are 255 (uint8) or, with over 255 segments, -1 (int32).
+    None for the task instance."""
+    masks: tuple[Tensor, ...] | None
+    """Task instance: B times (T, H, W) bool, padded with False. None otherwise."""
     labels: tuple[Tensor, ...]
-    """B times (T,) int64: class of every segment that is in the crop, by rising id; T may be 0."""
+    """B times (T,) int64: class of every segment or instance of the crop, by rising id; T may be 0. Classes of the task
+    instance are counted among the things. With large-scale jitter a panoptic thing may have no pixel left."""
     positions: tuple[int, ...]
     """Place of every picture in the run's order."""
     seeds: tuple[int, ...]
     """mix(seed, 3, position): what the network and the losses draw from."""
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TrueInstances:
+    """All N annotated things of a picture, crowds included, for InstanceMetric."""
+
+    run_lengths: list[dict[str, Any]]
+    """pycocotools' {"size": [h, w], "counts": bytes} of every mask."""
+    labels: Tensor
+    """(N,) int64: dataset classes or, for the task instance, places among the things."""
+    areas: Tensor
+    """(N,) float64 pixels, as annotated."""
+    crowd: Tensor
+    """(N,) bool."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +104,29 @@ class Picture:
     """(3, H, W) uint8 RGB, resized, not padded."""
     original_size: tuple[int, int]
     """(height, width) of the labels."""
-    label_map: Tensor
-    """(h, w) uint8 class ids, 255: nothing."""
-    segments: Tensor
-    """(h, w) index into `labels`; uint8 with 255, or int32 with -1, for nothing."""
+    label_map: Tensor | None
+    """(h, w) uint8 class ids, crowds included, 255: nothing. None without segments."""
+    segments: Tensor | None
+    """(h, w) index into `labels`; uint8 with 255, or int32 with -1, for nothing. None without segments."""
     labels: Tensor
     """(T,) int64 class of every segment in the picture, by rising id."""
+    crowd: Tensor
+    """(T,) bool: the segment stands for many objects."""
+    instances: TrueInstances | None
+    """None for the task semantic."""
+    original: Tensor | None
+    """(3, h, w) uint8 RGB, the picture as it is. None unless `test.ms_flip` is set."""
     name: str
+    index: int
+    """Its place in the split."""
 
 
 def training_batches(
     manifest: Mapping[str, Any],
     augmentation: AugmentationConfig,
     *,
+    task: Task = "semantic",
+    pictures: Literal["all", "with_things"] = "all",
     seed: int,
     first_step: int,
     steps: int,
@@ -90,17 +138,32 @@ def training_batches(
 
     Step k holds the positions k * global_batch + i; this worker's are those with i in `picture_range`. The order never
     ends: epoch after epoch, each in an order of its own. processes: 0 decodes in this process, else that many
-    others do, with the same batches. ValueError names a shard that is missing or altered, or the record that failed.
+    others do, with the same batches.
+
+    task: semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment.
+    instance: masks of things that are no crowds; where a crop leaves no pixel of all things that it should still
+    show, another picture is drawn. pictures: with_things leaves out those without an annotated thing and those with a
+    side of less than MIN_SIDE pixels.
+
+    ValueError names labels that the task needs and the dataset lacks, a shard that is missing or altered, or the record
+    that failed.
     """
-    source = _Training(_Split.of(manifest, "train"), augmentation, seed, global_batch, picture_range)
+    split = _Split.of(manifest, "train", task)
+    source = _Training(split, _chosen(split, pictures), augmentation, seed, global_batch, picture_range)
     yield from _load(source, range(first_step, first_step + steps), processes)
 
 
 def validation_pictures(
-    manifest: Mapping[str, Any], test: TestConfig, *, worker: int = 0, workers: int = 1, processes: int = 0
+    manifest: Mapping[str, Any],
+    test: TestConfig,
+    *,
+    task: Task = "semantic",
+    worker: int = 0,
+    workers: int = 1,
+    processes: int = 0,
 ) -> Iterator[Picture]:
-    """Every `workers`-th validation picture from `worker` on, in the shards' order."""
-    split = _Split.of(manifest, "val")
+    """Every `workers`-th validation picture from `worker` on, in the shards' order; ValueError as training_batches."""
+    split = _Split.of(manifest, "val", task)
     yield from _load(_Validation(split, test), range(worker, split.records, workers), processes)
 
 
@@ -150,127 +213,361 @@ def _made_by(manifest: Mapping[str, Any]) -> str:
     return f"python -m stages.shard {manifest['dataset']}"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One record as stored, decoded."""
+_LABELS: Mapping[Task, str] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
+"""What a manifest's `labels` must list for a task."""
 
-    name: str
-    image: np.ndarray
-    segments: np.ndarray
+
+@dataclass(frozen=True)
+class _Segments:
+    """The S segments of a picture."""
+
+    ids: np.ndarray
+    """(h, w) uint8 with 255, or int32 with -1, for nothing."""
     classes: np.ndarray
-    """(S,) class of every segment id."""
+    """(S,) int64."""
+    crowd: np.ndarray
+    """(S,) bool."""
+    boxes: np.ndarray
+    """(S, 4) float64 x1, y1, x2, y2; zeros where a segment has no pixel or is a class."""
+
+
+@dataclass(frozen=True)
+class _Things:
+    """The N annotated things of a picture, crowds included."""
+
+    run_lengths: list[dict[str, Any]]
+    classes: np.ndarray
+    """(N,) int64 dataset classes."""
+    boxes: np.ndarray
+    """(N, 4) float64 x1, y1, x2, y2, as annotated."""
+    areas: np.ndarray
+    """(N,) float64 pixels, as annotated."""
+    crowd: np.ndarray
+    """(N,) bool."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One record as stored; its parts are decoded when they are asked for."""
+
+    batch: pa.RecordBatch
+    shard: str
+    thing_index: np.ndarray
+    """(C,) int64 place of every class among the things, -1: stuff."""
+
+    def _value(self, column: str) -> Any:
+        return self.batch.column(column)[0]
+
+    @property
+    def name(self) -> str:
+        name: str = self._value("name").as_py()
+        return name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self._value("height").as_py(), self._value("width").as_py()
+
+    @property
+    def where(self) -> str:
+        """Shard and record, for messages."""
+        return f"{self.shard}: {self.name}"
+
+    def image(self) -> np.ndarray:
+        """(h, w, 3) uint8 RGB."""
+        return decode_image(self._value("image").as_buffer(), self.where)
+
+    def has_segments(self) -> bool:
+        """Whether there is a segment map."""
+        return bool(self._value("segments").is_valid)
+
+    def segments(self) -> _Segments:
+        """The segment map; where ids are classes, one segment for every class of the dataset."""
+        ids = decode_segments(self._value("segments").as_buffer(), self.where)
+        stored = self._value("segment_classes").as_py()
+        classes = np.arange(len(self.thing_index)) if stored is None else np.array(stored, np.int64)
+        crowd, boxes = self._value("segment_crowd").as_py(), self._value("segment_boxes").as_py()
+        return _Segments(
+            ids=ids,
+            classes=classes,
+            crowd=np.zeros(len(classes), bool) if crowd is None else np.array(crowd, bool),
+            boxes=np.zeros((len(classes), 4)) if boxes is None else np.array(boxes, np.float64).reshape(-1, 4),
+        )
+
+    def things(self) -> _Things:
+        """The record's own instances; where it has none, its segments of things that have pixels."""
+        stored = self._value("instances").as_py()
+        if stored is None:
+            return self._thing_segments()
+        return _Things(
+            run_lengths=[{"size": list(self.size), "counts": each["counts"]} for each in stored],
+            classes=np.array([each["class"] for each in stored], np.int64),
+            boxes=np.array([each["box"] for each in stored], np.float64).reshape(-1, 4),
+            areas=np.array([each["area"] for each in stored], np.float64),
+            crowd=np.array([each["crowd"] for each in stored], bool),
+        )
+
+    def _thing_segments(self) -> _Things:
+        segments = self.segments()
+        areas = np.zeros(len(segments.classes))
+        counts = label_counts(segments.ids)[: len(areas)]
+        areas[: len(counts)] = counts
+        chosen = np.flatnonzero((self.thing_index[segments.classes] >= 0) & (areas > 0))
+        return _Things(
+            run_lengths=encode_masks(segments.ids == chosen[:, None, None]),
+            classes=segments.classes[chosen],
+            boxes=segments.boxes[chosen],
+            areas=areas[chosen],
+            crowd=segments.crowd[chosen],
+        )
 
 
 @dataclass
 class _Split:
     """Random access to a split's records. Memory maps are opened by the process that reads them."""
 
+    dataset: str
+    task: Task
     paths: tuple[str, ...]
     starts: tuple[int, ...]
     """Index of every shard's first record."""
     records: int
-    num_classes: int
+    thing_index: np.ndarray
+    """(C,) int64 place of every class among the things, in the classes' order, -1: stuff."""
     made_by: str
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], split: str) -> _Split:
-        """A verified split of a manifest."""
+    def of(cls, manifest: Mapping[str, Any], split: str, task: Task) -> _Split:
+        """A verified split of a manifest, for a task."""
         if split not in manifest["splits"]:
             raise ValueError(f"dataset {manifest['dataset']} has no split {split}; `splits` in params.yaml names them")
+        if _LABELS[task] not in manifest["labels"]:
+            raise ValueError(
+                f"dataset {manifest['dataset']} has no {_LABELS[task]} labels, which the task {task} needs, but "
+                f"{' and '.join(manifest['labels'])}; give the row another `task` or another dataset"
+            )
         verify_shards(manifest, split)
         shards = manifest["splits"][split]["shards"]
         starts = itertools.accumulate((shard["records"] for shard in shards[:-1]), initial=0)
+        thing = np.array([name in manifest["thing_classes"] for name in manifest["class_names"]])
         return cls(
+            dataset=manifest["dataset"],
+            task=task,
             paths=tuple(shard["path"] for shard in shards),
             starts=tuple(starts),
             records=manifest["splits"][split]["records"],
-            num_classes=len(manifest["class_names"]),
+            thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "readers": {}}
 
-    def __getitem__(self, index: int) -> _Entry:
+    def __getitem__(self, index: int) -> _Record:
         shard = bisect.bisect_right(self.starts, index) - 1
         key = (os.getpid(), shard)
         if key not in self.readers:
-            path = stored(self.paths[shard], made_by=self.made_by)
-            try:
-                self.readers[key] = pa.ipc.open_file(pa.memory_map(str(path)))
-            except pa.ArrowInvalid as error:
-                raise ValueError(
-                    f"shard {path} is not readable ({error}); make it again with: {self.made_by}"
-                ) from None
+            self.readers[key] = self._open(shard)
         batch = self.readers[key].get_batch(index - self.starts[shard])
-        name = batch.column("name")[0].as_py()
-        classes = batch.column("segment_classes")[0].as_py()
-        return _Entry(
-            name=name,
-            image=decode_image(batch.column("image")[0].as_buffer(), f"{self.paths[shard]}: {name}"),
-            segments=decode_segments(batch.column("segments")[0].as_buffer(), f"{self.paths[shard]}: {name}"),
-            classes=np.arange(self.num_classes) if classes is None else np.array(classes, np.int64),
+        return _Record(batch, self.paths[shard], self.thing_index)
+
+    def _open(self, shard: int, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:
+        """A shard's memory map; only some columns, if any are named."""
+        path = stored(self.paths[shard], made_by=self.made_by)
+        source = pa.memory_map(str(path))
+        try:
+            reader = pa.ipc.open_file(source)
+            if columns:
+                places = [reader.schema.get_field_index(name) for name in columns]
+                reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=places))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"shard {path} is not readable ({error}); make it again with: {self.made_by}") from None
+        return reader
+
+    def columns(self, *names: str) -> list[np.ndarray]:
+        """Numbers of all records, without the bytes of the other columns."""
+        tables = [self._open(shard, names).read_all() for shard in range(len(self.paths))]
+        return [np.concatenate([table[name].to_numpy() for table in tables]) for name in names]
+
+
+def _chosen(split: _Split, pictures: Literal["all", "with_things"]) -> np.ndarray:
+    """Indices of the records that are trained on."""
+    if pictures == "all":
+        return np.arange(split.records)
+    things, height, width = split.columns("things", "height", "width")
+    chosen = np.flatnonzero((things > 0) & (np.minimum(height, width) >= MIN_SIDE))
+    if not len(chosen):
+        raise ValueError(
+            f"dataset {split.dataset} has no training picture with things and sides of at least {MIN_SIDE} px; "
+            f"set `pictures: all` in the row's train settings"
         )
+    return chosen
 
 
-def _compact(segments: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Segments numbered from 0 without gaps, (h, w) uint8 or int32, and the (T,) int64 class of each that is there."""
-    present = np.flatnonzero(label_counts(segments))
-    if segments.dtype == np.uint8:
-        lookup = np.full(256, IGNORE, np.uint8)
-        lookup[present] = np.arange(len(present))
-        return lookup[segments], classes[present]
-    if len(present) <= IGNORE:
-        narrow = np.full(len(classes) + 1, IGNORE, np.uint8)  # the last one is read through index -1
-        narrow[present] = np.arange(len(present))
-        return narrow[segments], classes[present]
-    wide = np.full(len(classes) + 1, -1, np.int32)
-    wide[present] = np.arange(len(present))
-    return wide[segments], classes[present]
+def _renumber(ids: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
+    """Ids of S segments with new[id], (S,), -1 for nothing, in their place.
+
+    Gives uint8 with 255 or, where there are over 255 (`count`) new ids, int32 with -1, for nothing.
+    """
+    kind, nothing = (np.uint8, IGNORE) if count <= IGNORE else (np.int32, -1)
+    lookup = np.full(max(IGNORE, len(new)) + 1, nothing, kind)  # its last value is read through 255 or -1
+    lookup[: len(new)] = np.where(new < 0, nothing, new)
+    return lookup.take(ids)
+
+
+def _compact(
+    segments: np.ndarray, classes: np.ndarray, kept: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments numbered from 0 without gaps, (h, w) uint8 or int32, and which of the S they were, (T,), by rising id.
+
+    kept: (S,) bool, segments that have a number also without pixels.
+    """
+    there = np.zeros(len(classes), bool) if kept is None else kept.copy()
+    there[np.flatnonzero(label_counts(segments))] = True
+    present = np.flatnonzero(there)
+    new = np.full(len(classes), -1)
+    new[present] = np.arange(len(present))
+    return _renumber(segments, new, len(present)), present
+
+
+def _merged(segments: _Segments, thing_index: np.ndarray) -> _Segments:
+    """Without crowds, and with one segment, without a box, for all stuff of a class, in the place of its first."""
+    new, firsts, stuff = np.full(len(segments.classes), -1), list[int](), dict[int, int]()
+    for segment, (kind, crowd) in enumerate(zip(segments.classes.tolist(), segments.crowd.tolist(), strict=True)):
+        if crowd:
+            continue
+        if kind in stuff:
+            new[segment] = stuff[kind]
+            continue
+        new[segment] = len(firsts)
+        firsts.append(segment)
+        if thing_index[kind] < 0:
+            stuff[kind] = new[segment]
+    classes = segments.classes[firsts]
+    return _Segments(
+        ids=_renumber(segments.ids, new, len(firsts)),
+        classes=classes,
+        crowd=segments.crowd[firsts],
+        boxes=segments.boxes[firsts] * (thing_index[classes] >= 0)[:, None],
+    )
+
+
+def _large_enough(boxes: np.ndarray) -> np.ndarray:
+    """(N,) bool: annotated boxes of at least a pixel's width and height; others are no targets.
+
+    Boxes are stored in float32, so that a side of 1 may have become a little less (COCO gives hundredths of pixels).
+    """
+    return np.asarray((boxes[:, 2:] - boxes[:, :2] >= 0.999).all(axis=1))
+
+
+class _Example(NamedTuple):
+    """One augmented training picture of h x w, at most the crop."""
+
+    image: np.ndarray
+    """(h, w, 3) uint8 RGB."""
+    truth: np.ndarray
+    """(h, w) index into `labels`, or, for the task instance, (T, h, w) uint8 masks."""
+    labels: np.ndarray
+    """(T,) int64."""
+    name: str
 
 
 class _Training(Dataset[Batch]):
     """Batches by step."""
 
     def __init__(
-        self, split: _Split, augmentation: AugmentationConfig, seed: int, global_batch: int, picture_range: range
+        self,
+        split: _Split,
+        chosen: np.ndarray,
+        augmentation: AugmentationConfig,
+        seed: int,
+        global_batch: int,
+        picture_range: range,
     ) -> None:
-        self.split, self.augmentation = split, augmentation
+        self.split, self.chosen, self.augmentation = split, chosen, augmentation
         self.seed, self.global_batch, self.picture_range = seed, global_batch, picture_range
         self.transform = training_transform(augmentation)
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.global_batch + picture for picture in self.picture_range]
-        height, width = self.augmentation.crop
+        height, width = crop = self.augmentation.crop
         images = torch.zeros(len(positions), 3, height, width, dtype=torch.uint8)
-        sizes, maps, labels, names = [], [], [], []
-        for place, position in enumerate(positions):
-            entry = self._entry(position)
-            seed_transform(self.transform, mix(self.seed, 2, position) % 2**32)
-            drawn = self.transform(image=entry.image, mask=entry.segments)
-            segments, classes = _compact(drawn["mask"], entry.classes)
-            sizes.append(segments.shape)
-            images[place, :, : segments.shape[0], : segments.shape[1]] = torch.from_numpy(drawn["image"]).permute(
-                2, 0, 1
-            )
-            maps.append(segments)
-            labels.append(torch.from_numpy(classes))
-            names.append(entry.name)
+        examples = [self._example(position) for position in positions]
+        for place, example in enumerate(examples):
+            h, w = example.image.shape[:2]
+            images[place, :, :h, :w] = torch.from_numpy(example.image).permute(2, 0, 1)
+        truths, instance = [example.truth for example in examples], self.split.task == "instance"
         return Batch(
             images=images,
-            sizes=torch.tensor(sizes),
-            segments=_stack(maps, (height, width)),
-            labels=tuple(labels),
+            sizes=torch.tensor([example.image.shape[:2] for example in examples]),
+            segments=None if instance else _stack(truths, crop),
+            masks=tuple(_padded(masks, crop) for masks in truths) if instance else None,
+            labels=tuple(torch.from_numpy(example.labels) for example in examples),
             positions=tuple(positions),
             seeds=tuple(mix(self.seed, 3, position) for position in positions),
-            names=tuple(names),
+            names=tuple(example.name for example in examples),
         )
 
-    def _entry(self, position: int) -> _Entry:
-        epoch, place = divmod(position, self.split.records)
-        index = _epoch_order(self.seed, epoch, self.split.records)[place]
-        return self.split[index]
+    def _example(self, position: int) -> _Example:
+        """The picture at a position of the order or, where its augmentation leaves nothing, one drawn in its place."""
+        augmented = {"semantic": self._semantic, "panoptic": self._panoptic, "instance": self._instance}
+        for attempt in range(DRAWS):
+            record = self.split[int(self.chosen[self._place(position, attempt)])]
+            again = (attempt,) if attempt else ()
+            seed_transform(self.transform, mix(self.seed, 2, position, *again) % 2**32)
+            example = augmented[self.split.task](record)
+            if example is not None:
+                return example
+        raise ValueError(
+            f"dataset {self.split.dataset}: {DRAWS} training pictures were drawn for position {position}, and none "
+            f"shows a pixel of its instances, the last one {record.where}; check the masks"
+        )
+
+    def _place(self, position: int, attempt: int) -> int:
+        """Which of the chosen pictures an attempt at a position takes."""
+        count = len(self.chosen)
+        if attempt:
+            return mix(self.seed, 5, position, attempt) % count
+        epoch, place = divmod(position, count)
+        return _epoch_order(self.seed, epoch, count)[place]
+
+    def _semantic(self, record: _Record) -> _Example:
+        segments, num_classes = record.segments(), len(self.split.thing_index)
+        label_map = _renumber(segments.ids, segments.classes, num_classes)
+        drawn = self.transform(image=record.image(), mask=label_map)
+        truth, labels = _compact(drawn["mask"], np.arange(num_classes))
+        return _Example(drawn["image"], truth, labels, record.name)
+
+    def _panoptic(self, record: _Record) -> _Example:
+        merged = _merged(record.segments(), self.split.thing_index)
+        drawn = self.transform(image=record.image(), mask=merged.ids, boxes=merged.boxes)
+        kept = None
+        if self.augmentation.jitter is not None:
+            kept = _large_enough(merged.boxes) & touching(drawn["boxes"], *drawn["mask"].shape)
+        truth, present = _compact(drawn["mask"], merged.classes, kept)
+        return _Example(drawn["image"], truth, merged.classes[present], record.name)
+
+    def _instance(self, record: _Record) -> _Example | None:
+        """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches."""
+        things = record.things()
+        masks = decode_masks(things.run_lengths, record.size)
+        drawn = self.transform(image=record.image(), masks=masks, boxes=things.boxes)
+        height, width = drawn["image"].shape[:2]
+        kept = (things.areas > 0) & _large_enough(things.boxes) & touching(drawn["boxes"], height, width)
+        seen = kept & np.array([mask.any() for mask in drawn["masks"]], bool)
+        if kept.any() and not seen.any():
+            return None
+        targets = seen & ~things.crowd
+        labels = self.split.thing_index[things.classes[targets]]
+        return _Example(drawn["image"], drawn["masks"][targets], labels, record.name)
+
+
+def _padded(masks: np.ndarray, crop: tuple[int, int]) -> Tensor:
+    """(T, h, w) uint8 masks padded to the crop, (T, H, W) bool."""
+    padded = torch.zeros(len(masks), *crop, dtype=torch.bool)
+    padded.numpy()[:, : masks.shape[1], : masks.shape[2]] = masks
+    return padded
 
 
 def _stack(maps: Sequence[np.ndarray], crop: tuple[int, int]) -> Tensor:
@@ -292,19 +589,36 @@ class _Validation(Dataset[Picture]):
         self.split, self.test = split, test
 
     def __getitem__(self, index: int) -> Picture:
-        entry = self.split[index]
-        height, width = entry.segments.shape
-        size = resized_size(height, width, short_side=self.test.short_side, long_side_max=self.test.long_side_max)
-        segments, labels = _compact(entry.segments, entry.classes)
-        kinds = np.full(max(256, len(labels) + 1), IGNORE, np.uint8)  # 255 and -1 both find IGNORE
-        kinds[: len(labels)] = labels
+        record = self.split[index]
+        image = record.image()
+        size = resized_size(*record.size, short_side=self.test.short_side, long_side_max=self.test.long_side_max)
+        label_map = ids = None
+        labels, crowd = np.zeros(0, np.int64), np.zeros(0, bool)
+        if record.has_segments():
+            segments = record.segments()
+            label_map = torch.from_numpy(_renumber(segments.ids, segments.classes, len(self.split.thing_index)))
+            compact, present = _compact(segments.ids, segments.classes)
+            ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
         return Picture(
-            image=torch.from_numpy(resize_image(entry.image, size)).permute(2, 0, 1).contiguous(),
-            original_size=(height, width),
-            label_map=torch.from_numpy(kinds[segments]),
-            segments=torch.from_numpy(segments),
+            image=torch.from_numpy(resize_image(image, size)).permute(2, 0, 1).contiguous(),
+            original_size=record.size,
+            label_map=label_map,
+            segments=ids,
             labels=torch.from_numpy(labels),
-            name=entry.name,
+            crowd=torch.from_numpy(crowd),
+            instances=None if self.split.task == "semantic" else self._instances(record.things()),
+            original=None if self.test.ms_flip is None else torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            name=record.name,
+            index=index,
+        )
+
+    def _instances(self, things: _Things) -> TrueInstances:
+        of_things = self.split.task == "instance"
+        return TrueInstances(
+            run_lengths=things.run_lengths,
+            labels=torch.from_numpy(self.split.thing_index[things.classes] if of_things else things.classes),
+            areas=torch.from_numpy(things.areas),
+            crowd=torch.from_numpy(things.crowd),
         )
 
 

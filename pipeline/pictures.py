@@ -1,7 +1,8 @@
-"""Pictures and segment maps as shards store them, back into arrays."""
+"""Pictures, segment maps and masks as shards store them, back into arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,3 +35,23 @@ def decode_segments(data: Any, file: str) -> np.ndarray:
         ids = ids.astype(np.int32)
         ids[ids == IGNORE_WIDE] = -1
     return ids
+
+
+def decode_masks(run_lengths: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """Masks of pycocotools' run lengths, all of `size` (height, width): (N, h, w) uint8, 0 or 1."""
+    import cv2
+    from pycocotools import mask
+
+    masks = np.empty((len(run_lengths), *size), np.uint8)
+    if len(run_lengths):
+        by_columns = mask.decode(list(run_lengths)).transpose(2, 1, 0)  # as it lies in memory
+        for place, one in enumerate(by_columns):
+            cv2.transpose(one, masks[place])
+    return masks
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """(N, h, w) bool as pycocotools' run lengths."""
+    from pycocotools import mask
+
+    return mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8)) if len(masks) else []

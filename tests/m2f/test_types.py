@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m2f import Target
+from m2f import Prediction, Target
+from m2f.config import LossConfig
+from m2f.losses import set_losses
 
 
 def test_a_label_map_gives_one_mask_per_class_present_by_rising_id() -> None:
@@ -33,3 +35,24 @@ def test_labels_and_masks_must_agree_in_number() -> None:
         Target(torch.tensor([1, 2]), torch.zeros(1, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="either masks or segments"):
         Target(torch.tensor([1]))
+
+
+def test_a_picture_without_dense_masks_changes_nothing_for_the_others():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(3, 16, 16, generator=generator) > 0.5
+    empty = Target(torch.zeros(0, dtype=torch.long), torch.zeros(0, 16, 16, dtype=torch.bool))
+    full = Target(torch.tensor([0, 1, 1]), masks)
+    logits = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 5, 4, 4, generator=generator)
+    settings = {"num_masks": 3.0, "config": LossConfig(points=64)}
+
+    def losses(pictures, targets):
+        prediction = Prediction(*(part[pictures] for part in logits))
+        totals = [4.0] * len(targets)
+        return set_losses(prediction, targets, seeds=pictures, class_weight_totals=totals, **settings)
+
+    together, first, second = losses([0, 1], [empty, full]), losses([0], [empty]), losses([1], [full])
+    for name, value in together.items():
+        torch.testing.assert_close(value, first[name] + second[name])
+    assert first["loss_mask"] == first["loss_dice"] == 0 < first["loss_class"]
+    for name, value in losses([0, 0], [empty, empty]).items():  # none at all
+        torch.testing.assert_close(value, 2 * first[name])

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,21 @@ import pytest
 import torch
 
 from m2f.draws import mix
-from pipeline import loader, shards
-from pipeline.datasets.source import Labelled, Record
+from pipeline import files, loader
 from pipeline.loader import Batch, epoch_order, training_batches, validation_pictures
-from pipeline.params import AugmentationConfig, TestConfig
-from pipeline.pictures import decode_image
-from tests.pipeline.pictures import config, encoded, image, labels, put, write_folder
+from pipeline.params import AugmentationConfig, MsFlipConfig, TestConfig
+from pipeline.pictures import decode_masks
+from pipeline.transforms import seed_transform, training_transform
+from tests.pipeline.pictures import image, instance, labels, rectangle, stored, write_shards
 
 TEST = TestConfig(short_side=24, long_side_max=100)
+
+THINGS: dict[str, Any] = {
+    "labels": ("instances", "panoptic", "semantic"),
+    "classes": ("sky", "car", "person"),
+    "things": ("person", "car"),
+}
+"""A data set with things: sky is class 0 and stuff, car is class 1 and thing 0, person is class 2 and thing 1."""
 
 
 def augmentation(**changes: Any) -> AugmentationConfig:
@@ -28,12 +35,14 @@ def augmentation(**changes: Any) -> AugmentationConfig:
 
 
 @pytest.fixture
-def manifest(tmp_path: Path, storage: Path) -> dict[str, Any]:
-    """Seven training and five validation pictures of 12 x 16."""
-    return shards.build("mine", config(), [write_folder(tmp_path / "d", train=7, val=5)], facts=[])
+def manifest(storage: Path) -> dict[str, Any]:
+    """Seven training and five validation pictures of 12 x 16, in shards of up to four."""
+    known = np.where(labels() == 9, 255, labels()).astype(np.uint8)
+    records = [stored(f"p{index}", image(seed=index), known) for index in range(7)]
+    return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4)
 
 
-def batches(manifest: dict[str, Any], **changes: Any) -> list[Batch]:
+def batches(manifest: dict[str, Any], plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {
         "seed": 5,
         "first_step": 0,
@@ -42,7 +51,7 @@ def batches(manifest: dict[str, Any], **changes: Any) -> list[Batch]:
         "picture_range": range(4),
         **changes,
     }
-    return list(training_batches(manifest, augmentation(), **settings))
+    return list(training_batches(manifest, plan or augmentation(), **settings))
 
 
 def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
@@ -57,7 +66,8 @@ def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
                 (height, width),
                 batch.labels[place].tolist(),
                 batch.images[place, :, :height, :width].numpy().tobytes(),
-                batch.segments[place].numpy().tobytes(),
+                None if batch.segments is None else batch.segments[place].numpy().tobytes(),
+                None if batch.masks is None else batch.masks[place].numpy().tobytes(),
             )
     return found
 
@@ -119,20 +129,18 @@ def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifes
             assert batch.labels[place].tolist() == sorted(batch.labels[place].tolist())
 
 
-def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: dict[str, Any], tmp_path: Path) -> None:
+def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: dict[str, Any]) -> None:
     plain = augmentation(short_sides=(12,), flip=0.0, photometric=False)
-    (batch,) = training_batches(manifest, plain, seed=0, first_step=0, steps=1, global_batch=1, picture_range=range(1))
-    stored = decode_image((tmp_path / f"d/images/training/{batch.names[0]}.jpg").read_bytes(), "")
+    (batch,) = batches(manifest, plain, steps=1, global_batch=1, picture_range=range(1))
+    expected = image(seed=int(batch.names[0][1:]))
     assert batch.sizes.tolist() == [[12, 16]]
-    np.testing.assert_array_equal(batch.images[0, :, :12, :16].permute(1, 2, 0).numpy(), stored)
+    np.testing.assert_array_equal(batch.images[0, :, :12, :16].permute(1, 2, 0).numpy(), expected)
     np.testing.assert_array_equal(batch.segments[0, :12, :16].numpy(), np.where(labels() == 9, 255, labels()))
 
 
-def test_a_picture_with_no_labelled_pixel_has_no_labels(tmp_path: Path, storage: Path) -> None:
-    folder = write_folder(tmp_path / "d", train=1, val=1)
-    for split in ("training", "validation"):
-        put(folder / f"annotations/{split}/p0.png", encoded(np.full((12, 16), 9, np.uint8)))
-    manifest = shards.build("mine", config(), [folder], facts=[])
+def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
+    record = stored("p0", image(), np.full((12, 16), 255, np.uint8))
+    manifest = write_shards(storage, {"train": [record], "val": [record]})
     for batch in batches(manifest):
         assert [len(found) for found in batch.labels] == [0, 0, 0, 0]
         assert (batch.segments == 255).all()
@@ -151,47 +159,325 @@ def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(m
     assert picture.original_size == (12, 16)
     np.testing.assert_array_equal(picture.label_map.numpy(), np.where(labels() == 9, 255, labels()))
     assert picture.labels.tolist() == [0, 1, 2]
+    assert picture.crowd.tolist() == [False, False, False]
+    assert (picture.instances, picture.original) == (None, None)
+    indices = [[p.index for p in validation_pictures(manifest, TEST, worker=w, workers=2)] for w in range(2)]
+    assert indices == [[0, 2, 4], [1, 3]]
 
 
-def panoptic(count: int) -> Labelled:
-    """`count` segments in turn over 20 x 20 pixels, of the classes 2, 1, 0, 2, ...; the last pixel is nothing."""
-    ids = (np.arange(400) % count).reshape(20, 20)
+def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: dict[str, Any]) -> None:
+    test = dataclasses.replace(TEST, ms_flip=MsFlipConfig(short_sides=(10, 20), long_side_max=100))
+    picture = next(validation_pictures(manifest, test))
+    np.testing.assert_array_equal(picture.original.permute(1, 2, 0).numpy(), image())
+
+
+def many(name: str, count: int) -> dict[str, Any]:
+    """`count` segments in turn over 20 x 20 pixels, of the classes 2, 1, 2, 1, ...; the last pixel is nothing."""
+    ids = (np.arange(400) % count).reshape(20, 20).astype(np.uint8 if count <= 255 else np.uint16)
     ids[-1, -1] = 255 if count <= 255 else 65535
-    return Labelled(encoded(image(20, 20)), ids, tuple(2 - index % 3 for index in range(count)))
+    return stored(name, image(20, 20), ids, [2 - index % 2 for index in range(count)])
 
 
-def panoptic_records(counts: tuple[int, ...], *_: Any) -> list[Record]:
-    return [Record(f"p{index}", "", "", partial(panoptic, count)) for index, count in enumerate(counts)]
-
-
+@pytest.mark.parametrize(("counts", "dtype", "nothing"), [((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)])
 def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
-    storage: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Path, counts: tuple[int, ...], dtype: torch.dtype, nothing: int
 ) -> None:
-    for counts, dtype, nothing in (((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)):
-        listed = type("Layout", (), {"records": staticmethod(partial(panoptic_records, counts))})
-        monkeypatch.setattr(shards, "LAYOUTS", {"folder": listed})
-        manifest = shards.build("mine", config(), [], facts=[])
-        plain = augmentation(short_sides=(20,), flip=0.0)
-        settings: dict[str, Any] = {
-            "seed": 0,
-            "first_step": 0,
-            "steps": 1,
-            "global_batch": 2,
-            "picture_range": range(2),
-        }
-        (batch,) = training_batches(manifest, plain, **settings)
-        assert batch.segments.dtype == dtype
-        for place, name in enumerate(batch.names):
-            count = counts[int(name[1:])]
-            assert batch.labels[place].tolist() == [2 - index % 3 for index in range(count)]
-            expected = np.arange(400) % count
-            expected[-1] = nothing
-            np.testing.assert_array_equal(batch.segments[place, :20, :20].numpy().ravel(), expected)
-            assert (batch.segments[place, 20:] == nothing).all()
-        shown = list(validation_pictures(manifest, TEST))
-        assert [len(picture.labels) for picture in shown] == list(counts)
-        assert shown[1].label_map[0, :4].tolist() == [2, 1, 0, 2]
-        assert shown[1].label_map[-1, -1] == 255
+    records = [many(f"p{index}", count) for index, count in enumerate(counts)]
+    manifest = write_shards(storage, {"train": records, "val": records}, **THINGS)
+    plain = augmentation(short_sides=(20,), flip=0.0)
+    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, picture_range=range(2))
+    assert batch.segments.dtype == dtype
+    for place, name in enumerate(batch.names):
+        count = counts[int(name[1:])]
+        assert batch.labels[place].tolist() == [2 - index % 2 for index in range(count)]
+        expected = np.arange(400) % count
+        expected[-1] = nothing
+        np.testing.assert_array_equal(batch.segments[place, :20, :20].numpy().ravel(), expected)
+        assert (batch.segments[place, 20:] == nothing).all()
+    shown = list(validation_pictures(manifest, TEST, task="panoptic"))
+    assert [len(picture.labels) for picture in shown] == list(counts)
+    assert shown[1].label_map[0, :4].tolist() == [2, 1, 2, 1]
+    assert shown[1].label_map[-1, -1] == 255
+
+
+def one(manifest: dict[str, Any], task: str, **changes: Any) -> Batch:
+    """The first training picture as it is, not resized."""
+    plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
+    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
+    return batch
+
+
+def street() -> dict[str, Any]:
+    """8 x 8 in columns of two: sky (id 2), a car (0), a crowd of cars (1), sky again (3); the last row is nothing."""
+    ids = np.repeat(np.array([2, 0, 1, 3], np.uint8), 2)[None].repeat(8, 0)
+    ids[-1] = 255
+    return stored("p0", image(8, 8), ids, [1, 1, 0, 0], crowd=[False, True, False, False])
+
+
+def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(storage: Path) -> None:
+    batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "panoptic")
+    assert [kinds.tolist() for kinds in batch.labels] == [[1, 0]]  # the car had the lowest id
+    expected = np.array([1, 1, 0, 0, 255, 255, 1, 1], np.uint8)[None].repeat(8, 0)
+    expected[-1] = 255
+    np.testing.assert_array_equal(batch.segments[0, :8, :8].numpy(), expected)
+    assert batch.masks is None
+
+
+def test_a_semantic_target_has_one_segment_for_every_class_and_keeps_crowds(storage: Path) -> None:
+    batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "semantic")
+    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert batch.segments[0, 0, :8].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Path) -> None:
+    manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **THINGS)
+    batch = one(manifest, "instance")
+    assert batch.segments is None
+    assert [kinds.tolist() for kinds in batch.labels] == [[0]]  # car is the first of the things; the crowd is left out
+    assert batch.masks[0].dtype == torch.bool
+    expected = np.zeros((32, 32), bool)
+    expected[:7, 2:4] = True
+    np.testing.assert_array_equal(batch.masks[0].numpy(), expected[None])
+    (picture,) = validation_pictures(manifest, TEST, task="instance")
+    assert picture.instances.labels.tolist() == [0, 0]
+    assert picture.instances.crowd.tolist() == [False, True]
+    assert picture.instances.areas.tolist() == [14, 14]  # 7 rows of 2
+    decoded = decode_masks(picture.instances.run_lengths, (8, 8))
+    np.testing.assert_array_equal(decoded, [rectangle((8, 8), 2, 0, 4, 7), rectangle((8, 8), 4, 0, 6, 7)])
+
+
+def crossing() -> dict[str, Any]:
+    """8 x 8 without segments: a car and a person who overlap, a crowd, and two annotations that are no targets."""
+    size = (8, 8)
+    objects = [
+        instance(1, rectangle(size, 0, 0, 4, 4), area=15.5),
+        instance(1, rectangle(size, 0, 0, 8, 1), crowd=True),
+        instance(1, rectangle(size, 5, 5, 7, 7), area=0.0),
+        instance(2, rectangle(size, 6, 0, 7, 8), box=(6.0, 0.0, 6.5, 8.0)),
+        instance(2, rectangle(size, 2, 2, 6, 6)),
+    ]
+    return stored("p0", image(8, 8), instances=objects)
+
+
+def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among_the_things(storage: Path) -> None:
+    manifest = write_shards(storage, {"train": [crossing()]}, **{**THINGS, "labels": ("instances",)})
+    batch = one(manifest, "instance")
+    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert batch.masks[0].shape == (2, 32, 32)
+    np.testing.assert_array_equal(batch.masks[0][:, :8, :8], [rectangle((8, 8), *box) for box in OVERLAPPING])
+    assert batch.masks[0].sum() == 32
+
+
+OVERLAPPING = ((0, 0, 4, 4), (2, 2, 6, 6))
+
+
+def test_validation_keeps_every_annotation_as_it_is(storage: Path) -> None:
+    manifest = write_shards(storage, {"val": [crossing()]}, **{**THINGS, "labels": ("instances",)})
+    (picture,) = validation_pictures(manifest, TEST, task="instance")
+    assert picture.image.shape == (3, 24, 24)
+    assert (picture.label_map, picture.segments, picture.labels.tolist()) == (None, None, [])
+    assert picture.instances.labels.tolist() == [0, 0, 0, 1, 1]
+    assert picture.instances.areas.tolist() == [15.5, 8, 0, 8, 16]
+    assert picture.instances.crowd.tolist() == [False, True, False, False, False]
+    assert decode_masks(picture.instances.run_lengths, (8, 8)).sum(axis=(1, 2)).tolist() == [16, 8, 4, 8, 16]
+
+
+def test_panoptic_validation_has_segments_with_crowds_and_instances_by_dataset_class(storage: Path) -> None:
+    own = {**street(), "instances": crossing()["instances"]}
+    manifest = write_shards(storage, {"val": [own, street()]}, **THINGS)
+    first, second = validation_pictures(manifest, TEST, task="panoptic")
+    assert first.labels.tolist() == [1, 1, 0, 0]
+    assert first.crowd.tolist() == [False, True, False, False]
+    assert first.segments[0].tolist() == [2, 2, 0, 0, 1, 1, 3, 3]
+    assert first.label_map[0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert first.instances.labels.tolist() == [1, 1, 1, 2, 2]
+    assert second.instances.labels.tolist() == [1, 1]
+    assert second.instances.crowd.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "lacking"),
+    [
+        (("instances",), "semantic", "no semantic labels, which the task semantic needs, but instances"),
+        (("semantic",), "panoptic", "no panoptic labels, which the task panoptic needs, but semantic"),
+        (
+            ("panoptic", "semantic"),
+            "instance",
+            "no instances labels, .* instance needs, but panoptic and semantic; give",
+        ),
+    ],
+)
+def test_labels_that_a_task_needs_and_the_dataset_lacks_are_named(
+    storage: Path, labels: tuple[str, ...], task: Any, lacking: str
+) -> None:
+    manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **{**THINGS, "labels": labels})
+    with pytest.raises(ValueError, match=lacking):
+        batches(manifest, task=task)
+    with pytest.raises(ValueError, match=lacking):
+        list(validation_pictures(manifest, TEST, task=task))
+
+
+def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panoptic_ones(storage: Path) -> None:
+    # 8 x 160: cars of 4 columns that touch, then 8 columns of sky; crops of 8 x 16 start in one of 145 places. From the
+    # last 4 of them cars cover less than 12 of 16 columns, which is 3 in 4.
+    ids = (np.arange(160) // 4)[None].repeat(8, 0).astype(np.uint8)
+    ids[:, 152:] = 40
+    manifest = write_shards(storage, {"train": [stored("p0", image(8, 160), ids, [1] * 40 + [0])]}, **THINGS)
+    plan = augmentation(crop=(8, 16), short_sides=(8,), long_side_max=160, photometric=False)
+    much_sky = {}
+    for task in ("semantic", "panoptic"):
+        found = batches(manifest, plan, task=task, steps=100)
+        maps = [(batch.segments[b], batch.labels[b].tolist()) for batch in found for b in range(4)]
+        much_sky[task] = sum(
+            ((ids == kinds.index(0)).float().mean() > 0.25).item() for ids, kinds in maps if 0 in kinds
+        )
+    # panoptic, one draw: 400 * 4 / 145 = 11 +- 3; semantic, ten more: 400 * (1 - (1 - 4 / 145) ** 11) = 106 +- 9
+    assert much_sky["panoptic"] < 25
+    assert 70 < much_sky["semantic"] < 142
+
+
+JITTER = {"short_sides": (), "long_side_max": 0, "photometric": False}
+
+
+def corners() -> np.ndarray:
+    """16 x 16: two pixels, in opposite corners, so that the box is the whole picture."""
+    mask = np.zeros((16, 16), bool)
+    mask[0, 0] = mask[15, 15] = True
+    return mask
+
+
+def test_a_panoptic_thing_whose_box_meets_the_crop_stays_also_without_pixels(storage: Path) -> None:
+    # shown at 32 x 32 and cropped to 16 x 16: the corners are rarely seen, but their box always touches the crop
+    ids = np.zeros((16, 16), np.uint8)  # sky
+    ids[:, 14:] = 3  # sky of a class's second segment, in the right seventh
+    ids[4:6, 2:4] = 2  # a person
+    ids[corners()] = 1  # a car
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), ids, [0, 1, 2, 0])]}, **THINGS)
+    jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER)
+    empty, persons = 0, 0
+    for batch in batches(manifest, jitter, task="panoptic", steps=20):
+        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+            seen = torch.unique(segments).tolist()
+            assert kinds.tolist()[:2] == [0, 1]
+            empty += 1 not in seen
+            assert (2 in kinds.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
+            persons += 2 in kinds.tolist()
+    assert 60 < empty < 80
+    assert 0 < persons < 80
+    resized = augmentation(crop=(16, 16), short_sides=(32,), max_label_share=1.0)
+    for batch in batches(manifest, resized, task="panoptic", steps=20):
+        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+            assert torch.unique(segments).tolist() == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("resized", [{"jitter": (2.0, 2.0), **JITTER}, {"short_sides": (32,)}])
+def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resized: dict[str, Any]) -> None:
+    objects = [instance(1, corners()), instance(2, np.ones((16, 16), bool))]
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), instances=objects)]}, **THINGS)
+    found = [
+        (masks.any(dim=(1, 2)), kinds.tolist())
+        for batch in batches(manifest, augmentation(crop=(16, 16), **resized), task="instance", steps=20)
+        for masks, kinds in zip(batch.masks, batch.labels, strict=True)
+    ]
+    assert all(seen.all() for seen, _ in found)
+    assert {tuple(kinds) for _, kinds in found} == {(1,), (0, 1)}
+
+
+def vanishing(storage: Path, **changes: Any) -> dict[str, Any]:
+    """Five pictures of 32 x 32: p0 to p3 show a car of one pixel, p4 one that fills half of it."""
+    small, large = rectangle((32, 32), 5, 5, 6, 6), rectangle((32, 32), 0, 0, 32, 16)
+    records = [
+        stored(
+            f"p{index}", image(32, 32, seed=index), instances=[instance(1, large if index == 4 else small, **changes)]
+        )
+        for index in range(5)
+    ]
+    return write_shards(storage, {"train": records}, per_shard=2, **THINGS)
+
+
+def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances(storage: Path) -> None:
+    # at a tenth, 3 x 3, nearest shows rows and columns 0, 10 and 21: the small cars vanish
+    manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 0.1), **JITTER)
+    found = pictures_of(batches(manifest, jitter, task="instance"))
+    assert {name for name, *_ in found.values()} == {"p4"}
+    attempts = {}
+    for position, (_, seed, size, kinds, pixels, *_) in found.items():
+        tried = [epoch_order(5, position // 5, 5)[position % 5]]
+        while tried[-1] != 4:
+            tried.append(mix(5, 5, position, len(tried)) % 5)
+        attempts[position] = len(tried) - 1
+        transform = training_transform(jitter)
+        again = (attempts[position],) if attempts[position] else ()
+        seed_transform(transform, mix(5, 2, position, *again) % 2**32)
+        expected = transform(image=image(32, 32, seed=4))["image"]
+        assert (size, kinds, seed) == ((3, 3), [0], mix(5, 3, position))
+        assert pixels == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()
+    assert 0 in attempts.values()
+    assert max(attempts.values()) > 2
+
+
+@pytest.mark.timeout(60)
+def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
+    manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
+    settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}
+    whole = pictures_of(batches(manifest, jitter, **settings))
+    order = [f"p{index}" for epoch in range(4) for index in epoch_order(5, epoch, 5)]
+    redrawn = [position for position, (name, *_) in whole.items() if name != order[position]]
+    assert 0 < len(redrawn) < 16
+    parts = (range(1), range(1, 4))
+    shared = [pictures_of(batches(manifest, jitter, picture_range=part, **settings)) for part in parts]
+    restarted = [pictures_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
+    assert whole == shared[0] | shared[1] == restarted[0] | restarted[1]
+    assert whole == pictures_of(batches(manifest, jitter, processes=2, **settings))
+
+
+def test_a_crop_beside_all_instances_is_trained_on_as_it_is(storage: Path) -> None:
+    # shown at 32 x 32, cropped to 16 x 16 at offsets 0 to 16: 8 of 17 see something of the corner's 8 pixels, each way
+    corner = instance(1, rectangle((16, 16), 0, 0, 4, 4))
+    records = [stored(f"p{index}", image(16, 16), instances=[corner]) for index in range(4)]
+    manifest = write_shards(storage, {"train": records}, **THINGS)
+    found = batches(manifest, augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER), task="instance", steps=10)
+    order = [f"p{index}" for epoch in range(10) for index in epoch_order(5, epoch, 4)]
+    assert [name for batch in found for name in batch.names] == order
+    counts = [len(masks) for batch in found for masks in batch.masks]
+    assert 20 < counts.count(0) < 40  # (1 - (8 / 17) ** 2) * 40 = 31 +- 3
+    assert all(masks.shape[1:] == (16, 16) for batch in found for masks in batch.masks)
+
+
+def test_a_crowd_is_no_target_but_its_pixels_keep_the_crop(storage: Path) -> None:
+    small = rectangle((32, 32), 5, 5, 6, 6)
+    objects = [instance(1, np.ones((32, 32), bool), crowd=True), instance(1, small)]
+    records = [stored(f"p{index}", image(32, 32), instances=objects) for index in range(4)]
+    manifest = write_shards(storage, {"train": records}, **THINGS)
+    found = batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance", steps=1)
+    assert [f"p{index}" for index in epoch_order(5, 0, 4)] == [name for batch in found for name in batch.names]
+    assert [kinds.tolist() for batch in found for kinds in batch.labels] == [[], [], [], []]
+
+
+def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "DRAWS", 5)
+    small = instance(1, rectangle((32, 32), 5, 5, 6, 6))
+    manifest = write_shards(storage, {"train": [stored("p0", image(32, 32), instances=[small])]}, **THINGS)
+    with pytest.raises(ValueError, match="dataset mine: 5 training pictures were drawn for position 0, .*: p0; check"):
+        batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance")
+
+
+def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path) -> None:
+    sizes = {"p0": (40, 32, 0), "p1": (32, 40, 1), "p2": (31, 40, 1), "p3": (40, 31, 2), "p4": (50, 50, 3)}
+    records = [
+        stored(name, image(height, width), np.zeros((height, width), np.uint8), [0], things=things)
+        for name, (height, width, things) in sizes.items()
+    ]
+    manifest = write_shards(storage, {"train": records}, per_shard=2, **THINGS)
+    found = batches(manifest, task="panoptic", pictures="with_things", steps=3)
+    names = [name for batch in found for name in batch.names]
+    assert names == [f"p{(1, 4)[place]}" for epoch in range(6) for place in epoch_order(5, epoch, 2)]
+    assert {name for batch in batches(manifest, task="panoptic") for name in batch.names} == set(sizes)
+    manifest = write_shards(storage, {"train": records[:1]}, **THINGS)
+    with pytest.raises(
+        ValueError, match="no training picture with things and sides of at least 32 px; set `pictures: all`"
+    ):
+        batches(manifest, task="panoptic", pictures="with_things")
 
 
 def shard_path(storage: Path, manifest: dict[str, Any]) -> Path:
@@ -221,13 +507,13 @@ def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: dict[
 
 def test_shards_are_verified_once_per_host(manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(loader, "sha256", lambda path: read.append(path) or shards.sha256(path))
+    monkeypatch.setattr(loader, "sha256", lambda path: read.append(path) or files.sha256(path))
     for _ in range(3):
         batches(manifest, steps=1)
-    assert len(read) == 1
+    assert len(read) == 2  # of 7 records, four to a shard
     monkeypatch.setattr("socket.gethostname", lambda: "another-host")
     batches(manifest, steps=1)
-    assert len(read) == 2
+    assert len(read) == 4
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -236,7 +522,7 @@ def test_a_record_that_fails_is_named(
 ) -> None:
     path = shard_path(storage, manifest)
     data = path.read_bytes()
-    start = data.index(b"\xff\xd8\xff")  # the first picture's JPEG header
+    start = data.index(b"\x89PNG")  # the first picture's header
     path.write_bytes(data[:start] + b"\0" * 20 + data[start + 20 :])
     monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # as if it was altered after verification
     with pytest.raises(ValueError, match=r"train-00000\.arrow: p0 does not decode") as caught:
@@ -245,7 +531,8 @@ def test_a_record_that_fails_is_named(
 
 
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: dict[str, Any]) -> None:
-    source = loader._Training(loader._Split.of(manifest, "train"), augmentation(), 5, 4, range(4))
+    split = loader._Split.of(manifest, "train", "semantic")
+    source = loader._Training(split, loader._chosen(split, "all"), augmentation(), 5, 4, range(4))
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert pictures_of([copy[0]]) == pictures_of([first])

@@ -10,11 +10,15 @@ import pytest
 
 from pipeline.params import AugmentationConfig
 from pipeline.transforms import (
+    Flip,
+    LargeScaleJitter,
     LimitedCrop,
     PhotometricDistortion,
     label_counts,
+    resize_ids,
     resized_size,
     seed_transform,
+    touching,
     training_transform,
 )
 
@@ -135,6 +139,154 @@ def test_pixels_of_nothing_are_not_counted() -> None:
     assert label_counts(np.array([[0, 2, 2], [255, 255, 2]], np.uint8))[:4].tolist() == [1, 0, 3, 0]
     assert label_counts(np.array([[0, 2, 2], [-1, -1, 2]], np.int32)).tolist() == [1, 0, 3]
     assert label_counts(np.full((2, 2), -1, np.int32)).sum() == 0
+
+
+def jittered(factor: float, crop: tuple[int, int], height: int, width: int) -> tuple[Any, np.ndarray]:
+    """(size of the whole picture, the crop's size) when the factor is drawn."""
+    jitter = LargeScaleJitter(crop, (factor, factor))
+    shown = jitter(image=np.zeros((height, width, 3), np.uint8))["image"]
+    return jitter.params["size"], shown.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("factor", "crop", "picture", "size", "shown"),
+    [
+        (1.5, (1024, 1024), (480, 640), (1152, 1536), (1024, 1024)),  # s = 1536: scale 1536 / 640 = 2.4
+        (1.5, (1024, 1024), (640, 480), (1536, 1152), (1024, 1024)),
+        (0.5, (1024, 1024), (480, 640), (384, 512), (384, 512)),  # smaller than the crop
+        (1.0, (1024, 1024), (480, 640), (768, 1024), (768, 1024)),
+        (0.1, (1024, 1024), (480, 640), (77, 102), (77, 102)),  # s = 102.4 truncated; 480 * 102 / 640 = 76.5, half up
+        (1.0, (512, 1024), (480, 640), (512, 683), (512, 683)),  # the short side may be 512, the long one 1024
+        (0.1, (8, 8), (1000, 10), (1, 1), (1, 1)),  # never less than a pixel
+    ],
+)
+def test_jitter_fits_the_picture_into_the_crop_times_a_factor(
+    factor: float, crop: tuple[int, int], picture: tuple[int, int], size: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    assert jittered(factor, crop, *picture) == (size, shown)
+
+
+def test_the_jitters_factor_and_offsets_are_uniform() -> None:
+    # 480 x 640 in 1024 x 1024: the width is 1024 times the factor, truncated, so 0.5 less in the mean
+    jitter = LargeScaleJitter((1024, 1024), (0.1, 2.0))
+    jitter.set_random_seed(0)
+    drawn = [jitter.get_params_dependent_on_data({"shape": (480, 640, 3)}, {}) for _ in range(20_000)]
+    factors = np.array([(params["size"][1] + 0.5) / 1024 for params in drawn])
+    assert 0.1 <= factors.min() < 0.105
+    assert 1.995 < factors.max() <= 2.001
+    deviation = 1.9 / 12**0.5  # of U(0.1, 2)
+    assert abs(factors.mean() - 1.05) < 4 * deviation / len(factors) ** 0.5
+    assert abs(factors.std() - deviation) < 0.01
+    assert np.abs(np.histogram(factors, 10, (0.1, 2.0))[0] - 2000).max() < 4 * 2000**0.5
+    for axis in (0, 1):
+        rooms = np.array([max(0, params["size"][axis] - 1024) for params in drawn])
+        starts = np.array([params["part"][axis].start for params in drawn])
+        assert (starts[rooms == 0] == 0).all()
+        shares = (starts[rooms > 50] + 0.5) / (rooms[rooms > 50] + 1)  # U(0, 1)
+        assert abs(shares.mean() - 0.5) < 4 * (1 / 12 / len(shares)) ** 0.5
+        assert abs(shares.std() - 12**-0.5) < 0.01
+        assert np.corrcoef(shares, factors[rooms > 50])[0, 1] < 4 / len(shares) ** 0.5
+    tight = LargeScaleJitter((8, 8), (1.25, 1.25))  # 10 x 10: offsets 0, 1 and 2
+    tight.set_random_seed(0)
+    starts = [tight.get_params_dependent_on_data({"shape": (5, 5, 3)}, {})["part"][0].start for _ in range(3000)]
+    assert np.abs(np.bincount(starts) - 1000).max() < 4 * (1000 * 2 / 3) ** 0.5
+
+
+def test_a_part_resized_to_the_nearest_is_that_part_of_the_whole() -> None:
+    random = np.random.default_rng(0)
+    for dtype in (np.uint8, np.int32):
+        for _ in range(100):
+            ids = random.integers(0, 200, random.integers(1, 90, 2)).astype(dtype)
+            height, width = random.integers(1, 200, 2).tolist()
+            top, left = random.integers(0, height), random.integers(0, width)
+            part = slice(top, top + 50), slice(left, left + 60)
+            whole = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
+            np.testing.assert_array_equal(resize_ids(ids, (height, width), part), whole[part])
+            np.testing.assert_array_equal(resize_ids(ids[None], (height, width))[0], whole)
+
+
+PLANS = {
+    "short sides": {"short_sides": (32, 48, 64), "max_label_share": 1.0},
+    "jitter": {"short_sides": (), "long_side_max": 0, "jitter": (0.3, 2.0)},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_image_segments_masks_and_boxes_move_together(plan: str) -> None:
+    segments = np.full((40, 60), 255, np.uint8)
+    boxes = np.array([[3, 2, 23, 17], [30, 20, 55, 38], [0, 30, 5, 40]])
+    for place, (x1, y1, x2, y2) in enumerate(boxes):
+        segments[y1:y2, x1:x2] = place
+    masks = (segments == np.arange(3)[:, None, None]).astype(np.uint8)
+    image = np.repeat(segments[..., None], 3, 2) * np.uint8(60)
+    transform = training_transform(augmentation(photometric=False, **PLANS[plan]))
+    left_out = 0
+    for seed in range(60):
+        seed_transform(transform, seed)
+        drawn = transform(image=image, mask=segments, masks=masks, boxes=boxes.astype(float))
+        height, width = drawn["mask"].shape
+        assert drawn["image"].shape[:2] == (height, width)
+        assert height <= 32
+        assert width <= 64
+        same = drawn["image"][..., 0] == drawn["mask"] * np.uint8(60)
+        assert np.mean(same) > 0.5  # but for the blended borders
+        np.testing.assert_array_equal(drawn["masks"], drawn["mask"] == np.arange(3)[:, None, None])
+        kept = touching(drawn["boxes"], height, width)
+        left_out += int((~kept).sum())
+        for mask, (x1, y1, x2, y2), inside in zip(drawn["masks"], drawn["boxes"], kept, strict=True):
+            rows, columns = np.nonzero(mask)
+            if not inside:
+                assert not len(rows)
+                continue
+            if len(rows):  # the pixels fill the box as far as it is inside, but for rounding
+                left, top = max(x1, 0), max(y1, 0)
+                right, bottom = min(x2, width), min(y2, height)
+                found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert np.abs(np.array(found) - (left, top, right, bottom)).max() <= 1
+    assert left_out > 10
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_picture_may_have_no_masks_at_all(plan: str) -> None:
+    transform = training_transform(augmentation(flip=1.0, **PLANS[plan]))
+    empty = {"masks": np.zeros((0, 40, 60), np.uint8), "boxes": np.zeros((0, 4))}
+    drawn = transform(image=scene()[0], **empty)
+    assert drawn["masks"].shape == (0, *drawn["image"].shape[:2])
+    assert drawn["boxes"].shape == (0, 4)
+
+
+def test_a_flipped_box_is_as_far_from_the_other_side() -> None:
+    flip = Flip(p=1.0)
+    drawn = flip(image=np.zeros((10, 20, 3), np.uint8), boxes=np.array([[1.0, 2.0, 5.0, 8.0]]))
+    assert drawn["boxes"].tolist() == [[15, 2, 19, 8]]
+
+
+def test_a_box_touches_a_picture_when_something_of_it_is_inside() -> None:
+    boxes = {
+        (0, 0, 1, 1): True,
+        (-3, -3, 0.5, 0.5): True,
+        (-3, 2, 0, 5): False,  # ends where the picture begins
+        (20, 2, 25, 5): False,  # begins where it ends
+        (19.5, 9.5, 25, 25): True,
+        (5, 10, 6, 12): False,
+        (5, -2, 6, 0): False,
+        (-5, -5, 50, 50): True,
+        (5, 5, 5, 6): False,  # has no area
+    }
+    assert touching(np.array(list(boxes)), 10, 20).tolist() == list(boxes.values())
+
+
+def test_one_seed_decides_a_jitter_and_another_one_another() -> None:
+    image, labels = scene()
+    transform, other = (training_transform(augmentation(**PLANS["jitter"])) for _ in range(2))
+    outcomes = set()
+    for seed in range(20):
+        seed_transform(transform, seed)
+        seed_transform(other, seed)
+        drawn = transform(image=image, mask=labels)["image"].tobytes()
+        assert drawn == other(image=image, mask=labels)["image"].tobytes()
+        outcomes.add(drawn)
+    assert len(outcomes) == 20
 
 
 def distort(image: np.ndarray, **drawn: Any) -> np.ndarray:
