@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,13 +66,59 @@ _open_archives: dict[tuple[int, Path], zipfile.ZipFile] = {}
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
+    """An opened archive. One inside another is called <archive>/<its name there>, and read in place as well."""
     key = (os.getpid(), path)  # an archive opened before a fork would share its file position with the parent
     if key not in _open_archives:
+        outer = next((above for above in path.parents if above.is_file()), None)
         try:
-            _open_archives[key] = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+            inner = None if outer is None else _inner_file(outer, path.relative_to(outer).as_posix())
+            _open_archives[key] = zipfile.ZipFile(path if inner is None else inner)
+        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             raise ValueError(f"{path} is not a whole zip archive ({error}); fetch or copy it again") from None
     return _open_archives[key]
+
+
+def _inner_file(outer: Path, name: str) -> IO[bytes]:
+    """An archive in an archive as a seekable file: a stretch of the outer one or, if it is compressed there, an
+    anonymous temporary copy, which stays open as long as the archive."""
+    entry = _archive(outer).getinfo(name)
+    if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:
+        with open(outer, "rb") as file:
+            file.seek(entry.header_offset)
+            name_bytes, extra_bytes = struct.unpack("<26x2H", file.read(30))  # local header (APPNOTE 4.3.7)
+        return io.BufferedReader(_Stretch(outer, entry.header_offset + 30 + name_bytes + extra_bytes, entry.file_size))
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    with _archive(outer).open(entry) as packed:
+        shutil.copyfileobj(packed, copy, 1 << 20)
+    return copy
+
+
+class _Stretch(io.RawIOBase):
+    """`size` bytes of a file from `start` on, as a file."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        self.file, self.start, self.size, self.at = open(path, "rb", buffering=0), start, size, 0  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self.size - self.at))
+        self.file.seek(self.start + self.at)
+        count = self.file.readinto(memoryview(buffer)[:wanted])
+        self.at += count
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def file_names(source: Path) -> list[str]:
@@ -129,6 +178,35 @@ def read_labels(data: bytes, file: str) -> np.ndarray:
     return ids
 
 
+def read_colours(data: bytes, file: str) -> np.ndarray:
+    """A PNG of 8-bit red, green and blue, (h, w, 3) uint8. ValueError names `file`."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            kind, mode, colours = picture.format, picture.mode, np.asarray(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
+    if (kind, mode) != ("PNG", "RGB"):
+        raise ValueError(f"{file} is {kind} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
+    return colours
+
+
+def picture_size(data: bytes, file: str) -> tuple[int, int]:
+    """(height, width) of a picture, turned as its EXIF tag says, without decoding it. ValueError names `file`."""
+    from PIL import ExifTags, Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
+    return (width, height) if turned else (height, width)
+
+
 def check_picture(data: bytes, file: str) -> None:
     """Decode a picture to its last byte. ValueError names `file`: OpenCV fills what a torn file lacks with grey."""
     from PIL import Image
@@ -138,6 +216,31 @@ def check_picture(data: bytes, file: str) -> None:
             picture.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
+
+
+def check_run_lengths(counts: bytes, size: tuple[int, int]) -> None:
+    """ValueError unless compressed run lengths cover a mask of `size` (height, width) exactly.
+
+    pycocotools leaves memory as it was where they cover less. The format (its maskApi.c, rleToString): numbers of 5
+    bits a character from 48 on, low bits first, 32 says that more follow, 16 in the last is the sign; from the
+    fourth number on it is the difference to the last but one.
+    """
+    import numpy as np
+
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = codes & 32 == 0
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError("its compressed run lengths are not as pycocotools writes them")
+    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    place = np.arange(len(codes)) - np.repeat(starts, np.diff([*starts, len(codes)]))
+    if place.max() > 6:  # 5 * 7 bits are more than 32
+        raise ValueError("its compressed run lengths hold a number of more than 32 bits")
+    lengths = np.add.reduceat((codes & 31) << 5 * place, starts)
+    lengths -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    for first in (1, 2):
+        lengths[first::2] = np.cumsum(lengths[first::2])
+    if lengths.min() < 0 or lengths.sum() != size[0] * size[1]:
+        raise ValueError(f"its run lengths do not cover {size[0]} x {size[1]} (height x width) pixels")
 
 
 def class_ids(labels: np.ndarray, lookup: np.ndarray, file: str, *, known: str) -> np.ndarray:

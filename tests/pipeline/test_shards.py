@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import shards
-from pipeline.datasets.source import Labelled, Record
+from pipeline.datasets.source import Instance, Labelled, Record
 from pipeline.files import sha256
 from pipeline.pictures import decode_segments
 from tests.pipeline.pictures import config, encoded, image, labels, put, write_folder
@@ -41,6 +41,9 @@ def test_every_record_comes_back_as_it_was(tmp_path: Path, storage: Path) -> Non
     assert ids.dtype == np.uint8
     np.testing.assert_array_equal(ids, np.where(labels() == 9, 255, labels()))
     assert len({row["digest"] for row in read}) == 3
+    without = ("segment_classes", "segment_crowd", "segment_boxes", "instances")
+    assert [read[2][key] for key in without] == [None] * 4
+    assert read[2]["things"] == 0
 
 
 def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: Path) -> None:
@@ -52,6 +55,8 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
     assert manifest["picture_sizes"]["val"] == {"height": [12, 12], "width": [16, 16]}
     assert manifest["class_names"] == ["sky", "road", "car"]
     assert (manifest["thing_classes"], manifest["ignore_label"]) == (["car"], 255)
+    assert manifest["labels"] == ["semantic"]  # ids are classes: cars that touch are one region, and nobody counts it
+    assert manifest["instances"] == {"train": [0, 0, 0], "val": [0, 0, 0]}
     assert manifest["sources"] == [{"name": "mine", "bytes": 1, "sha256": "00"}]
     for split, count in (("train", 3), ("val", 2)):
         assert manifest["splits"][split]["records"] == count
@@ -178,6 +183,10 @@ def test_more_than_255_segments_are_stored_wide() -> None:
     assert ids.max() == 299
     # ids 0..299 once, 0..99 twice, without the first pixel; class = id % 3
     assert stored.pixels.tolist() == [133, 133, 133, 1]
+    boxes = np.array(stored.row["segment_boxes"]).reshape(300, 4)
+    # id 299 is only at row 14, column 19; id 19 also at row 0, as all below 100 are twice: 300 pixels = 15 rows on
+    assert boxes[299].tolist() == [19, 14, 20, 15]
+    assert boxes[19].tolist() == [19, 0, 20, 16]
 
 
 def wrong_segments(classes: tuple[int, ...]) -> Labelled:
@@ -189,6 +198,99 @@ def test_segments_must_have_a_known_class() -> None:
         shards.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1))), 3)
     with pytest.raises(ValueError, match=r"a\.txt names a class outside 0 to 2"):
         shards.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1, 3))), 3)
+
+
+def two_cars(crowd: tuple[bool, ...] = ()) -> Labelled:
+    """A car in the first column, one of two pixels at the end of the last row, a third without pixels, and road."""
+    ids = np.full((4, 6), 3)
+    ids[:, 0] = 0
+    ids[3, 4:] = 1
+    return Labelled(encoded(image(4, 6)), ids, (2, 2, 2, 1), crowd)
+
+
+def test_segments_get_boxes_and_those_of_things_are_counted() -> None:
+    record = Record("a", "a.png", "a.txt", two_cars)
+    stored = shards.verify(record, 3, frozenset({2}))
+    # x1, y1, x2, y2 behind the last pixel
+    assert stored.row["segment_boxes"] == [0, 0, 1, 4, 4, 3, 6, 4, 0, 0, 0, 0, 1, 0, 6, 4]
+    assert (stored.row["segment_crowd"], stored.row["things"]) == (None, 3)
+    assert stored.instances.tolist() == [0, 0, 3]
+    assert stored.labels == ("instances", "panoptic", "semantic")
+    stored = shards.verify(record, 3)
+    assert (stored.row["things"], stored.labels) == (0, ("panoptic", "semantic"))
+
+
+def test_crowds_are_flagged_and_not_counted_as_instances_but_their_pixels_are() -> None:
+    record = Record("a", "a.png", "a.txt", partial(two_cars, (True, False, False, False)))
+    stored = shards.verify(record, 3, frozenset({2}))
+    assert stored.row["segment_crowd"] == [True, False, False, False]
+    assert (stored.row["things"], stored.instances.tolist()) == (3, [0, 0, 2])
+    assert stored.pixels.tolist() == [0, 18, 6, 0]
+    with pytest.raises(ValueError, match=r"a\.txt has 2 crowd flags for 4 segments"):
+        shards.verify(Record("a", "a.png", "a.txt", partial(two_cars, (True, False))), 3)
+
+
+HALF = Instance(1, (2, 0, 4, 4), 8.0, False, b"88")
+"""The right half of 4 x 4 pixels: by columns, a run of 8 outside and one of 8 inside the mask."""
+
+
+def objects(*instances: Instance) -> Record:
+    return Record("a", "a.png", "a.json", partial(_objects, instances))
+
+
+def _objects(instances: tuple[Instance, ...] | None) -> Labelled:
+    return Labelled(encoded(image(4, 4)), None, None, instances=instances)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_id": 0}, "instance 1 has class 0, which is not a thing class"),
+        ({"class_id": 3}, "instance 1 has class 3, which is not a thing class"),
+        ({"box": (2, 0, 1, 4)}, r"instance 1 has the box \(2, 0, 1, 4\)"),
+        ({"box": (0, 0, float("nan"), 4)}, "instance 1 has the box .*nan"),
+        ({"area": float("inf")}, "instance 1 .* area inf"),
+        ({"area": -1.0}, "instance 1 .* area -1"),
+        ({"counts": b"8"}, r"instance 1: its run lengths do not cover 4 x 4 \(height x width\)"),
+        ({"counts": b"89"}, "instance 1: its run lengths do not cover"),
+        ({"counts": b""}, "instance 1: its compressed run lengths are not as pycocotools"),
+    ],
+)
+def test_a_wrong_instance_is_named(changes: dict[str, Any], message: str) -> None:
+    shards.verify(objects(HALF, HALF), 3, frozenset({1, 2}))
+    with pytest.raises(ValueError, match=r"^a\.json: " + message):
+        shards.verify(objects(HALF, HALF._replace(**changes)), 3, frozenset({1, 2}))
+
+
+def test_a_record_without_any_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a\.json has neither segments nor instances"):
+        shards.verify(Record("a", "a.png", "a.json", partial(_objects, None)), 3)
+    stored = shards.verify(objects(), 3, frozenset({1}))
+    assert (stored.row["instances"], stored.row["things"], stored.labels) == ([], 0, ("instances",))
+
+
+def test_the_record_digest_covers_every_field() -> None:
+    def digest(record: Record) -> str:
+        return shards.verify(record, 3, frozenset({1, 2})).row["digest"]
+
+    changes = [{"class_id": 2}, {"box": (2, 0, 4, 3)}, {"area": 7.0}, {"crowd": True}, {"counts": b"0`0"}]
+    digests = {digest(objects(HALF)), digest(objects()), digest(objects(HALF, HALF))}
+    digests |= {digest(objects(HALF._replace(**change))) for change in changes}
+    for flags in ((), (True, False, False, False)):
+        digests.add(digest(Record("a", "a.png", "a.txt", partial(two_cars, flags))))
+    assert len(digests) == 3 + len(changes) + 2
+
+
+def test_generated_scenes_have_panoptic_labels(storage: Path) -> None:
+    names = ("sky", "hill", "road", "pavement", "building", "tree", "car", "person", "sign")
+    generate = {"train": 3, "val": 2, "height": 64, "width": 96, "seed": 1}
+    shapes = config(layout="shapes", class_names=names, thing_classes=names[6:], generate=generate)
+    manifest = shards.build("shapes", shapes, [], facts=[])
+    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    read = rows(storage, manifest, "train")
+    kinds = np.array([kind for row in read for kind in row["segment_classes"] if kind >= 6])
+    assert manifest["instances"]["train"] == np.bincount(kinds, minlength=9).tolist()
+    assert sum(row["things"] for row in read) == len(kinds) > 0
 
 
 def test_the_real_samples_become_shards(storage: Path) -> None:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
+from tests.pipeline.test_coco import published, write
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +53,24 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     assert str(workspace).encode() not in first + (workspace / "results/fetch/mine.json").read_bytes()
     assert stage("stages.shard", "mine").returncode == 0
     assert (workspace / "results/shard/mine.json").read_bytes() == first
+
+
+def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, storage: Path) -> None:
+    sources = [str(path) for path in published(write(workspace / "coco"), zipfile.ZIP_STORED)]
+    classes = {"class_names": ["sky", "car", "dog"], "thing_classes": ["car", "dog"]}
+    datasets = {"tiny": {"layout": "coco", "sources": sources, "splits": {"val": "val2017"}, **classes}}
+    (workspace / "params.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    assert stage("stages.fetch", "tiny").returncode == 0
+    sharded = stage("stages.shard", "tiny")
+    assert sharded.returncode == 0, sharded.stderr
+    assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shards")
+    manifest = json.loads((workspace / "results/shard/tiny.json").read_text())
+    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    assert [path.name for path in storage.rglob("*.png")] == []
+
+    datasets["tiny"]["splits"]["train"] = "train2017"
+    (workspace / "params.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    assert "split train has neither annotations/panoptic_train2017.json nor" in failure("stages.shard", "tiny")
 
 
 def test_wrong_names_and_missing_facts_end_in_one_sentence(workspace: Path) -> None:
