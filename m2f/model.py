@@ -33,14 +33,16 @@ class Mask2Former(nn.Module):
         )
 
     def forward(self, images: Tensor, seeds: Sequence[int] | None = None, *, auxiliary: bool = True) -> Prediction:
-        """Predict for normalised RGB pictures, (B, 3, H, W) float, H and W multiples of 32.
+        """Predict for normalised RGB pictures, (B, 3, H, W) float, H and W at least 32.
 
-        `seeds`: one int per picture; decides which branches drop path drops, needed to train with it.
-        Without `auxiliary` the earlier layers' predictions are left out, which is faster.
+        Sides need not be multiples of 32: the levels are ceil(H / 4) x ceil(W / 4), ceil(H / 8) x ceil(W / 8)
+        and so on, as in the reference. `seeds`: one int per picture; decides which branches drop path
+        drops, needed to train with it. Without `auxiliary` the earlier layers' predictions are left out,
+        which is faster.
         """
         height, width = images.shape[-2:]
-        if height % 32 or width % 32:
-            raise ValueError(f"pictures are {height} x {width}; pad both sides to multiples of 32 (m2f.model.pad)")
+        if min(height, width) < 32:
+            raise ValueError(f"pictures are {height} x {width}; pad both sides to at least 32 pixels (m2f.model.pad)")
         if seeds is not None and len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
         mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))

@@ -78,7 +78,7 @@ class PixelDecoder(nn.Module):
                 module.reset_parameters()
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Mask features (B, C, H/4, W/4) and the maps of strides 32, 16, 8, each (B, C, h, w)."""
+        """Mask features (B, C, h, w) of stride 4 and the maps of strides 32, 16, 8, each (B, C, h, w)."""
         stride4, *deeper = features
         maps = [project(x) for project, x in zip(self.input_projections, reversed(deeper), strict=True)]
         shapes: Shapes = tuple((x.shape[2], x.shape[3]) for x in maps)

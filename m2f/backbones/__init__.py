@@ -8,7 +8,10 @@ from m2f.config import BACKBONE_NAMES, BackboneConfig
 
 
 def build_backbone(config: BackboneConfig) -> ResNet | Swin:
-    """A module with `channels` (four ints) that takes (images, seeds) and returns maps at strides 4, 8, 16 and 32."""
+    """A module with `channels` (four ints) that takes (images, seeds) and returns maps at strides 4, 8, 16 and 32.
+
+    A map has ceil(H / stride) x ceil(W / stride) pixels.
+    """
     if config.name not in BACKBONE_NAMES:
         raise ValueError(f"model.backbone.name is {config.name!r}; known: {', '.join(BACKBONE_NAMES)}")
     if config.name in SWINS:

@@ -119,7 +119,10 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2 x 2 neighbours to one pixel of twice the channels; the neighbours come channel first, as in the reference."""
+    """2 x 2 neighbours to one pixel of twice the channels; the neighbours come channel first, as in the reference.
+
+    An odd map gets a row or column of zeros.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -142,7 +145,9 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, H / 4, W / 4, C)."""
+        """(B, 3, H, W) to (B, ceil(H / 4), ceil(W / 4), C); zeros right and below fill the last patches."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 4, 0, -height % 4))
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 

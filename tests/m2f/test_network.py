@@ -195,9 +195,33 @@ def test_batch_norm_follows_the_row_in_training() -> None:
         assert not model.backbone.bn1.weight.requires_grad
 
 
-def test_a_picture_whose_sides_are_no_multiples_of_32_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="48 x 64; pad both sides to multiples of 32"):
-        build_model(TINY)(torch.zeros(1, 3, 48, 64))
+@pytest.mark.parametrize("backbone", ["tiny", "r50", "swin-tiny"])
+def test_a_picture_of_any_size_has_levels_that_are_rounded_up_and_padding_it_changes_the_answer(backbone: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        num_classes=3,
+        backbone=BackboneConfig(name=backbone, drop_path_rate=0.0),
+        pixel_decoder=PixelDecoderConfig(channels=32, layers=1),
+        query_decoder=QueryDecoderConfig(queries=5, layers=3),
+    )
+    model = build_model(config).eval()
+    images = torch.randn(2, 3, 37, 83)
+    with torch.inference_mode():
+        maps, prediction, padded = model.backbone(images), model(images), model(pad(images))
+    assert [tuple(x.shape[2:]) for x in maps] == [(10, 21), (5, 11), (3, 6), (2, 3)]
+    assert prediction.mask_logits.shape == (2, 5, 10, 21)
+    assert padded.mask_logits.shape == (2, 5, 16, 24)
+    assert prediction.mask_logits.isfinite().all() and prediction.class_logits.isfinite().all()
+    assert (prediction.mask_logits - padded.mask_logits[..., :10, :21]).abs().amax(dim=(1, 2, 3)).min() > 0.01
+    assert (prediction.class_logits - padded.class_logits).abs().amax(dim=(1, 2)).min() > 1e-4
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "swin-tiny"])
+def test_the_smallest_picture_is_32_by_32_and_smaller_ones_are_refused_with_the_remedy(backbone: str) -> None:
+    model = build_model(dataclasses.replace(TINY, backbone=BackboneConfig(name=backbone))).eval()
+    assert model(torch.zeros(1, 3, 32, 32), auxiliary=False).mask_logits.shape[2:] == (8, 8)
+    with pytest.raises(ValueError, match="31 x 64; pad both sides to at least 32 pixels"):
+        model(torch.zeros(1, 3, 31, 64))
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:

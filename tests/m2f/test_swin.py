@@ -52,6 +52,30 @@ def test_merging_orders_its_four_neighbours_channel_first() -> None:
     assert seen[0].flatten().tolist() == [1, 2, 3, 4, 10, 20, 30, 40]
 
 
+def test_an_odd_map_is_merged_with_zeros_beyond_its_edges() -> None:
+    merging = PatchMerging(1)
+    seen: list[torch.Tensor] = []
+    merging.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])[None, :, :, None]
+    assert merging(x).shape == (1, 2, 2, 2)
+    assert seen[0].tolist() == [[[[1, 2, 4, 5], [3, 0, 6, 0]], [[7, 8, 0, 0], [9, 0, 0, 0]]]]
+
+
+def test_a_picture_of_any_size_is_filled_with_zeros_to_whole_patches_and_no_further() -> None:
+    torch.manual_seed(0)
+    backbone = Swin(SwinSize(8, (1, 2, 1, 2), (1, 1, 2, 2), 4), drop_path_rate=0.0).eval()
+    images = torch.randn(1, 3, 37, 53)
+    with torch.inference_mode():
+        maps = backbone(images)
+        filled = backbone(F.pad(images, (0, 3, 0, 3)))
+        further = backbone(F.pad(images, (0, 11, 0, 27)))
+    assert [tuple(m.shape[2:]) for m in maps] == [(10, 14), (5, 7), (3, 4), (2, 2)]
+    for one, other in zip(maps, filled, strict=True):
+        assert torch.equal(one, other)
+    # a window at the edge holds zeros made after the norm here, and normalised patches of zeros there
+    assert not torch.allclose(maps[0], further[0][..., :10, :14], atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(32, 64), (96, 160)])
 def test_maps_smaller_than_a_window_and_odd_ones_are_padded(size: tuple[int, int]) -> None:
     backbone = Swin(SwinSize(8, (1, 2, 1, 2), (1, 1, 2, 2), 7), drop_path_rate=0.0).eval()
