@@ -1,7 +1,8 @@
 """From a prediction to label maps, segments and instances of a picture's own size.
 
-A picture was resized, normalised and padded right and bottom to `padded = 4 * (h, w)` for the network;
-`valid_size` is what of it is picture, `size` what is asked for. Sizes are (height, width).
+A picture was resized, normalised and padded right and bottom to `padded_size` for the network, if at all;
+`valid_size` is what of it is picture, `size` what is asked for. Sizes are (height, width). The network has
+a mask logit for every 4 x 4 pixels, so `padded_size` is 4 * (h, w) unless a side is no multiple of 4.
 
 B pictures, Q queries, C classes, h x w mask logits, Y rows of a band, H x W = size asked for, K kept queries,
 S segments, N instances
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,27 +29,45 @@ _BAND_ELEMENTS = 1 << 22
 
 Size = tuple[int, int]
 
+Resized = Literal["scores", "logits"]
+"""What is resized from the network's picture to the size asked for: class scores or mask logits."""
+
 
 @torch.no_grad()
-def semantic_scores(prediction: Prediction, size: Size, valid_size: Size | None = None) -> Tensor:
+def semantic_scores(
+    prediction: Prediction,
+    size: Size,
+    valid_size: Size | None = None,
+    *,
+    padded_size: Size | None = None,
+    resize: Resized = "scores",
+) -> Tensor:
     """Score of every class at every pixel, (B, C, *size) float32.
 
-    Mask logits are upsampled to the padded picture; the score is the sum over queries of class
-    probability (softmax, without "no object") times mask probability (sigmoid); scores are cropped to
-    `valid_size` (None: all of the padded picture) and resized to `size`. All resizing is bilinear
-    (align_corners=False). Made band by band: masks never exist at full resolution.
+    Mask logits are upsampled to `padded_size` (None: 4 times theirs); the score is the sum over queries of
+    class probability (softmax, without "no object") times mask probability (sigmoid); scores are cropped to
+    `valid_size` (None: all of the padded picture) and resized to `size`. With `resize="logits"` the mask
+    logits are cropped and resized, and scores made of the result, as for panoptic segments. All resizing
+    is bilinear (align_corners=False). Made band by band: masks never exist at full resolution.
 
-    ValueError when `valid_size` does not fit into the padded picture.
+    ValueError when the sizes do not fit each other.
     """
     pictures, _, classes = prediction.class_logits.shape
     result = torch.empty(pictures, classes - 1, *size, device=prediction.mask_logits.device)
-    for first, scores_BCYw in _score_bands(prediction, size, valid_size):
+    for first, scores_BCYw in score_bands(prediction, size, valid_size, padded_size=padded_size, resize=resize):
         result[:, :, first : first + scores_BCYw.shape[2]] = scores_BCYw
     return result
 
 
 @torch.no_grad()
-def semantic_labels(prediction: Prediction, size: Size, valid_size: Size | None = None) -> Tensor:
+def semantic_labels(
+    prediction: Prediction,
+    size: Size,
+    valid_size: Size | None = None,
+    *,
+    padded_size: Size | None = None,
+    resize: Resized = "scores",
+) -> Tensor:
     """Class with the highest of `semantic_scores` at every pixel, (B, *size); uint8, or int64 beyond 255 classes.
 
     Scores of all classes only ever exist for a band of rows.
@@ -55,7 +75,7 @@ def semantic_labels(prediction: Prediction, size: Size, valid_size: Size | None 
     pictures, _, classes = prediction.class_logits.shape
     dtype = torch.uint8 if classes - 1 <= 255 else torch.int64
     result = torch.empty(pictures, *size, dtype=dtype, device=prediction.mask_logits.device)
-    for first, scores_BCYw in _score_bands(prediction, size, valid_size):
+    for first, scores_BCYw in score_bands(prediction, size, valid_size, padded_size=padded_size, resize=resize):
         result[:, first : first + scores_BCYw.shape[2]] = scores_BCYw.max(
             1
         ).indices  # argmax(1), but 3 times as fast on a CPU
@@ -83,12 +103,13 @@ def panoptic_segments(
     valid_size: Size | None = None,
     *,
     thing_ids: Collection[int],
+    padded_size: Size | None = None,
     score_threshold: float = 0.8,
     overlap_threshold: float = 0.8,
 ) -> list[Segments]:
     """The segments of every picture, by query; stuff of one class is one segment.
 
-    Mask logits are upsampled to the padded picture, cropped to `valid_size` and resized to `size`, all
+    Mask logits are upsampled to `padded_size`, cropped to `valid_size` and resized to `size`, all
     bilinear; probabilities are made of the result. Queries whose likeliest class is not "no object" and
     has a probability over `score_threshold` compete for the pixels by class times mask probability. One
     that wins fewer pixels than `overlap_threshold` times those of its own mask (probability at least 1/2)
@@ -97,18 +118,18 @@ def panoptic_segments(
     full resolution.
 
     `thing_ids`: the classes whose queries stay apart; `range(80)` for COCO. ValueError when one is no
-    class, or when `valid_size` does not fit into the padded picture.
+    class, or when the sizes do not fit each other.
     """
     classes = prediction.class_logits.shape[2] - 1
     things = _checked_things(thing_ids, classes)
-    valid = _checked_valid(prediction, size, valid_size)
+    padded, valid = _checked_sizes(prediction, size, valid_size, padded_size)
     device = prediction.mask_logits.device
     result = []
     for class_logits_QC1, mask_logits_Qhw in zip(prediction.class_logits, prediction.mask_logits, strict=True):
         score_Q, label_Q = class_logits_QC1.float().softmax(-1).max(-1)
         kept_K = ((label_Q < classes) & (score_Q > score_threshold)).nonzero()[:, 0]
         score_K, label_K = score_Q[kept_K], label_Q[kept_K]
-        winner_HW, areas_3K = _competition(score_K, mask_logits_Qhw[kept_K], size, valid)
+        winner_HW, areas_3K = _competition(score_K, mask_logits_Qhw[kept_K], size, valid, padded)
 
         lookup = [-1] * (len(kept_K) + 1)
         labels: list[int] = []
@@ -136,13 +157,13 @@ def panoptic_segments(
     return result
 
 
-def _competition(score_K: Tensor, logits_Khw: Tensor, size: Size, valid: Size) -> tuple[Tensor, Tensor]:
+def _competition(score_K: Tensor, logits_Khw: Tensor, size: Size, valid: Size, padded: Size) -> tuple[Tensor, Tensor]:
     """The query that wins each pixel, (H, W) int64, K where its mask probability is below 1/2; and pixels
     of each query, (3, K) int64: won, won with at least 1/2, at least 1/2."""
     queries = len(score_K)
     winner_HW = torch.full(size, queries, device=score_K.device)
     areas_3K = torch.zeros(3, queries, dtype=torch.int64, device=score_K.device)
-    for first, logits_KYw in _logit_bands(logits_Khw, size, valid):
+    for first, logits_KYw in _logit_bands(logits_Khw, size, valid, padded):
         mask_KYw = logits_KYw.sigmoid_()
         winner_Yw = (mask_KYw * score_K[:, None, None]).max(0).indices  # argmax(0), but 3 times as fast on a CPU
         surely_Yw = mask_KYw.gather(0, winner_Yw[None])[0] >= 0.5
@@ -174,19 +195,20 @@ def instances(
     valid_size: Size | None = None,
     *,
     thing_ids: Collection[int] | None = None,
+    padded_size: Size | None = None,
     max_instances: int = 100,
 ) -> list[Instances]:
     """The instances of every picture: the `max_instances` likeliest pairs of query and class, things only.
 
-    Mask logits are upsampled to the padded picture, cropped to `valid_size` and resized to `size`, all
+    Mask logits are upsampled to `padded_size`, cropped to `valid_size` and resized to `size`, all
     bilinear; a mask is where they are positive. `thing_ids`: the classes that are things (None: all).
     As in the reference, stuff takes part in the choice and is left out afterwards, so there may be fewer.
     Made band by band: only the boolean masks exist at full resolution.
 
-    ValueError when a thing is no class, or when `valid_size` does not fit into the padded picture.
+    ValueError when a thing is no class, or when the sizes do not fit each other.
     """
     classes = prediction.class_logits.shape[2] - 1
-    valid = _checked_valid(prediction, size, valid_size)
+    padded, valid = _checked_sizes(prediction, size, valid_size, padded_size)
     device = prediction.mask_logits.device
     is_thing_C = torch.zeros(classes, dtype=torch.bool)
     is_thing_C[sorted(_checked_things(range(classes) if thing_ids is None else thing_ids, classes))] = True
@@ -202,7 +224,7 @@ def instances(
 
         masks_KHW = torch.empty(len(query_K), *size, dtype=torch.bool, device=device)
         inside_K = torch.zeros(len(query_K), dtype=torch.float64, device=device)
-        for first, logits_KYw in _logit_bands(mask_logits_Qhw[query_K], size, valid):
+        for first, logits_KYw in _logit_bands(mask_logits_Qhw[query_K], size, valid, padded):
             mask_KYw = masks_KHW[:, first : first + logits_KYw.shape[1]]
             torch.gt(logits_KYw, 0, out=mask_KYw)
             inside_K += logits_KYw.sigmoid_().mul_(mask_KYw).sum((1, 2), dtype=torch.float64)
@@ -239,46 +261,68 @@ def _checked_things(thing_ids: Collection[int], classes: int) -> frozenset[int]:
     return things
 
 
-def _checked_valid(prediction: Prediction, size: Size, valid_size: Size | None) -> Size:
-    """`valid_size`, or all of the padded picture; ValueError when it is not within it."""
-    padded = (STRIDE * prediction.mask_logits.shape[2], STRIDE * prediction.mask_logits.shape[3])
+def _checked_sizes(
+    prediction: Prediction, size: Size, valid_size: Size | None, padded_size: Size | None
+) -> tuple[Size, Size]:
+    """Padded and valid size with their defaults; ValueError where the sizes do not fit each other."""
+    height, width = prediction.mask_logits.shape[2:]
+    padded = (STRIDE * height, STRIDE * width) if padded_size is None else padded_size
+    if (-(-padded[0] // STRIDE), -(-padded[1] // STRIDE)) != (height, width):
+        raise ValueError(f"a picture of {padded} does not have mask logits of {(height, width)}; padded_size is wrong")
     valid = padded if valid_size is None else valid_size
     if not all(0 < v <= p for v, p in zip(valid, padded, strict=True)) or min(size) < 1:
         raise ValueError(f"cannot cut {valid} out of a padded picture of {padded} and resize it to {size}")
-    return valid
+    return padded, valid
 
 
-def _score_bands(prediction: Prediction, size: Size, valid_size: Size | None) -> Iterator[tuple[int, Tensor]]:
+def score_bands(
+    prediction: Prediction,
+    size: Size,
+    valid_size: Size | None = None,
+    *,
+    padded_size: Size | None = None,
+    resize: Resized = "scores",
+) -> Iterator[tuple[int, Tensor]]:
     """`semantic_scores` in bands of rows from top to bottom: (first row, (B, C, rows, width))."""
-    valid = _checked_valid(prediction, size, valid_size)
+    padded, valid = _checked_sizes(prediction, size, valid_size, padded_size)
+    if resize not in get_args(Resized):
+        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(get_args(Resized))}")
     pictures, queries, classes = prediction.class_logits.shape
     logits_BQhw = prediction.mask_logits
-    source_row = pictures * max(queries * STRIDE * logits_BQhw.shape[3], classes * valid[1])
     with torch.autocast(logits_BQhw.device.type, enabled=False):
         probability_BCQ = prediction.class_logits.float().softmax(-1)[..., :-1].transpose(1, 2)
 
-        def valid_scores(start: int, stop: int) -> Tensor:
-            masks_BQYw = upsampled_rows(logits_BQhw, start, stop)[..., : valid[1]].sigmoid()
+        def scores(masks_BQYw: Tensor) -> Tensor:
             return (probability_BCQ @ masks_BQYw.flatten(2)).unflatten(2, masks_BQYw.shape[2:])
 
+        if resize == "logits":
+            for first, logits_KYw in _logit_bands(logits_BQhw.flatten(0, 1), size, valid, padded):
+                yield first, scores(logits_KYw.sigmoid_().unflatten(0, (pictures, queries)))
+            return
         yield from _resized_bands(
-            valid_scores, valid, size, source_row=source_row, result_row=pictures * classes * size[1]
+            lambda start, stop: scores(upsampled_rows(logits_BQhw, start, stop, padded)[..., : valid[1]].sigmoid()),
+            valid,
+            size,
+            source_row=pictures * max(queries * padded[1], classes * valid[1]),
+            result_row=pictures * classes * size[1],
         )
 
 
-def _logit_bands(logits_Khw: Tensor, size: Size, valid: Size) -> Iterator[tuple[int, Tensor]]:
-    """Mask logits of one picture at `size` in bands of rows from top to bottom: (first row, (K, rows, width)
-    float32). No band without masks."""
-    masks, _, width = logits_Khw.shape
+def _logit_bands(logits_Khw: Tensor, size: Size, valid: Size, padded: Size) -> Iterator[tuple[int, Tensor]]:
+    """Masks' logits at `size` in bands of rows from top to bottom: (first row, (K, rows, width) float32).
+
+    No band without masks. A band is nobody else's and may be changed.
+    """
+    masks = len(logits_Khw)
     if not masks:
         return
 
     def valid_logits(start: int, stop: int) -> Tensor:
-        return upsampled_rows(logits_Khw[None], start, stop)[..., : valid[1]]
+        return upsampled_rows(logits_Khw[None], start, stop, padded)[..., : valid[1]]
 
     with torch.autocast(logits_Khw.device.type, enabled=False):
         for first, logits_1KYw in _resized_bands(
-            valid_logits, valid, size, source_row=masks * STRIDE * width, result_row=masks * size[1]
+            valid_logits, valid, size, source_row=masks * padded[1], result_row=masks * size[1]
         ):
             yield first, logits_1KYw[0]
 
@@ -292,20 +336,22 @@ def _resized_bands(
     that one row takes before and after resizing.
     """
     rows = max(STRIDE, int(_BAND_ELEMENTS / max(source_row * valid[0] / size[0], result_row)))
-    above, below, weight_below = _row_neighbours(size[0], valid[0])
     for first in range(0, size[0], rows):
-        band = slice(first, min(first + rows, size[0]))
-        if size[0] == valid[0]:
-            maps = rows_of(band.start, band.stop)
-        else:
-            start = int(above[band][0])
-            maps = rows_of(start, int(below[band][-1]) + 1)
-            above_Y, below_Y = to_device(torch.stack((above[band], below[band])) - start, maps.device)
-            weight_Y1 = to_device(weight_below[band, None], maps.device)
-            maps = maps[:, :, above_Y].lerp_(maps[:, :, below_Y], weight_Y1)
+        maps = _resized_rows(rows_of, valid[0], size[0], first, min(first + rows, size[0]))
         if size[1] != valid[1]:
             maps = _resize(maps, (maps.shape[2], size[1]))
         yield first, maps
+
+
+def _resized_rows(rows_of: Callable[[int, int], Tensor], source_rows: int, rows: int, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of maps resized from `source_rows` to `rows` rows; `rows_of` makes rows of the source."""
+    if rows == source_rows:
+        return rows_of(start, stop)
+    above_Y, below_Y, weight_Y = (t[start:stop] for t in _row_neighbours(rows, source_rows))
+    low = int(above_Y[0])
+    maps = rows_of(low, int(below_Y[-1]) + 1)
+    above_Y, below_Y = to_device(torch.stack((above_Y, below_Y)) - low, maps.device)
+    return maps[:, :, above_Y].lerp_(maps[:, :, below_Y], to_device(weight_Y[:, None], maps.device))
 
 
 def _row_neighbours(rows: int, source_rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,13 +364,17 @@ def _row_neighbours(rows: int, source_rows: int) -> tuple[Tensor, Tensor, Tensor
     return above, (above + 1).clamp_(max=source_rows - 1), position - above
 
 
-def upsampled_rows(logits_BQhw: Tensor, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of mask logits upsampled to the padded picture, (B, Q, stop - start, 4 w) float32."""
+def upsampled_rows(logits_BQhw: Tensor, start: int, stop: int, padded: Size) -> Tensor:
+    """Rows [start, stop) of mask logits upsampled to the padded picture, (B, Q, stop - start, width) float32."""
+    height = logits_BQhw.shape[2]
+    if padded[0] != STRIDE * height:
+        band = _resized_rows(lambda low, high: logits_BQhw[:, :, low:high].float(), height, padded[0], start, stop)
+        return _resize(band, (stop - start, padded[1]))
     # The logits that these rows lie in, and one more on either side, which the rows near the edge mix with.
     low = max(start // STRIDE - 1, 0)
-    high = min(-(-stop // STRIDE) + 1, logits_BQhw.shape[2])
+    high = min(-(-stop // STRIDE) + 1, height)
     band = logits_BQhw[:, :, low:high].float()
-    band = _resize(band, (STRIDE * band.shape[2], STRIDE * band.shape[3]))
+    band = _resize(band, (STRIDE * band.shape[2], padded[1]))
     return band[:, :, start - STRIDE * low : stop - STRIDE * low]
 
 
