@@ -17,7 +17,7 @@ class Prediction(NamedTuple):
     class_logits: Tensor
     """(B, Q, C + 1), "no object" last."""
     mask_logits: Tensor
-    """(B, Q, H / 4, W / 4) for padded pictures of H x W."""
+    """(B, Q, H / 4, W / 4), rounded up, for network inputs of H x W."""
     auxiliary: tuple[Prediction, ...] = ()
     """The earlier layers' predictions, first to last."""
 

@@ -145,7 +145,7 @@ class Measures:
         if self.panoptic is not None:
             quality = self.panoptic.result()
             for part, values in (("", quality), ("_things", quality["things"]), ("_stuff", quality["stuff"])):
-                known |= {f"{name}{part}": values[name] for name in ("pq", "sq", "rq")}  # type: ignore[literal-required]
+                known |= {f"{name}{part}": values[name] for name in ("pq", "sq", "rq")}
         if self.instance is not None:
             known |= {name: value for name, value in self.instance.result().items() if name != "per_class"}  # type: ignore[misc]
         figures = {name: known[name] for name in FIGURES[self.task]}

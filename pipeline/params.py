@@ -291,7 +291,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if isinstance(value, bool):
             known = ", ".join(f'"{argument}"' for argument in arguments)
-            raise ValueError(f"{where} is {value!r}; YAML reads a bare on or off as true or false, write one of {known}")
+            raise ValueError(f"{where} is {value!r}; write one of {known} (YAML reads a bare off as false)")
         if value not in arguments:
             raise ValueError(f"{where} is {value!r}; {_nearest(str(value), map(str, arguments))}")
         return value

@@ -38,6 +38,7 @@ TRAINING_MODULES = (
     "m2f.weights",
     "pipeline.loader",
     "pipeline.pictures",
+    "pipeline.precision",
     "pipeline.train_loop",
     "pipeline.transforms",
 )

@@ -328,18 +328,12 @@ def _provenance(section: Section) -> str:
             ("device", f"{environment.get('device') or '-'}, {training.get('workers') or '-'} workers"),
             ("python", f"{environment.get('python') or '-'}, {environment.get('platform') or '-'}"),
             ("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items()) or "-"),
-            ("TF32", _tf32(environment.get("tf32"))),
+            ("TF32", environment.get("tf32") or "no GPU"),
         ]
         if training.get("mlflow_run_id"):
             lines.append(("MLflow run", training["mlflow_run_id"]))
     cells = "".join(f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in lines)
     return f"<details><summary>Where these numbers came from</summary><dl>{cells}</dl></details>"
-
-
-def _tf32(setting: Mapping[str, bool] | None) -> str:
-    if not setting:
-        return "no GPU"
-    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in setting.items())
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -73,7 +73,8 @@ def _train_seed(
             tags={"data_digest": manifest["digest"], "seed": str(seed)},
         )
         run_id = open_run()
-        write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers, "environment": environment(tf32=row.train.tf32)})
+        facts = environment(tf32=row.train.tf32)
+        write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers, "environment": facts})
         job = {
             "row": row,
             "seed": seed,

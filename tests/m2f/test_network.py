@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,21 @@ def test_the_forward_pass_equals_the_published_implementation(row: str) -> None:
     assert (labels.numpy() == values["argmax"]).mean() > 0.9999
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """The order of additions that the recorded values agree with.
+
+    In the ResNet's step 30 pixels make a batch norm's statistics, and rounding, float64's too, moves some attention
+    masks over their threshold: with one thread a norm differs by up to 7 % (median 1 %), the summed loss by 0.03 %.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("row", ["cityscapes_r50", "ade20k_swin-t"])
 def test_one_training_step_has_the_published_losses_and_gradient_norms(row: str) -> None:
     draws = 4
