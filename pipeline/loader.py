@@ -284,8 +284,8 @@ class _Record:
     def segments(self) -> _Segments:
         """The segment map; where ids are classes, one segment for every class of the dataset."""
         ids = decode_segments(self._value("segments").as_buffer(), self.where)
-        stored = self._value("segment_classes").as_py()
-        classes = np.arange(len(self.thing_index)) if stored is None else np.array(stored, np.int64)
+        kinds = self._value("segment_classes").as_py()
+        classes = np.arange(len(self.thing_index)) if kinds is None else np.array(kinds, np.int64)
         crowd, boxes = self._value("segment_crowd").as_py(), self._value("segment_boxes").as_py()
         return _Segments(
             ids=ids,
@@ -296,15 +296,15 @@ class _Record:
 
     def things(self) -> _Things:
         """The record's own instances; where it has none, its segments of things that have pixels."""
-        stored = self._value("instances").as_py()
-        if stored is None:
+        annotated = self._value("instances").as_py()
+        if annotated is None:
             return self._thing_segments()
         return _Things(
-            run_lengths=[{"size": list(self.size), "counts": each["counts"]} for each in stored],
-            classes=np.array([each["class"] for each in stored], np.int64),
-            boxes=np.array([each["box"] for each in stored], np.float64).reshape(-1, 4),
-            areas=np.array([each["area"] for each in stored], np.float64),
-            crowd=np.array([each["crowd"] for each in stored], bool),
+            run_lengths=[{"size": list(self.size), "counts": each["counts"]} for each in annotated],
+            classes=np.array([each["class"] for each in annotated], np.int64),
+            boxes=np.array([each["box"] for each in annotated], np.float64).reshape(-1, 4),
+            areas=np.array([each["area"] for each in annotated], np.float64),
+            crowd=np.array([each["crowd"] for each in annotated], bool),
         )
 
     def _thing_segments(self) -> _Things:
@@ -373,20 +373,19 @@ class _Split:
         return _Record(batch, self.paths[shard], self.thing_index)
 
     def _open(self, shard: int, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:
-        """A shard's memory map; only some columns, if any are named."""
+        """A shard, memory-mapped; or only some of its columns, read from the file without what lies between them."""
         path = stored(self.paths[shard], made_by=self.made_by)
-        source = pa.memory_map(str(path))
         try:
-            reader = pa.ipc.open_file(source)
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if columns:
                 places = [reader.schema.get_field_index(name) for name in columns]
-                reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=places))
+                reader = pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
         except pa.ArrowInvalid as error:
             raise ValueError(f"shard {path} is not readable ({error}); make it again with: {self.made_by}") from None
         return reader
 
     def columns(self, *names: str) -> list[np.ndarray]:
-        """Numbers of all records, without the bytes of the other columns."""
+        """Columns of numbers, of all records."""
         tables = [self._open(shard, names).read_all() for shard in range(len(self.paths))]
         return [np.concatenate([table[name].to_numpy() for table in tables]) for name in names]
 

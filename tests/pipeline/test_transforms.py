@@ -246,6 +246,21 @@ def test_image_segments_masks_and_boxes_move_together(plan: str) -> None:
     assert left_out > 10
 
 
+def test_the_jitter_scales_the_mirrored_picture() -> None:
+    # as the recipe does; nearest is not symmetric, so that scaling first would shift the labels by up to a pixel
+    image, labels = scene()
+    labels = np.random.default_rng(1).integers(0, 9, labels.shape).astype(np.uint8)
+    settings = {"photometric": False, "crop": (20, 20), **PLANS["jitter"]}
+    flipping, plain = (training_transform(augmentation(flip=flip, **settings)) for flip in (1.0, 0.0))
+    for seed in range(10):
+        seed_transform(flipping, seed)
+        seed_transform(plain, seed)
+        drawn = flipping(image=image, mask=labels)
+        expected = plain(image=image[:, ::-1], mask=labels[:, ::-1])
+        np.testing.assert_array_equal(drawn["image"], expected["image"])
+        np.testing.assert_array_equal(drawn["mask"], expected["mask"])
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_picture_may_have_no_masks_at_all(plan: str) -> None:
     transform = training_transform(augmentation(flip=1.0, **PLANS[plan]))
