@@ -158,7 +158,7 @@ def test_pictures_of_a_group_may_be_computed_apart_given_the_groups_totals(cuts)
     targets = [picture(1, 3), picture(2, 0), picture(3, 4)]
     whole = set_losses(prediction, targets, num_masks=7.0, config=CONFIG, seeds=seeds)
     totals = group_totals([3, 0, 4], queries=7, config=CONFIG)
-    assert totals == GroupTotals(7 + 0.1 * 14, 7)
+    assert totals == GroupTotals(7 + 0.1 * 14, 8)  # the picture without masks counts as one
     parts = [
         set_losses(
             part(prediction, slice(a, b)),
