@@ -70,7 +70,7 @@ LEGENDS: Mapping[str, str] = {
 }
 """By task, what its table's columns mean."""
 
-CHECKPOINTS: Mapping[str, str] = {"last": "last", "best": "best on validation"}
+CHECKPOINTS: Mapping[str, str] = {"last": "last", "best": "best-on-validation"}
 """The two checkpoints of a seed, and their names in headings."""
 
 
@@ -189,10 +189,11 @@ def table_line(name: str, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def checkpoint_notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Rows of which it is known which checkpoint their published figures are of."""
-    named = {rule: [name for name, facts in rows.items() if facts["checkpoint_rule"] == rule] for rule in CHECKPOINTS}
+    """Published rows of which it is known which checkpoint their figures are of."""
+    published = {name: facts["checkpoint_rule"] for name, facts in rows.items() if facts["published"]}
+    named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
     return [
-        f"Published, and so compared, is the checkpoint that is {CHECKPOINTS[rule]}: {', '.join(names)}."
+        f"The published figures are of the {CHECKPOINTS[rule]} checkpoint, which is compared: {', '.join(names)}."
         for rule, names in named.items()
         if names
     ]
