@@ -70,7 +70,7 @@ LEGENDS: Mapping[str, str] = {
 }
 """By task, what its table's columns mean."""
 
-CHECKPOINTS: Mapping[str, str] = {"last": "last", "best": "best-on-validation"}
+CHECKPOINTS: Mapping[str, str] = {"last": "last", "best": "best on validation"}
 """The two checkpoints of a seed, and their names in headings."""
 
 
@@ -193,7 +193,7 @@ def checkpoint_notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     published = {name: facts["checkpoint_rule"] for name, facts in rows.items() if facts["published"]}
     named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
     return [
-        f"The published figures are of the {CHECKPOINTS[rule]} checkpoint, which is compared: {', '.join(names)}."
+        f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."
         for rule, names in named.items()
         if names
     ]

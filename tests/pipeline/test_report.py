@@ -239,9 +239,9 @@ def test_both_checkpoints_are_shown_and_the_one_in_the_table_is_named(params: Pa
     assert "| 0 | 42.00 | 43.00 (step 80) | 43.00 |" in text
     semantic, instance = text.split("## Instance segmentation")
     assert "Where it is not known which checkpoint a published figure is of, both" in semantic
-    known = "The published figures are of the"
+    known = "The checkpoint whose figures are published, and compared, is the"
     assert known not in semantic
-    assert f"{known} best-on-validation checkpoint, which is compared: instance." in instance
+    assert f"{known} best on validation: instance." in instance
     assert (rows["instance"]["seeds"][0]["step"], rows["published"]["seeds"][0]["step"]) == (80, 100)
 
 
