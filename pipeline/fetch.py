@@ -1,23 +1,36 @@
-"""Gets a dataset's sources as published: archives verified under the storage root, never unpacked; folders in place."""
+"""Gets a dataset's sources as published: archives verified under the storage root, never unpacked; folders in place.
+
+For an archive that is published at a URL, looks first under the storage root, then in the mirrors' folders, then for
+the dataset unpacked there; what is still missing is downloaded, from the mirrors that are URLs or its own.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import http.client
-import json
 import os
 import shutil
 import sys
-import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
+from pipeline.download import (
+    BLOCK,
+    MIB,
+    Fetched,
+    at_hand,
+    bytes_here,
+    check_digest,
+    check_space,
+    downloaded,
+    file_digest,
+    file_name,
+    in_gib,
+    published_size,
+)
+from pipeline.download import download as download
 from pipeline.files import read_json, sha256, whole_file, write_json
 from pipeline.progress import Progress
 from pipeline.storage import storage_root, stored
@@ -25,41 +38,47 @@ from pipeline.storage import storage_root, stored
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
 
-ATTEMPTS = 6
-"""Tries in a row without a new byte before a download is given up."""
+WHOLE_DIGEST = 64
+"""Digits of a SHA-256: an archive that has them all is the published one, to its last byte."""
 
-BLOCK = 1 << 20
 
-MIB = 2.0**-20
+class _Wanted(NamedTuple):
+    """A source as params.yaml describes it."""
+
+    url: str
+    """Empty: `source` is a path."""
+    source: str
+    name: str
+    size: int
+    """Bytes; 0: not published."""
+    sha256: str
+    """Its first digits, lower case; empty: not published."""
 
 
 def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> dict[str, Any]:
     """Get and verify every source of a dataset; the facts for results/fetch/<dataset>.json.
 
-    base: folder that relative sources start at. ValueError says in one sentence what is missing or altered.
+    base: folder that relative sources and mirrors start at. ValueError says in one sentence what is missing or altered.
     """
     if config.layout == "shapes":
         return {"dataset": dataset, "sources": [], "terms": "", "generate": dict(config.generate)}
     if not config.sources:
         raise ValueError(f"datasets.{dataset}.sources is empty; list a zip archive, a folder or a URL in params.yaml")
-    if config.sha256 and len(config.sha256) != len(config.sources):
-        raise ValueError(
-            f"datasets.{dataset} lists {len(config.sha256)} sha256 digests for {len(config.sources)} sources; "
-            "give one for each, or none"
-        )
-    if config.terms and any(is_url(source) for source in config.sources):
-        print(f"{dataset} comes under these terms: {config.terms}", file=sys.stderr)
-        if not config.accept_terms:
-            raise ValueError(
-                f"{dataset} carries terms ({config.terms}); to download it under them set "
-                f"datasets.{dataset}.accept_terms: true in params.yaml"
-            )
-    expected = config.sha256 or ("",) * len(config.sources)
-    sources = [
-        _fetch_source(source, digest.lower(), dataset=dataset, base=base)
-        for source, digest in zip(config.sources, expected, strict=True)
-    ]
-    return {"dataset": dataset, "sources": sources, "terms": config.terms}
+    wanted = _wanted(config)
+    folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
+    facts = [_without_download(one, dataset=dataset, folders=folders, base=base) for one in wanted]
+    missing = [one for one, fact in zip(wanted, facts, strict=True) if fact is None]
+    if missing and (folder := _unpacked(dataset, config, folders, names=[one.name for one in wanted])):
+        print(f"{dataset} is here, unpacked ({folder})", file=sys.stderr)
+        facts = [_folder_facts(folder, "")]
+    elif missing:
+        _check_terms(dataset, config, missing)
+        _check_space(dataset, missing)
+        bases = [mirror for mirror in config.mirrors if is_url(mirror)]
+        facts = [
+            fact or _download(one, bases=bases, login=config.login) for one, fact in zip(wanted, facts, strict=True)
+        ]
+    return {"dataset": dataset, "sources": facts, "terms": config.terms}
 
 
 def open_sources(facts: Mapping[str, Any]) -> list[Path]:
@@ -77,7 +96,7 @@ def open_sources(facts: Mapping[str, Any]) -> list[Path]:
                 raise ValueError(f"folder {path} is gone; put it back or run {made_by}")
             digest = folder_digest(path)[0]
         else:
-            digest = sha256(path)
+            digest = file_digest(path)
         if digest != source["sha256"]:
             raise ValueError(
                 f"{path} has changed since it was fetched (sha256 {digest[:16]}, was {source['sha256'][:16]}); "
@@ -92,70 +111,163 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def _fetch_source(source: str, expected: str, *, dataset: str, base: Path) -> dict[str, Any]:
-    if is_url(source):
-        return check_archive(download(source, sha256_prefix=expected))
-    path = (base / Path(source).expanduser()).absolute()
-    if path.is_dir():
-        digest, size = folder_digest(path)
-        _check_digest(str(path), digest, expected)
-        pointer = f"archives/{digest[:16]}/folder.json"
-        write_json(storage_root() / pointer, {"folder": str(path)})
-        return {"name": path.name, "path": pointer, "bytes": size, "sha256": digest}
-    if not path.is_file():
+def _wanted(config: DatasetConfig) -> list[_Wanted]:
+    """The sources with what is published about each. `URL#name` names a file whose URL does not end with its name."""
+    wanted = []
+    for index, source in enumerate(config.sources):
+        url, _, name = source.partition("#") if is_url(source) else ("", "", "")
+        name = file_name(name or url) if url else Path(source).name
+        size = config.bytes[index] if config.bytes else 0
+        digest = config.sha256[index].lower() if config.sha256 else ""
+        wanted.append(_Wanted(url, source, name, size, digest))
+    return wanted
+
+
+def _path(source: str, base: Path) -> Path:
+    return (base / Path(source).expanduser()).absolute()
+
+
+def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path], base: Path) -> dict[str, Any] | None:
+    """Facts of a source that is on this machine; None: it has to be downloaded. ValueError when a path is wrong."""
+    if not wanted.url:
+        path = _path(wanted.source, base)
+        if path.is_dir():
+            return _folder_facts(path, wanted.sha256)
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist; put the archive or folder there, or change "
+                f"datasets.{dataset}.sources in params.yaml"
+            )
+        return _archive_facts(path, wanted)
+    found = at_hand(wanted.name, url=wanted.url, size=wanted.size, sha256_prefix=wanted.sha256)
+    if found:
+        print(f"{wanted.name} is here already ({found.path})", file=sys.stderr)
+        return _facts(found)
+    for folder in folders:
+        path = folder / wanted.name
+        if path.is_file():
+            try:
+                facts = _archive_facts(path, wanted)
+            except ValueError as error:
+                print(
+                    f"{error}; it is left out (list it in datasets.{dataset}.sources to use it as it is)",
+                    file=sys.stderr,
+                )
+            else:
+                print(f"{wanted.name} is here ({path})", file=sys.stderr)
+                return facts
+    return None
+
+
+def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, names: Sequence[str]) -> Path | None:
+    """The folder that holds all of a dataset, unpacked: <mirror>/<dataset>, <mirror>/<archive without .zip> or the
+    mirror itself, if the folders in it are unmistakable."""
+    splits = config.splits.values()
+    if config.layout == "folder":
+        needed = [f"{top}/{split}" for top in ("images", "annotations") for split in splits]
+    elif config.layout == "cityscapes":
+        needed = [f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits]
+    else:
+        kinds = ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
+        needed = [*splits, *(f"annotations/{kind}_{split}.json" for kind in kinds for split in splits)]
+    for mirror in folders:
+        inside = [mirror / dataset, *(mirror / PurePosixPath(name).stem for name in names)]
+        # images/ and annotations/ may be anybody's
+        for folder in inside if config.layout == "folder" else [*inside, mirror]:
+            if all((folder / path).exists() for path in needed):
+                return folder
+    return None
+
+
+def _check_terms(dataset: str, config: DatasetConfig, missing: Sequence[_Wanted]) -> None:
+    """Name what is about to be downloaded, and its terms. ValueError unless they are accepted."""
+    archives = ", ".join(f"{one.name} ({in_gib(one.size)})" if one.size else one.name for one in missing)
+    print(f"{dataset}: to be downloaded: {archives}", file=sys.stderr)
+    if not config.terms:
+        return
+    print(f"{dataset} comes under these terms: {config.terms}", file=sys.stderr)
+    if not config.accept_terms:
+        here = ", or put the archives where its `mirrors` say" if config.mirrors else ""
         raise ValueError(
-            f"{path} does not exist; put the archive or folder there, or change "
-            f"datasets.{dataset}.sources in params.yaml"
+            f"{dataset} carries terms ({config.terms}); to download it under them set "
+            f"datasets.{dataset}.accept_terms: true in params.yaml{here}"
         )
-    digest = sha256(path)
-    _check_digest(str(path), digest, expected)
-    _check_zip(path)
+
+
+def _check_space(dataset: str, missing: Sequence[_Wanted]) -> None:
+    """ValueError unless the storage root has room for what is still to come of all archives."""
+    check_space(
+        f"downloading {dataset}",
+        sum(max(0, (one.size or published_size(one.url)) - bytes_here(one.url, one.name)) for one in missing),
+    )
+
+
+def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> dict[str, Any]:
+    """Facts of an archive after downloading it, from the first place that has the published one."""
+
+    def get(url: str, login: str) -> dict[str, Any]:
+        check = None if len(wanted.sha256) == WHOLE_DIGEST else _check_zip
+        return _facts(
+            downloaded(url, name=wanted.name, size=wanted.size, sha256_prefix=wanted.sha256, login=login, check=check)
+        )
+
+    for mirror in bases:
+        try:
+            return get(f"{mirror.rstrip('/')}/{quote(wanted.name)}", "")
+        except ValueError as error:
+            print(f"{error}; trying the next place", file=sys.stderr)
+    return get(wanted.url, login)
+
+
+def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
+    """Facts of an archive on this machine, linked or copied into the storage root."""
+    size = path.stat().st_size
+    if wanted.size and size != wanted.size:
+        raise ValueError(
+            f"{path} is {size:,} bytes long, published are {wanted.size:,}; it is truncated or altered: get it again"
+        )
+    digest = file_digest(path)
+    check_digest(str(path), digest, wanted.sha256)
     target = storage_root() / "archives" / digest[:16] / path.name
-    if not (target.is_file() and sha256(target) == digest):
+    # What lies there has been checked before it was put there.
+    if not (target.is_file() and (target.samefile(path) or sha256(target) == digest)):
+        if len(wanted.sha256) < WHOLE_DIGEST:
+            _check_zip(path, str(path))
         _place(path.resolve(), target)
-    return _facts(target, digest)
+    return _facts(Fetched(target, digest))
 
 
-def check_archive(path: Path) -> dict[str, Any]:
-    """Facts of a zip archive under the storage root, after reading it whole. An altered one is taken away."""
-    try:
-        _check_zip(path)
-    except ValueError:
-        path.unlink()
-        raise
-    return _facts(path, sha256(path))
+def _folder_facts(path: Path, expected: str) -> dict[str, Any]:
+    digest, size = folder_digest(path)
+    check_digest(str(path), digest, expected)
+    pointer = f"archives/{digest[:16]}/folder.json"
+    write_json(storage_root() / pointer, {"folder": str(path)})
+    return {"name": path.name, "path": pointer, "bytes": size, "sha256": digest}
 
 
-def _facts(path: Path, digest: str) -> dict[str, Any]:
-    relative = path.relative_to(storage_root()).as_posix()
-    return {"name": path.name, "path": relative, "bytes": path.stat().st_size, "sha256": digest}
+def _facts(found: Fetched) -> dict[str, Any]:
+    relative = found.path.relative_to(storage_root()).as_posix()
+    return {"name": found.path.name, "path": relative, "bytes": found.path.stat().st_size, "sha256": found.sha256}
 
 
-def _check_digest(what: str, digest: str, expected: str) -> None:
-    if not digest.startswith(expected):
-        raise ValueError(
-            f"{what} has sha256 {digest}, expected {expected}; it is truncated or altered: get it again, "
-            "or correct sha256 in params.yaml"
-        )
-
-
-def _check_zip(path: Path) -> None:
-    """ValueError when any entry of a zip archive does not match its checksum."""
+def _check_zip(path: Path, name: str) -> None:
+    """ValueError when any entry of a zip archive does not match its checksum; it is called `name`."""
     advice = "it is truncated or altered: get it again"
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            progress = Progress(f"checking {path.name}", sum(e.file_size for e in entries), unit="MiB", scale=MIB)
+            progress = Progress(f"checking {Path(name).name}", sum(e.file_size for e in entries), unit="MiB", scale=MIB)
             for entry in entries:
                 with archive.open(entry) as file:
                     while block := file.read(BLOCK):
                         progress.add(len(block))
+            progress.done(brief=True)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole zip archive ({error}); {advice}") from None
+        raise ValueError(f"{name} is not a whole zip archive ({error}); {advice}") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
-        raise ValueError(f"{path} cannot be read ({error}); give a plain zip archive or a folder") from None
+        raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
     except Exception as error:  # zlib.error has no public base class
-        raise ValueError(f"{path} does not decompress ({error}); {advice}") from None
+        raise ValueError(f"{name} does not decompress ({error}); {advice}") from None
 
 
 def _place(source: Path, target: Path) -> None:
@@ -165,6 +277,7 @@ def _place(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
+        check_space(f"copying {source.name}", source.stat().st_size)
         with whole_file(target) as partial:
             shutil.copyfile(source, partial)
 
@@ -183,100 +296,5 @@ def folder_digest(folder: Path) -> tuple[str, int]:
         whole.update(f"{name}\0{size}\0{sha256(folder / name)}\n".encode())
         total += size
         progress.add()
+    progress.done(brief=True)
     return whole.hexdigest(), total
-
-
-def download(url: str, *, sha256_prefix: str = "", attempts: int = ATTEMPTS, pause_s: float = 1.0) -> Path:
-    """Download a file once, into archives/<digest>/ under the storage root; its path there.
-
-    Goes on where an earlier try stopped; a dropped connection is tried again after `pause_s`, doubled each time.
-    ValueError when the server refuses, the length is wrong or the digest does not begin with `sha256_prefix`.
-    """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"{url} cannot be downloaded; sources are http(s) URLs, zip archives or folders")
-    archives = storage_root() / "archives"
-    name = PurePosixPath(unquote(urlsplit(url).path)).name or "download"
-    for note in sorted(archives.glob("*/url.json")):
-        path = note.parent / name
-        if json.loads(note.read_text()).get("url") == url and path.is_file():
-            digest = sha256(path)
-            if digest.startswith(note.parent.name) and digest.startswith(sha256_prefix):
-                print(f"{name} is here already ({path})", file=sys.stderr)
-                return path
-    partial = archives / "incoming" / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is downloading {url}; wait for it to end") from None
-        _receive(url, partial, attempts=attempts, pause_s=pause_s)
-        digest = sha256(partial)
-        if not digest.startswith(sha256_prefix):
-            shutil.rmtree(partial.parent)
-            _check_digest(url, digest, sha256_prefix)
-        target = archives / digest[:16] / name
-        write_json(target.parent / "url.json", {"url": url})
-        partial.replace(target)
-        shutil.rmtree(partial.parent)
-    return target
-
-
-def _receive(url: str, partial: Path, *, attempts: int, pause_s: float) -> None:
-    """Bring `partial` to the file's full length."""
-    failures = 0
-    while True:
-        before = partial.stat().st_size
-        try:
-            _receive_rest(url, partial)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is here is not a part of what is there
-                partial.write_bytes(b"")
-            elif error.code < 500 and error.code not in (408, 429):
-                raise ValueError(
-                    f"{url} cannot be downloaded: the server answers {error.code} {error.reason}"
-                ) from None
-            problem: Exception = error
-        except (OSError, http.client.HTTPException) as error:
-            problem = error
-        failures = 1 if partial.stat().st_size > before else failures + 1
-        if failures >= attempts:
-            raise ValueError(
-                f"{url} cannot be downloaded ({problem}), {attempts} tries in a row; the "
-                f"{partial.stat().st_size:,} bytes that came are kept, so run the command again to go on"
-            ) from None
-        wait_s = min(60.0, pause_s * 2 ** (failures - 1))
-        print(f"{url}: {problem}; trying again in {wait_s:.0f} s", file=sys.stderr)
-        time.sleep(wait_s)
-
-
-def _receive_rest(url: str, partial: Path) -> None:
-    """One request for the bytes that are missing. OSError when the connection ends early."""
-    note = partial.with_suffix(".json")
-    start = partial.stat().st_size
-    request = urllib.request.Request(url, headers={"User-Agent": "mask2former-pipeline"})
-    validator = json.loads(note.read_text())["validator"] if start and note.exists() else None
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-        if validator:
-            request.add_header("If-Range", validator)  # a file that has changed there is sent from its beginning
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        if answer.status != 206:
-            start = 0
-        length = answer.headers.get("Content-Length")
-        total = start + int(length) if length else 0
-        etag = answer.headers.get("ETag")
-        validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
-        write_json(note, {"validator": validator})
-        progress = Progress(f"downloading {partial.stem}", total, unit="MiB", scale=MIB)
-        progress.add(start)
-        with open(partial, "r+b") as file:
-            file.truncate(start)
-            file.seek(start)
-            while block := answer.read(BLOCK):
-                file.write(block)
-                progress.add(len(block))
-        if total and partial.stat().st_size != total:
-            raise OSError(f"the connection ended after {partial.stat().st_size:,} of {total:,} bytes")
-        progress.done()

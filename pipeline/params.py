@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from m2f.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
@@ -23,9 +24,18 @@ class DatasetConfig:
     layout: Literal["folder", "cityscapes", "coco", "shapes"]
     """How images and labels are found; `folder` is ADE20K's: images/<split>, annotations/<split>."""
     sources: tuple[str, ...] = ()
-    """Archives (.zip), a folder, or http(s) URLs of archives; relative paths start at params.yaml."""
+    """Archives (.zip), a folder, or http(s) URLs of archives; relative paths start at params.yaml. A URL that does not
+    end with the archive's name is followed by it: https://host/file?id=3#pictures.zip."""
+    bytes: tuple[int, ...] = ()
+    """Length of each source where published, in the same order; 0: not known. Empty: none is."""
     sha256: tuple[str, ...] = ()
     """Digest of each source where known, in the same order; checked before anything is read."""
+    mirrors: tuple[str, ...] = ()
+    """Looked into before a URL in `sources` is asked, in this order: folders (relative paths start at params.yaml) that
+    hold an archive under its name, or the dataset unpacked; http(s) URLs to which the archive's name is added."""
+    login: Literal["", "cityscapes"] = ""
+    """Site whose login form comes before the URLs in `sources` (pipeline.download); credentials come from the
+    environment or netrc."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "training", "val": "validation"})
     """Our split names and the folders that hold them."""
     class_names: tuple[str, ...] = ()
@@ -220,6 +230,8 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
         for name, row in (tree.get("rows") or {}).items()
     }
     params = _build(Params, {**tree, "rows": rows}, where)
+    for name, data in params.datasets.items():
+        _check_dataset(data, f"{where}: datasets.{name}")
     for name, row in params.rows.items():
         at = f"{where}: rows.{name}"
         data = pick(params.datasets, row.dataset, "dataset", at)
@@ -239,6 +251,22 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
                 f"{where}: checkpoints.{name}.dataset is {checkpoint.dataset!r}, but row {name} is on {dataset!r}"
             )
     return params
+
+
+def _check_dataset(data: DatasetConfig, at: str) -> None:
+    for key, unit in (("bytes", "lengths"), ("sha256", "digests")):
+        count = len(getattr(data, key))
+        if count not in (0, len(data.sources)):
+            raise ValueError(f"{at}.{key} lists {count} {unit} for {len(data.sources)} sources; give one each, or none")
+    if any(size < 0 for size in data.bytes):
+        raise ValueError(f"{at}.bytes is {list(data.bytes)}; a length is above 0, or 0 where it is not known")
+    for key in ("sources", "mirrors"):
+        for index, place in enumerate(getattr(data, key)):
+            if "://" in place and "@" in urlsplit(place).netloc:  # not quoted: this message may be logged
+                raise ValueError(
+                    f"{at}.{key}[{index}] holds a user name or password, and params.yaml is for everybody to read; "
+                    "take it out (docs/data.md says where credentials belong)"
+                )
 
 
 def _check_row(row: Row, at: str) -> None:

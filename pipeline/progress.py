@@ -1,37 +1,86 @@
-"""Progress of long work on stderr: a line that renews itself on a terminal, a line every few seconds elsewhere."""
+"""Progress of long work on stderr: a bar that renews itself on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from collections import deque
+
+WINDOW_S = 15.0
+"""The rate, and with it the time left, is that of the last seconds: a link that slows down shows at once."""
 
 
 class Progress:
-    """Counts `total` things (0: unknown) and says how far it is; `scale` turns counts into the unit printed."""
+    """Counts `total` things (0: unknown) and says how far it is, how fast it goes and how long it will take.
+
+    `scale` turns counts into the unit printed.
+    """
 
     def __init__(self, what: str, total: int, *, unit: str, scale: float = 1.0, interval_s: float = 10.0) -> None:
         self.what, self.total, self.unit, self.scale = what, total, unit, scale
         self.terminal = sys.stderr.isatty()
         self.interval_s = 0.5 if self.terminal else interval_s
-        self.count = 0
+        self.done_before = self.count = 0
         self.begun_s = self.said_s = time.monotonic()
+        self.samples = deque([(self.begun_s, 0)])
+
+    def restart(self, count: int, total: int) -> None:
+        """Go on from `count`, which was done earlier (or has to be done again) and says nothing about the rate."""
+        self.done_before += count - self.count
+        self.count, self.total = count, total
+        self.samples = deque([(time.monotonic(), count)])
 
     def add(self, count: int = 1) -> None:
         """Count more of them; says so when the interval has passed."""
         self.count += count
         now_s = time.monotonic()
+        if now_s - self.samples[-1][0] >= WINDOW_S / 60:
+            self.samples.append((now_s, self.count))
+            while now_s - self.samples[0][0] > WINDOW_S and len(self.samples) > 2:
+                self.samples.popleft()
         if now_s - self.said_s >= self.interval_s:
             self.said_s = now_s
-            self._say(now_s, end="\r" if self.terminal else "\n")
+            self._say(self._line(now_s), end="\r" if self.terminal else "\n")
 
-    def done(self) -> None:
-        """The last line."""
-        self._say(time.monotonic(), end="\n")
+    def done(self, *, brief: bool = False) -> None:
+        """The last line: how much, and how long it took; `brief`: only if anything has been said before."""
+        if brief and self.said_s == self.begun_s:
+            return
+        elapsed_s = max(time.monotonic() - self.begun_s, 1e-9)
+        rate = self._amount((self.count - self.done_before) / elapsed_s)
+        in_all = f"{self.count * self.scale:,.0f} {self.unit} in {duration(elapsed_s)}, {rate}/s"
+        self._say(f"{self.what}: {in_all}", end="\n")
 
-    def _say(self, now_s: float, *, end: str) -> None:
-        elapsed_s = max(now_s - self.begun_s, 1e-9)
-        rate = self.count / elapsed_s
-        of = f" of {self.total * self.scale:,.0f}" if self.total else ""
-        left = f", {(self.total - self.count) / rate:.0f} s left" if rate and self.count < self.total else ""
-        line = f"{self.what}: {self.count * self.scale:,.0f}{of} {self.unit} in {elapsed_s:.0f} s{left}"
-        print(f"{line:<79}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
+    def _line(self, now_s: float) -> str:
+        since_s, before = self.samples[0]
+        rate = (self.count - before) / max(now_s - since_s, 1e-9)
+        at = f"{self.count * self.scale:,.0f}"
+        if not self.total:
+            return f"{self.what}: {at} {self.unit}, {self._amount(rate)}/s"
+        share = min(1.0, self.count / self.total)
+        left = f", {duration((self.total - self.count) / rate)} left" if rate and self.count < self.total else ""
+        figures = f"{at} of {self.total * self.scale:,.0f} {self.unit} ({share:.0%}), {self._amount(rate)}/s{left}"
+        width = min(30, shutil.get_terminal_size().columns - len(f"{self.what} [] {figures}") - 1)
+        if not self.terminal or width < 5:
+            return f"{self.what}: {figures}"
+        full = round(share * width)
+        return f"{self.what} [{'#' * full}{'.' * (width - full)}] {figures}"
+
+    def _amount(self, count: float) -> str:
+        amount = count * self.scale
+        return f"{amount:,.1f} {self.unit}" if amount < 100 else f"{amount:,.0f} {self.unit}"
+
+    def _say(self, line: str, *, end: str) -> None:
+        if self.terminal:
+            columns = shutil.get_terminal_size().columns - 1
+            line = f"{line[:columns]:<{columns}}"  # covers the line before it
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 2 h 05 min."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,169 +1,255 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import http.server
+import json
 import os
-import threading
+import random
+import shutil
+import subprocess
+import sys
+import time
 import zipfile
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.fetch import download, fetch, folder_digest, open_sources
+from pipeline import fetch as fetch_module
+from pipeline.download import LOGINS
+from pipeline.fetch import fetch, folder_digest, open_sources
 from pipeline.files import sha256
-from pipeline.params import DatasetConfig
-from tests.pipeline.pictures import config, write_folder, zipped
-
-CONTENT = bytes(range(256)) * 12_000  # 3 MB, several blocks
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` at every path, with ranges; drops the connection after each of `drops` bytes, in turn."""
-
-    content = CONTENT
-    etag = '"one"'
-    drops: list[int]
-    answers: list[int]
-    requests: list[tuple[str, str | None]]
-
-    def url(self, name: str = "data.zip") -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/files/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.requests.append((self.path, wanted))
-        if self.server.answers:
-            self.send_error(self.server.answers.pop(0))
-            return
-        body, start = self.server.content, 0
-        if wanted and self.headers.get("If-Range") in (None, self.server.etag):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(body):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.send_header("ETag", self.server.etag)
-        self.end_headers()
-        end = self.server.drops.pop(0) if self.server.drops else len(body)
-        self.wfile.write(body[start:end])
-        if end < len(body):
-            self.wfile.flush()
-            self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
+from pipeline.params import DatasetConfig, load_params
+from tests.pipeline.http_server import Server, serving
+from tests.pipeline.pictures import config, put, write_folder, zipped
+from tests.project_copy import Copy
+from tests.shared import PROJECT, shared
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    server.drops, server.answers, server.requests = [], [], []
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """made/data.zip, a small dataset in ADE20K's layout."""
+    (tmp_path / "made").mkdir()
+    return zipped(write_folder(tmp_path / "d"), tmp_path / "made/data.zip")
+
+
+def published(server: Server, archive: Path, **settings: Any) -> DatasetConfig:
+    """A dataset entry for an archive that the server has, with its length and digest."""
+    server.files[archive.name] = archive.read_bytes()
+    about = {"bytes": (archive.stat().st_size,), "sha256": (sha256(archive),)}
+    return config(**{"sources": (server.url(archive.name),), **about, **settings})
 
 
 def files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
-def test_a_download_goes_on_where_the_connection_dropped(storage: Path, server: Server) -> None:
-    server.drops = [1_200_000, 2_500_000]
-    path = download(server.url(), pause_s=0.0)
-    assert path.read_bytes() == CONTENT
-    assert path == storage / "archives" / hashlib.sha256(CONTENT).hexdigest()[:16] / "data.zip"
-    assert [wanted for _, wanted in server.requests] == [None, "bytes=1200000-", "bytes=2500000-"]
-    assert len(files(storage)) == 2, "the archive and the note of its URL; no parts"
-
-
-def test_a_download_goes_on_in_a_later_run(storage: Path, server: Server) -> None:
-    server.drops = [1_200_000]
-    server.answers = []
-    with pytest.raises(
-        ValueError, match=r"the connection ended after 1,200,000 of 3,072,000 bytes.*run the command again"
-    ):
-        download(server.url(), attempts=1, pause_s=0.0)
-    assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT
-    assert server.requests[-1][1] == "bytes=1200000-"
-
-
-def test_a_file_that_changed_on_the_server_is_loaded_from_its_beginning(storage: Path, server: Server) -> None:
-    server.drops = [1_200_000]
-    with pytest.raises(ValueError, match="run the command again"):
-        download(server.url(), attempts=1, pause_s=0.0)
-    server.content, server.etag = CONTENT[::-1], '"two"'
-    assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT[::-1]
-
-
-def test_a_part_longer_than_the_file_is_thrown_away(storage: Path, server: Server) -> None:
-    server.drops = [1_200_000]
-    with pytest.raises(ValueError, match="run the command again"):
-        download(server.url(), attempts=1, pause_s=0.0)
-    server.content = b"short"
-    assert download(server.url(), pause_s=0.0).read_bytes() == b"short"
-
-
-def test_a_busy_server_is_asked_again_and_a_refusal_is_final(storage: Path, server: Server) -> None:
-    server.answers = [503, 429]
-    assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT
-    server.answers = [404]
-    with pytest.raises(ValueError, match=r"/files/gone\.zip cannot be downloaded: the server answers 404 Not Found"):
-        download(server.url("gone.zip"), pause_s=0.0)
-    server.answers = [500] * 3
-    with pytest.raises(ValueError, match="3 tries in a row"):
-        download(server.url("broken.zip"), attempts=3, pause_s=0.0)
-
-
-def test_a_download_is_made_once_and_again_when_it_was_altered(storage: Path, server: Server) -> None:
-    first = download(server.url(), pause_s=0.0)
-    assert download(server.url(), pause_s=0.0) == first
-    assert len(server.requests) == 1
-    first.write_bytes(b"altered")
-    assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT
-    assert len(server.requests) == 2
-
-
-def test_a_wrong_digest_leaves_nothing_behind(storage: Path, server: Server) -> None:
-    with pytest.raises(ValueError, match=r"has sha256 [0-9a-f]{64}, expected 00ff; it is truncated or altered"):
-        download(server.url(), sha256_prefix="00ff", pause_s=0.0)
-    assert files(storage) == []
-
-
 def test_terms_are_named_and_must_be_accepted_before_a_download(
-    tmp_path: Path, storage: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, storage: Path, server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.content = zipped(write_folder(tmp_path / "d"), tmp_path / "d.zip").read_bytes()
-    settings: dict[str, Any] = {"sources": (server.url(),), "terms": "research only"}
+    entry = published(server, archive, terms="research only")
     with pytest.raises(ValueError, match=r"research only.*set datasets\.mine\.accept_terms: true"):
-        fetch("mine", config(**settings), base=tmp_path)
+        fetch("mine", entry, base=tmp_path)
     assert server.requests == []
-    facts = fetch("mine", config(**settings, accept_terms=True), base=tmp_path)
-    assert "mine comes under these terms: research only" in capsys.readouterr().err
-    digest = hashlib.sha256(server.content).hexdigest()
-    entry = {"name": "data.zip", "path": f"archives/{digest[:16]}/data.zip", "bytes": len(server.content)}
-    assert facts == {"dataset": "mine", "sources": [{**entry, "sha256": digest}], "terms": "research only"}
+    facts = fetch("mine", dataclasses.replace(entry, accept_terms=True), base=tmp_path)
+    assert "mine: to be downloaded: data.zip (0.0 MiB)\nmine comes under these terms: research only" in (
+        capsys.readouterr().err
+    )
+    digest, size = sha256(archive), archive.stat().st_size
+    source = {"name": "data.zip", "path": f"archives/{digest[:16]}/data.zip", "bytes": size, "sha256": digest}
+    assert facts == {"dataset": "mine", "sources": [source], "terms": "research only"}
+    assert fetch("mine", entry, base=tmp_path) == facts, "what is here needs no acceptance"
+    assert len(server.requests) == 1
 
 
-def test_a_downloaded_archive_that_is_altered_is_taken_away(tmp_path: Path, storage: Path, server: Server) -> None:
-    whole = zipped(write_folder(tmp_path / "d"), tmp_path / "d.zip").read_bytes()
-    server.content = whole[:-100]
+def test_a_downloaded_archive_that_is_altered_is_taken_away(
+    tmp_path: Path, storage: Path, server: Server, archive: Path
+) -> None:
+    entry = published(server, archive, bytes=(), sha256=())
+    server.files["data.zip"] = archive.read_bytes()[:-100]
     with pytest.raises(ValueError, match=r"data\.zip is not a whole zip archive"):
-        fetch("mine", config(sources=(server.url(),)), base=tmp_path)
-    assert not [name for name in files(storage) if name.endswith(".zip")]
-    server.content = whole
-    assert fetch("mine", config(sources=(server.url(),)), base=tmp_path)["sources"][0]["bytes"] == len(whole)
+        fetch("mine", entry, base=tmp_path)
+    assert files(storage) == []
+    server.files["data.zip"] = archive.read_bytes()
+    assert fetch("mine", entry, base=tmp_path)["sources"][0]["sha256"] == sha256(archive)
+
+
+def test_what_was_fetched_is_read_once_and_not_checked_again(
+    tmp_path: Path, storage: Path, server: Server, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    check = fetch_module._check_zip
+    monkeypatch.setattr(fetch_module, "_check_zip", lambda path, name: (checked.append(name), check(path, name))[1])
+    known, unknown = published(server, archive), published(server, archive, bytes=(), sha256=())
+    fetch("known", known, base=tmp_path)
+    assert checked == [], "its digest says that it is the published archive"
+    for _ in range(2):
+        fetch("local", config(sources=("made/data.zip",)), base=tmp_path)
+    assert checked == [], "the same archive has been checked under another name"
+    shutil.rmtree(storage)
+    for _ in range(2):
+        fetch("unknown", unknown, base=tmp_path)
+    assert checked == ["data.zip"]
+
+
+# Mirrors
+
+
+def test_a_mirrors_folder_is_looked_into_first_and_needs_no_acceptance(
+    tmp_path: Path, storage: Path, server: Server, archive: Path
+) -> None:
+    entry = published(server, archive, terms="research only", mirrors=("gone", "made"))
+    facts = fetch("mine", entry, base=tmp_path)
+    assert server.requests == []
+    assert os.path.samefile(open_sources(facts)[0], archive)
+    shutil.rmtree(storage)
+    downloaded = fetch("mine", dataclasses.replace(entry, accept_terms=True, mirrors=()), base=tmp_path)
+    assert downloaded == facts, "where it came from makes no difference"
+
+
+def test_another_archive_in_a_mirrors_folder_is_left_out_with_a_word(
+    tmp_path: Path, storage: Path, server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = published(server, archive, mirrors=("short", "other"))
+    data = archive.read_bytes()
+    put(tmp_path / "short/data.zip", data[:-1])
+    put(tmp_path / "other/data.zip", data[:-1] + b"x")
+    assert fetch("mine", entry, base=tmp_path)["sources"][0]["sha256"] == sha256(archive)
+    said = capsys.readouterr().err
+    assert f"short/data.zip is {len(data) - 1:,} bytes long, published are {len(data):,}" in said
+    assert f"other/data.zip has sha256 {sha256(tmp_path / 'other/data.zip')}, expected {sha256(archive)}" in said
+    assert said.count("it is left out (list it in datasets.mine.sources to use it as it is)") == 2
+
+
+def test_mirrors_that_are_addresses_are_asked_in_turn(
+    tmp_path: Path, storage: Path, server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as mirror:
+        mirror.answers = [404]
+        mirror.content = b"not the archive"
+        bases = (mirror.url("a"), mirror.url("b/"))
+        entry = published(server, archive, mirrors=bases)
+        fetch("mine", entry, base=tmp_path)
+        assert [request.path for request in mirror.requests] == ["/files/a/data.zip", "/files/b/data.zip"]
+        said = capsys.readouterr().err
+        assert "404 Not Found; trying the next place" in said
+        assert f"15 bytes long on the server, published are {archive.stat().st_size:,}" in said
+        assert len(server.requests) == 1
+        shutil.rmtree(storage)
+        mirror.content = archive.read_bytes()
+        fetch("mine", entry, base=tmp_path)
+        assert len(server.requests) == 1
+
+
+def test_a_dataset_that_lies_unpacked_in_a_mirror_is_read_in_place(
+    tmp_path: Path, storage: Path, server: Server, archive: Path
+) -> None:
+    entry = published(server, archive, terms="research only", mirrors=("have",))
+    write_folder(tmp_path / "have")  # images/ and annotations/, of which nobody knows what they are of
+    with pytest.raises(ValueError, match="accept_terms"):
+        fetch("mine", entry, base=tmp_path)
+    for name in ("mine", "data"):  # the dataset's name, or the archive's
+        folder = (tmp_path / "have/images").parent / name
+        write_folder(folder)
+        assert open_sources(fetch("mine", entry, base=tmp_path)) == [folder]
+        shutil.rmtree(folder / "annotations/training")
+        with pytest.raises(ValueError, match="accept_terms"):
+            fetch("mine", entry, base=tmp_path)
+    assert server.requests == []
+
+
+def test_unpacked_coco_and_cityscapes_are_known_by_their_folders(tmp_path: Path, storage: Path) -> None:
+    params = load_params(PROJECT / "params.yaml")
+    for split in ("train", "val"):
+        put(tmp_path / f"data/leftImg8bit/{split}/a/p.png", b"x")
+        put(tmp_path / f"data/gtFine/{split}/a/p.png", b"x")
+        put(tmp_path / f"data/coco/{split}2017/p.jpg", b"x")
+        put(tmp_path / f"data/coco/annotations/instances_{split}2017.json", b"x")
+    facts = fetch("cityscapes", params.dataset("cityscapes"), base=tmp_path)
+    assert open_sources(facts) == [tmp_path / "data"]
+    with pytest.raises(ValueError, match="accept_terms"):  # COCO without its panoptic annotations
+        fetch("coco", params.dataset("coco"), base=tmp_path)
+    for split in ("train", "val"):
+        put(tmp_path / f"data/coco/annotations/panoptic_{split}2017.json", b"x")
+    facts = fetch("coco", params.dataset("coco"), base=tmp_path)
+    assert open_sources(facts) == [tmp_path / "data/coco"]
+
+
+# Before a download
+
+
+def test_room_is_checked_for_all_that_is_missing_before_the_first_byte(
+    tmp_path: Path, storage: Path, server: Server, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 2 * 2**20))
+    server.files = {"a.zip": b"a" * 2**20, "b.zip": b"b" * 2**21}
+    entry = config(sources=(server.url("a.zip"), server.url("b.zip")))
+    for about in ({"bytes": (2**20, 2**21)}, {}):  # published, or as the server says
+        with pytest.raises(ValueError, match=r"downloading mine takes 3\.0 MiB more, but only 2\.0 MiB are free"):
+            fetch("mine", dataclasses.replace(entry, **about), base=tmp_path)
+    assert server.requests == []
+
+
+def test_the_published_datasets_say_what_they_weigh_and_ask_first(
+    tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = load_params(PROJECT / "params.yaml")
+    for name, said in (
+        ("ade20k", "ADEChallengeData2016.zip (0.90 GiB)"),
+        ("cityscapes", "leftImg8bit_trainvaltest.zip (10.80 GiB), gtFine_trainvaltest.zip (0.24 GiB)"),
+        ("coco", "train2017.zip (18.01 GiB), val2017.zip (0.76 GiB), annotations_trainval2017.zip (0.24 GiB), panop"),
+    ):
+        with pytest.raises(ValueError, match=rf"set datasets\.{name}\.accept_terms: true .*or put the archives where"):
+            fetch(name, params.dataset(name), base=tmp_path)
+        assert f"{name}: to be downloaded: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "coco"])
+def test_samples_of_the_published_archives_come_as_the_archives_would(
+    tmp_path: Path, storage: Path, server: Server, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files, addresses = {
+        "ade20k": (["ADEChallengeData2016-sample.zip"], [server.url("ADEChallengeData2016.zip")]),
+        "cityscapes": (
+            ["leftImg8bit_trainvaltest-sample.zip", "gtFine_trainvaltest-sample.zip"],
+            [server.package(3, "leftImg8bit_trainvaltest.zip"), server.package(1, "gtFine_trainvaltest.zip")],
+        ),
+        "coco": (["coco-panoptic-sample.zip"], [server.url("panoptic_annotations_trainval2017.zip")]),
+    }[name]
+    samples = [shared(f"data/{file}") for file in files]
+    for sample, address in zip(samples, addresses, strict=True):
+        server.files[address.partition("#")[0].rpartition("/")[2]] = sample.read_bytes()
+    server.accounts = {"me": "secret"}
+    site = dataclasses.replace(LOGINS["cityscapes"], url=server.login_url)
+    monkeypatch.setitem(LOGINS, "cityscapes", site)
+    monkeypatch.setenv(site.username, "me")
+    monkeypatch.setenv(site.password, "secret")
+    server.drops = [100_000]
+    entry = dataclasses.replace(
+        load_params(PROJECT / "params.yaml").dataset(name),
+        sources=tuple(addresses),
+        bytes=tuple(sample.stat().st_size for sample in samples),
+        sha256=tuple(sha256(sample) for sample in samples),
+        accept_terms=True,
+    )
+    facts = fetch(name, entry, base=tmp_path)
+    assert [source["sha256"] for source in facts["sources"]] == list(entry.sha256)
+    names = [address.rpartition("#" if "#" in address else "/")[2] for address in addresses]
+    assert [path.name for path in open_sources(facts)] == names
+    assert server.requests[1].range == "bytes=100000-"
+    assert len(server.forms) == (2 if name == "cityscapes" else 0)
+
+
+# Archives and folders on this machine
 
 
 def test_a_local_archive_is_linked_and_its_facts_name_no_machine(tmp_path: Path, storage: Path) -> None:
@@ -221,8 +307,6 @@ def test_what_is_missing_is_said_with_what_to_do(tmp_path: Path, storage: Path) 
         fetch("mine", config(sources=("gone.zip",)), base=tmp_path)
     with pytest.raises(ValueError, match=r"datasets\.mine\.sources is empty"):
         fetch("mine", config(), base=tmp_path)
-    with pytest.raises(ValueError, match="lists 1 sha256 digests for 2 sources"):
-        fetch("mine", config(sources=("a", "b"), sha256=("00",)), base=tmp_path)
     with pytest.raises(ValueError, match="s3://bucket/a.zip cannot be downloaded"):
         fetch("mine", config(sources=("s3://bucket/a.zip",)), base=tmp_path)
     (tmp_path / "empty").mkdir()
@@ -234,3 +318,59 @@ def test_generated_pictures_need_nothing(tmp_path: Path, storage: Path) -> None:
     facts = fetch("shapes", DatasetConfig(layout="shapes", generate={"train": 3, "seed": 7}), base=tmp_path)
     assert facts == {"dataset": "shapes", "sources": [], "terms": "", "generate": {"train": 3, "seed": 7}}
     assert open_sources(facts) == []
+
+
+# Killed
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(20, marks=[pytest.mark.slow, pytest.mark.full])]
+)
+def test_a_fetch_that_is_killed_at_random_moments_goes_on_with_the_next_byte(
+    tmp_path: Path, server: Server, kills: int
+) -> None:
+    draw = random.Random(kills)
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as file:
+        file.writestr("images/training/p.jpg", draw.randbytes(20 << 20))
+    content = server.files["data.zip"] = (tmp_path / "made.zip").read_bytes()
+    server.bytes_per_s = 20e6
+    (tmp_path / "copy").mkdir()
+    copy = Copy(tmp_path / "copy")
+    copy.params["datasets"]["mine"] = {"layout": "folder", "sources": [server.url()]}
+    copy.write_params()
+    storage = copy.folder / "storage"
+
+    def reached() -> int:
+        """The byte up to which the last answer has come."""
+        first = (server.requests[-1].range or "0").removeprefix("bytes=").removesuffix("-") if server.requests else "0"
+        return int(first) + sum(server.sent[-1:])
+
+    moments = sorted(draw.randrange(len(content)) for _ in range(kills * 3 // 4))
+    moments += [len(content)] * (kills - len(moments))  # while it checks the archive and puts it in its place
+    wanted: list[str | None] = [None]  # ranges that the next run may ask for
+    interrupted = 0
+    for moment in [*moments, None]:
+        before = len(server.requests)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.fetch", "mine"], cwd=copy.folder, stdout=subprocess.DEVNULL, text=True
+        )
+        while process.poll() is None and (moment is None or reached() < moment):
+            time.sleep(0.001)
+        if moment is not None:
+            time.sleep(draw.uniform(0, 0.1))
+            process.kill()
+        ended = process.wait()
+        assert ended == (0 if moment is None else ended)
+        assert [request.range for request in server.requests[before:]] in ([], wanted), "what is here is not sent again"
+        parts = [path.stat().st_size for path in storage.rglob("*.part")]
+        interrupted += 0 < sum(parts) < len(content)
+        wanted = [f"bytes={parts[0]}-" if parts[0] else None] if parts else wanted
+    assert interrupted >= kills // 2
+    assert sum(server.sent) <= len(content) + len(server.requests) * 2**19, "all but what was on its way came once"
+    digest = hashlib.sha256(content).hexdigest()
+    path = f"archives/{digest[:16]}/data.zip"
+    source = {"name": "data.zip", "path": path, "bytes": len(content), "sha256": digest}
+    facts = json.loads((copy.folder / "results/fetch/mine.json").read_text())
+    assert facts == {"dataset": "mine", "sources": [source], "terms": ""}
+    assert (storage / path).read_bytes() == content
+    assert files(storage) == [path, f"{Path(path).parent}/url.json"]

@@ -79,6 +79,26 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             changed("datasets", "shapes", "layout", value="shapez"),
             "datasets.shapes.layout is 'shapez'; did you mean 'shapes'?",
         ),
+        (
+            changed("datasets", "coco", "sha256", value=["00"]),
+            "datasets.coco.sha256 lists 1 digests for 4 sources; give one each, or none",
+        ),
+        (
+            changed("datasets", "ade20k", "bytes", value=[1, 2]),
+            "datasets.ade20k.bytes lists 2 lengths for 1 sources; give one each, or none",
+        ),
+        (
+            changed("datasets", "ade20k", "bytes", value=[-1]),
+            "datasets.ade20k.bytes is [-1]; a length is above 0, or 0",
+        ),
+        (
+            changed("datasets", "cityscapes", "login", value="cityscape"),
+            "datasets.cityscapes.login is 'cityscape'; did you mean 'cityscapes'?",
+        ),
+        (
+            changed("datasets", "ade20k", "mirrors", value=["data", "https://me:secret@example.org/"]),
+            "datasets.ade20k.mirrors[1] holds a user name or password, and params.yaml is for everybody to read",
+        ),
         (changed("rows", "shapes_tiny", value=3), "rows.shapes_tiny is 3; expected the keys name, dataset"),
         ([], "expected the sections datasets, rows, weights, checkpoints, found list"),
     ],
@@ -88,6 +108,7 @@ def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, m
         parse_params(tree)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_an_unknown_row_is_answered_with_the_nearest_one() -> None:
