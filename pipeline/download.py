@@ -27,8 +27,8 @@ from pipeline.files import write_json
 from pipeline.progress import Progress
 from pipeline.storage import storage_root
 
-ATTEMPTS = 6
-"""Tries in a row without a new byte before a download is given up."""
+ATTEMPTS = 8
+"""Tries in a row without a new byte before a download is given up, two minutes after the first."""
 
 BLOCK = 1 << 20
 
