@@ -269,7 +269,7 @@ def _receive_rest(
     note = partial.with_suffix(".json")
     start = partial.stat().st_size
     known = json.loads(note.read_text()) if note.exists() else {}
-    if start and start in (size, known.get("total")):
+    if start and start == (size or known.get("total")):
         return  # all came, and the process ended before it was put in its place
     if not known or (size and start > size):
         start = 0  # of what file it is a part, nobody knows
