@@ -30,7 +30,6 @@ from pipeline.download import (
     in_gib,
     published_size,
 )
-from pipeline.download import download as download
 from pipeline.files import read_json, sha256, whole_file, write_json
 from pipeline.progress import Progress
 from pipeline.storage import storage_root, stored

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.fetch import download
+from pipeline.download import download
 from pipeline.files import sha256, whole_file
 from pipeline.storage import storage_root
 

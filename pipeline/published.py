@@ -14,8 +14,8 @@ from typing import Any
 from pipeline import tracking
 from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
+from pipeline.download import download
 from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, summary
-from pipeline.fetch import download
 from pipeline.files import sha256
 from pipeline.params import PublishedConfig, Row
 from pipeline.storage import storage_root
