@@ -49,8 +49,14 @@ class DatasetConfig:
     """Licence and terms of use, shown before a download."""
     accept_terms: bool = False
     """Must be true before a dataset that carries terms is downloaded."""
-    shard_mib: int = 256
-    """Approximate size of one Arrow file."""
+    shard_mib: int = 64
+    """Approximate size of one Arrow file; a shard is what one process makes at a time."""
+    pixels: Literal["encoded", "raw"] = "encoded"
+    """How shards hold pictures. encoded: as published; raw: decoded, many times the bytes, but a crop is read without
+    the rest of its picture."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What happens at a record that does not decode or whose labels are wrong. skip: it is left out and listed in the
+    manifest; more than a twentieth of a split stops all the same."""
     generate: Mapping[str, int] = field(default_factory=dict)
     """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`."""
 

@@ -1,34 +1,41 @@
-"""Arrow files of verified records, and the manifest that says what is in them.
+"""A dataset as Arrow files of verified records, made by Ray tasks, and the manifest that says what is in them.
 
-A shard is an uncompressed Arrow IPC file with one record per batch, so that any record is read from the memory map
-without touching its neighbours. Shards lie under shards/<digest of their contents>/ in the storage root.
+Which records form a shard follows from the records alone, so that the bytes do not depend on how many processes or
+hosts make them. Shards are written under shards/.building-<key>/ in the storage root, <key> being a digest of all that
+decides their bytes; when the last one is there, the folder becomes shards/<digest of the contents>/. A build that was
+interrupted, or one that is repeated, takes up the shards that are there and whole.
+
+On a cluster the sources and the storage root must be visible to all hosts under the same paths.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import importlib.metadata
 import json
+import math
 import os
 import shutil
-import tempfile
-from collections import Counter, deque
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
+from pipeline.cluster import share
+from pipeline.dataset_card import counted, sample_places, sample_sheet
 from pipeline.datasets import cityscapes, coco, folder, shapes
-from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths
-from pipeline.files import sha256
-from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image
+from pipeline.datasets.source import Record
+from pipeline.files import read_json, whole_file, write_json
+from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
+from pipeline.provenance import code_digest
+from pipeline.shard_file import ShardJob, finished_shard, make_shard, read_rows, stored_bytes, verify
 from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
@@ -37,52 +44,35 @@ if TYPE_CHECKING:
 LAYOUTS: Mapping[str, ModuleType] = {"folder": folder, "cityscapes": cityscapes, "coco": coco, "shapes": shapes}
 """Modules whose `records(config, sources, split)` lists the records of a split."""
 
-_INSTANCE = pa.struct(
-    [
-        pa.field("class", pa.int32(), nullable=False),
-        pa.field("box", pa.list_(pa.float32()), nullable=False),  # x1, y1, x2, y2 as annotated
-        pa.field("area", pa.float64(), nullable=False),  # as annotated
-        pa.field("crowd", pa.bool_(), nullable=False),
-        pa.field("counts", pa.binary(), nullable=False),  # pycocotools' compressed run lengths
-    ]
-)
+FEW_RECORDS = 1500
+"""Below this many records, starting Ray takes longer than it saves."""
 
-SCHEMA = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the file as published
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        # PNG of segment ids: uint8 with 255, uint16 with 65535 = nothing; null: instances only
-        pa.field("segments", pa.binary()),
-        pa.field("segment_classes", pa.list_(pa.int32())),  # class by segment id; null: ids are class ids
-        pa.field("segment_crowd", pa.list_(pa.bool_())),  # by segment id; null: none is a crowd
-        # x1, y1, x2, y2 (exclusive) around every segment, one after the other, 0 without pixels; null like the classes
-        pa.field("segment_boxes", pa.list_(pa.int32())),
-        pa.field("instances", pa.list_(_INSTANCE)),  # null: none of its own, the segments of things are the instances
-        pa.field("things", pa.int32(), nullable=False),  # annotated things, crowds included
-        pa.field("digest", pa.string(), nullable=False),  # of all the above
-    ]
-)
+MAX_SKIPPED = 0.05
+"""Share of a split's records that `on_error: skip` leaves out at most; more are no slips but a wrong setting."""
+
+RETRIES = 3
+"""How often a shard is begun again whose process was lost."""
 
 _MIB = 1 << 20
 
-FEW_RECORDS = 1500
-"""Below this many records, starting processes takes longer than they save."""
+_SAMPLED = 16
+"""Records of a split that are read to tell how many make a shard."""
 
+_SHAPING = ("pipeline.datasets.source", "pipeline.pictures", "pipeline.shard_file")
+_LIBRARIES = ("numpy", "pillow", "pyarrow", "pycocotools", "scipy")
+"""Modules, beside the layout's own, and libraries, beside OpenCV, whose code decides the bytes of a shard."""
 
-class Stored(NamedTuple):
-    """One verified record, ready to be written."""
-
-    row: dict[str, Any]
-    pixels: np.ndarray
-    """(classes + 1,) pixels of every class, crowds included, then of none; zeros where there are no segments."""
-    instances: np.ndarray
-    """(classes,) things of every class that are no crowd."""
-    held: np.ndarray
-    """(classes,) bool: the classes that the picture holds, by its segments or, without segments, by its instances."""
-    labels: tuple[str, ...]
-    """Sorted, out of `instances`, `panoptic`, `semantic`."""
+_SETTINGS = (
+    "layout",
+    "splits",
+    "class_names",
+    "ignore_label",
+    "label_offset",
+    "thing_classes",
+    "generate",
+    "pixels",
+)
+"""Fields of DatasetConfig that decide the bytes of a record."""
 
 
 def build(
@@ -91,13 +81,17 @@ def build(
     sources: Sequence[Path],
     *,
     facts: Sequence[Mapping[str, Any]],
-    processes: int = 0,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """Verify every record of every split and write the shards; returns the manifest (results/shard/<dataset>.json).
 
-    facts: name, bytes and sha256 of each source. processes: 0 works in this process. The same input gives the same
-    bytes. ValueError names the first file that is wrong, or the first record that is not labelled as the others are;
-    nothing half-written is left behind.
+    facts: name, bytes and sha256 of each source; what an earlier build left is taken up only where these are the same.
+    processes: shards made at once by Ray tasks; None: as many as the cluster has cores; 0: all in this process, as with
+    few records. The same input gives the same bytes.
+
+    ValueError names the first file that is wrong, or the first record that is not labelled as the others are; with
+    `on_error: skip`, wrong records are listed in the manifest instead, up to MAX_SKIPPED of a split. Shards that were
+    finished by then stay for the next build; nothing half-written does.
     """
     if not config.class_names or len(config.class_names) >= IGNORE:
         raise ValueError(
@@ -107,267 +101,375 @@ def build(
     if unknown:
         raise ValueError(f"datasets.{dataset}.thing_classes: {', '.join(sorted(unknown))} is not among class_names")
     listed = {split: LAYOUTS[config.layout].records(config, sources, split) for split in config.splits}
+    for split, records in listed.items():
+        if not records:
+            raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
+    jobs, expected_bytes = _plan(listed, config, tuple(sources))
+    key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
-    shards_root.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".building.", suffix=".part", dir=shards_root))
-    try:
-        splits: dict[str, dict[str, Any]] = {}
-        pixels, pictures, ignored, sizes, instances = {}, {}, {}, {}, {}
-        first: tuple[Record, tuple[str, ...]] | None = None
-        things = frozenset(config.class_names.index(name) for name in config.thing_classes)
-        for split, records in listed.items():
-            progress = Progress(f"{dataset}: sharding {split}", len(records), unit="pictures")
-            num_classes = len(config.class_names)
-            checked = _verified(records, num_classes, things, processes if len(records) >= FEW_RECORDS else 0)
-            total = np.zeros(num_classes + 1, np.int64)
-            holding, counted = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
-            found: Counter[tuple[int, int]] = Counter()
-            with _shard_writer(partial, split, config.shard_mib * _MIB) as writer:
-                for record, stored_record in zip(records, checked, strict=True):
-                    first = first or (record, stored_record.labels)
-                    if stored_record.labels != first[1]:
-                        kinds = [" and ".join(labels) for labels in (stored_record.labels, first[1])]
-                        raise ValueError(
-                            f"{record.image_file} has {kinds[0]} labels, but {first[0].image_file} has {kinds[1]} "
-                            "labels; all pictures of a dataset need the same kinds"
-                        )
-                    writer.write(stored_record.row)
-                    total += stored_record.pixels
-                    holding += stored_record.held
-                    counted += stored_record.instances
-                    found[stored_record.row["height"], stored_record.row["width"]] += 1
-                    progress.add()
-            progress.done()
-            splits[split] = {"records": len(records), "shards": writer.shards}
-            pixels[split], ignored[split], pictures[split] = total[:-1].tolist(), int(total[-1]), holding.tolist()
-            instances[split] = counted.tolist()
-            heights, widths = [size[0] for size in found], [size[1] for size in found]
-            sizes[split] = {"height": [min(heights), max(heights)], "width": [min(widths), max(widths)]}
-        content = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-        folder_name = f"shards/{content[:16]}"
-        _settle(partial, storage_root() / folder_name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for entry in splits.values():
+    with _building(shards_root / f".building-{key}", dataset) as partial:
+        found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
+        rest = [job for job in jobs if job.name not in found]
+        _check_space(shards_root, sum(expected_bytes[job.split] * len(job.records) for job in rest))
+        shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
+        for job in jobs:
+            if job.name in found:
+                shards.add(job, found[job.name][0])
+        few = sum(len(job.records) for job in rest) < FEW_RECORDS
+        make = _make_here if processes == 0 or few else _make_with_ray
+        make(rest, partial, shards, expected_bytes, processes)
+        manifest = _manifest(dataset, config, jobs, shards, facts)
+        content = hashlib.sha256(json.dumps(manifest["splits"], sort_keys=True).encode()).hexdigest()
+        target = shards_root / content[:16]
+        write_json(partial / "build.json", {"dataset": dataset, "key": key})
+        places = {name: place / f"{name}.arrow" for name, (_, place) in found.items()}
+        _paint_samples(
+            partial, manifest, {job.name: places.get(job.name, partial / f"{job.name}.arrow") for job in jobs}
+        )
+        for name, (_, place) in found.items():
+            if place not in (partial, target):
+                for suffix in (".arrow", ".json"):
+                    _place(place / f"{name}{suffix}", partial / f"{name}{suffix}")
+        _settle(partial, target)
+    for entry in manifest["splits"].values():
         for shard in entry["shards"]:
-            shard["path"] = f"{folder_name}/{shard['path']}"
-    manifest: dict[str, Any] = {
-        "dataset": dataset,
-        "class_names": list(config.class_names),
-        "thing_classes": list(config.thing_classes),
-        "ignore_label": IGNORE,
-        "labels": list(first[1]) if first else [],
-        "splits": splits,
-        "pixels": pixels,
-        "ignored_pixels": ignored,
-        "pictures": pictures,
-        "instances": instances,
-        "picture_sizes": sizes,
-        "sources": [
-            {key: source[key] for key in ("name", "bytes", "sha256")} for source in facts
-        ],  # paths say where, not what
-    }
+            shard["path"] = f"shards/{target.name}/{shard['path']}"
+    manifest["samples"]["path"] = f"shards/{target.name}/{manifest['samples']['path']}"
     return {"dataset": dataset, "digest": manifest_digest(manifest), **manifest}
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a manifest but its digest."""
-    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing."""
+    rest = {key: value for key, value in manifest.items() if key not in ("digest", "samples", "terms")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def verify(record: Record, num_classes: int, things: frozenset[int] = frozenset()) -> Stored:
-    """Read a record and check all of it: the picture decodes to its end, sizes agree, ids are known, masks are whole.
-
-    things: classes with countable instances.
-    """
-    labelled = record.read()
-    check_picture(labelled.image, record.image_file)
-    height, width = decode_image(labelled.image, record.image_file).shape[:2]
-    row: dict[str, Any] = {"name": record.name, "image": labelled.image, "height": height, "width": width}
-    segments, pixels = _segments(labelled, record, num_classes, (height, width))
-    row |= segments
-    row["instances"] = None
-    classes = row["segment_classes"]
-    crowd = row["segment_crowd"] or [False] * len(classes or ())
-    owners = [(kind, flag) for kind, flag in zip(classes or (), crowd, strict=True) if kind in things]
-    if labelled.instances is not None:
-        row["instances"] = [
-            _instance(instance, f"{record.label_file}: instance {index}", things, (height, width))
-            for index, instance in enumerate(labelled.instances)
-        ]
-        owners = [(instance["class"], instance["crowd"]) for instance in row["instances"]]
-    row["things"] = len(owners)
-    instances = np.bincount([kind for kind, flag in owners if not flag], minlength=num_classes)
-    held = pixels[:-1] > 0
-    if labelled.segments is None:
-        held = np.bincount([kind for kind, _ in owners], minlength=num_classes) > 0
-    given = {
-        "instances": labelled.instances is not None or (classes is not None and bool(things)),
-        "panoptic": classes is not None,
-        "semantic": labelled.segments is not None,
+def _manifest(
+    dataset: str, config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards, facts: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The manifest without its digest, with shards by name, and the title of the samples that are to be painted."""
+    by_split = {split: [shards.facts[job.name] for job in jobs if job.split == split] for split in config.splits}
+    splits = {
+        split: {
+            "records": sum(shard["records"] for shard in by_split[split]),
+            "shards": [
+                {"path": f"{job.name}.arrow"}
+                | {key: shards.facts[job.name][key] for key in ("records", "bytes", "sha256")}
+                for job in jobs
+                if job.split == split
+            ],
+        }
+        for split in config.splits
     }
-    labels = tuple(kind for kind, there in given.items() if there)
-    return Stored({**row, "digest": _record_digest(row)}, pixels, instances, held, labels)
-
-
-def _segments(
-    labelled: Labelled, record: Record, num_classes: int, size: tuple[int, int]
-) -> tuple[dict[str, Any], np.ndarray]:
-    """The fields of a row that hold checked segments, and their pixels by class, then of none."""
-    import cv2
-
-    ids, classes, crowd = labelled.segments, labelled.segment_classes, labelled.segment_crowd
-    pixels = np.zeros(num_classes + 1, np.int64)
-    if ids is None:
-        if labelled.instances is None:
-            raise ValueError(f"{record.label_file} has neither segments nor instances")
-        return dict.fromkeys(("segments", "segment_classes", "segment_crowd", "segment_boxes")), pixels
-    if ids.shape != size:
-        raise ValueError(
-            f"{record.label_file} is {ids.shape[0]} x {ids.shape[1]} (height x width), but its picture "
-            f"{record.image_file} is {size[0]} x {size[1]}"
-        )
-    known = num_classes if classes is None else len(classes)
-    nothing = IGNORE if known <= IGNORE else IGNORE_WIDE
-    ids = ids.astype(np.uint8 if known <= IGNORE else np.uint16)
-    counts = np.bincount(ids.ravel(), minlength=nothing + 1)
-    wrong = np.flatnonzero(counts[known:nothing]) + known
-    if len(wrong):
-        raise ValueError(f"{record.label_file} holds segment {wrong[0]} on {counts[wrong[0]]} pixels; it has {known}")
-    if classes is not None and not all(0 <= kind < num_classes for kind in classes):
-        raise ValueError(f"{record.label_file} names a class outside 0 to {num_classes - 1}")
-    if len(crowd) not in (0, len(classes or ())):
-        raise ValueError(f"{record.label_file} has {len(crowd)} crowd flags for {len(classes or ())} segments")
-    np.add.at(pixels, np.arange(known) if classes is None else np.array(classes, np.int64), counts[:known])
-    pixels[-1] = counts[nothing]
-    done, png = cv2.imencode(".png", ids)
-    assert done
-    fields = {
-        "segments": png.tobytes(),
-        "segment_classes": None if classes is None else list(classes),
-        "segment_crowd": list(crowd) if any(crowd) else None,
-        "segment_boxes": None if classes is None else _boxes(ids, known, nothing),
-    }
-    return fields, pixels
-
-
-def _boxes(ids: np.ndarray, known: int, nothing: int) -> list[int]:
-    """x1, y1, x2, y2 (exclusive) around every segment id below `known`, one after the other; 0 without pixels."""
-    from scipy import ndimage
-
-    if not known:
-        return []
-    found = ndimage.find_objects(np.where(ids == nothing, 0, ids.astype(np.int32) + 1), max_label=known)
-    boxes = [(0, 0, 0, 0) if at is None else (at[1].start, at[0].start, at[1].stop, at[0].stop) for at in found]
-    return [edge for box in boxes for edge in box]
-
-
-def _instance(instance: Instance, what: str, things: frozenset[int], size: tuple[int, int]) -> dict[str, Any]:
-    """A checked instance as stored. ValueError names `what`."""
-    if instance.class_id not in things:
-        raise ValueError(f"{what} has class {instance.class_id}, which is not a thing class")
-    box = np.array(instance.box, np.float32)
-    if not (np.isfinite([*box, instance.area]).all() and (box[2:] >= box[:2]).all() and instance.area >= 0):
-        raise ValueError(f"{what} has the box {instance.box} (x1, y1, x2, y2) and area {instance.area}")
-    try:
-        check_run_lengths(instance.counts, size)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
     return {
-        "class": instance.class_id,
-        "box": box.tolist(),
-        "area": float(instance.area),
-        "crowd": instance.crowd,
-        "counts": instance.counts,
+        "class_names": list(config.class_names),
+        "thing_classes": list(config.thing_classes),
+        "ignore_label": IGNORE,
+        "labels": next(iter(shards.kinds)).split(" and "),
+        "pixel_layout": config.pixels,
+        "splits": splits,
+        **counted(by_split),
+        "sources": [
+            {key: source[key] for key in ("name", "bytes", "sha256")} for source in facts
+        ],  # paths say where, not what
+        "terms": config.terms,
     }
 
 
-def _record_digest(row: Mapping[str, Any]) -> str:
-    """SHA-256 over all fields of a row."""
-    pictures = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in ("image", "segments")}
-    instances = row["instances"] and [{**each, "counts": each["counts"].decode("ascii")} for each in row["instances"]]
-    return hashlib.sha256(json.dumps({**row, **pictures, "instances": instances}, sort_keys=True).encode()).hexdigest()
+# What is made
 
 
-def _one_thread() -> None:
+def _plan(
+    listed: Mapping[str, Sequence[Record]], config: DatasetConfig, sources: tuple[Path, ...]
+) -> tuple[list[ShardJob], dict[str, float]]:
+    """The shards: every split's records in order, in runs of equal length that should take about `shard_mib`; and the
+    bytes expected of a record, by split, from some that are spread over it."""
+    things = frozenset(config.class_names.index(name) for name in config.thing_classes)
+    jobs, expected_bytes = [], {}
+    for split, records in listed.items():
+        sizes = []
+        for place in np.linspace(0, len(records) - 1, min(_SAMPLED, len(records))).round().astype(int).tolist():
+            with contextlib.suppress(ValueError):  # the shard that holds it will say so
+                stored = verify(records[place], len(config.class_names), things, pixels=config.pixels)
+                sizes.append(stored_bytes(stored.row))
+        expected_bytes[split] = float(np.mean(sizes)) if sizes else float(_MIB)
+        per_shard = max(1, round(config.shard_mib * _MIB / expected_bytes[split]))
+        count = math.ceil(len(records) / per_shard)
+        for number in range(count):
+            part = share(len(records), worker=number, workers=count)
+            jobs.append(
+                ShardJob(
+                    name=f"{split}-{number:05d}",
+                    split=split,
+                    records=records[part.start : part.stop],
+                    num_classes=len(config.class_names),
+                    things=things,
+                    pixels=config.pixels,
+                    on_error=config.on_error,
+                    sources=sources,
+                )
+            )
+    return jobs, expected_bytes
+
+
+def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[Mapping[str, Any]]) -> str:
+    """A digest, 16 hexadecimal digits, of all that decides the shards' bytes; leaves out `on_error` (a shard without
+    skipped records is the same either way) and what does not concern the records."""
     import cv2
 
-    cv2.setNumThreads(1)
+    records = hashlib.sha256()
+    for job in jobs:
+        for record in job.records:
+            records.update(f"{job.name}\0{record.name}\0{record.image_file}\0{record.label_file}\n".encode())
+    draws = ("m2f.draws",) if config.layout == "shapes" else ()
+    deciding = {
+        "settings": {name: getattr(config, name) for name in _SETTINGS},
+        "sources": [source["sha256"] for source in facts],
+        "records": records.hexdigest(),
+        "code": code_digest([*_SHAPING, LAYOUTS[config.layout].__name__, *draws]),
+        "libraries": [cv2.__version__, *(importlib.metadata.version(name) for name in _LIBRARIES)],
+    }
+    text = json.dumps(deciding, sort_keys=True, default=dict)  # a mapping of the settings
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _verified(records: Sequence[Record], num_classes: int, things: frozenset[int], processes: int) -> Iterator[Stored]:
-    """Verified records in order; with processes, a bounded number is in flight."""
-    if not processes:
-        for record in records:
-            yield verify(record, num_classes, things)
+# What is there already
+
+
+def _finished_builds(shards_root: Path, key: str) -> list[Path]:
+    """Folders of finished builds with this key."""
+    found = []
+    for note in sorted(shards_root.glob("*/build.json")):
+        with contextlib.suppress(ValueError):
+            if read_json(note, made_by="python -m stages.shard")["key"] == key:
+                found.append(note.parent)
+    return found
+
+
+def _take_up(
+    dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[Path]
+) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Facts and folder of every shard that one of the folders holds as it was written, by name."""
+    there = [job for job in jobs if any((folder / f"{job.name}.json").exists() for folder in folders)]
+    progress = Progress(f"{dataset}: checking shards that are here already", len(there), unit="shards")
+    found = {}
+    for job in there:
+        for place in folders:
+            facts = finished_shard(place, job.name)
+            if facts is not None and (on_error == "skip" or not facts["skipped"]):
+                found[job.name] = facts, place
+                break
+        progress.add()
+    if there:
+        progress.done()
+    return found
+
+
+class _Shards:
+    """The facts of finished shards. What only several shards together can get wrong is found when one is added."""
+
+    def __init__(self, dataset: str, records: Mapping[str, int]) -> None:
+        self.dataset, self.records = dataset, records
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.skipped = dict.fromkeys(records, 0)
+        self.kinds: dict[str, str] = {}
+        """The kinds of labels found, and a picture that has them."""
+
+    def add(self, job: ShardJob, facts: dict[str, Any]) -> None:
+        """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""
+        self.facts[job.name] = facts
+        for kind, file in facts["labels"].items():
+            self.kinds.setdefault(kind, file)
+        if len(self.kinds) > 1:
+            (kind, file), (other_kind, other) = list(self.kinds.items())[:2]
+            raise ValueError(
+                f"{other} has {other_kind} labels, but {file} has {kind} labels; all pictures of a dataset need the "
+                "same kinds"
+            )
+        for entry in facts["skipped"]:
+            print(f"{self.dataset}: skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
+        self.skipped[job.split] += len(facts["skipped"])
+        if self.skipped[job.split] > MAX_SKIPPED * self.records[job.split]:
+            raise ValueError(
+                f"{self.skipped[job.split]} of the {self.records[job.split]:,} records of split {job.split} are wrong, "
+                f"of which `on_error: skip` leaves out at most {MAX_SKIPPED:.0%}: {facts['skipped'][0]['reason']}"
+            )
+
+
+# Making
+
+
+def _make_here(
+    jobs: Sequence[ShardJob],
+    folder: Path,
+    shards: _Shards,
+    expected_bytes: Mapping[str, float],
+    processes: int | None,
+) -> None:
+    """Make the shards one after the other in this process."""
+    if not jobs:
         return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread)
-    waiting: deque[Future[Stored]] = deque()
+    progress = _progress(shards.dataset, jobs)
+    for job in jobs:
+        shards.add(job, make_shard(job, folder, progress.add))
+    progress.done()
+
+
+def _make_with_ray(
+    jobs: Sequence[ShardJob],
+    folder: Path,
+    shards: _Shards,
+    expected_bytes: Mapping[str, float],
+    processes: int | None,
+) -> None:
+    """Make the shards in Ray tasks, `processes` at once; the first error by the order of the records is raised when the
+    tasks that were running then have ended."""
+    import ray
+
+    from pipeline.cluster import connect
+
+    connect()
+    at_once = processes or int(ray.cluster_resources().get("CPU", 1))
+    task = ray.remote(make_shard).options(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")
+    progress, done = _progress(shards.dataset, jobs), 0
+    waiting, running, errors = iter(enumerate(jobs)), dict[Any, tuple[int, ShardJob]](), dict[int, Exception]()
     try:
-        for record in records:
-            waiting.append(pool.submit(verify, record, num_classes, things))
-            if len(waiting) >= 8 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError("a sharding process was killed, perhaps for memory; run the command again") from None
+        while True:
+            while len(running) < at_once and not errors and (entry := next(waiting, None)) is not None:
+                running[task.remote(entry[1], folder)] = entry  # a task gets its own records only
+            if not running:
+                break
+            for reference in ray.wait(list(running), timeout=1.0)[0]:
+                place, job = running.pop(reference)
+                done += len(job.records)
+                try:
+                    shards.add(job, ray.get(reference))
+                except (ValueError, OSError, ray.exceptions.RayError) as error:
+                    errors[place] = _said(error)
+            begun = sum(_begun(job, folder, expected_bytes[job.split]) for _, job in running.values())
+            progress.add(max(0, done + begun - progress.count))
     finally:
-        pool.shutdown(cancel_futures=True)
+        for reference in running:  # only after an interruption
+            ray.cancel(reference, force=True)
+    if errors:
+        raise errors[min(errors)]
+    progress.done()
 
 
-class _ShardWriter:
-    """Writes rows to numbered shards of a split, a new one when the current one is full."""
+def _said(error: Exception) -> Exception:
+    """What a task's error says to the user."""
+    import ray
 
-    def __init__(self, folder: Path, split: str, shard_bytes: int) -> None:
-        self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
-        self.shards: list[dict[str, Any]] = []
-        self.writer: pa.RecordBatchFileWriter | None = None
-        self.path, self.records, self.bytes = folder, 0, 0
+    if isinstance(error, ray.exceptions.RayTaskError):  # its text is a traceback; the sentence is in its cause
+        return error.cause if isinstance(error.cause, (ValueError, OSError)) else error
+    if isinstance(error, ray.exceptions.RayError):
+        return ValueError(
+            f"a sharding process was lost {RETRIES + 1} times, perhaps for memory ({type(error).__name__}); run the "
+            "command again, with fewer --processes: it goes on where it stopped"
+        )
+    return error
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one record."""
-        masks = sum(len(instance["counts"]) for instance in row["instances"] or ())
-        size = len(row["image"]) + len(row["segments"] or b"") + masks
-        if self.writer is not None and self.bytes + size > self.shard_bytes:
-            self.close()
-        if self.writer is None:
-            self.path = self.folder / f"{self.split}-{len(self.shards):05d}.arrow"
-            self.writer = pa.ipc.new_file(self.path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None))
-            self.records = self.bytes = 0
-        self.writer.write_batch(pa.RecordBatch.from_pylist([row], schema=SCHEMA))
-        self.records += 1
-        self.bytes += size
 
-    def close(self) -> None:
-        """Finish the current shard: on the disk, with its digest."""
-        if self.writer is None:
-            return
-        self.writer.close()
-        self.writer = None
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        facts = {"path": self.path.name, "records": self.records, "bytes": self.path.stat().st_size}
-        self.shards.append({**facts, "sha256": sha256(self.path)})
+def _progress(dataset: str, jobs: Sequence[ShardJob]) -> Progress:
+    return Progress(f"{dataset}: sharding", sum(len(job.records) for job in jobs), unit="pictures")
+
+
+def _begun(job: ShardJob, folder: Path, expected_bytes: float) -> int:
+    """About the records that a running task has written."""
+    written = 0
+    for path in folder.glob(f".{job.name}.arrow.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            written = max(written, path.stat().st_size)
+    return min(len(job.records), int(written / expected_bytes))
+
+
+# Files
 
 
 @contextmanager
-def _shard_writer(folder: Path, split: str, shard_bytes: int) -> Iterator[_ShardWriter]:
-    writer = _ShardWriter(folder, split, shard_bytes)
+def _building(folder: Path, dataset: str) -> Iterator[Path]:
+    """The folder of a build, which this process holds alone. Of a build that fails it keeps only finished shards."""
+    handle = _locked(folder, dataset)
     try:
-        yield writer
+        _clear(folder)
+        yield folder
     finally:
-        writer.close()
+        _clear(folder)
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder)
+        handle.close()
+
+
+def _locked(folder: Path, dataset: str) -> Any:
+    """An open, locked file in the folder, which is made if it is not there."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = open(folder / ".lock", "a")  # noqa: SIM115
+        except FileNotFoundError:  # another build has just finished and moved the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise ValueError(f"another process is sharding {dataset} in {folder}; wait for it to end") from None
+        except OSError:  # a file system without locks: two builds would do the same work twice, and write the same
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), os.stat(folder / ".lock")):
+                return handle
+        handle.close()
+
+
+def _clear(folder: Path) -> None:
+    """Delete what killed processes had not finished."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _check_space(shards_root: Path, needed_bytes: float) -> None:
+    free = shutil.disk_usage(shards_root).free
+    if needed_bytes > free:
+        raise ValueError(
+            f"the shards need about {needed_bytes / 2**30:,.1f} GiB, but {shards_root} has {free / 2**30:,.1f} GiB "
+            "free; make room, or set M2F_STORAGE to a larger file system"
+        )
+
+
+def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, Path]) -> None:
+    """Write samples.png, of the training pictures or those of the first split, and enter it into the manifest."""
+    split = "train" if "train" in manifest["splits"] else next(iter(manifest["splits"]))
+    entry = manifest["splits"][split]
+    rows = [
+        row
+        for shard, place in sample_places([shard["records"] for shard in entry["shards"]])
+        for row in read_rows(files[entry["shards"][shard]["path"].removesuffix(".arrow")], [place])
+    ]
+    title = f"{len(rows)} of {entry['records']:,} pictures of the split {split}, with their labels"
+    data = sample_sheet(rows, manifest, title)
+    with whole_file(folder / "samples.png") as partial:
+        partial.write_bytes(data)
+    manifest["samples"] = {"path": "samples.png", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _place(source: Path, target: Path) -> None:
+    """Hard link where the file system allows it, else a copy, whole or not at all."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with whole_file(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def _settle(partial: Path, target: Path) -> None:
-    """Move finished shards to their place; files of an earlier identical run are replaced by themselves."""
-    mask = os.umask(0)
-    os.umask(mask)
-    partial.chmod(0o777 & ~mask)
-    if not target.exists():
+    """Move a finished build to its place; files of an earlier one with the same contents are replaced by themselves."""
+    try:
         partial.rename(target)
-        return
-    for path in partial.iterdir():
-        path.replace(target / path.name)
+    except OSError:
+        if not target.is_dir():
+            raise
+        for path in partial.iterdir():
+            if path.name != ".lock":
+                path.replace(target / path.name)
+        shutil.rmtree(partial)
+    (target / ".lock").unlink(missing_ok=True)

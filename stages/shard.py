@@ -1,23 +1,35 @@
-"""Turn a dataset's verified archives into Arrow files and a manifest: results/shard/<dataset>.json."""
+"""Turn a dataset's verified archives into Arrow files of verified records.
+
+Writes results/shard/<dataset>.json, the manifest, and <dataset>.csv beside it: pixels, pictures and instances of every
+class (`dvc plots show` draws them). Run again after an interruption it goes on where it stopped.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 
 from stages import run
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.shard", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.shard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", help="an entry of `datasets` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="0: this one; default: one per core")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="shards made at once by Ray, here or on the cluster at RAY_ADDRESS (default: one per core; 0: no Ray)",
+    )
     arguments = parser.parse_args()
 
+    from pipeline.dataset_card import class_table
     from pipeline.fetch import open_sources
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json, write_json, write_text
     from pipeline.params import load_params
     from pipeline.shards import build
 
@@ -25,7 +37,11 @@ def main() -> None:
     config = load_params(arguments.params).dataset(dataset)
     facts = read_json(f"results/fetch/{dataset}.json", made_by=f"python -m stages.fetch {dataset}")
     manifest = build(dataset, config, open_sources(facts), facts=facts["sources"], processes=arguments.processes)
+    write_text(f"results/shard/{dataset}.csv", class_table(manifest))
     write_json(f"results/shard/{dataset}.json", manifest)
+    for split, skipped in manifest["skipped"].items():
+        if skipped:
+            print(f"{dataset} {split}: {len(skipped)} records skipped, listed in the manifest", file=sys.stderr)
     for split, entry in manifest["splits"].items():
         size = sum(shard["bytes"] for shard in entry["shards"]) / 2**20
         print(f"{dataset} {split}: {entry['records']} pictures, {len(entry['shards'])} shards, {size:.1f} MiB")

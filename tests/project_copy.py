@@ -46,6 +46,8 @@ class Copy:
                 path = self.folder / "results" / stage / f"{name}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(f'"{stage} {name}"')
+                if stage == "shard":
+                    path.with_suffix(".csv").write_text("class,split,pixels,pictures,instances\n")
         (self.folder / "reports").mkdir()
         self.dvc("commit", "--force")
 

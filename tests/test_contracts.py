@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -79,7 +80,26 @@ def test_every_entry_of_params_is_a_stage_with_one_small_out(pipeline: dict[str,
     assert pipeline[stage]["foreach"] == f"${{{SECTIONS[stage]}}}"
     assert definition["cmd"] == f"python -m stages.{stage} ${{key}}"
     # persist keeps the run-cache off and the last result in place until the new one is whole
-    assert definition["outs"] == [{f"results/{stage}/${{key}}.json": {"cache": False, "persist": True}}]
+    kept = {"cache": False, "persist": True}
+    assert definition["outs"] == [{f"results/{stage}/${{key}}.json": kept}]
+    histogram = {**kept, "template": "class_histogram", "x": "pixels", "y": "class"}
+    plots = [{f"results/{stage}/${{key}}.csv": histogram}] if stage == "shard" else None
+    assert definition.get("plots") == plots
+
+
+def test_dvc_plots_show_draws_the_classes_of_every_dataset_that_is_sharded(copy: Copy) -> None:
+    for table in (copy.folder / "results" / "shard").glob("*.csv"):
+        if table.stem != "camvid":
+            table.unlink()
+    (copy.folder / "results/shard/camvid.csv").write_text("class,split,pixels,pictures,instances\nsky,train,12,3,0\n")
+    shown = json.loads(copy.dvc("plots", "show", "--json"))["data"]
+    drawn = {name: plots for name, plots in shown.items() if plots}
+    assert list(drawn) == ["results/shard/camvid.csv"]
+    plot = drawn["results/shard/camvid.csv"][0]["content"]
+    values = {"class": "sky", "split": "train", "pixels": "12", "pictures": "3", "instances": "0"}
+    assert plot["data"]["values"] == [{**values, "rev": "workspace"}]
+    assert plot["repeat"] == ["pixels", "pictures", "instances"]
+    assert plot["spec"]["encoding"]["y"]["field"] == "class"
 
 
 def test_a_stage_depends_only_on_its_own_entry(pipeline: dict[str, Any]) -> None:

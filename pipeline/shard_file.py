@@ -1,0 +1,301 @@
+"""One shard: verified records in an uncompressed Arrow IPC file, and facts about them in a JSON file beside it.
+
+A shard has one record per batch, so that any record is read from the memory map without touching its neighbours.
+The same records and settings give the same bytes, wherever and whenever it is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths
+from pipeline.files import sha256, whole_file, write_json
+from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image
+
+Pixels = Literal["encoded", "raw"]
+"""How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
+
+_INSTANCE = pa.struct(
+    [
+        pa.field("class", pa.int32(), nullable=False),
+        pa.field("box", pa.list_(pa.float32()), nullable=False),  # x1, y1, x2, y2 as annotated
+        pa.field("area", pa.float64(), nullable=False),  # as annotated
+        pa.field("crowd", pa.bool_(), nullable=False),
+        pa.field("counts", pa.binary(), nullable=False),  # pycocotools' compressed run lengths
+    ]
+)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        # encoded: the file as published; raw: height * width * 3 bytes, RGB rows from the top, turned as EXIF says
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        # segment ids, uint8 with 255 or, with over 255 ids, uint16 (little-endian) with 65535 for nothing; encoded: a
+        # PNG, raw: their height * width values from the top; null: instances only
+        pa.field("segments", pa.binary()),
+        pa.field("segment_classes", pa.list_(pa.int32())),  # class by segment id; null: ids are class ids
+        pa.field("segment_crowd", pa.list_(pa.bool_())),  # by segment id; null: none is a crowd
+        # x1, y1, x2, y2 (exclusive) around every segment, one after the other, 0 without pixels; null like the classes
+        pa.field("segment_boxes", pa.list_(pa.int32())),
+        pa.field("instances", pa.list_(_INSTANCE)),  # null: none of its own, the segments of things are the instances
+        pa.field("things", pa.int32(), nullable=False),  # annotated things, crowds included
+        pa.field("digest", pa.string(), nullable=False),  # of all the above
+    ]
+)
+
+
+class Stored(NamedTuple):
+    """One verified record, ready to be written."""
+
+    row: dict[str, Any]
+    pixels: np.ndarray
+    """(classes + 1,) pixels of every class, crowds included, then of none; zeros where there are no segments."""
+    instances: np.ndarray
+    """(classes,) things of every class that are no crowd."""
+    held: np.ndarray
+    """(classes,) bool: the classes that the picture holds, by its segments or, without segments, by its instances."""
+    labels: tuple[str, ...]
+    """Sorted, out of `instances`, `panoptic`, `semantic`."""
+
+
+def verify(
+    record: Record, num_classes: int, things: frozenset[int] = frozenset(), *, pixels: Pixels = "encoded"
+) -> Stored:
+    """Read a record and check all of it: the picture decodes to its end, sizes agree, ids are known, masks are whole.
+
+    things: classes with countable instances. ValueError names the file that is wrong.
+    """
+    labelled = record.read()
+    check_picture(labelled.image, record.image_file)
+    decoded = decode_image(labelled.image, record.image_file)
+    height, width = decoded.shape[:2]
+    data = decoded.tobytes() if pixels == "raw" else labelled.image
+    row: dict[str, Any] = {"name": record.name, "image": data, "height": height, "width": width}
+    segments, counts = _segments(labelled, record, num_classes, (height, width), pixels)
+    row |= segments
+    row["instances"] = None
+    classes = row["segment_classes"]
+    crowd = row["segment_crowd"] or [False] * len(classes or ())
+    owners = [(kind, flag) for kind, flag in zip(classes or (), crowd, strict=True) if kind in things]
+    if labelled.instances is not None:
+        row["instances"] = [
+            _instance(instance, f"{record.label_file}: instance {index}", things, (height, width))
+            for index, instance in enumerate(labelled.instances)
+        ]
+        owners = [(instance["class"], instance["crowd"]) for instance in row["instances"]]
+    row["things"] = len(owners)
+    instances = np.bincount([kind for kind, flag in owners if not flag], minlength=num_classes)
+    held = counts[:-1] > 0
+    if labelled.segments is None:
+        held = np.bincount([kind for kind, _ in owners], minlength=num_classes) > 0
+    given = {
+        "instances": labelled.instances is not None or (classes is not None and bool(things)),
+        "panoptic": classes is not None,
+        "semantic": labelled.segments is not None,
+    }
+    labels = tuple(kind for kind, there in given.items() if there)
+    return Stored({**row, "digest": _record_digest(row)}, counts, instances, held, labels)
+
+
+def _segments(
+    labelled: Labelled, record: Record, num_classes: int, size: tuple[int, int], layout: Pixels
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The fields of a row that hold checked segments, and their pixels by class, then of none."""
+    import cv2
+
+    ids, classes, crowd = labelled.segments, labelled.segment_classes, labelled.segment_crowd
+    pixels = np.zeros(num_classes + 1, np.int64)
+    if ids is None:
+        if labelled.instances is None:
+            raise ValueError(f"{record.label_file} has neither segments nor instances")
+        return dict.fromkeys(("segments", "segment_classes", "segment_crowd", "segment_boxes")), pixels
+    if ids.shape != size:
+        raise ValueError(
+            f"{record.label_file} is {ids.shape[0]} x {ids.shape[1]} (height x width), but its picture "
+            f"{record.image_file} is {size[0]} x {size[1]}"
+        )
+    known = num_classes if classes is None else len(classes)
+    nothing = IGNORE if known <= IGNORE else IGNORE_WIDE
+    if ids.min() < 0 or ids.max() > nothing:
+        raise ValueError(f"{record.label_file} holds segments {ids.min()} to {ids.max()}; it has {known}")
+    ids = ids.astype(np.uint8 if known <= IGNORE else "<u2")
+    counts = np.bincount(ids.ravel(), minlength=nothing + 1)
+    wrong = np.flatnonzero(counts[known:nothing]) + known
+    if len(wrong):
+        raise ValueError(f"{record.label_file} holds segment {wrong[0]} on {counts[wrong[0]]} pixels; it has {known}")
+    if classes is not None and not all(0 <= kind < num_classes for kind in classes):
+        raise ValueError(f"{record.label_file} names a class outside 0 to {num_classes - 1}")
+    if len(crowd) not in (0, len(classes or ())):
+        raise ValueError(f"{record.label_file} has {len(crowd)} crowd flags for {len(classes or ())} segments")
+    np.add.at(pixels, np.arange(known) if classes is None else np.array(classes, np.int64), counts[:known])
+    pixels[-1] = counts[nothing]
+    if layout == "encoded":
+        done, png = cv2.imencode(".png", ids)
+        assert done
+    fields = {
+        "segments": png.tobytes() if layout == "encoded" else ids.tobytes(),
+        "segment_classes": None if classes is None else list(classes),
+        "segment_crowd": list(crowd) if any(crowd) else None,
+        "segment_boxes": None if classes is None else _boxes(ids, known, nothing),
+    }
+    return fields, pixels
+
+
+def _boxes(ids: np.ndarray, known: int, nothing: int) -> list[int]:
+    """x1, y1, x2, y2 (exclusive) around every segment id below `known`, one after the other; 0 without pixels."""
+    from scipy import ndimage
+
+    if not known:
+        return []
+    found = ndimage.find_objects(np.where(ids == nothing, 0, ids.astype(np.int32) + 1), max_label=known)
+    boxes = [(0, 0, 0, 0) if at is None else (at[1].start, at[0].start, at[1].stop, at[0].stop) for at in found]
+    return [edge for box in boxes for edge in box]
+
+
+def _instance(instance: Instance, what: str, things: frozenset[int], size: tuple[int, int]) -> dict[str, Any]:
+    """A checked instance as stored. ValueError names `what`."""
+    if instance.class_id not in things:
+        raise ValueError(f"{what} has class {instance.class_id}, which is not a thing class")
+    box = np.array(instance.box, np.float32)
+    if not (np.isfinite([*box, instance.area]).all() and (box[2:] >= box[:2]).all() and instance.area >= 0):
+        raise ValueError(f"{what} has the box {instance.box} (x1, y1, x2, y2) and area {instance.area}")
+    try:
+        check_run_lengths(instance.counts, size)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+    return {
+        "class": instance.class_id,
+        "box": box.tolist(),
+        "area": float(instance.area),
+        "crowd": instance.crowd,
+        "counts": instance.counts,
+    }
+
+
+def _record_digest(row: Mapping[str, Any]) -> str:
+    """SHA-256 over all fields of a row."""
+    pictures = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in ("image", "segments")}
+    instances = row["instances"] and [{**each, "counts": each["counts"].decode("ascii")} for each in row["instances"]]
+    return hashlib.sha256(json.dumps({**row, **pictures, "instances": instances}, sort_keys=True).encode()).hexdigest()
+
+
+def stored_bytes(row: Mapping[str, Any]) -> int:
+    """About the bytes that a row takes in a shard."""
+    masks = sum(len(instance["counts"]) + 64 for instance in row["instances"] or ())
+    return len(row["image"]) + len(row["segments"] or b"") + masks + 1024  # Arrow's frame and the other columns
+
+
+# One shard
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to be made: all that a process needs. Can be sent to another process."""
+
+    name: str
+    """<split>-<number>: the name of its files, without suffix."""
+    split: str
+    records: Sequence[Record]
+    num_classes: int
+    things: frozenset[int]
+    pixels: Pixels
+    on_error: Literal["stop", "skip"]
+    sources: tuple[Path, ...]
+    """The dataset's archives and folders."""
+
+
+def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Read and verify the records of a shard, write <name>.arrow and then <name>.json; returns what the latter holds.
+
+    One record is in memory at a time: at most about 50 bytes for every pixel of the largest picture, however many
+    records and whichever size the shard has, beside the job itself. ValueError is the first wrong record's, unless
+    wrong records are skipped. OSError when this host does not see the sources or the folder.
+    """
+    import cv2
+
+    for path in (folder, *job.sources):
+        if not path.exists():
+            raise OSError(
+                f"host {socket.gethostname()} does not see {path}; on a cluster the storage root and the sources must "
+                "be on a file system that all hosts share, under the same path"
+            )
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # there is a process for every core
+    try:
+        with whole_file(folder / f"{job.name}.arrow") as partial:
+            facts = _write(job, partial, on_record)
+    finally:
+        cv2.setNumThreads(threads)
+    write_json(folder / f"{job.name}.json", facts)
+    return facts
+
+
+def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> dict[str, Any]:
+    """Write the shard's records to `path`; its facts."""
+    pixels = np.zeros(job.num_classes + 1, np.int64)
+    pictures, instances = np.zeros(job.num_classes, np.int64), np.zeros(job.num_classes, np.int64)
+    things: Counter[int] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    labels: dict[str, str] = {}
+    skipped: list[dict[str, str]] = []
+    with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
+        for record in job.records:
+            try:
+                stored = verify(record, job.num_classes, job.things, pixels=job.pixels)
+            except ValueError as error:
+                if job.on_error == "stop":
+                    raise
+                skipped.append({"file": record.image_file, "reason": " ".join(str(error).split())})
+            else:
+                writer.write_batch(pa.RecordBatch.from_pylist([stored.row], schema=SCHEMA))
+                pixels += stored.pixels
+                pictures += stored.held
+                instances += stored.instances
+                things[int(stored.instances.sum())] += 1
+                sizes[stored.row["height"], stored.row["width"]] += 1
+                labels.setdefault(" and ".join(stored.labels), record.image_file)
+            if on_record is not None:
+                on_record()
+    return {
+        "records": len(job.records) - len(skipped),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "pixels": pixels.tolist(),  # by class, then of none
+        "pictures": pictures.tolist(),
+        "instances": instances.tolist(),
+        "things_per_picture": {str(count): things[count] for count in sorted(things)},
+        "sizes": [[*size, sizes[size]] for size in sorted(sizes)],  # height, width, pictures
+        "labels": labels,  # the kinds of labels found, each with the first picture that has them
+        "skipped": skipped,
+    }
+
+
+def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
+    """The facts of a shard that is there and as it was written; None otherwise."""
+    path = folder / f"{name}.arrow"
+    try:
+        facts: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        if path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]:
+            return facts
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # made again
+    return None
+
+
+def read_rows(path: Path, places: Sequence[int]) -> list[dict[str, Any]]:
+    """Some rows of a shard."""
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        return [reader.get_batch(place).to_pylist()[0] for place in places]
