@@ -125,7 +125,7 @@ def sample_sheet(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any],
         draw.rectangle((x, y + 3, x + 16, y + 18), tuple(colours[kind].tolist()))
         draw.text((x + 22, y + 1), _fitting(classes[kind], _ENTRY - 28, font), "black", font)
     data = io.BytesIO()
-    sheet.save(data, "PNG")
+    sheet.save(data, "PNG", compress_level=3)
     return data.getvalue()
 
 

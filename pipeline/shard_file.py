@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths
+from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
 from pipeline.files import sha256, whole_file, write_json
 from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image
 
@@ -191,10 +191,19 @@ def _record_digest(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**row, **pictures, "instances": instances}, sort_keys=True).encode()).hexdigest()
 
 
-def stored_bytes(row: Mapping[str, Any]) -> int:
-    """About the bytes that a row takes in a shard."""
-    masks = sum(len(instance["counts"]) + 64 for instance in row["instances"] or ())
-    return len(row["image"]) + len(row["segments"] or b"") + masks + 1024  # Arrow's frame and the other columns
+def expected_bytes(record: Record, pixels: Pixels) -> int:
+    """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
+    import cv2
+
+    labelled = record.read()
+    height, width = picture_size(labelled.image, record.image_file)
+    size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns
+    if labelled.segments is not None:
+        wide = len(labelled.segment_classes or ()) > IGNORE
+        ids = labelled.segments.astype(np.uint16 if wide else np.uint8)
+        size += ids.nbytes if pixels == "raw" else len(cv2.imencode(".png", ids)[1])
+        size += 20 * len(labelled.segment_classes or ())  # class and box
+    return size + sum(len(instance.counts) + 64 for instance in labelled.instances or ())
 
 
 # One shard
@@ -219,7 +228,7 @@ class ShardJob:
 def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
     """Read and verify the records of a shard, write <name>.arrow and then <name>.json; returns what the latter holds.
 
-    One record is in memory at a time: at most about 50 bytes for every pixel of the largest picture, however many
+    One record is in memory at a time: less than 40 bytes for every pixel of the largest picture, however many
     records and whichever size the shard has, beside the job itself. ValueError is the first wrong record's, unless
     wrong records are skipped. OSError when this host does not see the sources or the folder.
     """
@@ -248,7 +257,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
     pictures, instances = np.zeros(job.num_classes, np.int64), np.zeros(job.num_classes, np.int64)
     things: Counter[int] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
-    labels: dict[str, str] = {}
+    labels: tuple[str, str] | None = None
     skipped: list[dict[str, str]] = []
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
@@ -265,7 +274,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
                 instances += stored.instances
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
-                labels.setdefault(" and ".join(stored.labels), record.image_file)
+                labels = same_labels(labels, (" and ".join(stored.labels), record.image_file))
             if on_record is not None:
                 on_record()
     return {
@@ -277,9 +286,21 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
         "instances": instances.tolist(),
         "things_per_picture": {str(count): things[count] for count in sorted(things)},
         "sizes": [[*size, sizes[size]] for size in sorted(sizes)],  # height, width, pictures
-        "labels": labels,  # the kinds of labels found, each with the first picture that has them
+        "labels": list(labels or ()),  # their kinds, and the first picture that has them
         "skipped": skipped,
     }
+
+
+def same_labels(known: tuple[str, str] | None, found: tuple[str, str]) -> tuple[str, str]:
+    """The kinds of labels that a dataset's pictures have, and one of the pictures. ValueError if `found` differs."""
+    if known is None:
+        return found
+    if known[0] != found[0]:
+        raise ValueError(
+            f"{found[1]} has {found[0]} labels, but {known[1]} has {known[0]} labels; all pictures of a dataset need "
+            "the same kinds"
+        )
+    return known
 
 
 def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:

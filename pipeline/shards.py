@@ -35,7 +35,7 @@ from pipeline.files import read_json, whole_file, write_json
 from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
 from pipeline.provenance import code_digest
-from pipeline.shard_file import ShardJob, finished_shard, make_shard, read_rows, stored_bytes, verify
+from pipeline.shard_file import ShardJob, expected_bytes, finished_shard, make_shard, read_rows, same_labels
 from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ RETRIES = 3
 
 _MIB = 1 << 20
 
-_SAMPLED = 16
+_SAMPLED = 8
 """Records of a split that are read to tell how many make a shard."""
 
 _SHAPING = ("pipeline.datasets.source", "pipeline.pictures", "pipeline.shard_file")
@@ -104,20 +104,20 @@ def build(
     for split, records in listed.items():
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
-    jobs, expected_bytes = _plan(listed, config, tuple(sources))
+    jobs, record_bytes = _plan(listed, config, tuple(sources))
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
     with _building(shards_root / f".building-{key}", dataset) as partial:
         found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
         rest = [job for job in jobs if job.name not in found]
-        _check_space(shards_root, sum(expected_bytes[job.split] * len(job.records) for job in rest))
+        _check_space(shards_root, sum(record_bytes[job.split] * len(job.records) for job in rest))
         shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
         for job in jobs:
             if job.name in found:
                 shards.add(job, found[job.name][0])
         few = sum(len(job.records) for job in rest) < FEW_RECORDS
         make = _make_here if processes == 0 or few else _make_with_ray
-        make(rest, partial, shards, expected_bytes, processes)
+        make(rest, partial, shards, record_bytes, processes)
         manifest = _manifest(dataset, config, jobs, shards, facts)
         content = hashlib.sha256(json.dumps(manifest["splits"], sort_keys=True).encode()).hexdigest()
         target = shards_root / content[:16]
@@ -162,10 +162,11 @@ def _manifest(
         for split in config.splits
     }
     return {
+        "dataset": dataset,
         "class_names": list(config.class_names),
         "thing_classes": list(config.thing_classes),
         "ignore_label": IGNORE,
-        "labels": next(iter(shards.kinds)).split(" and "),
+        "labels": shards.labels[0].split(" and ") if shards.labels else [],
         "pixel_layout": config.pixels,
         "splits": splits,
         **counted(by_split),
@@ -185,15 +186,14 @@ def _plan(
     """The shards: every split's records in order, in runs of equal length that should take about `shard_mib`; and the
     bytes expected of a record, by split, from some that are spread over it."""
     things = frozenset(config.class_names.index(name) for name in config.thing_classes)
-    jobs, expected_bytes = [], {}
+    jobs, record_bytes = [], {}
     for split, records in listed.items():
         sizes = []
         for place in np.linspace(0, len(records) - 1, min(_SAMPLED, len(records))).round().astype(int).tolist():
             with contextlib.suppress(ValueError):  # the shard that holds it will say so
-                stored = verify(records[place], len(config.class_names), things, pixels=config.pixels)
-                sizes.append(stored_bytes(stored.row))
-        expected_bytes[split] = float(np.mean(sizes)) if sizes else float(_MIB)
-        per_shard = max(1, round(config.shard_mib * _MIB / expected_bytes[split]))
+                sizes.append(expected_bytes(records[place], config.pixels))
+        record_bytes[split] = float(np.mean(sizes)) if sizes else float(_MIB)
+        per_shard = max(1, round(config.shard_mib * _MIB / record_bytes[split]))
         count = math.ceil(len(records) / per_shard)
         for number in range(count):
             part = share(len(records), worker=number, workers=count)
@@ -209,7 +209,7 @@ def _plan(
                     sources=sources,
                 )
             )
-    return jobs, expected_bytes
+    return jobs, record_bytes
 
 
 def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[Mapping[str, Any]]) -> str:
@@ -272,20 +272,15 @@ class _Shards:
         self.dataset, self.records = dataset, records
         self.facts: dict[str, dict[str, Any]] = {}
         self.skipped = dict.fromkeys(records, 0)
-        self.kinds: dict[str, str] = {}
-        """The kinds of labels found, and a picture that has them."""
+        self.labels: tuple[str, str] | None = None
+        """Their kinds, and a picture that has them."""
 
     def add(self, job: ShardJob, facts: dict[str, Any]) -> None:
         """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""
         self.facts[job.name] = facts
-        for kind, file in facts["labels"].items():
-            self.kinds.setdefault(kind, file)
-        if len(self.kinds) > 1:
-            (kind, file), (other_kind, other) = list(self.kinds.items())[:2]
-            raise ValueError(
-                f"{other} has {other_kind} labels, but {file} has {kind} labels; all pictures of a dataset need the "
-                "same kinds"
-            )
+        if facts["labels"]:
+            kinds, file = facts["labels"]
+            self.labels = same_labels(self.labels, (kinds, file))
         for entry in facts["skipped"]:
             print(f"{self.dataset}: skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
         self.skipped[job.split] += len(facts["skipped"])
@@ -303,7 +298,7 @@ def _make_here(
     jobs: Sequence[ShardJob],
     folder: Path,
     shards: _Shards,
-    expected_bytes: Mapping[str, float],
+    record_bytes: Mapping[str, float],
     processes: int | None,
 ) -> None:
     """Make the shards one after the other in this process."""
@@ -319,7 +314,7 @@ def _make_with_ray(
     jobs: Sequence[ShardJob],
     folder: Path,
     shards: _Shards,
-    expected_bytes: Mapping[str, float],
+    record_bytes: Mapping[str, float],
     processes: int | None,
 ) -> None:
     """Make the shards in Ray tasks, `processes` at once; the first error by the order of the records is raised when the
@@ -346,7 +341,7 @@ def _make_with_ray(
                     shards.add(job, ray.get(reference))
                 except (ValueError, OSError, ray.exceptions.RayError) as error:
                     errors[place] = _said(error)
-            begun = sum(_begun(job, folder, expected_bytes[job.split]) for _, job in running.values())
+            begun = sum(_begun(job, folder, record_bytes[job.split]) for _, job in running.values())
             progress.add(max(0, done + begun - progress.count))
     finally:
         for reference in running:  # only after an interruption
@@ -374,13 +369,13 @@ def _progress(dataset: str, jobs: Sequence[ShardJob]) -> Progress:
     return Progress(f"{dataset}: sharding", sum(len(job.records) for job in jobs), unit="pictures")
 
 
-def _begun(job: ShardJob, folder: Path, expected_bytes: float) -> int:
+def _begun(job: ShardJob, folder: Path, record_bytes: float) -> int:
     """About the records that a running task has written."""
     written = 0
     for path in folder.glob(f".{job.name}.arrow.*.part"):
         with contextlib.suppress(FileNotFoundError):
             written = max(written, path.stat().st_size)
-    return min(len(job.records), int(written / expected_bytes))
+    return min(len(job.records), int(written / record_bytes))
 
 
 # Files
@@ -463,6 +458,7 @@ def _place(source: Path, target: Path) -> None:
 
 def _settle(partial: Path, target: Path) -> None:
     """Move a finished build to its place; files of an earlier one with the same contents are replaced by themselves."""
+    _clear(partial)  # of tasks that were lost
     try:
         partial.rename(target)
     except OSError:

@@ -426,11 +426,10 @@ def test_a_picture_with_other_labels_than_the_rest_is_named(tmp_path: Path, stor
     assert list((storage / "shards").iterdir()) == []
 
 
-def test_archives_and_processes_change_no_byte(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_change_no_byte(tmp_path: Path, storage: Path) -> None:
     folder = write(tmp_path / "coco")
     alone = shards.build("coco", CONFIG, [folder], facts=[])
-    monkeypatch.setattr(shards, "FEW_RECORDS", 1)
-    assert shards.build("coco", CONFIG, published(folder, zipfile.ZIP_DEFLATED), facts=[], processes=2) == alone
+    assert shards.build("coco", CONFIG, published(folder, zipfile.ZIP_DEFLATED), facts=[]) == alone
 
 
 # Real pictures

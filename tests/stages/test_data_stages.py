@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from pipeline.files import sha256
 from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
 from tests.pipeline.test_coco import published, write
 
@@ -49,6 +54,8 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     sharded = stage("stages.shard", "mine")
     assert sharded.returncode == 0, sharded.stderr
     assert sharded.stdout.startswith("mine train: 3 pictures, 1 shards")
+    table = (workspace / "results/shard/mine.csv").read_text()
+    assert table.startswith("class,split,pixels,pictures,instances\nsky,train,246,3,0\n")
     first = (workspace / "results/shard/mine.json").read_bytes()
     assert str(workspace).encode() not in first + (workspace / "results/fetch/mine.json").read_bytes()
     assert stage("stages.shard", "mine").returncode == 0
@@ -66,7 +73,7 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
     assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shards")
     manifest = json.loads((workspace / "results/shard/tiny.json").read_text())
     assert manifest["labels"] == ["instances", "panoptic", "semantic"]
-    assert [path.name for path in storage.rglob("*.png")] == []
+    assert [path.name for path in storage.rglob("*.png")] == ["samples.png"]
 
     datasets["tiny"]["splits"]["train"] = "train2017"
     (workspace / "params.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
@@ -91,6 +98,53 @@ def test_a_bad_picture_leaves_no_manifest_and_no_shards(workspace: Path, storage
     assert list((storage / "shards").iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_killed_sharding_goes_on_and_ends_with_the_same_bytes(workspace: Path) -> None:
+    killed_and_resumed(workspace, pictures=600, kills=3, words=["--processes", "0"])
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(workspace: Path) -> None:
+    killed_and_resumed(workspace, pictures=2000, kills=20, words=["--processes", "2"])
+
+
+def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: list[str]) -> None:
+    """Shard once; then again elsewhere, killed at random moments of such a run, until it ends."""
+    noise = np.random.default_rng(0)
+    for index in range(pictures):
+        picture, name = noise.integers(0, 256, (64, 64, 3), np.uint8), f"training/q{index:05d}"
+        put(workspace / f"mine/images/{name}.jpg", encoded(picture, ".jpg"))
+        put(workspace / f"mine/annotations/{name}.png", encoded(labels(64, 64)))
+    zipped(workspace / "mine", workspace / "data/mine.zip")
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    params["datasets"]["mine"] |= {"shard_mib": 1, "pixels": "raw"}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage("stages.fetch", "mine").returncode == 0
+    begun_s = time.monotonic()
+    whole = stage("stages.shard", "mine", *words)
+    took_s = time.monotonic() - begun_s
+    assert whole.returncode == 0, whole.stderr
+    manifest = json.loads((workspace / "results/shard/mine.json").read_text())
+    assert len(manifest["splits"]["train"]["shards"]) >= 3
+    root = workspace / "storage/shards"
+    files = {path.name: sha256(path) for path in root.glob("*/*")}
+    shutil.rmtree(root)
+    (workspace / "results/shard/mine.json").unlink()
+    moments = random.Random(1)
+    for _ in range(kills):
+        command = [sys.executable, "-m", "stages.shard", "mine", *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sharding:
+            time.sleep(moments.uniform(0.3, 1) * took_s)
+            sharding.kill()
+    resumed = stage("stages.shard", "mine", *words)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((workspace / "results/shard/mine.json").read_text()) == manifest
+    assert {path.name: sha256(path) for path in root.glob("*/*")} == files
+    assert [path.name for path in root.iterdir()] == [Path(manifest["samples"]["path"]).parent.name]
+
+
 def test_no_weights_are_a_fact_too(workspace: Path) -> None:
     assert stage("stages.weights", "none").returncode == 0
     facts = json.loads((workspace / "results/weights/none.json").read_text())
@@ -105,7 +159,7 @@ def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: 
     listed = stage("stages.storage", "list").stdout
     assert "unnamed  shards/0123456789abcdef" in listed
     assert listed.count(" named ") == 2, listed
-    assert "3 of 3 files" in stage("stages.storage", "verify").stdout  # the archive and two shards
+    assert "4 of 4 files" in stage("stages.storage", "verify").stdout  # archive, two shards, samples
 
     dry = stage("stages.storage", "prune")
     assert "would delete shards/0123456789abcdef" in dry.stdout

@@ -1,0 +1,120 @@
+"""Pictures per second that are sharded, and the share of the cores' time that this uses.
+
+Enlarges real pictures, from an archive in ADE20K's folder layout, to Cityscapes' 2048 x 1024 (PNG) and to a usual size
+of ADE20K, 683 x 512 (JPEG), puts them into archives, and shards these with Ray, encoded and raw. The time is that of
+the whole build: listing, reading, verifying, writing, digests and the sample sheet; Ray is running before. The last
+column is the same share of the time that no other program used.
+
+python -m benchmarks.sharding --archive data/camvid.zip [--pictures 200] [--processes N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import psutil
+
+from pipeline import shards
+from pipeline.cluster import connect
+from pipeline.datasets.source import file_names, read_file
+from pipeline.files import sha256
+from pipeline.params import DatasetConfig
+
+KINDS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
+"""Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""
+
+
+def enlarged(source: Path, target: Path, count: int, height: int, width: int, suffix: str) -> None:
+    """Write an archive of `count` pictures with labels, the source's first ones again and again, at another size."""
+    names = [name for name in file_names(source) if "images/" in name]
+    options = [cv2.IMWRITE_JPEG_QUALITY, 90] if suffix == ".jpg" else []
+    with zipfile.ZipFile(target, "w") as archive:
+        for index in range(count):
+            name = names[index % len(names)]
+            label = str(Path(name.replace("images/", "annotations/")).with_suffix(".png"))
+            picture = cv2.imdecode(np.frombuffer(read_file(source, name), np.uint8), cv2.IMREAD_COLOR)
+            ids = cv2.imdecode(np.frombuffer(read_file(source, label), np.uint8), cv2.IMREAD_UNCHANGED)
+            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+            ids = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
+            archive.writestr(f"images/train/{index:06d}{suffix}", cv2.imencode(suffix, picture, options)[1].tobytes())
+            archive.writestr(f"annotations/train/{index:06d}.png", cv2.imencode(".png", ids)[1].tobytes())
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of Ray's workers below it so far."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            if process.pid == os.getpid() or process.cmdline()[:1][0].startswith("ray::"):
+                total += sum(process.cpu_times()[:2])
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+    return total
+
+
+def measured(
+    archive: Path, classes: int, ignore_label: int, pixels: Literal["encoded", "raw"], processes: int
+) -> dict[str, Any]:
+    """Shard an archive; pictures, seconds, CPU seconds and bytes written."""
+    config = DatasetConfig(
+        layout="folder",
+        splits={"train": "train"},
+        class_names=tuple(f"class {index}" for index in range(classes)),
+        ignore_label=ignore_label,
+        pixels=pixels,
+    )
+    facts = [{"name": archive.name, "bytes": archive.stat().st_size, "sha256": sha256(archive)}]
+    before_s, idle_s, begun_s = cpu_s(), psutil.cpu_times().idle, time.monotonic()
+    manifest = shards.build("benchmark", config, [archive], facts=facts, processes=processes)
+    took_s = time.monotonic() - begun_s
+    return {
+        "pictures": manifest["splits"]["train"]["records"],
+        "shards": len(manifest["splits"]["train"]["shards"]),
+        "bytes": manifest["bytes"]["train"],
+        "took_s": took_s,
+        "cpu_s": cpu_s() - before_s,
+        "idle_s": psutil.cpu_times().idle - idle_s,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharding", description=__doc__)
+    parser.add_argument("--archive", type=Path, required=True, help="a zip archive in ADE20K's folder layout")
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--classes", type=int, default=11, help="default: CamVid's")
+    parser.add_argument("--ignore-label", type=int, default=11, help="default: CamVid's")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--folder", type=Path, help="where archives and shards are written for the time being")
+    arguments = parser.parse_args()
+    shards.FEW_RECORDS = 0
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        os.environ["M2F_STORAGE"] = f"{folder}/storage"
+        Path(folder, "storage").mkdir()
+        connect()
+        print("| pictures | shards | pictures/s | written, MiB/s | share of cores | of what was free |")
+        print("|---|---|---|---|---|---|")
+        for kind, (height, width, suffix, times) in KINDS.items():
+            archive = Path(folder) / f"{kind}.zip"
+            enlarged(arguments.archive, archive, arguments.pictures * times, height, width, suffix)
+            for pixels in ("encoded", "raw"):
+                found = measured(archive, arguments.classes, arguments.ignore_label, pixels, arguments.processes)
+                busy = found["cpu_s"] / (found["took_s"] * arguments.processes)
+                print(
+                    f"| {kind}, {pixels} | {found['shards']} | {found['pictures'] / found['took_s']:.1f} "
+                    f"| {found['bytes'] / 2**20 / found['took_s']:.0f} | {busy:.0%} "
+                    f"| {found['cpu_s'] / (found['cpu_s'] + found['idle_s']):.0%} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
