@@ -111,7 +111,7 @@ def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(wor
 
 
 def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: list[str]) -> None:
-    """Shard once; then again elsewhere, killed at random moments of such a run, until it ends."""
+    """Shard once; then again, killed at random moments of such a run and begun anew whenever it had ended, to the end."""
     noise = np.random.default_rng(0)
     for index in range(pictures):
         picture, name = noise.integers(0, 256, (64, 64, 3), np.uint8), f"training/q{index:05d}"
@@ -130,17 +130,18 @@ def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: lis
     assert len(manifest["splits"]["train"]["shards"]) >= 3
     root = workspace / "storage/shards"
     files = {path.name: sha256(path) for path in root.glob("*/*")}
-    shutil.rmtree(root)
-    (workspace / "results/shard/mine.json").unlink()
-    moments = random.Random(1)
+    moments, result = random.Random(1), workspace / "results/shard/mine.json"
     for _ in range(kills):
+        if result.exists():  # ended before it was killed
+            shutil.rmtree(root)
+            result.unlink()
         command = [sys.executable, "-m", "stages.shard", "mine", *words]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sharding:
             time.sleep(moments.uniform(0.3, 1) * took_s)
             sharding.kill()
     resumed = stage("stages.shard", "mine", *words)
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads((workspace / "results/shard/mine.json").read_text()) == manifest
+    assert json.loads(result.read_text()) == manifest
     assert {path.name: sha256(path) for path in root.glob("*/*")} == files
     assert [path.name for path in root.iterdir()] == [Path(manifest["samples"]["path"]).parent.name]
 
