@@ -111,7 +111,7 @@ def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(wor
 
 
 def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: list[str]) -> None:
-    """Shard once; then again, killed at random moments of such a run and begun anew whenever it had ended, to the end."""
+    """Shard once; then again, killed at random moments and begun anew whenever it had ended, to the end."""
     noise = np.random.default_rng(0)
     for index in range(pictures):
         picture, name = noise.integers(0, 256, (64, 64, 3), np.uint8), f"training/q{index:05d}"
