@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -30,11 +31,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
 from pipeline.files import read_json, sha256, write_json
-from pipeline.pictures import IGNORE, decode_image, decode_masks, decode_segments, encode_masks
+from pipeline.pictures import (
+    IGNORE,
+    decode_image,
+    decode_masks,
+    decode_segments,
+    encode_masks,
+    nothing_of,
+    raw_pixels,
+)
 from pipeline.progress import Progress
+from pipeline.shard_cache import local_copy
 from pipeline.storage import storage_root, stored
 from pipeline.transforms import (
     label_counts,
+    look_up,
     resize_image,
     resized_size,
     seed_transform,
@@ -222,7 +233,7 @@ class _Segments:
     """The S segments of a picture."""
 
     ids: np.ndarray
-    """(h, w) uint8 with 255, or int32 with -1, for nothing."""
+    """(h, w) uint8 with 255, or uint16 with 65535, for nothing; raw ones lie in the memory map."""
     classes: np.ndarray
     """(S,) int64."""
     crowd: np.ndarray
@@ -248,15 +259,24 @@ class _Things:
 
 @dataclass(frozen=True)
 class _Record:
-    """One record as stored; its parts are decoded when they are asked for."""
+    """One record as stored; its parts are read and decoded when they are asked for."""
 
     batch: pa.RecordBatch
     shard: str
+    raw: bool
+    """Whether pixels are stored decoded."""
     thing_index: np.ndarray
     """(C,) int64 place of every class among the things, -1: stuff."""
 
     def _value(self, column: str) -> Any:
         return self.batch.column(column)[0]
+
+    def _bytes(self, column: str) -> pa.Buffer:
+        """Where the record's bytes lie; a value of the column would be a copy."""
+        array = self.batch.column(column)
+        _, places, data = array.buffers()
+        start, end = np.frombuffer(places, np.int32, 2, array.offset * 4).tolist()
+        return data.slice(start, end - start)
 
     @property
     def name(self) -> str:
@@ -274,8 +294,17 @@ class _Record:
         return f"{self.shard}: {self.name}"
 
     def image(self) -> np.ndarray:
-        """(h, w, 3) uint8 RGB."""
-        return decode_image(self._value("image").as_buffer(), self.where)
+        """(h, w, 3) uint8 RGB; raw ones lie in the memory map, where nothing can be written."""
+        data = self._bytes("image")
+        if self.raw:
+            return raw_pixels(data, (*self.size, 3), np.uint8, self.where)
+        return self._checked(decode_image(data, self.where))
+
+    def _checked(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[:2] != self.size:
+            found, said = (" x ".join(map(str, size)) for size in (pixels.shape[:2], self.size))
+            raise ValueError(f"{self.where} decodes to {found} pixels instead of {said}; the shard is altered")
+        return pixels
 
     def has_segments(self) -> bool:
         """Whether there is a segment map."""
@@ -283,9 +312,12 @@ class _Record:
 
     def segments(self) -> _Segments:
         """The segment map; where ids are classes, one segment for every class of the dataset."""
-        ids = decode_segments(self._value("segments").as_buffer(), self.where)
-        kinds = self._value("segment_classes").as_py()
+        data, kinds = self._bytes("segments"), self._value("segment_classes").as_py()
         classes = np.arange(len(self.thing_index)) if kinds is None else np.array(kinds, np.int64)
+        if self.raw:
+            ids = raw_pixels(data, self.size, np.uint8 if len(classes) <= IGNORE else np.uint16, self.where)
+        else:
+            ids = self._checked(decode_segments(data, self.where))
         crowd, boxes = self._value("segment_crowd").as_py(), self._value("segment_boxes").as_py()
         return _Segments(
             ids=ids,
@@ -335,6 +367,10 @@ class _Split:
     thing_index: np.ndarray
     """(C,) int64 place of every class among the things, in the classes' order, -1: stuff."""
     made_by: str
+    raw: bool
+    """Whether pixels are stored decoded (the manifest's pixel_layout)."""
+    shards: tuple[Mapping[str, Any], ...]
+    """The manifest's, with their digests."""
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
@@ -359,6 +395,8 @@ class _Split:
             records=manifest["splits"][split]["records"],
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
+            raw=manifest.get("pixel_layout", "encoded") == "raw",  # shards of before say nothing
+            shards=tuple(shards),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,20 +407,26 @@ class _Split:
         key = (os.getpid(), shard)
         if key not in self.readers:
             self.readers[key] = self._open(shard)
-        batch = self.readers[key].get_batch(index - self.starts[shard])
-        return _Record(batch, self.paths[shard], self.thing_index)
+        place = index - self.starts[shard]
+        try:
+            batch = self.readers[key].get_batch(place)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{self.paths[shard]}: record {place} is not readable ({error}); make it again with: {self.made_by}"
+            ) from None
+        return _Record(batch, self.paths[shard], self.raw, self.thing_index)
 
     def _open(self, shard: int, columns: Sequence[str] = ()) -> pa.RecordBatchFileReader:
-        """A shard, memory-mapped; or only some of its columns, read from the file without what lies between them."""
+        """A shard or this host's copy, memory-mapped; or some columns, read without what lies between them."""
         path = stored(self.paths[shard], made_by=self.made_by)
         try:
+            if not columns:
+                return pa.ipc.open_file(pa.memory_map(str(local_copy(path, self.shards[shard]["sha256"]))))
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if columns:
-                places = [reader.schema.get_field_index(name) for name in columns]
-                reader = pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
+            places = [reader.schema.get_field_index(name) for name in columns]
+            return pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
         except pa.ArrowInvalid as error:
             raise ValueError(f"shard {path} is not readable ({error}); make it again with: {self.made_by}") from None
-        return reader
 
     def columns(self, *names: str) -> list[np.ndarray]:
         """Columns of numbers, of all records."""
@@ -405,33 +449,42 @@ def _chosen(split: _Split, pictures: Literal["all", "with_things"]) -> np.ndarra
 
 
 def _renumber(ids: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
-    """Ids of S segments with new[id], (S,), -1 for nothing, in their place.
+    """Ids of S segments, uint8 or uint16, with new[id], (S,), -1 for nothing, in their place.
 
     Gives uint8 with 255 or, where there are over 255 (`count`) new ids, int32 with -1, for nothing.
     """
     kind, nothing = (np.uint8, IGNORE) if count <= IGNORE else (np.int32, -1)
-    lookup = np.full(max(IGNORE, len(new)) + 1, nothing, kind)  # its last value is read through 255 or -1
+    lookup = np.full(nothing_of(ids) + 1, nothing, kind)
     lookup[: len(new)] = np.where(new < 0, nothing, new)
-    return lookup.take(ids)
+    return look_up(ids, lookup) if ids.dtype == kind == np.uint8 else lookup.take(ids)
 
 
 def _compact(
-    segments: np.ndarray, classes: np.ndarray, kept: np.ndarray | None = None
+    ids: np.ndarray, new: np.ndarray, count: int, *, where: str, kept: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segments numbered from 0 without gaps, (h, w) uint8 or int32, and which of the S they were, (T,), by rising id.
+    """Ids of S segments as those of `count` others, new[id], -1 for none, and these numbered again without gaps.
 
-    kept: (S,) bool, segments that have a number also without pixels.
+    Gives (h, w) uint8 or int32, and which of the `count` are left, (T,), by rising number. kept: (count,) bool, those
+    that have a number also without pixels. ValueError names `where` there is an id that is no segment's.
     """
-    there = np.zeros(len(classes), bool) if kept is None else kept.copy()
-    there[np.flatnonzero(label_counts(segments))] = True
-    present = np.flatnonzero(there)
-    new = np.full(len(classes), -1)
-    new[present] = np.arange(len(present))
-    return _renumber(segments, new, len(present)), present
+    held = np.flatnonzero(label_counts(ids))
+    if len(held) and held[-1] >= len(new):
+        raise ValueError(f"{where} holds segment {held[-1]}, but has {len(new)}; the shard is altered")
+    there = np.zeros(count + 1, bool)  # the last one is read through -1
+    if kept is not None:
+        there[:-1] = kept
+    there[new[held]] = True
+    present = np.flatnonzero(there[:-1])
+    number = np.full(count + 1, -1)
+    number[present] = np.arange(len(present))
+    return _renumber(ids, number[new], len(present)), present
 
 
-def _merged(segments: _Segments, thing_index: np.ndarray) -> _Segments:
-    """Without crowds, and with one segment, without a box, for all stuff of a class, in the place of its first."""
+def _merged(segments: _Segments, thing_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Panoptic segments: none for crowds, and one for all stuff of a class, in the place of its first.
+
+    Gives the new id of every segment, (S,), -1: none, and the first segment of every new one, (M,).
+    """
     new, firsts, stuff = np.full(len(segments.classes), -1), list[int](), dict[int, int]()
     for segment, (kind, crowd) in enumerate(zip(segments.classes.tolist(), segments.crowd.tolist(), strict=True)):
         if crowd:
@@ -443,13 +496,7 @@ def _merged(segments: _Segments, thing_index: np.ndarray) -> _Segments:
         firsts.append(segment)
         if thing_index[kind] < 0:
             stuff[kind] = new[segment]
-    classes = segments.classes[firsts]
-    return _Segments(
-        ids=_renumber(segments.ids, new, len(firsts)),
-        classes=classes,
-        crowd=segments.crowd[firsts],
-        boxes=segments.boxes[firsts] * (thing_index[classes] >= 0)[:, None],
-    )
+    return new, np.array(firsts, np.int64)
 
 
 def _large_enough(boxes: np.ndarray) -> np.ndarray:
@@ -491,11 +538,10 @@ class _Training(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.global_batch + picture for picture in self.picture_range]
         height, width = crop = self.augmentation.crop
-        images = torch.zeros(len(positions), 3, height, width, dtype=torch.uint8)
+        images = torch.empty(len(positions), 3, height, width, dtype=torch.uint8)
         examples = [self._example(position) for position in positions]
         for place, example in enumerate(examples):
-            h, w = example.image.shape[:2]
-            images[place, :, :h, :w] = torch.from_numpy(example.image).permute(2, 0, 1)
+            _put(example.image, images[place].numpy())
         truths, instance = [example.truth for example in examples], self.split.task == "instance"
         return Batch(
             images=images,
@@ -533,19 +579,21 @@ class _Training(Dataset[Batch]):
 
     def _semantic(self, record: _Record) -> _Example:
         segments, num_classes = record.segments(), len(self.split.thing_index)
-        label_map = _renumber(segments.ids, segments.classes, num_classes)
-        drawn = self.transform(image=record.image(), mask=label_map)
-        truth, labels = _compact(drawn["mask"], np.arange(num_classes))
+        drawn = self.transform(image=record.image(), mask=segments.ids, label_of=segments.classes)
+        truth, labels = _compact(drawn["mask"], segments.classes, num_classes, where=record.where)
         return _Example(drawn["image"], truth, labels, record.name)
 
     def _panoptic(self, record: _Record) -> _Example:
-        merged = _merged(record.segments(), self.split.thing_index)
-        drawn = self.transform(image=record.image(), mask=merged.ids, boxes=merged.boxes)
+        segments = record.segments()
+        new, firsts = _merged(segments, self.split.thing_index)
+        classes = segments.classes[firsts]
+        boxes = segments.boxes[firsts] * (self.split.thing_index[classes] >= 0)[:, None]  # stuff has none
+        drawn = self.transform(image=record.image(), mask=segments.ids, label_of=new, boxes=boxes)
         kept = None
         if self.augmentation.jitter is not None:
-            kept = _large_enough(merged.boxes) & touching(drawn["boxes"], *drawn["mask"].shape)
-        truth, present = _compact(drawn["mask"], merged.classes, kept)
-        return _Example(drawn["image"], truth, merged.classes[present], record.name)
+            kept = _large_enough(boxes) & touching(drawn["boxes"], *drawn["mask"].shape)
+        truth, present = _compact(drawn["mask"], new, len(firsts), where=record.where, kept=kept)
+        return _Example(drawn["image"], truth, classes[present], record.name)
 
     def _instance(self, record: _Record) -> _Example | None:
         """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches."""
@@ -560,6 +608,14 @@ class _Training(Dataset[Batch]):
         targets = seen & ~things.crowd
         labels = self.split.thing_index[things.classes[targets]]
         return _Example(drawn["image"], drawn["masks"][targets], labels, record.name)
+
+
+def _put(image: np.ndarray, planes: np.ndarray) -> None:
+    """An (h, w, 3) picture into (3, H, W), zeros right and below."""
+    height, width = image.shape[:2]
+    cv2.split(image, [plane[:height, :width] for plane in planes])
+    planes[:, height:] = 0
+    planes[:, :height, width:] = 0
 
 
 def _padded(masks: np.ndarray, crop: tuple[int, int]) -> Tensor:
@@ -596,17 +652,18 @@ class _Validation(Dataset[Picture]):
         if record.has_segments():
             segments = record.segments()
             label_map = torch.from_numpy(_renumber(segments.ids, segments.classes, len(self.split.thing_index)))
-            compact, present = _compact(segments.ids, segments.classes)
+            count = len(segments.classes)
+            compact, present = _compact(segments.ids, np.arange(count), count, where=record.where)
             ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
         return Picture(
-            image=torch.from_numpy(resize_image(image, size)).permute(2, 0, 1).contiguous(),
+            image=torch.from_numpy(resize_image(image, size).transpose(2, 0, 1).copy()),
             original_size=record.size,
             label_map=label_map,
             segments=ids,
             labels=torch.from_numpy(labels),
             crowd=torch.from_numpy(crowd),
             instances=None if self.split.task == "semantic" else self._instances(record.things()),
-            original=None if self.test.ms_flip is None else torch.from_numpy(image).permute(2, 0, 1).contiguous(),
+            original=None if self.test.ms_flip is None else torch.from_numpy(image.transpose(2, 0, 1).copy()),
             name=record.name,
             index=index,
         )
@@ -647,8 +704,6 @@ def _load(dataset: Dataset[_Item], indices: Iterable[int], processes: int) -> It
         for index in indices:
             yield dataset[index]
         return
-    import cv2
-
     cv2.setNumThreads(1)  # a forked process would wait forever for the threads that OpenCV has started in this one
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
@@ -670,7 +725,5 @@ def _as_it_is(item: _Item) -> _Item:
 
 
 def _one_thread(_: int) -> None:
-    import cv2
-
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

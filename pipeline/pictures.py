@@ -14,27 +14,53 @@ IGNORE_WIDE = 65535
 """What segments of more than 255 ids hold where a pixel belongs to nothing."""
 
 
+def nothing_of(ids: np.ndarray) -> int:
+    """What segment ids of this type, uint8 or uint16, hold where a pixel belongs to nothing."""
+    return IGNORE if ids.dtype == np.uint8 else IGNORE_WIDE
+
+
 def decode_image(data: Any, file: str) -> np.ndarray:
     """Picture bytes (any buffer) as (h, w, 3) uint8 RGB, turned as its EXIF tag says. ValueError names `file`."""
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = _decoded(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError(f"{file} does not decode; it is truncated or not a picture")
     return image
 
 
 def decode_segments(data: Any, file: str) -> np.ndarray:
-    """Stored segment ids, (h, w): uint8 with 255, or int32 with -1, for nothing. ValueError names `file`."""
+    """Segment ids stored as PNG, (h, w) uint8 with 255, or uint16 with 65535, for nothing. ValueError names `file`."""
     import cv2
 
-    ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    ids = _decoded(data, cv2.IMREAD_UNCHANGED)
     if ids is None:
-        raise ValueError(f"{file} does not decode; the shard is altered")
-    if ids.dtype == np.uint16:
-        ids = ids.astype(np.int32)
-        ids[ids == IGNORE_WIDE] = -1
+        raise ValueError(f"{file}: the segments do not decode; the shard is altered")
     return ids
+
+
+def _decoded(data: Any, flags: int) -> np.ndarray | None:
+    """None where OpenCV cannot decode, or will not: it raises at absurd sizes."""
+    import cv2
+
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
+
+
+def raw_pixels(data: Any, shape: tuple[int, ...], kind: type[np.uint8 | np.uint16], file: str) -> np.ndarray:
+    """Stored pixels as an array of this shape and kind that lies where the bytes lie: nothing is read yet.
+
+    ValueError names `file` when the length is wrong.
+    """
+    pixels = np.frombuffer(data, np.uint8)
+    if pixels.size != np.prod(shape) * np.dtype(kind).itemsize:
+        raise ValueError(
+            f"{file}: {pixels.size:,} bytes of pixels instead of {np.prod(shape) * np.dtype(kind).itemsize:,} for "
+            f"{' x '.join(map(str, shape))}; the shard is altered"
+        )
+    return pixels.view(np.dtype(kind).newbyteorder("<")).reshape(shape)
 
 
 def decode_masks(run_lengths: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:

@@ -1,11 +1,14 @@
 """The recipes' training augmentations as albumentations transforms: resize, crop, flip, photometric distortion.
 
 Semantic rows resize by the short side, crop, flip and distort colours; COCO's rows flip and then resize and crop by
-large-scale jitter. Flipping is the library's own. Resizing by the short side with a cap on the long one, cropping with
-a limit on the commonest label, large-scale jitter and the distortion are written here, because the library's nearest
-transforms compute something else (its ColorJitter blends, scales hue differently and rounds once; the recipe truncates
-to uint8 after every step). All draw from the generators that `seed_transform` sets, so one seed decides a whole
-augmentation.
+large-scale jitter. Flipping the crop is the library's own. Resizing by the short side with a cap on the long one,
+cropping with a limit on the commonest label, large-scale jitter and the distortion are written here, because the
+library's nearest transforms compute something else (its ColorJitter blends, scales hue differently and rounds once;
+the recipe truncates to uint8 after every step). All draw from the generators that `seed_transform` sets, so one seed
+decides a whole augmentation.
+
+Size and crop are drawn before a pixel of the picture is read, and only what the crop shows is read and resized: a
+picture that is a view of a memory-mapped file costs the pages of the crop's rows.
 """
 
 from __future__ import annotations
@@ -13,40 +16,51 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version on import
 
 import albumentations as A
 import cv2
 import numpy as np
+from albucore import sz_lut  # type: ignore[import-untyped]
 
-from pipeline.pictures import IGNORE
+from pipeline.pictures import nothing_of
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig
 
 CROP_REDRAWS = 10
 
+Part = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+WHOLE: Part = (slice(None), slice(None))
+
+OFF_PX = 1 / 150
+"""Source pixels by which a part's samples may lie beside the whole picture's, over both axes: less than 2 grey levels
+from black to white (255 / 150), rounding included."""
+
 
 def training_transform(augmentation: AugmentationConfig) -> A.Compose:
     """Compose for `image`, (h, w, 3) uint8 RGB, and any of what belongs to it:
 
-    `mask`: (h, w) ids, uint8 (255: none) or int32 (-1: none);
+    `mask`: (h, w) ids, uint8 (255: none) or uint16 (65535: none);
+    `label_of`: (S,) label of every id, -1: none, for the limit on the commonest label; without it, ids are labels;
     `masks`: (N, h, w) uint8, N may be 0;
     `boxes`: (N, 4) float, x1, y1, x2, y2 in pixels. They are moved, not clipped: `touching` says which are left.
 
     Gives at most `augmentation.crop`; a smaller picture stays smaller, for the caller to pad right and bottom.
     """
-    flip = Flip(p=augmentation.flip)
     steps: list[A.BasicTransform]
     if augmentation.jitter is not None:
-        steps = [flip, LargeScaleJitter(augmentation.crop, augmentation.jitter)]
+        steps = [LargeScaleJitter(augmentation.crop, augmentation.jitter, augmentation.flip)]
     else:
         steps = [
-            ResizeShortSide(augmentation.short_sides, augmentation.long_side_max),
-            LimitedCrop(augmentation.crop, augmentation.max_label_share),
-            flip,
+            ShortSideCrop(
+                augmentation.crop, augmentation.short_sides, augmentation.long_side_max, augmentation.max_label_share
+            ),
+            Flip(p=augmentation.flip),
         ]
     if augmentation.photometric:
         steps.append(PhotometricDistortion())
@@ -71,26 +85,95 @@ def resized_size(height: int, width: int, *, short_side: int, long_side_max: int
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) uint8 to `size` (height, width), bilinear."""
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+def resize_image(image: np.ndarray, size: tuple[int, int], part: Part = WHOLE, *, mirrored: bool = False) -> np.ndarray:
+    """`part` (rows, columns) of an (h, w, 3) uint8 picture resized to `size` (height, width), bilinear.
+
+    mirrored: of the picture whose left is right. Equals the same part of OpenCV's resized whole within 2 grey levels,
+    and only the part's rows are read. cv2.resize cannot begin at a fraction of a pixel, so it begins up to some hundred
+    resized pixels before the part, where a resized pixel begins with a source pixel (but for OFF_PX); what it makes
+    there is thrown away. cv2.warpAffine and cv2.remap begin anywhere, but take two to three times as long.
+    """
+    height, width = image.shape[:2]
+    across = _run(width, size[1], part[1], OFF_PX / 2)
+    down = _run(height, size[0], part[0], OFF_PX - across.off)
+    source = np.empty((down.end - down.origin, across.end - across.origin, 3), np.uint8)
+    read = source[down.first - down.origin :]  # the rows above count for nothing
+    if mirrored:
+        cv2.flip(image[down.first : down.end, width - across.end : width - across.origin], 1, dst=read)
+    else:
+        read[:] = image[down.first : down.end, across.origin : across.end]
+    # by factors, so that it is the whole picture's scale to the last bit
+    resized = cv2.resize(source, None, fx=size[1] / width, fy=size[0] / height, interpolation=cv2.INTER_LINEAR)
+    return resized[down.skip : down.skip + down.length, across.skip : across.skip + across.length]
+
+
+class _Run(NamedTuple):
+    """How to make `length` neighbouring pixels of a resized line with cv2.resize, in pixels of the line before."""
+
+    origin: int
+    """Where resizing begins."""
+    first: int
+    """From here on, pixels count."""
+    end: int
+    """The first pixel after those needed."""
+    skip: int
+    """Resized pixels to throw away."""
+    length: int
+    off: float
+    """How far the samples lie beside the whole line's."""
+
+
+def _run(pixels: int, resized: int, part: slice, most_off: float) -> _Run:
+    """The run for a part of a line of `pixels` that becomes `resized`; samples may lie `most_off` beside the whole's.
+
+    Resized pixel i shows the line at (i + 0.5) * scale - 0.5. Resizing that begins with resized pixel k shows the same
+    if k * scale is a whole number, as it is for k = 0.
+    """
+    start, stop, _ = part.indices(resized)
+    scale = pixels / resized
+    places = np.arange(start, -1, -1) * scale
+    origins = np.rint(places)
+    off = np.abs(places - origins)
+    # before its first pixel's middle, cv2.resize shows that pixel alone, which is right only where the line begins
+    inside = (np.arange(start + 1) + 0.5) * scale >= 0.5
+    skip = int(np.argmax((off <= min(most_off, scale / 4)) & (inside | (origins == 0))))
+    origin = int(origins[skip])
+    shown = [origin + (at + 0.5) * scale - 0.5 for at in (skip, skip + stop - start - 1)]
+    end = max(int(shown[1] + 1e-3) + 2, int(np.ceil(stop * scale)))  # also enough that `stop` pixels are made of them
+    return _Run(
+        origin=origin,
+        first=max(origin, int(np.floor(shown[0] - 1e-3))),
+        end=min(end, pixels),
+        skip=skip,
+        length=stop - start,
+        off=float(off[skip]),
+    )
+
+
+def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[values] of uint8 values and a table of 256 uint8; twenty times as fast as cv2.LUT."""
+    found: np.ndarray = sz_lut(values, table, inplace=False)
+    return found
 
 
 def label_counts(ids: np.ndarray) -> np.ndarray:
-    """Pixels of every id from 0 on; pixels of nothing (255 in uint8, below 0 in int32) are left out."""
-    if ids.dtype == np.uint8:
-        return cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()[:IGNORE].astype(np.int64)
-    return np.bincount(ids[ids >= 0])
+    """Pixels of every id from 0 on, (ids,) int64; those of nothing are left out."""
+    values = nothing_of(ids) + 1
+    return cv2.calcHist([ids], [0], None, [values], [0, values]).ravel()[:-1].astype(np.int64)
 
 
-def resize_ids(ids: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = (slice(None),) * 2) -> np.ndarray:
-    """`part` (rows, columns) of (..., h, w) ids resized to `size` (height, width) as OpenCV's nearest does it.
+def resize_ids(ids: np.ndarray, size: tuple[int, int], part: Part = WHOLE, *, mirrored: bool = False) -> np.ndarray:
+    """`part` (rows, columns) of (h, w) ids, uint8 or uint16, resized to `size` (height, width) by OpenCV's nearest.
 
-    There are no new ids. Nearest chooses rows and columns apart, so those of the part are looked up and the rest is
-    never made.
+    mirrored: of the ids whose left is right. There are no new ids. Nearest chooses rows and columns apart, so those of
+    the part are looked up and the rest is neither read nor made.
     """
-    rows, columns = (_nearest(ids.shape[axis], size[axis])[part[axis]] for axis in (-2, -1))
-    return ids.take(columns, axis=-1).take(rows, axis=-2)
+    rows, columns = (_nearest(ids.shape[axis], size[axis])[part[axis]] for axis in (0, 1))
+    if mirrored:
+        columns = ids.shape[1] - 1 - columns
+    first, last = sorted((int(columns[0]), int(columns[-1])))
+    # rows are copied whole, which is fast, so columns are chosen as rows too
+    return cv2.transpose(cv2.transpose(ids[rows, first : last + 1])[columns - first])
 
 
 def _nearest(pixels: int, resized: int) -> np.ndarray:
@@ -126,127 +209,141 @@ class Flip(_WithBoxes, A.HorizontalFlip):
 
     def apply_to_boxes(self, boxes: np.ndarray, **params: Any) -> np.ndarray:
         """Left becomes right."""
-        x1, y1, x2, y2 = boxes.T
-        width = params["shape"][1]
-        return np.stack((width - x2, y1, width - x1, y2), axis=1)
+        return _mirrored(boxes, params["shape"][1])
 
 
-class ResizeShortSide(_WithBoxes):
-    """Scale the short side to one of `short_sides`, drawn uniformly; the long side stays within its maximum."""
+class _ResizedCrop(_WithBoxes):
+    """A part of the resized picture. Drawn are `size`, the whole's (height, width), the `part` and, if any, `mirrored`:
+    whether the picture is mirrored first."""
 
-    def __init__(self, short_sides: tuple[int, ...], long_side_max: int) -> None:
-        super().__init__(p=1.0)
-        self.short_sides = short_sides
-        self.long_side_max = long_side_max
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the short side."""
-        short_side = self.py_random.choice(self.short_sides)
-        height, width = params["shape"][:2]
-        return {"size": resized_size(height, width, short_side=short_side, long_side_max=self.long_side_max)}
-
-    def apply(self, img: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Bilinear."""
-        return resize_image(img, size)
-
-    def apply_to_mask(self, mask: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Nearest."""
-        return resize_ids(mask, size)
-
-    def apply_to_masks(self, masks: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Nearest."""
-        return resize_ids(masks, size)
-
-    def apply_to_boxes(self, boxes: np.ndarray, size: tuple[int, int], **params: Any) -> np.ndarray:
-        """Scaled."""
-        return _scaled(boxes, params["shape"], size)
-
-
-class LimitedCrop(_WithBoxes):
-    """Crop at a uniform offset, drawn again while one label covers too much.
-
-    A crop is drawn again, at most CROP_REDRAWS times, unless it holds at least two labels and the commonest covers
-    less than `max_label_share` of the labelled pixels; the last draw is kept whatever it holds. 1, or no `mask` to
-    count in: never again.
-    """
-
-    def __init__(self, crop: tuple[int, int], max_label_share: float) -> None:
+    def __init__(self, crop: tuple[int, int]) -> None:
         super().__init__(p=1.0)
         self.crop = crop
+
+    def _part(self, size: tuple[int, int]) -> Part:
+        """A crop at a uniform offset."""
+        rows, columns = (
+            slice(start, start + most)
+            for most, start in (
+                (most, self.py_random.randint(0, max(0, side - most)))
+                for side, most in zip(size, self.crop, strict=True)
+            )
+        )
+        return rows, columns
+
+    def apply(
+        self, img: np.ndarray, size: tuple[int, int], part: Part, mirrored: bool = False, **params: Any
+    ) -> np.ndarray:
+        """Bilinear."""
+        return resize_image(img, size, part, mirrored=mirrored)
+
+    def apply_to_mask(
+        self, mask: np.ndarray, size: tuple[int, int], part: Part, mirrored: bool = False, **params: Any
+    ) -> np.ndarray:
+        """Nearest."""
+        return resize_ids(mask, size, part, mirrored=mirrored)
+
+    def apply_to_masks(
+        self, masks: np.ndarray, size: tuple[int, int], part: Part, mirrored: bool = False, **params: Any
+    ) -> np.ndarray:
+        """Nearest."""
+        height, width = (len(range(*kept.indices(side))) for kept, side in zip(part, size, strict=True))
+        resized = np.empty((len(masks), height, width), masks.dtype)
+        for place, mask in enumerate(masks):
+            resized[place] = resize_ids(mask, size, part, mirrored=mirrored)
+        return resized
+
+    def apply_to_boxes(
+        self, boxes: np.ndarray, size: tuple[int, int], part: Part, mirrored: bool = False, **params: Any
+    ) -> np.ndarray:
+        """Scaled and moved."""
+        shape, (top, left) = params["shape"], (kept.start for kept in part)
+        if mirrored:
+            boxes = _mirrored(boxes, shape[1])
+        return _scaled(boxes, shape, size) - (left, top, left, top)
+
+
+class ShortSideCrop(_ResizedCrop):
+    """Scale the short side to one of `short_sides`, crop at a uniform offset, again while one label covers too much.
+
+    The long side stays within its maximum. A crop is drawn again, at most CROP_REDRAWS times, unless it holds at least
+    two labels and the commonest covers less than `max_label_share` of the labelled pixels; the last draw is kept
+    whatever it holds. 1, or no `mask` to count in: never again.
+    """
+
+    def __init__(
+        self, crop: tuple[int, int], short_sides: tuple[int, ...], long_side_max: int, max_label_share: float
+    ) -> None:
+        super().__init__(crop)
+        self.short_sides = short_sides
+        self.long_side_max = long_side_max
         self.max_label_share = max_label_share
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw (top, left) of the crop."""
+        """Draw the short side and the part; the part's ids, which were counted, are kept for `apply_to_mask`."""
+        short_side = self.py_random.choice(self.short_sides)
         height, width = params["shape"][:2]
-        room = max(height - self.crop[0], 0), max(width - self.crop[1], 0)
-        labels = data.get("mask")
-        redraws = CROP_REDRAWS if self.max_label_share < 1 and any(room) else 0
-        for draw in range(redraws + 1):
-            top, left = self.py_random.randint(0, room[0]), self.py_random.randint(0, room[1])
-            if labels is None or draw == redraws:
+        size = resized_size(height, width, short_side=short_side, long_side_max=self.long_side_max)
+        ids, label_of = data.get("mask"), data.get("label_of")
+        part = self._part(size)
+        if ids is None or self.max_label_share >= 1 or (size[0] <= self.crop[0] and size[1] <= self.crop[1]):
+            return {"size": size, "part": part, "ids": None}
+        shown = resize_ids(ids, size, part)
+        for _ in range(CROP_REDRAWS):
+            if self._varied(shown, label_of):
                 break
-            counts = label_counts(labels[top : top + self.crop[0], left : left + self.crop[1]])
-            if np.count_nonzero(counts) >= 2 and counts.max() < self.max_label_share * counts.sum():
-                break
-        return {"top": top, "left": left}
+            part = self._part(size)
+            shown = resize_ids(ids, size, part)
+        return {"size": size, "part": part, "ids": shown}
 
-    def apply(self, img: np.ndarray, top: int, left: int, **params: Any) -> np.ndarray:
-        """The part of an image or mask inside the crop."""
-        return img[top : top + self.crop[0], left : left + self.crop[1]]
+    def _varied(self, ids: np.ndarray, label_of: np.ndarray | None) -> bool:
+        """Whether there are two labels and none covers too much."""
+        counts = label_counts(ids)
+        if label_of is not None:
+            labelled = label_of >= 0
+            counts = np.bincount(label_of[labelled], counts[: len(label_of)][labelled])
+        return bool(np.count_nonzero(counts) >= 2 and counts.max() < self.max_label_share * counts.sum())
 
-    def apply_to_masks(self, masks: np.ndarray, top: int, left: int, **params: Any) -> np.ndarray:
-        """The same part of (N, h, w)."""
-        return masks[:, top : top + self.crop[0], left : left + self.crop[1]]
+    def apply_to_mask(
+        self,
+        mask: np.ndarray,
+        size: tuple[int, int],
+        part: Part,
+        mirrored: bool = False,
+        ids: np.ndarray | None = None,
+        **params: Any,
+    ) -> np.ndarray:
+        """Nearest."""
+        return resize_ids(mask, size, part) if ids is None else ids
 
-    def apply_to_boxes(self, boxes: np.ndarray, top: int, left: int, **params: Any) -> np.ndarray:
-        """Moved."""
-        return boxes - (left, top, left, top)
 
+class LargeScaleJitter(_ResizedCrop):
+    """Mirror, scale to fit into the crop times a factor drawn uniformly from `jitter`, then crop at a uniform offset.
 
-class LargeScaleJitter(_WithBoxes):
-    """Scale to fit into the crop times a factor drawn uniformly from `jitter`, then crop at a uniform offset.
-
-    The two sides of the crop times the factor, truncated to pixels, limit the long and the short side. The crop is
-    never drawn again. (mmdetection 3.3: RandomResize with ratio_range and keep_ratio, RandomCrop.)
+    flip: the probability of mirroring. The two sides of the crop times the factor, truncated to pixels, limit the long
+    and the short side. The crop is never drawn again. (mmdetection 3.3: RandomFlip, RandomResize with ratio_range and
+    keep_ratio, RandomCrop.)
     """
 
-    def __init__(self, crop: tuple[int, int], jitter: tuple[float, float]) -> None:
-        super().__init__(p=1.0)
-        self.crop = crop
+    def __init__(self, crop: tuple[int, int], jitter: tuple[float, float], flip: float = 0.0) -> None:
+        super().__init__(crop)
         self.jitter = jitter
+        self.flip = flip
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the size of the whole picture and the part of it that is kept."""
+        """Draw everything."""
         height, width = params["shape"][:2]
+        mirrored = self.flip > 0 and (self.flip >= 1 or self.py_random.random() < self.flip)
         factor = self.py_random.uniform(*self.jitter)
         limits = [int(side * factor) for side in self.crop]
         size = resized_size(height, width, short_side=min(limits), long_side_max=max(limits))
-        starts = [self.py_random.randint(0, max(0, side - most)) for side, most in zip(size, self.crop, strict=True)]
-        part = tuple(slice(start, start + most) for start, most in zip(starts, self.crop, strict=True))
-        return {"size": size, "part": part}
+        return {"size": size, "part": self._part(size), "mirrored": mirrored}
 
-    def apply(self, img: np.ndarray, size: tuple[int, int], part: tuple[slice, slice], **params: Any) -> np.ndarray:
-        """Bilinear."""
-        return resize_image(img, size)[part]
 
-    def apply_to_mask(
-        self, mask: np.ndarray, size: tuple[int, int], part: tuple[slice, slice], **params: Any
-    ) -> np.ndarray:
-        """Nearest."""
-        return resize_ids(mask, size, part)
-
-    def apply_to_masks(
-        self, masks: np.ndarray, size: tuple[int, int], part: tuple[slice, slice], **params: Any
-    ) -> np.ndarray:
-        """Nearest."""
-        return resize_ids(masks, size, part)
-
-    def apply_to_boxes(
-        self, boxes: np.ndarray, size: tuple[int, int], part: tuple[slice, slice], **params: Any
-    ) -> np.ndarray:
-        """Scaled and moved."""
-        top, left = part[0].start, part[1].start
-        return _scaled(boxes, params["shape"], size) - (left, top, left, top)
+def _mirrored(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Boxes of a picture whose left becomes right."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack((width - x2, y1, width - x1, y2), axis=1)
 
 
 def _scaled(boxes: np.ndarray, shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
@@ -289,16 +386,18 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         **params: Any,
     ) -> np.ndarray:
         """The distorted picture, (h, w, 3) uint8 RGB."""
+        table = np.arange(256, dtype=np.uint8)
         if brightness is not None:
-            img = cv2.LUT(img, _linear(1.0, brightness))
+            table = _linear(1.0, brightness)
         if contrast is not None and contrast_first:
-            img = cv2.LUT(img, _linear(contrast, 0.0))
+            table = _linear(contrast, 0.0)[table]
+        img = look_up(img, table)
         if saturation is not None:
             img = _on_hsv_channel(img, 1, _linear(saturation, 0.0))
         if hue is not None:
             img = _on_hsv_channel(img, 0, ((np.arange(256) + hue) % 180).astype(np.uint8))
         if contrast is not None and not contrast_first:
-            img = cv2.LUT(img, _linear(contrast, 0.0))
+            img = look_up(img, _linear(contrast, 0.0))
         return img
 
 
@@ -310,5 +409,5 @@ def _linear(factor: float, offset: float) -> np.ndarray:
 
 def _on_hsv_channel(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    cv2.insertChannel(look_up(cv2.extractChannel(hsv, channel), table), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

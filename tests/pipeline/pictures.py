@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.datasets.source import Instance
 from pipeline.params import DatasetConfig
+from pipeline.pictures import decode_image, decode_segments
 
 
 def config(**changes: Any) -> DatasetConfig:
@@ -128,6 +129,13 @@ def stored(
     }
 
 
+def raw(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of `stored` in the layout raw."""
+    image, segments = decode_image(record["image"], ""), record["segments"]
+    segments = None if segments is None else decode_segments(segments, "").tobytes()
+    return {**record, "image": image.tobytes(), "segments": segments}
+
+
 def _instance(instance: Instance) -> dict[str, Any]:
     return {**instance._asdict(), "class": instance.class_id, "box": list(instance.box)}
 
@@ -162,13 +170,14 @@ def write_shards(
     classes: Sequence[str] = ("sky", "road", "car"),
     things: Sequence[str] = (),
     per_shard: int = 100,
+    layout: str = "encoded",
 ) -> dict[str, Any]:
     """Shards of records under the storage root; returns as much of their manifest as the loader reads."""
     written: dict[str, Any] = {}
     for split, records in splits.items():
         shards = []
         for start in range(0, len(records), per_shard):
-            part = records[start : start + per_shard]
+            part = [raw(each) if layout == "raw" else each for each in records[start : start + per_shard]]
             path = f"shards/mine/{split}-{len(shards):05d}.arrow"
             (storage / path).parent.mkdir(parents=True, exist_ok=True)
             with pa.ipc.new_file(storage / path, STORED) as writer:
@@ -184,5 +193,6 @@ def write_shards(
         "class_names": list(classes),
         "thing_classes": list(things),
         "labels": list(labels),
+        "pixel_layout": layout,
         "splits": written,
     }

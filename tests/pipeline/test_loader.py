@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from pipeline.loader import Batch, epoch_order, training_batches, validation_pic
 from pipeline.params import AugmentationConfig, MsFlipConfig, TestConfig
 from pipeline.pictures import decode_masks
 from pipeline.transforms import seed_transform, training_transform
-from tests.pipeline.pictures import image, instance, labels, rectangle, stored, write_shards
+from tests.pipeline.pictures import image, instance, labels, raw, rectangle, stored, write_shards
 
 TEST = TestConfig(short_side=24, long_side_max=100)
 
@@ -34,12 +35,15 @@ def augmentation(**changes: Any) -> AugmentationConfig:
     return AugmentationConfig(**{**settings, **changes})
 
 
-@pytest.fixture
-def manifest(storage: Path) -> dict[str, Any]:
+LAYOUTS = ("encoded", "raw")
+
+
+@pytest.fixture(params=LAYOUTS)
+def manifest(storage: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     """Seven training and five validation pictures of 12 x 16, in shards of up to four."""
     known = np.where(labels() == 9, 255, labels()).astype(np.uint8)
     records = [stored(f"p{index}", image(seed=index), known) for index in range(7)]
-    return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4)
+    return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4, layout=request.param)
 
 
 def batches(manifest: dict[str, Any], plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
@@ -517,9 +521,8 @@ def test_shards_are_verified_once_per_host(manifest: dict[str, Any], monkeypatch
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_record_that_fails_is_named(
-    manifest: dict[str, Any], storage: Path, monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
+def test_a_record_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    manifest = write_shards(storage, {"train": [stored("p0", image(), labels() % 9)]})
     path = shard_path(storage, manifest)
     data = path.read_bytes()
     start = data.index(b"\x89PNG")  # the first picture's header
@@ -528,6 +531,145 @@ def test_a_record_that_fails_is_named(
     with pytest.raises(ValueError, match=r"train-00000\.arrow: p0 does not decode") as caught:
         batches(manifest, processes=processes)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("raw", {"image": b"\1" * 575}, "575 bytes of pixels instead of 576 for 12 x 16 x 3; the shard is altered"),
+        ("raw", {"segments": b"\1" * 191}, "191 bytes of pixels instead of 192 for 12 x 16; the shard is altered"),
+        ("raw", {"segments": b"\7" * 192}, "holds segment 7, but has 3; the shard is altered"),
+        ("encoded", {"segments": b"no PNG"}, "the segments do not decode; the shard is altered"),
+        ("encoded", {"image": b""}, "does not decode"),
+        ("encoded", {"height": 13}, "decodes to 12 x 16 pixels instead of 13 x 16; the shard is altered"),
+    ],
+)
+def test_torn_pixels_are_named_with_shard_and_record(
+    storage: Path, layout: str, changes: dict[str, Any], message: str, processes: int
+) -> None:
+    record = stored("p0", image(), np.zeros((12, 16), np.uint8))
+    torn = {**(raw(record) if layout == "raw" else record), **changes}
+    manifest = {**write_shards(storage, {"train": [torn]}), "pixel_layout": layout}
+    with pytest.raises(ValueError, match=rf"shards/mine/train-00000\.arrow: p0:? {message}"):
+        batches(manifest, processes=processes)
+
+
+def test_a_record_whose_header_is_torn_is_named(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any]
+) -> None:
+    path = shard_path(storage, manifest)
+    split = loader._Split.of(manifest, "train", "semantic")
+    data = bytearray(path.read_bytes())
+    starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff\xff\xff\xff"]  # of Arrow's messages
+    data[starts[2] + 8 : starts[2] + 40] = b"\xff" * 32  # schema, first record, second record
+    path.write_bytes(data)
+    assert split[0].name == "p0"
+    with pytest.raises(
+        ValueError, match=r"train-00000\.arrow: record 1 is not readable .* python -m stages\.shard mine"
+    ):
+        _ = split[1].name
+
+
+PLANS = {
+    "short sides": {"short_sides": (12, 24, 36)},
+    "jitter": {"short_sides": (), "long_side_max": 0, "jitter": (0.5, 3.0)},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_both_layouts_give_the_same_pictures_in_all_tasks(storage: Path, task: Any, plan: str) -> None:
+    records = [street(), {**street(), "name": "p1", "instances": crossing()["instances"]}, many("p2", 300)]
+    found, shown = {}, {}
+    for layout in LAYOUTS:
+        manifest = write_shards(storage, {"train": records, "val": records}, layout=layout, **THINGS)
+        found[layout] = pictures_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
+        shown[layout] = list(validation_pictures(manifest, TEST, task=task))
+    assert found["raw"] == found["encoded"]
+    assert len({entry[4] for entry in found["raw"].values()}) == 16  # no two alike
+    for a, b in zip(shown["raw"], shown["encoded"], strict=True):
+        for name in ("image", "label_map", "segments", "labels", "crowd"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        if a.instances is not None:
+            assert a.instances.run_lengths == b.instances.run_lengths
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_equal_resizing_everything_and_then_cropping(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, layout: str, plan: str
+) -> None:
+    # real edges matter: 40 x 60 noise in crops of 24 x 24, beside whole pictures resized by OpenCV
+    random = np.random.default_rng(0)
+    records = [
+        stored(f"p{index}", image(40, 60, seed=index), random.integers(0, 3, (40, 60)).astype(np.uint8), [1, 2, 0])
+        for index in range(4)
+    ]
+    manifest = write_shards(storage, {"train": records}, layout=layout, **THINGS)
+    plain = {"crop": (24, 24), "photometric": False, **PLANS[plan]}
+    resized = augmentation(**{**plain, "short_sides": (30, 47, 80)} if plan == "short sides" else plain)
+    ours = {task: batches(manifest, resized, task=task, steps=10) for task in ("semantic", "panoptic", "instance")}
+
+    def whole_image(image: np.ndarray, size: Any, part: Any, *, mirrored: bool) -> np.ndarray:
+        turned = np.ascontiguousarray(image[:, ::-1] if mirrored else image)
+        return cv2.resize(turned, size[::-1], interpolation=cv2.INTER_LINEAR)[part]
+
+    def whole_ids(ids: np.ndarray, size: Any, part: Any, *, mirrored: bool = False) -> np.ndarray:
+        turned = np.ascontiguousarray(ids[:, ::-1] if mirrored else ids)
+        return cv2.resize(turned, size[::-1], interpolation=cv2.INTER_NEAREST)[part].copy()
+
+    monkeypatch.setattr("pipeline.transforms.resize_image", whole_image)
+    monkeypatch.setattr("pipeline.transforms.resize_ids", whole_ids)
+    for task, found in ours.items():
+        for a, b in zip(found, batches(manifest, resized, task=task, steps=10), strict=True):
+            assert (a.images.int() - b.images.int()).abs().max() <= 2
+            assert (a.names, a.sizes.tolist()) == (b.names, b.sizes.tolist())
+            assert [kinds.tolist() for kinds in a.labels] == [kinds.tolist() for kinds in b.labels]
+            if task == "instance":
+                assert all(torch.equal(mine, other) for mine, other in zip(a.masks, b.masks, strict=True))
+            else:
+                assert torch.equal(a.segments, b.segments)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells which pages are in use")
+def test_of_a_raw_picture_only_the_pages_of_the_crop_are_read(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3,000 x 2,000 pixels are 17 MiB, a crop's 64 rows of 6,000 bytes 375 KiB, of the labels 125 KiB; at a scale of
+    # 1.1, where a crop does not begin with a source pixel
+    ids = np.arange(3000 * 2000, dtype=np.uint32).reshape(3000, 2000).astype(np.uint8) % 3
+    manifest = write_shards(storage, {"train": [stored("p0", image(3000, 2000), ids)]}, layout="raw")
+    plan = augmentation(crop=(64, 64), short_sides=(2201,), long_side_max=10_000, max_label_share=1.0)
+    monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # a file that was read may lie in pages of 2 MiB
+    split = loader._Split.of(manifest, "train", "semantic")
+    source = loader._Training(split, loader._chosen(split, "all"), plan, 5, 1, range(1))
+    source.split[0]  # the map is opened
+    before = resident_kib(shard_path(storage, manifest))
+    source[0]
+    assert 400 < resident_kib(shard_path(storage, manifest)) - before < 5000  # more than one page is mapped at a time
+    _ = source.split[0].image().sum(), source.split[0].segments().ids.sum()
+    assert resident_kib(shard_path(storage, manifest)) > 23_000
+
+
+def resident_kib(path: Path) -> int:
+    """How much of a memory-mapped file this process has touched."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        int(next(line for line in lines if line.startswith("Rss:")).split()[1]) for line in lines if str(path) in line
+    )
+
+
+def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
+    manifest: dict[str, Any], tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pictures_of(batches(manifest))
+    monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
+    opened: list[str] = []
+    memory_map = pa.memory_map
+    monkeypatch.setattr("pyarrow.memory_map", lambda path: opened.append(path) or memory_map(path))
+    assert pictures_of(batches(manifest)) == expected
+    assert {Path(path).parent for path in opened} == {tmp_path / "cache"}
+    assert pictures_of(batches(manifest, processes=2)) == expected
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2
 
 
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: dict[str, Any]) -> None:
