@@ -15,11 +15,13 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import mmap
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import cv2
@@ -278,12 +280,13 @@ class _Record:
         start, end = np.frombuffer(places, np.int32, 2, array.offset * 4).tolist()
         return data.slice(start, end - start)
 
-    @property
+    @cached_property
     def name(self) -> str:
+        """Unique in its split."""
         name: str = self._value("name").as_py()
         return name
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self._value("height").as_py(), self._value("width").as_py()
@@ -421,17 +424,25 @@ class _Split:
         path = stored(self.paths[shard], made_by=self.made_by)
         try:
             if not columns:
-                return pa.ipc.open_file(pa.memory_map(str(local_copy(path, self.shards[shard]["sha256"]))))
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+                return _mapped(local_copy(path, self.shards[shard]["sha256"]))
+            reader = _mapped(path)
             places = [reader.schema.get_field_index(name) for name in columns]
             return pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"shard {path} is not readable ({error}); make it again with: {self.made_by}") from None
 
     def columns(self, *names: str) -> list[np.ndarray]:
         """Columns of numbers, of all records."""
         tables = [self._open(shard, names).read_all() for shard in range(len(self.paths))]
         return [np.concatenate([table[name].to_numpy() for table in tables]) for name in names]
+
+
+def _mapped(path: Path) -> pa.RecordBatchFileReader:
+    """A shard's records, none of which is read; pa.memory_map would ask the system for all of a record's pages."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise pa.ArrowInvalid("it is empty")
+        return pa.ipc.open_file(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _chosen(split: _Split, pictures: Literal["all", "with_things"]) -> np.ndarray:
@@ -460,14 +471,21 @@ def _renumber(ids: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
 
 
 def _compact(
-    ids: np.ndarray, new: np.ndarray, count: int, *, where: str, kept: np.ndarray | None = None
+    ids: np.ndarray,
+    new: np.ndarray,
+    count: int,
+    *,
+    where: str,
+    counts: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids of S segments as those of `count` others, new[id], -1 for none, and these numbered again without gaps.
 
-    Gives (h, w) uint8 or int32, and which of the `count` are left, (T,), by rising number. kept: (count,) bool, those
-    that have a number also without pixels. ValueError names `where` there is an id that is no segment's.
+    Gives (h, w) uint8 or int32, and which of the `count` are left, (T,), by rising number. counts: label_counts of the
+    ids, where they are known. kept: (count,) bool, those that have a number also without pixels. ValueError names
+    `where` there is an id that is no segment's.
     """
-    held = np.flatnonzero(label_counts(ids))
+    held = np.flatnonzero(label_counts(ids) if counts is None else counts)
     if len(held) and held[-1] >= len(new):
         raise ValueError(f"{where} holds segment {held[-1]}, but has {len(new)}; the shard is altered")
     there = np.zeros(count + 1, bool)  # the last one is read through -1
@@ -580,7 +598,9 @@ class _Training(Dataset[Batch]):
     def _semantic(self, record: _Record) -> _Example:
         segments, num_classes = record.segments(), len(self.split.thing_index)
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=segments.classes)
-        truth, labels = _compact(drawn["mask"], segments.classes, num_classes, where=record.where)
+        truth, labels = _compact(
+            drawn["mask"], segments.classes, num_classes, where=record.where, counts=drawn["counts"]
+        )
         return _Example(drawn["image"], truth, labels, record.name)
 
     def _panoptic(self, record: _Record) -> _Example:
@@ -592,7 +612,9 @@ class _Training(Dataset[Batch]):
         kept = None
         if self.augmentation.jitter is not None:
             kept = _large_enough(boxes) & touching(drawn["boxes"], *drawn["mask"].shape)
-        truth, present = _compact(drawn["mask"], new, len(firsts), where=record.where, kept=kept)
+        truth, present = _compact(
+            drawn["mask"], new, len(firsts), where=record.where, counts=drawn["counts"], kept=kept
+        )
         return _Example(drawn["image"], truth, classes[present], record.name)
 
     def _instance(self, record: _Record) -> _Example | None:

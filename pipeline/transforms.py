@@ -50,7 +50,8 @@ def training_transform(augmentation: AugmentationConfig) -> A.Compose:
     `masks`: (N, h, w) uint8, N may be 0;
     `boxes`: (N, 4) float, x1, y1, x2, y2 in pixels. They are moved, not clipped: `touching` says which are left.
 
-    Gives at most `augmentation.crop`; a smaller picture stays smaller, for the caller to pad right and bottom.
+    Gives at most `augmentation.crop`; a smaller picture stays smaller, for the caller to pad right and bottom. Gives
+    `counts` too: the label_counts of the cropped `mask`, or None where nothing had to be counted.
     """
     steps: list[A.BasicTransform]
     if augmentation.jitter is not None:
@@ -231,6 +232,10 @@ class _ResizedCrop(_WithBoxes):
         )
         return rows, columns
 
+    def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is given, transformed, and `counts`."""
+        return {**super().apply_with_params(params, *args, **kwargs), "counts": params.get("counts")}
+
     def apply(
         self, img: np.ndarray, size: tuple[int, int], part: Part, mirrored: bool = False, **params: Any
     ) -> np.ndarray:
@@ -280,25 +285,26 @@ class ShortSideCrop(_ResizedCrop):
         self.max_label_share = max_label_share
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Draw the short side and the part; the part's ids, which were counted, are kept for `apply_to_mask`."""
+        """Draw the short side and the part; the part's ids, which were counted, are kept with their counts."""
         short_side = self.py_random.choice(self.short_sides)
         height, width = params["shape"][:2]
         size = resized_size(height, width, short_side=short_side, long_side_max=self.long_side_max)
         ids, label_of = data.get("mask"), data.get("label_of")
         part = self._part(size)
         if ids is None or self.max_label_share >= 1 or (size[0] <= self.crop[0] and size[1] <= self.crop[1]):
-            return {"size": size, "part": part, "ids": None}
+            return {"size": size, "part": part}
         shown = resize_ids(ids, size, part)
+        counts = label_counts(shown)
         for _ in range(CROP_REDRAWS):
-            if self._varied(shown, label_of):
+            if self._varied(counts, label_of):
                 break
             part = self._part(size)
             shown = resize_ids(ids, size, part)
-        return {"size": size, "part": part, "ids": shown}
+            counts = label_counts(shown)
+        return {"size": size, "part": part, "ids": shown, "counts": counts}
 
-    def _varied(self, ids: np.ndarray, label_of: np.ndarray | None) -> bool:
-        """Whether there are two labels and none covers too much."""
-        counts = label_counts(ids)
+    def _varied(self, counts: np.ndarray, label_of: np.ndarray | None) -> bool:
+        """Whether there are two labels and none covers too much, by the pixels of every id."""
         if label_of is not None:
             labelled = label_of >= 0
             counts = np.bincount(label_of[labelled], counts[: len(label_of)][labelled])
@@ -386,12 +392,12 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         **params: Any,
     ) -> np.ndarray:
         """The distorted picture, (h, w, 3) uint8 RGB."""
-        table = np.arange(256, dtype=np.uint8)
-        if brightness is not None:
-            table = _linear(1.0, brightness)
+        table = None if brightness is None else _linear(1.0, brightness)
         if contrast is not None and contrast_first:
-            table = _linear(contrast, 0.0)[table]
-        img = look_up(img, table)
+            after = _linear(contrast, 0.0)
+            table = after if table is None else after[table]
+        if table is not None:
+            img = look_up(img, table)
         if saturation is not None:
             img = _on_hsv_channel(img, 1, _linear(saturation, 0.0))
         if hue is not None:

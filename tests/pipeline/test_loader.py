@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -16,7 +15,7 @@ from m2f.draws import mix
 from pipeline import files, loader
 from pipeline.loader import Batch, epoch_order, training_batches, validation_pictures
 from pipeline.params import AugmentationConfig, MsFlipConfig, TestConfig
-from pipeline.pictures import decode_masks
+from pipeline.pictures import decode_masks, decode_segments, encode_segments
 from pipeline.transforms import seed_transform, training_transform
 from tests.pipeline.pictures import image, instance, labels, raw, rectangle, stored, write_shards
 
@@ -571,6 +570,14 @@ def test_a_record_whose_header_is_torn_is_named(
         _ = split[1].name
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_segments_come_back_from_their_png(dtype: type) -> None:
+    ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (30, 40), dtype, endpoint=True)
+    decoded = decode_segments(encode_segments(ids), "")
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, ids)
+
+
 PLANS = {
     "short sides": {"short_sides": (12, 24, 36)},
     "jitter": {"short_sides": (), "long_side_max": 0, "jitter": (0.5, 3.0)},
@@ -663,11 +670,11 @@ def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
 ) -> None:
     expected = pictures_of(batches(manifest))
     monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
-    opened: list[str] = []
-    memory_map = pa.memory_map
-    monkeypatch.setattr("pyarrow.memory_map", lambda path: opened.append(path) or memory_map(path))
+    opened: list[Path] = []
+    mapped = loader._mapped
+    monkeypatch.setattr(loader, "_mapped", lambda path: opened.append(path) or mapped(path))
     assert pictures_of(batches(manifest)) == expected
-    assert {Path(path).parent for path in opened} == {tmp_path / "cache"}
+    assert {path.parent for path in opened} == {tmp_path / "cache"}
     assert pictures_of(batches(manifest, processes=2)) == expected
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2
 
