@@ -364,6 +364,8 @@ class _Split:
     dataset: str
     task: Task
     paths: tuple[str, ...]
+    digests: tuple[str, ...]
+    """SHA-256 of every shard."""
     starts: tuple[int, ...]
     """Index of every shard's first record."""
     records: int
@@ -372,8 +374,6 @@ class _Split:
     made_by: str
     raw: bool
     """Whether pixels are stored decoded (the manifest's pixel_layout)."""
-    shards: tuple[Mapping[str, Any], ...]
-    """The manifest's, with their digests."""
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
@@ -394,12 +394,12 @@ class _Split:
             dataset=manifest["dataset"],
             task=task,
             paths=tuple(shard["path"] for shard in shards),
+            digests=tuple(shard["sha256"] for shard in shards),
             starts=tuple(starts),
             records=manifest["splits"][split]["records"],
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
             raw=manifest.get("pixel_layout", "encoded") == "raw",  # shards of before say nothing
-            shards=tuple(shards),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -424,7 +424,7 @@ class _Split:
         path = stored(self.paths[shard], made_by=self.made_by)
         try:
             if not columns:
-                return _mapped(local_copy(path, self.shards[shard]["sha256"]))
+                return _mapped(local_copy(path, self.digests[shard]))
             reader = _mapped(path)
             places = [reader.schema.get_field_index(name) for name in columns]
             return pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
@@ -598,9 +598,8 @@ class _Training(Dataset[Batch]):
     def _semantic(self, record: _Record) -> _Example:
         segments, num_classes = record.segments(), len(self.split.thing_index)
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=segments.classes)
-        truth, labels = _compact(
-            drawn["mask"], segments.classes, num_classes, where=record.where, counts=drawn["counts"]
-        )
+        ids, counts = drawn["mask"], drawn["counts"]
+        truth, labels = _compact(ids, segments.classes, num_classes, where=record.where, counts=counts)
         return _Example(drawn["image"], truth, labels, record.name)
 
     def _panoptic(self, record: _Record) -> _Example:
@@ -609,12 +608,10 @@ class _Training(Dataset[Batch]):
         classes = segments.classes[firsts]
         boxes = segments.boxes[firsts] * (self.split.thing_index[classes] >= 0)[:, None]  # stuff has none
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=new, boxes=boxes)
-        kept = None
+        ids, counts, kept = drawn["mask"], drawn["counts"], None
         if self.augmentation.jitter is not None:
-            kept = _large_enough(boxes) & touching(drawn["boxes"], *drawn["mask"].shape)
-        truth, present = _compact(
-            drawn["mask"], new, len(firsts), where=record.where, counts=drawn["counts"], kept=kept
-        )
+            kept = _large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
+        truth, present = _compact(ids, new, len(firsts), where=record.where, counts=counts, kept=kept)
         return _Example(drawn["image"], truth, classes[present], record.name)
 
     def _instance(self, record: _Record) -> _Example | None:

@@ -264,8 +264,8 @@ def test_the_recipes_sizes_of_cityscapes_are_cropped_as_the_whole(short_side: in
         assert np.abs(shown.astype(int) - whole[part]).max() <= 2
 
 
-def test_nothing_but_the_parts_rows_and_columns_counts() -> None:
-    # what lies around them is replaced, and the part is the same to the bit
+def test_nothing_but_the_parts_rows_and_columns_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what lies around them is replaced, and so is what new memory holds, and the part is the same to the bit
     random = np.random.default_rng(0)
     for _ in range(100):
         height, width = random.integers(60, 120, 2).tolist()
@@ -278,7 +278,12 @@ def test_nothing_but_the_parts_rows_and_columns_counts() -> None:
         other = random.integers(0, 256, image.shape, np.uint8)
         inside = slice(first[0], last[0]), slice(first[1], last[1])
         other[inside] = image[inside]
-        np.testing.assert_array_equal(resize_image(image, size, part), resize_image(other, size, part))
+        shown = []
+        for picture, filling in ((image, 0), (other, 255)):
+            monkeypatch.setattr(np, "empty", lambda shape, kind, filling=filling: np.full(shape, filling, kind))
+            shown.append(resize_image(picture, size, part))
+            monkeypatch.undo()
+        np.testing.assert_array_equal(*shown)
 
 
 PLANS = {
