@@ -3,7 +3,7 @@
 list:   every archive, shard folder, weights file and run, its size, and whether a file under results/ names it
 verify: reads every named archive, shard, weights file and checkpoint and compares its digest with results/
 prune:  archives, shards and weights that no file under results/ names; a dry run unless --yes. With --runs also
-        runs: one that is going on, or was interrupted and could go on, is not named yet
+        runs and unfinished shards: what is going on, or was interrupted and could go on, is not named yet
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     )
     parser.add_argument("action", choices=("list", "verify", "prune"))
     parser.add_argument("--yes", action="store_true", help="prune: delete, do not only list")
-    parser.add_argument("--runs", action="store_true", help="prune: runs too, which may still be going on")
+    parser.add_argument("--runs", action="store_true", help="prune: runs and unfinished shards too")
     arguments = parser.parse_args()
 
     from pipeline.storage import inventory, named_digests, storage_root, wrong_file
@@ -44,7 +44,8 @@ def main() -> None:
         return
     kinds = ("archives", "shards", "weights", *(["runs"] if arguments.runs else []))
     for item in items:
-        if item.named or item.path.split("/")[0] not in kinds:
+        going_on = item.path.startswith("shards/.building-") and not arguments.runs  # or to be gone on with
+        if item.named or going_on or item.path.split("/")[0] not in kinds:
             continue
         print(f"{'deleted' if arguments.yes else 'would delete'} {item.path} ({item.bytes / 2**20:,.1f} MiB)")
         if arguments.yes:
