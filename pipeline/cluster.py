@@ -107,7 +107,9 @@ def connect() -> None:
     if ray.is_initialized():
         return
     # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
-    places = {"env_vars": {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}}
+    variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
+    variables |= {name: os.environ[name] for name in ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB") if name in os.environ}
+    places = {"env_vars": variables}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env=places)
         return

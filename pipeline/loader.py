@@ -399,7 +399,7 @@ class _Split:
             records=manifest["splits"][split]["records"],
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
-            raw=manifest.get("pixel_layout", "encoded") == "raw",  # shards of before say nothing
+            raw=manifest["pixel_layout"] == "raw",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
 from pipeline.files import sha256, whole_file, write_json
-from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image
+from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image, encode_segments
 
 Pixels = Literal["encoded", "raw"]
 """How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
@@ -113,7 +113,6 @@ def _segments(
     labelled: Labelled, record: Record, num_classes: int, size: tuple[int, int], layout: Pixels
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The fields of a row that hold checked segments, and their pixels by class, then of none."""
-    import cv2
 
     ids, classes, crowd = labelled.segments, labelled.segment_classes, labelled.segment_crowd
     pixels = np.zeros(num_classes + 1, np.int64)
@@ -141,11 +140,8 @@ def _segments(
         raise ValueError(f"{record.label_file} has {len(crowd)} crowd flags for {len(classes or ())} segments")
     np.add.at(pixels, np.arange(known) if classes is None else np.array(classes, np.int64), counts[:known])
     pixels[-1] = counts[nothing]
-    if layout == "encoded":
-        done, png = cv2.imencode(".png", ids)
-        assert done
     fields = {
-        "segments": png.tobytes() if layout == "encoded" else ids.tobytes(),
+        "segments": encode_segments(ids) if layout == "encoded" else ids.tobytes(),
         "segment_classes": None if classes is None else list(classes),
         "segment_crowd": list(crowd) if any(crowd) else None,
         "segment_boxes": None if classes is None else _boxes(ids, known, nothing),
@@ -193,7 +189,6 @@ def _record_digest(row: Mapping[str, Any]) -> str:
 
 def expected_bytes(record: Record, pixels: Pixels) -> int:
     """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
-    import cv2
 
     labelled = record.read()
     height, width = picture_size(labelled.image, record.image_file)
@@ -201,7 +196,7 @@ def expected_bytes(record: Record, pixels: Pixels) -> int:
     if labelled.segments is not None:
         wide = len(labelled.segment_classes or ()) > IGNORE
         ids = labelled.segments.astype(np.uint16 if wide else np.uint8)
-        size += ids.nbytes if pixels == "raw" else len(cv2.imencode(".png", ids)[1])
+        size += ids.nbytes if pixels == "raw" else len(encode_segments(ids))
         size += 20 * len(labelled.segment_classes or ())  # class and box
     return size + sum(len(instance.counts) + 64 for instance in labelled.instances or ())
 
