@@ -40,7 +40,7 @@ from pipeline.datasets import folder
 from pipeline.loader import training_batches
 from pipeline.params import AugmentationConfig, DatasetConfig, load_params
 from pipeline.pictures import decode_image, decode_segments, encode_segments
-from pipeline.shards import SCHEMA
+from pipeline.shard_file import SCHEMA
 
 PROJECT = Path(__file__).resolve().parent.parent
 
