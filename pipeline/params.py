@@ -288,18 +288,24 @@ def _check_row(row: Row, at: str) -> None:
         )
     if augmentation.jitter is not None and not 0 < augmentation.jitter[0] <= augmentation.jitter[1]:
         raise ValueError(f"{at}.train.augmentation.jitter is {list(augmentation.jitter)}; it must rise from above 0")
-    loss = row.model.loss
-    for key, right, need in (
-        ("points", loss.points >= 1, "at least 1"),
-        ("oversample", loss.oversample >= 1, "at least 1"),
-        ("importance", 0 <= loss.importance <= 1, "between 0 and 1"),
-        ("class_weight", loss.class_weight >= 0, "0 or more"),
-        ("mask_weight", loss.mask_weight >= 0, "0 or more"),
-        ("dice_weight", loss.dice_weight >= 0, "0 or more"),
-        ("no_object_weight", loss.no_object_weight > 0, "above 0"),
+    optimizer, loss = train.optimizer, row.model.loss
+    for key, value, right, need in (
+        ("train.optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
+        ("train.optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
+        ("train.optimizer.backbone_lr_factor", (factor := optimizer.backbone_lr_factor), factor >= 0, "0 or more"),
+        ("train.optimizer.betas", list(optimizer.betas), all(0 <= b < 1 for b in optimizer.betas), "0 to below 1"),
+        ("train.optimizer.eps", optimizer.eps, optimizer.eps > 0, "above 0"),
+        ("train.optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm > 0, "above 0"),
+        ("model.loss.points", loss.points, loss.points >= 1, "at least 1"),
+        ("model.loss.oversample", loss.oversample, loss.oversample >= 1, "at least 1"),
+        ("model.loss.importance", loss.importance, 0 <= loss.importance <= 1, "between 0 and 1"),
+        ("model.loss.class_weight", loss.class_weight, loss.class_weight >= 0, "0 or more"),
+        ("model.loss.mask_weight", loss.mask_weight, loss.mask_weight >= 0, "0 or more"),
+        ("model.loss.dice_weight", loss.dice_weight, loss.dice_weight >= 0, "0 or more"),
+        ("model.loss.no_object_weight", loss.no_object_weight, loss.no_object_weight > 0, "above 0"),
     ):
         if not right:
-            raise ValueError(f"{at}.model.loss.{key} is {getattr(loss, key)}; it must be {need}")
+            raise ValueError(f"{at}.{key} is {value}; it must be {need}")
     milestones = train.schedule.milestones
     if list(milestones) != sorted(set(milestones)) or (train.schedule.name == "multistep") != bool(milestones):
         raise ValueError(

@@ -56,7 +56,6 @@ def _train_seed(
 ) -> dict[str, Any]:
     """Bring one seed to its end; its entry in results/train/<row>.json."""
     from pipeline import tracking
-    from pipeline.provenance import environment
     from pipeline.train_loop import finished_result
 
     run_dir = storage_root() / "runs" / key
@@ -73,8 +72,7 @@ def _train_seed(
             tags={"data_digest": manifest["digest"], "seed": str(seed)},
         )
         run_id = open_run()
-        facts = environment(tf32=row.train.tf32)
-        write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers, "environment": facts})
+        write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers})
         job = {
             "row": row,
             "seed": seed,
@@ -110,7 +108,7 @@ def _train_seed(
         "workers": max(1, launched["workers"]),
         "images_per_s": None,
         "mlflow_run_id": launched["mlflow_run_id"],
-        "environment": launched["environment"],
+        "environment": _read(run_dir / "environment.json"),  # None: no worker got as far
     }
     result = finished_result(run_dir)
     if result is not None:
@@ -121,9 +119,14 @@ def _train_seed(
     return {**entry, "reason": _failure(run_dir)}
 
 
+def _read(path: Path) -> Any:
+    """A JSON file of the run folder; None without it."""
+    return read_json(path, made_by="training again") if path.exists() else None
+
+
 def _failure(run_dir: Path) -> str:
-    path = run_dir / "failed.json"
-    return read_json(path, made_by="training again")["reason"] if path.exists() else "it ended without a word"
+    failed = _read(run_dir / "failed.json")
+    return failed["reason"] if failed else "it ended without a word"
 
 
 def _launch(job: dict[str, Any], resources: Resources) -> None:

@@ -39,6 +39,7 @@ from pipeline.loader import Batch, training_batches
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
+from pipeline.provenance import environment
 from pipeline.tasks import in_words, primary
 from pipeline.tracking import Curve
 
@@ -53,7 +54,7 @@ class Run:
     seed: int
     run_key: str
     run_dir: Path
-    """Absolute; checkpoints/, curve.jsonl, finished.json or diverged.json."""
+    """Absolute; environment.json, checkpoints/, curve.jsonl, finished.json or diverged.json."""
     manifest: Mapping[str, Any]
     weights: Path | None = None
     """Converted initial weights of the backbone."""
@@ -131,6 +132,8 @@ def train(run: Run) -> dict[str, Any]:
         processes=run.loader_processes,
     )
     chief = worker.rank == 0
+    if chief:  # here, where the GPU is: who launches the training may have none
+        write_json(run.run_dir / "environment.json", environment(tf32=config.tf32))
     curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1) if chief else None
     progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
     begun_s, trained_s = time.monotonic(), state["train_s"]

@@ -42,6 +42,7 @@ NOT_TRAINING = {
     "pipeline.cluster": "where it runs is not what is computed",
     "pipeline.files": "keeps bytes as they are",
     "pipeline.progress": "watches",
+    "pipeline.provenance": "says where a number came from",
     "pipeline.shard_cache": "keeps bytes as they are",
     "pipeline.storage": "where bytes lie",
     "pipeline.tracking": "watches",

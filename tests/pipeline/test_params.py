@@ -60,6 +60,14 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "optimizer.lr is '1e-3'; expected float; YAML reads 1e-4 as text, write 1.0e-4",
         ),
         (
+            changed("rows", "shapes_tiny", "train", "optimizer", "lr", value=-0.001),
+            "rows.shapes_tiny.train.optimizer.lr is -0.001; it must be above 0",
+        ),
+        (
+            changed("rows", "shapes_tiny", "model", "loss", value={"importance": 1.5}),
+            "rows.shapes_tiny.model.loss.importance is 1.5; it must be between 0 and 1",
+        ),
+        (
             changed("rows", "shapes_tiny", "train", "augmentation", "crop", value=[100, 128]),
             "crop is [100, 128]; both sides must be multiples of 32",
         ),
