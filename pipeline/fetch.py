@@ -7,8 +7,6 @@ the dataset unpacked there; what is still missing is downloaded, from the mirror
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -30,7 +28,7 @@ from pipeline.download import (
     in_gib,
     published_size,
 )
-from pipeline.files import read_json, sha256, whole_file, write_json
+from pipeline.files import link_or_copy, read_json, sha256, write_json
 from pipeline.progress import Progress
 from pipeline.storage import storage_root, stored
 
@@ -232,7 +230,7 @@ def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
     if not (target.is_file() and (target.samefile(path) or sha256(target) == digest)):
         if len(wanted.sha256) < WHOLE_DIGEST:
             _check_zip(path, str(path))
-        _place(path.resolve(), target)
+        link_or_copy(path.resolve(), target)
     return _facts(Fetched(target, digest))
 
 
@@ -267,18 +265,6 @@ def _check_zip(path: Path, name: str) -> None:
         raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
     except Exception as error:  # zlib.error has no public base class
         raise ValueError(f"{name} does not decompress ({error}); {advice}") from None
-
-
-def _place(source: Path, target: Path) -> None:
-    """Hard link where the file system allows it, else a copy, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        check_space(f"copying {source.name}", source.stat().st_size)
-        with whole_file(target) as partial:
-            shutil.copyfile(source, partial)
 
 
 def folder_digest(folder: Path) -> tuple[str, int]:

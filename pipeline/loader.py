@@ -381,6 +381,11 @@ class _Split:
         """A verified split of a manifest, for a task."""
         if split not in manifest["splits"]:
             raise ValueError(f"dataset {manifest['dataset']} has no split {split}; `splits` in params.yaml names them")
+        if "pixel_layout" not in manifest:
+            raise ValueError(
+                f"the shards of dataset {manifest['dataset']} are of an earlier layout; make them again with: "
+                f"{_made_by(manifest)}"
+            )
         if _LABELS[task] not in manifest["labels"]:
             raise ValueError(
                 f"dataset {manifest['dataset']} has no {_LABELS[task]} labels, which the task {task} needs, but "

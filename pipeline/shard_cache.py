@@ -36,12 +36,20 @@ def local_copy(shard: Path, digest: str) -> Path:
 
     The copy is verified while it is made, and made again if its size or modification time has changed since. It is not
     deleted while a process that asked for it lives. Copies that no process has open are deleted, the longest unused
-    first, where the bound needs it. ValueError: the shard has not this SHA-256, or M2F_SHARD_CACHE_GIB is no number.
+    first, where the bound needs it. ValueError: the shard has not this SHA-256, M2F_SHARD_CACHE cannot be written, or
+    M2F_SHARD_CACHE_GIB is no number.
     """
     setting = os.environ.get("M2F_SHARD_CACHE")
     if not setting:
         return shard
-    folder = Path(setting).expanduser().absolute()
+    try:
+        return _copy_in(Path(setting).expanduser().absolute(), shard, digest)
+    except OSError as error:
+        raise ValueError(f"M2F_SHARD_CACHE is {setting}, where {shard.name} cannot be kept ({error})") from None
+
+
+def _copy_in(folder: Path, shard: Path, digest: str) -> Path:
+    """The copy in the cache's folder, or the shard itself where there is no room."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"{digest}.arrow"
     lock = _held.get(copy) or open(copy.with_suffix(".lock"), "a", encoding="ascii")  # noqa: SIM115 (held for good)

@@ -189,7 +189,6 @@ def _record_digest(row: Mapping[str, Any]) -> str:
 
 def expected_bytes(record: Record, pixels: Pixels) -> int:
     """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
-
     labelled = record.read()
     height, width = picture_size(labelled.image, record.image_file)
     size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns

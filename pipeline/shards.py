@@ -31,7 +31,8 @@ from pipeline.cluster import share
 from pipeline.dataset_card import counted, sample_places, sample_sheet
 from pipeline.datasets import cityscapes, coco, folder, shapes
 from pipeline.datasets.source import Record
-from pipeline.files import read_json, whole_file, write_json
+from pipeline.download import check_space
+from pipeline.files import link_or_copy, read_json, whole_file, write_json
 from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
 from pipeline.provenance import code_digest
@@ -110,7 +111,7 @@ def build(
     with _building(shards_root / f".building-{key}", dataset) as partial:
         found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
         rest = [job for job in jobs if job.name not in found]
-        _check_space(shards_root, sum(record_bytes[job.split] * len(job.records) for job in rest))
+        check_space(f"sharding {dataset}", round(sum(record_bytes[job.split] * len(job.records) for job in rest)))
         shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
         for job in jobs:
             if job.name in found:
@@ -129,7 +130,7 @@ def build(
         for name, (_, place) in found.items():
             if place not in (partial, target):
                 for suffix in (".arrow", ".json"):
-                    _place(place / f"{name}{suffix}", partial / f"{name}{suffix}")
+                    link_or_copy(place / f"{name}{suffix}", partial / f"{name}{suffix}")
         _settle(partial, target)
     for entry in manifest["splits"].values():
         for shard in entry["shards"]:
@@ -422,15 +423,6 @@ def _clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_space(shards_root: Path, needed_bytes: float) -> None:
-    free = shutil.disk_usage(shards_root).free
-    if needed_bytes > free:
-        raise ValueError(
-            f"the shards need about {needed_bytes / 2**30:,.1f} GiB, but {shards_root} has {free / 2**30:,.1f} GiB "
-            "free; make room, or set M2F_STORAGE to a larger file system"
-        )
-
-
 def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, Path]) -> None:
     """Write samples.png, of the training pictures or those of the first split, and enter it into the manifest."""
     split = "train" if "train" in manifest["splits"] else next(iter(manifest["splits"]))
@@ -445,15 +437,6 @@ def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, P
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)
     manifest["samples"] = {"path": "samples.png", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _place(source: Path, target: Path) -> None:
-    """Hard link where the file system allows it, else a copy, whole or not at all."""
-    try:
-        os.link(source, target)
-    except OSError:
-        with whole_file(target) as partial:
-            shutil.copyfile(source, partial)
 
 
 def _settle(partial: Path, target: Path) -> None:

@@ -698,3 +698,9 @@ def test_a_split_that_is_not_there_is_named(manifest: dict[str, Any]) -> None:
     del manifest["splits"]["val"]
     with pytest.raises(ValueError, match="dataset mine has no split val"):
         next(validation_pictures(manifest, TEST))
+
+
+def test_shards_of_an_earlier_layout_are_made_again(small_manifest: dict[str, Any]) -> None:
+    earlier = {key: value for key, value in small_manifest.items() if key not in ("pixel_layout", "labels")}
+    with pytest.raises(ValueError, match=r"of an earlier layout; make them again with: python -m stages.shard shapes"):
+        next(validation_pictures(earlier, TestConfig(short_side=64, long_side_max=128)))

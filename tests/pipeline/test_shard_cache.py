@@ -171,3 +171,12 @@ def test_processes_that_race_keep_the_bound(tmp_path: Path, cache: Path, monkeyp
         process.join()
     assert all(all(read) for _, read in found)
     assert len(kept(cache)) == 5
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "file"))
+    shard = tmp_path / "train-00000.arrow"
+    shard.write_bytes(b"records")
+    with pytest.raises(ValueError, match=r"M2F_SHARD_CACHE is .*file, where train-00000\.arrow cannot be kept"):
+        local_copy(shard, "0" * 64)

@@ -315,7 +315,7 @@ def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monke
 
 def test_too_little_room_is_one_sentence(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(ValueError, match=r"the shards need about 0\.0 GiB, but .*shards has 0\.0 GiB free; make room"):
+    with pytest.raises(ValueError, match=r"sharding .* takes .* more, but only 0\.0 MiB are free under .*; make room"):
         build(write_folder(tmp_path / "d"))
     assert leftovers(storage) == []
 

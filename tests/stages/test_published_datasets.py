@@ -14,7 +14,7 @@ from pipeline.loader import training_batches, validation_pictures
 from pipeline.params import load_params
 from tests.pipeline.http_server import Server, serving
 from tests.project_copy import Copy
-from tests.shared import shared
+from tests.shared import PROJECT, shared
 
 # Dataset, archives by their published names, a row that trains on it.
 IMITATED: list[tuple[str, dict[str, str], str]] = [
@@ -70,7 +70,7 @@ def test_published_archives_reach_the_loader(
     assert manifest["pixel_layout"] == ("encoded" if dataset == "coco" else "raw")
     assert [entry["name"] for entry in manifest["sources"]] == list(archives)
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
-    recipe = load_params("params.yaml").rows[row]
+    recipe = load_params(PROJECT / "params.yaml").rows[row]
     batches = training_batches(
         manifest,
         recipe.train.augmentation,
