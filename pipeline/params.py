@@ -171,6 +171,8 @@ class Row:
     """A seed whose estimate exceeds this does not start."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """The published figures, metrics in percent; empty: none."""
+    published_trainings: int = 1
+    """How many trainings the published figures are the median of; 1: they are a single training's."""
     published_authors: Mapping[str, Any] = field(default_factory=dict)
     """The original authors' figures, shown beside and not judged against."""
 
@@ -188,6 +190,20 @@ class PublishedConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VerdictConfig:
+    """By what rule a row's seeds are judged against its published figure (docs/verdicts.md): fixed before they run."""
+
+    margin_points: float = 1.0
+    """Percent points by which the recipe here may truly differ from the published one and still count as the same."""
+    coverage: float = 0.9
+    """Of the interval in which the seeds let the published figure be expected; "reproduced", "above" and "below" are
+    each wrong at most (1 - coverage) / 2 of the time."""
+    assumed_spread_points: float = 1.0
+    """Standard deviation between seeds, in percent points, taken where they show none (fewer than three seeds, or equal
+    figures)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Params:
     """All of params.yaml."""
 
@@ -196,6 +212,7 @@ class Params:
     weights: Mapping[str, WeightsConfig] = field(default_factory=dict)
     checkpoints: Mapping[str, PublishedConfig] = field(default_factory=dict)
     """By row."""
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
     def row(self, name: str) -> Row:
         """The row called `name`; ValueError with the nearest name otherwise."""
@@ -250,6 +267,7 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
                 f"but dataset {row.dataset} names {len(names)} {kind}"
             )
         _check_row(row, at)
+    _check_verdict(params.verdict, f"{where}: verdict")
     for name, checkpoint in params.checkpoints.items():
         dataset = pick(params.rows, name, "row", f"{where}: checkpoints").dataset
         if checkpoint.dataset != dataset:
@@ -273,6 +291,14 @@ def _check_dataset(data: DatasetConfig, at: str) -> None:
                     f"{at}.{key}[{index}] holds a user name or password, and params.yaml is for everybody to read; "
                     "take it out (docs/data.md says where credentials belong)"
                 )
+
+
+def _check_verdict(verdict: VerdictConfig, at: str) -> None:
+    for key in ("margin_points", "assumed_spread_points"):
+        if not 0 < getattr(verdict, key) < 100:
+            raise ValueError(f"{at}.{key} is {getattr(verdict, key)}; it must be above 0 and below 100 percent points")
+    if not 0.5 <= verdict.coverage < 1:
+        raise ValueError(f"{at}.coverage is {verdict.coverage}; it must be at least 0.5 and below 1")
 
 
 def _check_row(row: Row, at: str) -> None:
@@ -315,6 +341,8 @@ def _check_row(row: Row, at: str) -> None:
     for key in ("steps", "groups", "group_size", "val_interval", "checkpoint_interval", "log_every"):
         if getattr(train, key) < 1:
             raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
+    if row.published_trainings < 1:
+        raise ValueError(f"{at}.published_trainings is {row.published_trainings}; it must be at least 1")
     if not row.seeds or len(set(row.seeds)) != len(row.seeds):
         raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
     if row.test.pad_multiple != 1 and (row.test.pad_multiple < 1 or row.test.pad_multiple % 32):

@@ -108,7 +108,7 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.ade20k.mirrors[1] holds a user name or password, and params.yaml is for everybody to read",
         ),
         (changed("rows", "shapes_tiny", value=3), "rows.shapes_tiny is 3; expected the keys name, dataset"),
-        ([], "expected the sections datasets, rows, weights, checkpoints, found list"),
+        ([], "expected the sections datasets, rows, weights, checkpoints, verdict, found list"),
     ],
 )
 def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, message: str) -> None:
