@@ -287,6 +287,8 @@ def test_a_changed_row_runs_again_alone(copy: Copy) -> None:
     copy.params["rows"]["ade20k_r50"]["test"]["short_side"] = 640
     copy.params["rows"]["cityscapes_r101"]["published"]["miou"] = 99.0
     copy.params["rows"]["cityscapes_r50"]["max_gpu_hours"] = 99.0
+    copy.params["rows"]["ade20k_swin-s"]["published_trainings"] = 1  # the report's alone, as the rule below
+    copy.params["verdict"]["margin_points"] = 2.0
     copy.write_params()
     judged = "published@cityscapes_r101"  # holds the difference from the published figure
     assert copy.stale() == {"train@shapes_tiny", "evaluate@ade20k_r50", "published@ade20k_r50", judged}

@@ -108,6 +108,16 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.ade20k.mirrors[1] holds a user name or password, and params.yaml is for everybody to read",
         ),
         (changed("rows", "shapes_tiny", value=3), "rows.shapes_tiny is 3; expected the keys name, dataset"),
+        (
+            changed("verdict", "margin_points", value=0),
+            "verdict.margin_points is 0.0; it must be above 0 and below 100",
+        ),
+        (changed("verdict", "coverage", value=90), "verdict.coverage is 90.0; it must be at least 0.5 and below 1"),
+        (changed("verdict", "margin", value=1), "verdict: unknown key 'margin'; did you mean 'margin_points'?"),
+        (
+            changed("rows", "ade20k_swin-s", "published_trainings", value=0),
+            "rows.ade20k_swin-s.published_trainings is 0; it must be at least 1",
+        ),
         ([], "expected the sections datasets, rows, weights, checkpoints, verdict, found list"),
     ],
 )
@@ -314,8 +324,10 @@ def test_a_semantic_row_is_the_published_one(name: str) -> None:
     assert list(row.test.ms_flip.short_sides) == ratios
 
     assert row.checkpoint_rule == "unknown"
-    assert row.seeds == (0, 1, 2, 3, 4)  # one of the rows is published as the median of 5 trainings
+    assert row.seeds == (0, 1, 2, 3, 4)
     assert row.published == {key: value for key, value in theirs["published"].items() if key != "printed_mem"}
+    protocol = theirs["published"].get("protocol")
+    assert row.published_trainings == {"median of 5 trainings": 5, None: 1}[protocol]
     assert row.published_authors == {k: v for k, v in theirs["published_authors"].items() if k != "note"}
     checkpoint = PARAMS.checkpoints[name]
     assert (checkpoint.url, checkpoint.log_url) == (theirs["checkpoint_url"], theirs["log_url"])
