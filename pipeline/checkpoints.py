@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.files import whole_file
+from pipeline.storage import local_file
 
 _NAME = "step-{:08d}.safetensors"
 _STATES = ("exp_avg", "exp_avg_sq", "step")
@@ -79,38 +80,56 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
             return path
         except ValueError as error:
             aside = path.with_suffix(".damaged")
-            path.replace(aside)
+            path.rename(aside)
             print(f"{error}; set aside as {aside.name}, going on from the one before", file=sys.stderr)
     return None
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """run_key, step and state of a checkpoint; ValueError when the file is not whole."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
+        size = path.stat().st_size
+        with path.open("rb") as file:  # as safetensors lays it out; the tensors themselves may be gigabytes away
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("its header is longer than the file")
+            entries = json.loads(file.read(length))
+        header = entries.pop("__metadata__")
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if size != end:
+            raise ValueError(f"it is {size:,} bytes long instead of {end:,}")
         return {"run_key": header["run_key"], "step": int(header["step"]), "state": json.loads(header["state"])}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
 
 
 def load_checkpoint(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, run_key: str | None = None
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    run_key: str | None = None,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Put a checkpoint into the model (and the optimiser); returns its header.
 
-    ValueError when it belongs to another run (`run_key`) or another network.
+    digest: its SHA-256, if known. ValueError when it belongs to another run (`run_key`) or another network.
     """
+    with local_file(path, digest) as file:
+        return _load(path, file, model, optimizer, run_key)
+
+
+def _load(
+    path: Path, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, run_key: str | None
+) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    header = read_header(path)
+    header = read_header(file)
     if run_key is not None and header["run_key"] != run_key:
         raise ValueError(
             f"checkpoint {path} belongs to run {header['run_key']}, not to {run_key}; its settings, data or code differ"
         )
-    tensors = load_file(path)
+    tensors = load_file(file)
     weights = {name[len("model.") :]: value for name, value in tensors.items() if name.startswith("model.")}
     own = model.state_dict()
     unfit = [

@@ -23,8 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
-from pipeline.files import write_json
+from pipeline.files import in_gib, move, store_of, write_json
 from pipeline.progress import Progress
+from pipeline.shard_cache import cache_folder
 from pipeline.storage import storage_root
 
 ATTEMPTS = 8
@@ -129,7 +130,9 @@ def downloaded(
             raise
         target = storage_root() / "archives" / digest[:16] / name
         write_json(target.parent / "url.json", {"url": url})
-        partial.replace(target)
+        if store_of(target) is not None:
+            print(f"uploading {name} to {target.parent}", file=sys.stderr)
+        move(partial, target)
         shutil.rmtree(partial.parent)
     return Fetched(target, digest)
 
@@ -158,7 +161,7 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
 
 
 def bytes_here(url: str, name: str) -> int:
-    """How much of a download lies under the storage root from an earlier try."""
+    """How much of a download is here from an earlier try."""
     partial = _partial(url, name)
     return partial.stat().st_size if partial.is_file() else 0
 
@@ -177,7 +180,7 @@ def file_digest(path: Path, name: str = "") -> str:
     """SHA-256 of a file, hexadecimal; reading a large one shows how far it is."""
     digest = hashlib.sha256()
     progress = Progress(f"reading {name or path.name}", path.stat().st_size, unit="MiB", scale=MIB)
-    with open(path, "rb", buffering=0) as file:
+    with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
             progress.add(len(block))
@@ -195,24 +198,25 @@ def check_digest(what: str, digest: str, expected: str) -> None:
 
 
 def check_space(what: str, needed: int) -> None:
-    """ValueError unless the storage root's file system has room for `needed` more bytes; what: "downloading coco"."""
+    """ValueError unless there is room for `needed` more bytes where they are written; what: "downloading coco"."""
     root = storage_root()
-    root.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(root).free
+    at_url = store_of(root) is not None
+    folder = cache_folder() if at_url else root
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
     if needed > free:
+        place = "this host's copies" if at_url else "the storage root"
         raise ValueError(
-            f"{what} takes {in_gib(needed)} more, but only {in_gib(free)} are free under the storage root "
-            f"{root}; make room, or set M2F_STORAGE to a folder on another file system"
+            f"{what} takes {in_gib(needed)} more, but only {in_gib(free)} are free under {place} {folder}; make room, "
+            f"or set {'M2F_SHARD_CACHE' if at_url else 'M2F_STORAGE'} to a folder on another file system"
         )
 
 
-def in_gib(count: int) -> str:
-    """Bytes for people: 18.01 GiB, 0.3 MiB."""
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:,.1f} MiB"
-
-
 def _partial(url: str, name: str) -> Path:
-    return storage_root() / "archives" / "incoming" / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
+    """Where a download grows: on a disk, for an object store cannot append to a file."""
+    root = storage_root()
+    folder = root / "archives" if store_of(root) is None else cache_folder()
+    return folder / "incoming" / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
 
 
 def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, pause_s: float) -> None:

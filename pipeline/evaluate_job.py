@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     """
     from pipeline.cluster import cluster_resources
     from pipeline.files import sha256
-    from pipeline.storage import storage_root, stored
+    from pipeline.storage import local_file, storage_root, stored
 
     resources = cluster_resources(row, training=False)
     decides = "best" if row.checkpoint_rule == "best" else "last"
@@ -51,13 +52,16 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
             path = stored(f"{trained['run_dir']}/{checkpoint['path']}", made_by=f"dvc repro -f train@{row.name}")
             step = checkpoint["step"]
             if step not in by_step:
-                if sha256(path) != checkpoint["sha256"]:
-                    raise ValueError(
-                        f"checkpoint {path} is not the one train@{row.name} wrote (its digest differs); "
-                        f"delete its run folder and run dvc repro -f train@{row.name}"
-                    )
+                with local_file(path, checkpoint["sha256"]) as file:
+                    if sha256(file) != checkpoint["sha256"]:
+                        raise ValueError(
+                            f"checkpoint {path} is not the one train@{row.name} wrote (its digest differs); "
+                            f"delete its run folder and run dvc repro -f train@{row.name}"
+                        )
                 folder = storage_root() / trained["run_dir"] / "overlays" if kind == decides else None
-                measures = evaluate_checkpoint(path, trained["run_key"], row, manifest, resources, folder)
+                measures = evaluate_checkpoint(
+                    path, trained["run_key"], row, manifest, resources, folder, digest=checkpoint["sha256"]
+                )
                 by_step[step] = described(measures, step)
                 if folder is not None and not overlays:
                     overlays = [str(p.relative_to(storage_root())) for p in sorted(folder.glob("*.png"))]
@@ -113,12 +117,14 @@ def described(measures: Measures, step: int) -> dict[str, Any]:
 def _track(trained: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Figures, per-class values and overlays into the seed's MLflow run."""
     from pipeline import tracking
-    from pipeline.storage import storage_root
+    from pipeline.storage import local_file, storage_root
 
     run_id = trained["mlflow_run_id"]
     tracking.log_summary(run_id, summary(described))
     folder = storage_root() / trained["run_dir"] / "overlays"
-    tracking.log_files(run_id, {f"overlays/{path.name}": path for path in sorted(folder.glob("*.png"))})
+    with ExitStack() as copies:
+        overlays = [copies.enter_context(local_file(path)) for path in sorted(folder.glob("*.png"))]
+        tracking.log_files(run_id, {f"overlays/{path.name}": path for path in overlays})
 
 
 def summary(described: Mapping[str, Any]) -> dict[str, float]:
@@ -130,11 +136,21 @@ def summary(described: Mapping[str, Any]) -> dict[str, float]:
 
 
 def evaluate_checkpoint(
-    path: Path, run_key: str, row: Row, manifest: Mapping[str, Any], resources: Resources, overlays: Path | None
+    path: Path,
+    run_key: str,
+    row: Row,
+    manifest: Mapping[str, Any],
+    resources: Resources,
+    overlays: Path | None,
+    *,
+    digest: str | None = None,
 ) -> Measures:
-    """One checkpoint over all validation pictures: in this process, or as one Ray task per worker."""
+    """One checkpoint over all validation pictures: in this process, or as one Ray task per worker.
+
+    digest: its SHA-256; with it, a host copies a checkpoint from a URL once for all its workers.
+    """
     if resources.workers <= 1:
-        return _evaluate_part(path, run_key, row, manifest, 0, 1, overlays, resources.loader_processes)
+        return _evaluate_part(path, digest, run_key, row, manifest, 0, 1, overlays, resources.loader_processes)
     import ray
 
     from pipeline.cluster import connect
@@ -144,7 +160,9 @@ def evaluate_checkpoint(
         num_cpus=resources.cpus_per_worker, num_gpus=1 if resources.use_gpu else 0, max_retries=3
     )
     parts = [
-        task.remote(path, run_key, row, manifest, worker, resources.workers, overlays, resources.loader_processes)
+        task.remote(
+            path, digest, run_key, row, manifest, worker, resources.workers, overlays, resources.loader_processes
+        )
         for worker in range(resources.workers)
     ]
     try:
@@ -161,6 +179,7 @@ def evaluate_checkpoint(
 
 def _evaluate_part(
     path: Path,
+    digest: str | None,
     run_key: str,
     row: Row,
     manifest: Mapping[str, Any],
@@ -174,7 +193,7 @@ def _evaluate_part(
 
     allow_tf32(row.train.tf32)
     model = build_model(row.model)
-    load_checkpoint(path, model=model, run_key=run_key)
+    load_checkpoint(path, model=model, run_key=run_key, digest=digest)
     if torch.cuda.is_available():
         model.cuda()
     total = manifest["splits"]["val"]["records"]

@@ -25,11 +25,11 @@ from pipeline.download import (
     downloaded,
     file_digest,
     file_name,
-    in_gib,
     published_size,
 )
-from pipeline.files import link_or_copy, read_json, sha256, write_json
+from pipeline.files import in_gib, link_or_copy, read_json, sha256, store_of, write_json
 from pipeline.progress import Progress
+from pipeline.shard_cache import local_copy
 from pipeline.storage import storage_root, stored
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> dict[str, Any]:
 
 
 def open_sources(facts: Mapping[str, Any]) -> list[Path]:
-    """Archives and folders that `fetch` recorded, checked against their digests.
+    """Archives and folders that `fetch` recorded, as files of this host, checked against their digests.
 
     ValueError names what is gone or altered and the command that fetches it again.
     """
@@ -90,8 +90,10 @@ def open_sources(facts: Mapping[str, Any]) -> list[Path]:
         if path.name == "folder.json":
             path = Path(read_json(path, made_by=made_by)["folder"])
             if not path.is_dir():
-                raise ValueError(f"folder {path} is gone; put it back or run {made_by}")
+                raise ValueError(f"folder {path} is gone, or on another host; put it back or run {made_by}")
             digest = folder_digest(path)[0]
+        elif store_of(path) is not None:
+            path, digest = local_copy(path, source["sha256"]), source["sha256"]
         else:
             digest = file_digest(path)
         if digest != source["sha256"]:
@@ -227,17 +229,27 @@ def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
     check_digest(str(path), digest, wanted.sha256)
     target = storage_root() / "archives" / digest[:16] / path.name
     # What lies there has been checked before it was put there.
-    if not (target.is_file() and (target.samefile(path) or sha256(target) == digest)):
+    if not (target.is_file() and (_same_file(target, path) or sha256(target) == digest)):
         if len(wanted.sha256) < WHOLE_DIGEST:
             _check_zip(path, str(path))
         link_or_copy(path.resolve(), target)
     return _facts(Fetched(target, digest))
 
 
+def _same_file(target: Path, path: Path) -> bool:
+    return store_of(target) is None and target.samefile(path)
+
+
 def _folder_facts(path: Path, expected: str) -> dict[str, Any]:
     digest, size = folder_digest(path)
     check_digest(str(path), digest, expected)
     pointer = f"archives/{digest[:16]}/folder.json"
+    if store_of(storage_root()) is not None:
+        print(
+            f"{path} is read where it is, and not copied to {storage_root()}: only hosts that see it there can make "
+            "shards of it; list a zip archive of it instead to have it copied",
+            file=sys.stderr,
+        )
     write_json(storage_root() / pointer, {"folder": str(path)})
     return {"name": path.name, "path": pointer, "bytes": size, "sha256": digest}
 

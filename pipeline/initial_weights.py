@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.download import download
-from pipeline.files import sha256, whole_file
-from pipeline.storage import storage_root
+from pipeline.download import downloaded
+from pipeline.files import copy_file, sha256
+from pipeline.storage import local_file, storage_root
 
 if TYPE_CHECKING:
     from pipeline.params import WeightsConfig
@@ -25,16 +24,13 @@ def convert_weights(name: str, config: WeightsConfig) -> dict[str, Any]:
     from m2f.weights import backbone_from_swin, backbone_from_torchvision, read_checkpoint
 
     convert = {"torchvision": backbone_from_torchvision, "swin": backbone_from_swin}[config.layout]
-    source = download(config.url, sha256_prefix=config.sha256_prefix)
-    tensors = {key: value.contiguous() for key, value in convert(read_checkpoint(source)).items()}
-    folder = storage_root() / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".converting.", suffix=".part", dir=folder) as partial:
-        file = Path(partial) / "weights.safetensors"
+    source = downloaded(config.url, sha256_prefix=config.sha256_prefix)
+    with local_file(source.path, source.sha256) as published:
+        tensors = {key: value.contiguous() for key, value in convert(read_checkpoint(published)).items()}
+    with tempfile.TemporaryDirectory(prefix="m2f-") as folder:
+        file = Path(folder) / "weights.safetensors"
         save_file(tensors, file)
         digest = sha256(file)
-        target = folder / f"{digest}.safetensors"
-        with whole_file(target) as whole:
-            shutil.copyfile(file, whole)
-    path = target.relative_to(storage_root()).as_posix()
-    return {"name": name, "url": config.url, "source_sha256": sha256(source), "sha256": digest, "path": path}
+        path = f"weights/{digest}.safetensors"
+        copy_file(file, storage_root() / path)
+    return {"name": name, "url": config.url, "source_sha256": source.sha256, "sha256": digest, "path": path}

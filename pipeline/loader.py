@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import files_below, read_json, sha256, store_of, write_json
 from pipeline.pictures import (
     IGNORE,
     decode_image,
@@ -44,7 +44,7 @@ from pipeline.pictures import (
 )
 from pipeline.progress import Progress
 from pipeline.shard_cache import local_copy
-from pipeline.storage import storage_root, stored
+from pipeline.storage import local_file, storage_root, stored
 from pipeline.transforms import (
     label_counts,
     look_up,
@@ -191,9 +191,14 @@ _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epoc
 def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
     """Check the digest of a split's shards, once per host: a note under the storage root says what was checked.
 
-    A file of the note's size and modification time is not read again. ValueError names a missing or altered shard.
+    A file of the note's size and modification time is not read again. From a URL shards are read through this host's
+    copies only, which are verified when they are made: here it is enough that they are there, in their lengths.
+    ValueError names a missing or altered shard.
     """
     made_by = _made_by(manifest)
+    if store_of(storage_root()) is not None:
+        _check_lengths(manifest["splits"][split]["shards"], made_by)
+        return
     note = storage_root() / "verified" / socket.gethostname() / f"{manifest['digest'][:16]}-{split}.json"
     try:
         known = read_json(note, made_by=made_by) if note.exists() else {}
@@ -220,6 +225,22 @@ def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
     if seen != known:
         with contextlib.suppress(OSError):  # a storage root that cannot be written: checked again next time
             write_json(note, seen)
+
+
+def _check_lengths(shards: Sequence[Mapping[str, Any]], made_by: str) -> None:
+    """ValueError unless the store holds every shard in its length; one question for each of their folders."""
+    folders = {shard["path"].rpartition("/")[0] for shard in shards}
+    found = {
+        f"{folder}/{name}": size for folder in folders for name, size in files_below(storage_root() / folder).items()
+    }
+    for shard in shards:
+        if shard["path"] not in found:
+            stored(shard["path"], made_by=made_by)
+        elif found[shard["path"]] != shard["bytes"]:
+            raise ValueError(
+                f"shard {storage_root() / shard['path']} is truncated or altered: {found[shard['path']]:,} of "
+                f"{shard['bytes']:,} bytes; make it again with: {made_by}"
+            )
 
 
 def _made_by(manifest: Mapping[str, Any]) -> str:
@@ -430,9 +451,10 @@ class _Split:
         try:
             if not columns:
                 return _mapped(local_copy(path, self.digests[shard]))
-            reader = _mapped(path)
-            places = [reader.schema.get_field_index(name) for name in columns]
-            return pa.ipc.open_file(pa.OSFile(str(path)), options=pa.ipc.IpcReadOptions(included_fields=places))
+            with local_file(path, self.digests[shard]) as file:
+                reader = _mapped(file)
+                places = [reader.schema.get_field_index(name) for name in columns]
+                return pa.ipc.open_file(pa.OSFile(str(file)), options=pa.ipc.IpcReadOptions(included_fields=places))
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"shard {path} is not readable ({error}); make it again with: {self.made_by}") from None
 

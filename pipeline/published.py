@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 from pipeline import tracking
 from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
-from pipeline.download import download
+from pipeline.download import downloaded
 from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, summary
-from pipeline.files import sha256
+from pipeline.files import copy_file
 from pipeline.params import PublishedConfig, Row
-from pipeline.storage import storage_root
+from pipeline.storage import local_file, storage_root
 from pipeline.tasks import primary
 
 _TRAINING = {
@@ -41,13 +40,12 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
     """
     from m2f.weights import from_reference, read_checkpoint
 
-    source = download(config.url, sha256_prefix=digest_prefix(config.url))
-    digest = sha256(source)
-    run_key = f"published-{digest[:16]}"
+    source = downloaded(config.url, sha256_prefix=digest_prefix(config.url))
+    run_key = f"published-{source.sha256[:16]}"
     run_dir = storage_root() / "runs" / run_key
-    path = save_model(
-        run_dir, step=row.train.steps, run_key=run_key, tensors=from_reference(read_checkpoint(source), row.model)
-    )
+    with local_file(source.path, source.sha256) as file:
+        tensors = from_reference(read_checkpoint(file), row.model)
+    path = save_model(run_dir, step=row.train.steps, run_key=run_key, tensors=tensors)
     resources = cluster_resources(row, training=False)
     measures = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
     figures = described(measures, row.train.steps)
@@ -70,7 +68,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         "task": row.task,
         "primary": first,
         "url": config.url,
-        "sha256": digest,
+        "sha256": source.sha256,
         "figures": figures,
         "published": dict(row.published),
         "difference": difference,
@@ -96,8 +94,7 @@ def digest_prefix(url: str) -> str:
 
 def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path) -> str | None:
     """Write the published training log as a curve of ours and into MLflow; the run's id, None if no server answers."""
-    source = download(config.log_url)
-    points = read_log(source)
+    points = read_log(downloaded(config.log_url).path)
     run_id = tracking.open_run(
         dataset=row.dataset,
         row=row.name,
@@ -107,13 +104,13 @@ def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path
         tags={"m2f.published": "true"},
     )
     with (
-        tempfile.TemporaryDirectory(dir=run_dir) as folder,
+        tempfile.TemporaryDirectory(prefix="m2f-") as folder,
         tracking.Curve(Path(folder) / "curve.jsonl", run_id, 0) as curve,
     ):
         for step, point in sorted(points.items()):
             curve.log(step, point)
         curve.close()
-        shutil.copyfile(Path(folder) / "curve.jsonl", run_dir / "curve.jsonl")
+        copy_file(Path(folder) / "curve.jsonl", run_dir / "curve.jsonl")
     tracking.set_status(run_id, "FINISHED", {"status": "published"})
     return run_id
 

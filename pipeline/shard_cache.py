@@ -1,11 +1,13 @@
-"""A host's own copies of shards, for storage roots that are slow to read at random.
+"""A host's own copies of stored files: of shards, for storage roots that are slow to read at random; and, where the
+storage root is a URL, of everything that is read by its digest, since nothing can be mapped or searched there in place.
 
-M2F_SHARD_CACHE names a folder on the host's own disk; unset: shards are read where they lie. M2F_SHARD_CACHE_GIB is the
-most that copies may take; unset: a tenth of the disk stays free. Any number of processes may share the folder.
+M2F_SHARD_CACHE names a folder on the host's own disk; unset: shards are read where they lie, or, from a URL, copied to
+the user's cache folder. M2F_SHARD_CACHE_GIB is the most that copies may take; unset: a tenth of the disk stays free.
+Any number of processes may share the folder.
 
-<digest>.arrow is a copy. <digest>.lock says which size and modification time it had when its digest was right; it was
-modified when the copy was last opened, and is held (a shared flock) by every process that has the copy open. Who copies
-holds copying.lock, so that a host copies one shard at a time.
+<digest>/<name> is a copy. <digest>/<name>.lock says which size and modification time it had when its digest was right;
+it was modified when the copy was last opened, and is held (a shared flock) by every process that has the copy open. Who
+copies holds copying.lock, so that a host copies one file at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.files import whole_file
+from pipeline.files import download, in_gib, sha256, store_of, whole_file
 
 FREE_SHARE = 0.1
 """Of the disk that stays free where no bound is set."""
@@ -31,41 +33,67 @@ _held: dict[Path, TextIO] = {}
 """Locks of the copies that this process, or the one that it was forked from, has opened; given back when it ends."""
 
 
-def local_copy(shard: Path, digest: str) -> Path:
-    """This host's copy of a shard, made now if there is none; without a cache, or room in it, the shard itself.
+def cache_folder() -> Path:
+    """M2F_SHARD_CACHE, or this user's cache folder; absolute."""
+    setting = os.environ.get("M2F_SHARD_CACHE")
+    if setting:
+        return Path(setting).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "m2f"
+
+
+def local_copy(path: Path, digest: str) -> Path:
+    """This host's copy of a stored file, made now if there is none; the file itself where it lies on a file system and
+    there is no cache, or no room in it.
 
     The copy is verified while it is made, and made again if its size or modification time has changed since. It is not
     deleted while a process that asked for it lives. Copies that no process has open are deleted, the longest unused
-    first, where the bound needs it. ValueError: the shard has not this SHA-256, M2F_SHARD_CACHE cannot be written, or
-    M2F_SHARD_CACHE_GIB is no number.
+    first, where the bound needs it. ValueError: the file has not this SHA-256, the cache cannot be written, there is no
+    room for a file from a URL, or M2F_SHARD_CACHE_GIB is no number.
     """
-    setting = os.environ.get("M2F_SHARD_CACHE")
-    if not setting:
-        return shard
+    if not os.environ.get("M2F_SHARD_CACHE") and store_of(path) is None:
+        return path
+    folder = cache_folder()
     try:
-        return _copy_in(Path(setting).expanduser().absolute(), shard, digest)
+        return _copy_in(folder, path, digest)
     except OSError as error:
-        raise ValueError(f"M2F_SHARD_CACHE is {setting}, where {shard.name} cannot be kept ({error})") from None
+        raise ValueError(f"M2F_SHARD_CACHE is {folder}, where {path.name} cannot be kept ({error})") from None
 
 
-def _copy_in(folder: Path, shard: Path, digest: str) -> Path:
-    """The copy in the cache's folder, or the shard itself where there is no room."""
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / f"{digest}.arrow"
-    lock = _held.get(copy) or open(copy.with_suffix(".lock"), "a", encoding="ascii")  # noqa: SIM115 (held for good)
+def _copy_in(folder: Path, path: Path, digest: str) -> Path:
+    """The copy in the cache's folder, or a local file itself where there is no room."""
+    copy = folder / digest / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    lock = _held.get(copy) or open(_lock(copy), "a", encoding="ascii")  # noqa: SIM115 (held for good)
     fcntl.flock(lock, fcntl.LOCK_SH)  # only while one deletes a copy that nobody had open does this wait
     if not _is_whole(copy):
         with _copying(folder):
             if not _is_whole(copy):
-                if not _make_room(folder, shard.stat().st_size, copy):
+                size = path.stat().st_size
+                if not _make_room(folder, size, copy):
                     lock.close()
                     _held.pop(copy, None)
-                    return shard
-                _copy(shard, copy, digest)
-                copy.with_suffix(".lock").write_text(_state(copy), encoding="ascii")
+                    if store_of(path) is None:
+                        return path
+                    left = in_gib(max(0, int(_room(folder))))
+                    raise ValueError(
+                        f"{path.name} ({in_gib(size)}) has no room in {folder}, where files from {path.parent} are "
+                        f"copied to be read ({left} are left, and no copy there is unused); set M2F_SHARD_CACHE to a "
+                        "folder on a larger disk of this host, or raise M2F_SHARD_CACHE_GIB"
+                    )
+                _copy(path, copy, digest)
+                _lock(copy).write_text(_state(copy), encoding="ascii")
     os.utime(lock.fileno())
     _held[copy] = lock
     return copy
+
+
+def _lock(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.lock")
+
+
+def _copies(folder: Path) -> list[Path]:
+    """All copies, whole or not."""
+    return [path for path in folder.glob("*/*") if path.is_file() and path.suffix not in (".lock", ".part")]
 
 
 def _state(copy: Path) -> str:
@@ -74,7 +102,7 @@ def _state(copy: Path) -> str:
 
 
 def _is_whole(copy: Path) -> bool:
-    return copy.exists() and copy.with_suffix(".lock").read_text(encoding="ascii") == _state(copy)
+    return copy.exists() and _lock(copy).read_text(encoding="ascii") == _state(copy)
 
 
 @contextmanager
@@ -82,22 +110,37 @@ def _copying(folder: Path) -> Iterator[None]:
     """Only one process of this host is in here; what a killed one left half copied is gone."""
     with open(folder / "copying.lock", "a", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for partial in folder.glob(".*.part"):
+        for partial in folder.glob("*/.*.part"):
             partial.unlink()
         yield
 
 
-def _copy(shard: Path, copy: Path, digest: str) -> None:
-    found = hashlib.sha256()
+def _copy(path: Path, copy: Path, digest: str) -> None:
     with whole_file(copy) as partial:
-        with open(shard, "rb") as source, open(partial, "wb") as target:
-            while block := source.read(_BLOCK):
-                found.update(block)
-                target.write(block)
-        if found.hexdigest() != digest:
+        found = _downloaded(path, partial) if store_of(path) is not None else _read(path, partial)
+        if found != digest:
             raise ValueError(
-                f"shard {shard} is truncated or altered: its sha256 is {found.hexdigest()}, the manifest says {digest}"
+                f"{path} is truncated or altered: its sha256 is {found}, results/ says {digest}; make it again"
             )
+
+
+def _downloaded(path: Path, partial: Path) -> str:
+    """Copy a file from a URL; its SHA-256."""
+    try:
+        download(path, partial)
+    except Exception as error:  # drivers have errors of their own
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    return sha256(partial)
+
+
+def _read(path: Path, partial: Path) -> str:
+    """Copy a file from another file system; its SHA-256."""
+    found = hashlib.sha256()
+    with open(path, "rb") as source, open(partial, "wb") as target:
+        while block := source.read(_BLOCK):
+            found.update(block)
+            target.write(block)
+    return found.hexdigest()
 
 
 def _room(folder: Path) -> float:
@@ -111,13 +154,13 @@ def _room(folder: Path) -> float:
         bound = math.nan
     if not bound >= 0:
         raise ValueError(f"M2F_SHARD_CACHE_GIB is {setting!r}; it must be a number of GiB from 0 on")
-    return min(bound - sum(copy.stat().st_size for copy in folder.glob("*.arrow")), disk.free)
+    return min(bound - sum(copy.stat().st_size for copy in _copies(folder)), disk.free)
 
 
 def _make_room(folder: Path, size: int, copy: Path) -> bool:
     """Delete `copy`, which is to be made, and as many unused copies as `size` bytes need; False: there is no room."""
     copy.unlink(missing_ok=True)
-    unused = sorted(folder.glob("*.arrow"), key=_last_used)
+    unused = sorted(_copies(folder), key=_last_used)
     while _room(folder) < size:
         if not unused:
             return False
@@ -126,12 +169,12 @@ def _make_room(folder: Path, size: int, copy: Path) -> bool:
 
 
 def _last_used(copy: Path) -> int:
-    lock = copy.with_suffix(".lock")
+    lock = _lock(copy)
     return lock.stat().st_mtime_ns if lock.exists() else 0
 
 
 def _delete_unless_open(copy: Path) -> None:
-    with open(copy.with_suffix(".lock"), "a", encoding="ascii") as lock:
+    with open(_lock(copy), "a", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

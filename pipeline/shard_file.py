@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
-from pipeline.files import sha256, whole_file, write_json
+from pipeline.files import sha256, store_of, whole_file, write_json
 from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image, encode_segments
+from pipeline.shard_cache import local_copy
+from pipeline.storage import storage_root
 
 Pixels = Literal["encoded", "raw"]
 """How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
@@ -216,7 +218,9 @@ class ShardJob:
     pixels: Pixels
     on_error: Literal["stop", "skip"]
     sources: tuple[Path, ...]
-    """The dataset's archives and folders."""
+    """The dataset's archives and folders, as files of this host."""
+    archives: tuple[tuple[str, str], ...] = ()
+    """Where the storage root is a URL: path under it and SHA-256 of the archives, which `sources` are copies of."""
 
 
 def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -228,10 +232,12 @@ def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None
     """
     import cv2
 
-    for path in (folder, *job.sources):
-        if not path.exists():
+    for path, digest in job.archives:
+        local_copy(storage_root() / path, digest)
+    for place in (*([folder] if store_of(folder) is None else []), *job.sources):
+        if not place.exists():
             raise OSError(
-                f"host {socket.gethostname()} does not see {path}; on a cluster the storage root and the sources must "
+                f"host {socket.gethostname()} does not see {place}; on a cluster the storage root and the sources must "
                 "be on a file system that all hosts share, under the same path"
             )
     threads = cv2.getNumThreads()
@@ -311,6 +317,6 @@ def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
 
 def read_rows(path: Path, places: Sequence[int]) -> list[dict[str, Any]]:
     """Some rows of a shard."""
-    with pa.memory_map(str(path)) as file:
+    with path.open("rb") as file:
         reader = pa.ipc.open_file(file)
         return [reader.get_batch(place).to_pylist()[0] for place in places]

@@ -5,7 +5,9 @@ hosts make them. Shards are written under shards/.building-<key>/ in the storage
 decides their bytes; when the last one is there, the folder becomes shards/<digest of the contents>/. A build that was
 interrupted, or one that is repeated, takes up the shards that are there and whole.
 
-On a cluster the sources and the storage root must be visible to all hosts under the same paths.
+On a cluster the sources and the storage root must be visible to all hosts under the same paths. Where the storage root
+is a URL, every host has its own copies of the archives, shards are uploaded one by one, and the last step is a copy
+within the store, at the end of which build.json says that the folder is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pipeline.dataset_card import counted, sample_places, sample_sheet
 from pipeline.datasets import cityscapes, coco, folder, shapes
 from pipeline.datasets.source import Record
 from pipeline.download import check_space
-from pipeline.files import link_or_copy, read_json, whole_file, write_json
+from pipeline.files import copy_file, delete, files_below, link_or_copy, read_json, store_of, whole_file, write_json
 from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
 from pipeline.provenance import code_digest
@@ -105,13 +107,18 @@ def build(
     for split, records in listed.items():
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
-    jobs, record_bytes = _plan(listed, config, tuple(sources))
+    at_url = store_of(storage_root()) is not None
+    archives = [
+        (fact["path"], fact["sha256"]) for fact in facts if at_url and not fact["path"].endswith("/folder.json")
+    ]
+    jobs, record_bytes = _plan(listed, config, tuple(sources), tuple(archives))
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
     with _building(shards_root / f".building-{key}", dataset) as partial:
         found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
         rest = [job for job in jobs if job.name not in found]
-        check_space(f"sharding {dataset}", round(sum(record_bytes[job.split] * len(job.records) for job in rest)))
+        if not at_url:
+            check_space(f"sharding {dataset}", round(sum(record_bytes[job.split] * len(job.records) for job in rest)))
         shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
         for job in jobs:
             if job.name in found:
@@ -182,7 +189,10 @@ def _manifest(
 
 
 def _plan(
-    listed: Mapping[str, Sequence[Record]], config: DatasetConfig, sources: tuple[Path, ...]
+    listed: Mapping[str, Sequence[Record]],
+    config: DatasetConfig,
+    sources: tuple[Path, ...],
+    archives: tuple[tuple[str, str], ...],
 ) -> tuple[list[ShardJob], dict[str, float]]:
     """The shards: every split's records in order, in runs of equal length that should take about `shard_mib`; and the
     bytes expected of a record, by split, from some that are spread over it."""
@@ -208,6 +218,7 @@ def _plan(
                     pixels=config.pixels,
                     on_error=config.on_error,
                     sources=sources,
+                    archives=archives,
                 )
             )
     return jobs, record_bytes
@@ -251,7 +262,8 @@ def _take_up(
     dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[Path]
 ) -> dict[str, tuple[dict[str, Any], Path]]:
     """Facts and folder of every shard that one of the folders holds as it was written, by name."""
-    there = [job for job in jobs if any((folder / f"{job.name}.json").exists() for folder in folders)]
+    listed = [files_below(folder) for folder in folders]
+    there = [job for job in jobs if any(f"{job.name}.json" in files for files in listed)]
     progress = Progress(f"{dataset}: checking shards that are here already", len(there), unit="shards")
     found = {}
     for job in there:
@@ -371,7 +383,9 @@ def _progress(dataset: str, jobs: Sequence[ShardJob]) -> Progress:
 
 
 def _begun(job: ShardJob, folder: Path, record_bytes: float) -> int:
-    """About the records that a running task has written."""
+    """About the records that a running task has written; of an upload nothing is seen before its end."""
+    if store_of(folder) is not None:
+        return 0
     written = 0
     for path in folder.glob(f".{job.name}.arrow.*.part"):
         with contextlib.suppress(FileNotFoundError):
@@ -384,7 +398,13 @@ def _begun(job: ShardJob, folder: Path, record_bytes: float) -> int:
 
 @contextmanager
 def _building(folder: Path, dataset: str) -> Iterator[Path]:
-    """The folder of a build, which this process holds alone. Of a build that fails it keeps only finished shards."""
+    """The folder of a build, which this process holds alone. Of a build that fails it keeps only finished shards.
+
+    An object store has no locks and no half-written files: two builds do the same work twice, and write the same.
+    """
+    if store_of(folder) is not None:
+        yield folder
+        return
     handle = _locked(folder, dataset)
     try:
         _clear(folder)
@@ -441,6 +461,11 @@ def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, P
 
 def _settle(partial: Path, target: Path) -> None:
     """Move a finished build to its place; files of an earlier one with the same contents are replaced by themselves."""
+    if store_of(partial) is not None:
+        for name in sorted(files_below(partial), key=lambda name: name == "build.json"):  # last: it is the mark
+            copy_file(partial / name, target / name)
+        delete(partial)
+        return
     _clear(partial)  # of tasks that were lost
     try:
         partial.rename(target)

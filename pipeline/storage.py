@@ -1,19 +1,130 @@
-"""The storage root: where archives, shards, weights and runs lie. Facts about them are in results/."""
+"""The storage root: where archives, shards, weights and runs lie. Facts about them are in results/.
+
+M2F_STORAGE names it: a folder, or the URL of an object store (s3://bucket/prefix, or whatever else fsspec has a driver
+for). Paths in a folder are pathlib's, those below a URL universal-pathlib's; both have /, exists, read_text, glob and
+so on. The driver reads credentials and the address of the store from the environment or its own files; nothing here
+does.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from pipeline.files import read_json, sha256
+from pipeline.files import copy_file, delete, download, files_below, read_json, sha256, store_of
+from pipeline.progress import Progress
+from pipeline.shard_cache import local_copy
+
+ANSWER_S = 20.0
+"""A store that has not answered the first question after this long is called unreachable."""
+
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az")
+"""Schemes whose first part is a bucket, which has to exist."""
 
 
 def storage_root() -> Path:
-    """`M2F_STORAGE`, or `storage/` in the working directory; absolute."""
-    return Path(os.environ.get("M2F_STORAGE") or "storage").expanduser().absolute()
+    """`M2F_STORAGE`, or `storage/` in the working directory; absolute. ValueError if it is a URL that does not work."""
+    return root_at(os.environ.get("M2F_STORAGE") or "storage")
+
+
+def root_at(setting: str) -> Path:
+    """A storage root by its folder or URL. ValueError says what is wrong with a URL, once its store has been asked."""
+    url = urlsplit(setting)
+    if "://" not in setting:
+        return Path(setting).expanduser().absolute()
+    if url.scheme == "file":
+        return Path(unquote(url.path)).absolute()
+    if url.password:
+        raise ValueError("a storage root's URL must not hold a password; the driver reads it from the environment")
+    _ask(setting.rstrip("/"))
+    return _below_url(setting.rstrip("/"))
+
+
+def _below_url(url: str) -> Path:
+    from upath import UPath
+
+    path: Any = UPath(url, use_listings_cache=False)  # other hosts write there too
+    root: Path = path
+    return root
+
+
+@cache
+def _ask(url: str) -> None:
+    """Ask the store at a URL for its bucket, once per process. ValueError in one sentence when it gives none."""
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            root: Any = _below_url(url)
+            root.fs.info(urlsplit(url).netloc) if urlsplit(url).scheme in _BUCKETS else root.exists()
+        except Exception as error:  # drivers have errors of their own
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    if asking.is_alive():
+        raise ValueError(f"the storage root {url} has not answered for {ANSWER_S:.0f} s; {_ADVICE}")
+    for error in errors:
+        raise ValueError(f"the storage root {url} cannot be used: {_reason(url, error)}") from error
+
+
+_ADVICE = (
+    "credentials and address come from the environment, for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if it "
+    "is not Amazon's, AWS_ENDPOINT_URL"
+)
+
+
+def _reason(url: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"its driver is not installed ({error}); for s3:// run: pip install s3fs"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {urlsplit(url).netloc}; make the bucket, or correct M2F_STORAGE"
+    if isinstance(error, PermissionError):
+        return f"the credentials are refused ({error}); {_ADVICE}"
+    return f"{error}; {_ADVICE}"
+
+
+def store_failure(error: BaseException) -> str:
+    """What an error says that a store's driver raised, or a Ray task on its behalf; empty: it is another's.
+
+    Drivers raise OSErrors for what a store answers, but not for what becomes of the connection.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.partition(".")[0] in _DRIVERS:
+            return f"the storage root does not work any more: {seen}; run the command again to go on"
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return ""
+
+
+_DRIVERS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+
+@contextmanager
+def local_file(path: Path, digest: str | None = None) -> Iterator[Path]:
+    """A stored file as one of this host's, to be mapped or searched: the file itself on a file system.
+
+    From a URL it is the host's verified copy if its SHA-256 is given (pipeline.shard_cache), else a temporary one.
+    """
+    if store_of(path) is None:
+        yield path
+    elif digest is not None:
+        yield local_copy(path, digest)
+    else:
+        with tempfile.TemporaryDirectory(prefix="m2f-") as folder:
+            copy = Path(folder, path.name)
+            download(path, copy)
+            yield copy
 
 
 def stored(relative: str, *, made_by: str) -> Path:
@@ -35,13 +146,18 @@ class Item:
     """Whether a file under results/ names it or something in it."""
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
+def _digests(value: Any, run_dir: str = "") -> Iterator[tuple[str, str]]:
+    """Path under the root and SHA-256 of every file that a result names with both; a training names its checkpoints
+    by their paths in its run folder."""
     if isinstance(value, dict):
-        yield value
+        run_dir = value.get("run_dir") or run_dir
+        path, digest = value.get("path"), value.get("sha256")
+        if path and digest:
+            yield f"{run_dir}/{path}" if run_dir else path, digest
         value = list(value.values())
     if isinstance(value, list):
         for entry in value:
-            yield from _objects(entry)
+            yield from _digests(entry, run_dir)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -59,25 +175,26 @@ def _results(folder: Path) -> Iterator[Any]:
 
 def inventory(results: Path = Path("results")) -> list[Item]:
     """What lies under the storage root, by path: the entries of its folders, one level deep."""
-    root = storage_root()
     named = {text for value in _results(results) for text in _strings(value)}
-    items = []
-    for path in sorted(root.glob("*/*")):
-        relative = path.relative_to(root).as_posix()
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        is_named = any(text == relative or text.startswith(f"{relative}/") for text in named)
-        items.append(Item(relative, sum(file.stat().st_size for file in files), is_named))
-    return items
+    sizes: Counter[str] = Counter()
+    for name, size in files_below(storage_root()).items():
+        if "/" in name:
+            sizes[_item(name)] += size
+    return [
+        Item(item, sizes[item], any(text == item or text.startswith(f"{item}/") for text in named))
+        for item in sorted(sizes)
+    ]
+
+
+def _item(name: str) -> str:
+    """The item that a file belongs to."""
+    return "/".join(name.split("/")[:2])
 
 
 def named_digests(results: Path = Path("results")) -> dict[str, str]:
     """SHA-256 of every file that results/ names with one, by its path under the root; folders in place are left out."""
-    entries = (entry for value in _results(results) for entry in _objects(value))
-    return {
-        entry["path"]: entry["sha256"]
-        for entry in entries
-        if entry.get("path") and entry.get("sha256") and not entry["path"].endswith("/folder.json")
-    }
+    found = (pair for value in _results(results) for pair in _digests(value))
+    return {path: digest for path, digest in found if not path.endswith("/folder.json")}
 
 
 def wrong_file(relative: str, digest: str) -> str:
@@ -87,3 +204,35 @@ def wrong_file(relative: str, digest: str) -> str:
         return f"{relative} is missing"
     found = sha256(path)
     return "" if found == digest else f"{relative} is altered: its sha256 is {found}, results/ says {digest}"
+
+
+def prune(item: Item) -> None:
+    """Delete an item."""
+    delete(storage_root() / item.path)
+
+
+def copy_named(target: Path, results: Path = Path("results")) -> tuple[int, int]:
+    """Copy every item that results/ names to another storage root: how many files there are, and how many were copied.
+
+    A file that is there in its length is left as it is, for files come whole or not at all. ValueError when one that is
+    to be copied has not the SHA-256 that results/ says.
+    """
+    root, digests = storage_root(), named_digests(results)
+    items = {item.path for item in inventory(results) if item.named}
+    files = {name: size for name, size in files_below(root).items() if _item(name) in items and not _is_partial(name)}
+    there = files_below(target)
+    missing = {name: size for name, size in files.items() if there.get(name) != size}
+    progress = Progress(f"copying to {target}", sum(missing.values()), unit="MiB", scale=2.0**-20)
+    for name, size in missing.items():
+        with local_file(root / name) as file:
+            if name in digests and sha256(file) != digests[name]:
+                raise ValueError(f"{root / name} has not the sha256 that results/ says; make it again, then copy")
+            copy_file(file, target / name)
+        progress.add(size)
+    progress.done()
+    return len(files), len(missing)
+
+
+def _is_partial(name: str) -> bool:
+    """Whether a file is one that is being written."""
+    return name.rpartition("/")[2].startswith(".") and name.endswith(".part")

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pipeline.files import write_text
+from pipeline.files import Lines, store_of
 from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
@@ -137,8 +137,7 @@ class Curve:
     def __init__(self, path: Path, run_id: str | None, first_step: int) -> None:
         self._run_id = run_id
         points = [point for point in read_curve(path) if point["step"] < first_step]
-        write_text(path, "".join(json.dumps(point) + "\n" for point in points))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the curve)
+        self._file = Lines(path, "".join(json.dumps(point) + "\n" for point in points))
         now_ms = int(time.time() * 1000)
         self._unsent = [_split(point, now_ms) for point in points] if run_id else []
         self._known: dict[str, set[int]] = {}
@@ -151,12 +150,15 @@ class Curve:
             return
         values = {key: float(value) for key, value in metrics.items()}
         point = {"step": step, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-        self._file.write(json.dumps(point) + "\n")
-        self._file.flush()
+        self._file.add(json.dumps(point))
         if self._run_id:
             self._unsent.append((step, values, int(time.time() * 1000)))
             if time.monotonic() >= self._next_send:
                 self._send(SEND_BUDGET_S)
+
+    def save(self) -> None:
+        """Upload the points so far, where the run folder is below a URL; on a file system they are there already."""
+        self._file.save()
 
     def close(self) -> None:
         """Close the file and send what is left, if MLflow answers."""
@@ -253,7 +255,8 @@ def _experiment(client: MlflowClient, name: str) -> str:
     if experiment is None:
         artifacts = None  # a server knows its own place for artifacts
         if tracking_uri().startswith("sqlite:"):
-            artifacts = (storage_root() / "mlflow" / name).as_uri()
+            folder = storage_root() / "mlflow" / name
+            artifacts = folder.as_uri() if store_of(folder) is None else str(folder)
         try:
             return str(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:

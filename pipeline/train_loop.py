@@ -40,6 +40,7 @@ from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance import environment
+from pipeline.storage import local_file
 from pipeline.tasks import in_words, primary
 from pipeline.tracking import Curve
 
@@ -137,7 +138,7 @@ def train(run: Run) -> dict[str, Any]:
     curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1) if chief else None
     progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
     begun_s, trained_s = time.monotonic(), state["train_s"]
-    checked = NormCheck(run)
+    checked = NormCheck(run, curve)
     model.train()
 
     for step, batch in enumerate(batches, start=first_step):
@@ -186,7 +187,8 @@ def train(run: Run) -> dict[str, Any]:
             curve.log(done, points)
         if saving:
             state["train_s"] = trained_s + time.monotonic() - begun_s
-            if chief:
+            if curve is not None:
+                curve.save()  # first: a run that goes on from the checkpoint has its points
                 save_checkpoint(
                     run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
                 )
@@ -219,7 +221,8 @@ def build(run: Run, worker: Worker) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(mix(run.seed, _INIT))
     model = build_model(run.row.model)
     if run.weights is not None:
-        load_backbone(model, read_checkpoint(run.weights))
+        with local_file(run.weights, run.weights.stem) as file:  # named by its digest
+            load_backbone(model, read_checkpoint(file))
     if worker.size > 1 and needs_synchronised_norm(run.row):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(worker.device)
@@ -305,8 +308,8 @@ class NormCheck:
     anything is saved.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, curve: Curve | None) -> None:
+        self.run, self.curve = run, curve
         self.pending: tuple[int, Batch, Tensor] | None = None
 
     def expect(self, step: int, batch: Batch, norm: Tensor) -> None:
@@ -326,6 +329,8 @@ class NormCheck:
         """Save what is known in diverged.json; the exception to raise. A retry would replay it, so none follows."""
         norms = None if self.pending is None else {"step": self.pending[0], "norm": repr(self.pending[2].item())}
         message = f"row {self.run.row.name}, seed {self.run.seed} diverged in step {step}: {reason}"
+        if self.curve is not None:
+            self.curve.save()
         write_json(
             self.run.run_dir / "diverged.json",
             {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; what the user can mend (ValueError, OSError) ends in one line and exit code 1."""
+    """Call a stage's `main`; what the user can mend (ValueError, OSError, a store that fails) ends in one line
+    and exit code 1."""
     try:
         main()
     except KeyboardInterrupt:
@@ -22,5 +24,15 @@ def run(main: Callable[[], None]) -> None:
         )
         sys.exit(1)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _end(error)
+    except Exception as error:
+        from pipeline.storage import store_failure
+
+        if not (said := store_failure(error)):
+            raise
+        _end(said)
+
+
+def _end(error: object) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(1)

@@ -1,15 +1,15 @@
-"""What lies under the storage root: list it, verify its digests, prune what no result names.
+"""What lies under the storage root: list it, verify its digests, copy what results name, prune what none does.
 
 list:   every archive, shard folder, weights file and run, its size, and whether a file under results/ names it
 verify: reads every named archive, shard, weights file and checkpoint and compares its digest with results/
 prune:  archives, shards and weights that no file under results/ names; a dry run unless --yes. With --runs also
         runs and unfinished shards: what is going on, or was interrupted and could go on, is not named yet
+copy:   everything that results/ names to another storage root, a folder or a URL; goes on where it was interrupted
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 
 from stages import run
 
@@ -19,14 +19,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("action", choices=("list", "verify", "prune"))
+    parser.add_argument("action", choices=("list", "verify", "prune", "copy"))
+    parser.add_argument("to", nargs="?", metavar="ROOT", help="copy: the other storage root, as in M2F_STORAGE")
     parser.add_argument("--yes", action="store_true", help="prune: delete, do not only list")
     parser.add_argument("--runs", action="store_true", help="prune: runs and unfinished shards too")
     arguments = parser.parse_args()
 
-    from pipeline.storage import inventory, named_digests, storage_root, wrong_file
+    if (arguments.action == "copy") != (arguments.to is not None):
+        parser.error("copy needs the other storage root, and only copy takes one")
+
+    from pipeline.storage import copy_named, inventory, named_digests, prune, root_at, storage_root, wrong_file
 
     root = storage_root()
+    if arguments.action == "copy":
+        files, copied = copy_named(root_at(arguments.to))
+        print(
+            f"{files} files that results/ names are there, {copied} of them new; to read them all and compare digests:"
+        )
+        print(f"M2F_STORAGE={arguments.to} python -m stages.storage verify")
+        return
     if arguments.action == "verify":
         named = named_digests()
         problems = [problem for path, digest in sorted(named.items()) if (problem := wrong_file(path, digest))]
@@ -49,8 +60,7 @@ def main() -> None:
             continue
         print(f"{'deleted' if arguments.yes else 'would delete'} {item.path} ({item.bytes / 2**20:,.1f} MiB)")
         if arguments.yes:
-            target = root / item.path
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
+            prune(item)
     if not arguments.yes:
         print("nothing was deleted; add --yes to delete")
 

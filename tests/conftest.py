@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 
 # Before torch, Ray, MLflow and albumentations are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -13,12 +14,15 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-for name in ("MLFLOW_TRACKING_URI", "M2F_STORAGE", "M2F_WORKERS", "RAY_ADDRESS"):
+for name in ("MLFLOW_TRACKING_URI", "M2F_STORAGE", "M2F_SHARD_CACHE", "M2F_WORKERS", "RAY_ADDRESS", "AWS_PROFILE"):
     os.environ.pop(name, None)  # a test never touches the user's results, server or cluster
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+
+from tests.s3_server import KEYS, s3_server  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,3 +51,27 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.setenv("M2F_STORAGE", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Address of an S3 server."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty storage root of the test's own in a bucket, which the pipeline uses; its copies go to tmp_path/cache."""
+    from s3fs import S3FileSystem
+
+    from pipeline.storage import storage_root
+
+    name = f"test-{uuid.uuid4().hex}"
+    for variable, value in {**KEYS, "AWS_ENDPOINT_URL": s3, "M2F_STORAGE": f"s3://{name}/some/prefix"}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    S3FileSystem.clear_instance_cache()  # it keeps connections, with the address and keys that were set then
+    S3FileSystem().mkdir(name)
+    yield storage_root()
+    S3FileSystem.clear_instance_cache()

@@ -1,15 +1,38 @@
 from __future__ import annotations
 
+import os
 import stat
+import uuid
 from pathlib import Path
 
 import pytest
 
-from pipeline.files import read_json, sha256, whole_file, write_json
+from pipeline.files import (
+    Lines,
+    copy_file,
+    delete,
+    files_below,
+    link_or_copy,
+    read_json,
+    sha256,
+    whole_file,
+    write_json,
+    write_text,
+)
+from pipeline.storage import root_at
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "facts.json"
+@pytest.fixture(params=["folder", "s3", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A storage root of every kind: a folder, a bucket on a server, and another of fsspec's drivers."""
+    if request.param == "s3":
+        bucket: Path = request.getfixturevalue("bucket")
+        return bucket
+    return root_at(f"memory://{uuid.uuid4().hex}/x" if request.param == "memory" else str(tmp_path / "root"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(root: Path) -> None:
+    path = root / "new" / "facts.json"
     write_json(path, {"a": 1})
 
     def interrupted() -> None:
@@ -47,3 +70,40 @@ def test_missing_and_torn_facts_name_the_command_that_makes_them(tmp_path: Path)
 def test_a_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_files_are_found_copied_and_deleted_by_their_paths(root: Path, tmp_path: Path) -> None:
+    assert files_below(root) == {}
+    write_text(root / "a/one.txt", "one")
+    write_text(root / "a/b/empty.txt", "")
+    assert files_below(root) == {"a/b/empty.txt": 0, "a/one.txt": 3}
+    for copy in (copy_file, link_or_copy):
+        copy(root / "a/one.txt", root / "c/two.txt")  # within the root
+        copy(root / "a/one.txt", tmp_path / "here/three.txt")  # out of it
+        copy(tmp_path / "here/three.txt", root / "c/three.txt")  # into it
+        copy(root / "a/b/empty.txt", root / "c/three.txt")  # in another's place
+    assert (tmp_path / "here/three.txt").read_text() == "one"
+    assert files_below(root / "c") == {"three.txt": 0, "two.txt": 3}
+    assert sha256(root / "c/two.txt") == sha256(tmp_path / "here/three.txt")
+    delete(root / "a")
+    delete(root / "c/two.txt")
+    assert files_below(root) == {"c/three.txt": 0}
+
+
+def test_lines_are_in_their_place_when_they_are_saved(root: Path) -> None:
+    path = root / "run/curve.jsonl"
+    lines = Lines(path, "0\n")
+    lines.add("1")
+    lines.save()
+    assert path.read_text() == "0\n1\n"
+    lines.add("2")
+    lines.close()
+    assert path.read_text() == "0\n1\n2\n"
+    assert lines.closed
+
+
+def test_a_local_copy_is_no_hard_link_but_a_link_is(tmp_path: Path) -> None:
+    write_text(tmp_path / "one", "one")
+    copy_file(tmp_path / "one", tmp_path / "copied")
+    link_or_copy(tmp_path / "one", tmp_path / "linked")
+    assert [os.stat(tmp_path / name).st_nlink for name in ("one", "copied", "linked")] == [2, 1, 2]

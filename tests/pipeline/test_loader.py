@@ -674,9 +674,9 @@ def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
     mapped = loader._mapped
     monkeypatch.setattr(loader, "_mapped", lambda path: opened.append(path) or mapped(path))
     assert pictures_of(batches(manifest)) == expected
-    assert {path.parent for path in opened} == {tmp_path / "cache"}
+    assert {path.parent.parent for path in opened} == {tmp_path / "cache"}
     assert pictures_of(batches(manifest, processes=2)) == expected
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2
+    assert len(list((tmp_path / "cache").glob("*/*.arrow"))) == 2
 
 
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: dict[str, Any]) -> None:

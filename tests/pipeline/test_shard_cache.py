@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import shard_cache
-from pipeline.shard_cache import local_copy
+from pipeline.shard_cache import _lock, local_copy
 
 KIB = 1 << 10
 
@@ -44,7 +44,7 @@ def close_all() -> None:
 
 def kept(cache: Path) -> set[int]:
     """Seeds of the shards that have a copy."""
-    return {path.read_bytes()[0] for path in cache.glob("*.arrow")}
+    return {path.read_bytes()[0] for path in cache.glob("*/*.arrow")}
 
 
 def test_without_a_cache_shards_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_without_a_cache_shards_are_read_where_they_lie(tmp_path: Path, monkeypa
 def test_a_shard_is_copied_once(tmp_path: Path, cache: Path) -> None:
     path, digest = shard(tmp_path, 1)
     copy = local_copy(path, digest)
-    assert copy.parent == cache
+    assert copy == cache / digest / path.name
     assert copy.read_bytes() == path.read_bytes()
     path.unlink()
     close_all()
@@ -66,9 +66,9 @@ def test_a_shard_is_copied_once(tmp_path: Path, cache: Path) -> None:
 def test_a_shard_that_is_not_what_the_manifest_says_is_not_kept(tmp_path: Path, cache: Path) -> None:
     path, digest = shard(tmp_path, 1)
     path.write_bytes(b"torn")
-    with pytest.raises(ValueError, match=rf"train-00001\.arrow is truncated or altered: .* manifest says {digest}"):
+    with pytest.raises(ValueError, match=rf"train-00001\.arrow is truncated or altered: .* results/ says {digest}"):
         local_copy(path, digest)
-    assert not list(cache.glob("*.arrow")) + list(cache.glob("*.part")) + list(cache.glob(".*.part"))
+    assert kept(cache) == set() and not list(cache.rglob("*.part"))
 
 
 @pytest.mark.parametrize("length", [0, 500, KIB])
@@ -83,17 +83,17 @@ def test_a_corrupted_copy_is_made_again(tmp_path: Path, length: int) -> None:
 
 
 def test_what_a_killed_process_left_half_copied_is_removed(tmp_path: Path, cache: Path) -> None:
-    cache.mkdir()
-    (cache / ".abc.arrow.123.part").write_bytes(b"half")
+    (cache / "abc").mkdir(parents=True)
+    (cache / "abc" / ".train-00000.arrow.123.part").write_bytes(b"half")
     local_copy(*shard(tmp_path, 1))
-    assert not list(cache.glob(".*.part"))
+    assert not list(cache.rglob("*.part"))
 
 
 def test_the_longest_unused_copies_make_room(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = {seed: shard(tmp_path, seed) for seed in range(5)}
     bound(monkeypatch, 3 * KIB)
     for at, seed in enumerate((0, 1, 2, 0)):  # 0 was used last
-        os.utime(local_copy(*shards[seed]).with_suffix(".lock"), ns=(at, at))
+        os.utime(_lock(local_copy(*shards[seed])), ns=(at, at))
     close_all()
     local_copy(*shards[3])
     assert kept(cache) == {0, 2, 3}
@@ -106,21 +106,21 @@ def test_copies_in_use_are_never_deleted_and_what_has_no_room_is_read_where_it_l
 ) -> None:
     bound(monkeypatch, 2 * KIB + 100)
     shards = [shard(tmp_path, seed) for seed in range(3)]
-    assert [local_copy(*each).parent for each in shards] == [cache, cache, tmp_path]
+    assert [local_copy(*each).is_relative_to(cache) for each in shards] == [True, True, False]
     assert kept(cache) == {0, 1}
     assert local_copy(*shards[2]) == shards[2][0]
     close_all()
-    assert local_copy(*shards[2]).parent == cache
+    assert local_copy(*shards[2]).is_relative_to(cache)
     assert 2 in kept(cache)
     assert len(kept(cache)) == 2
 
 
 def test_a_tenth_of_the_disk_stays_free(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, digest = shard(tmp_path, 1)
-    for free, parent in ((100 * KIB + 1023, tmp_path), (101 * KIB, cache)):
+    for free, kept_there in ((100 * KIB + 1023, False), (101 * KIB, True)):
         usage = shutil._ntuple_diskusage(1000 * KIB, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
-        assert local_copy(path, digest).parent == parent
+        assert local_copy(path, digest).is_relative_to(cache) == kept_there
 
 
 @pytest.mark.parametrize("setting", ["much", "-1", "nan"])
@@ -134,7 +134,7 @@ def _race(
     shards: list[tuple[Path, str]], start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue
 ) -> None:
     copies: list[str] = []
-    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(args[1].name), copy(*args))
+    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[1])), copy(*args))
     start.wait()
     read = [hashlib.sha256(local_copy(*each).read_bytes()).hexdigest() == each[1] for each in shards]
     start.wait()  # nobody's copies are free for deletion before all have theirs
