@@ -8,7 +8,10 @@ M2F_GROUPS_AT_ONCE     groups per forward pass (default: all of the worker's; le
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from m2f.config import BATCH_NORM_BACKBONES
 from pipeline.params import Row
@@ -24,9 +27,17 @@ def environment_int(name: str) -> int | None:
     return int(text)
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine of the cluster."""
+
+    gpus: int
+    cpus: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What one training gets."""
+    """What one training gets: a pool of workers."""
 
     workers: int
     """Processes; 0: the calling process, without Ray."""
@@ -34,34 +45,62 @@ class Resources:
     cpus_per_worker: int
     loader_processes: int
     groups_at_once: int | None
+    pools: int = 1
+    """Seeds of the row that train at the same time, each on a pool of its own."""
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
+
+    def __str__(self) -> str:
+        """2 workers with 1 GPU and 8 cores each."""
+        workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
+        cores = f"{self.cpus_per_worker} core{'s' if self.cpus_per_worker != 1 else ''}"
+        return f"{workers} with {'1 GPU and ' if self.use_gpu else ''}{cores}{' each' if self.workers != 1 else ''}"
 
 
-def resources_for(row: Row, *, gpus: int, cpus: int, training: bool = True) -> Resources:
-    """Share `gpus` GPUs (or `cpus` cores where there is none) among the workers that train or evaluate a row.
+def resources_for(row: Row, hosts: Sequence[Host], *, training: bool = True) -> Resources:
+    """Share the hosts' GPUs (or cores where there is none) among the workers that train or evaluate a row.
 
-    ValueError when M2F_WORKERS asks for more training workers than the row has groups, or for several on a
-    CPU where batch statistics would have to be synchronised.
+    A training takes a pool of workers, and there are as many pools as the hosts hold, but no more than the row has
+    seeds. A worker has one GPU and its share of its host's cores, or a share of the cores. ValueError when M2F_WORKERS
+    asks for more training workers than the row has groups or the hosts have room for, or for several on a CPU where
+    batch statistics would have to be synchronised.
     """
-    wanted, devices = environment_int("M2F_WORKERS"), gpus or cpus
+    wanted = environment_int("M2F_WORKERS")
+    use_gpu = any(host.gpus for host in hosts)
+    places = sum(min(host.gpus, host.cpus) if use_gpu else host.cpus for host in hosts)
+    if places == 0:
+        raise ValueError("the Ray cluster has no GPU and no core that a worker could take; add hosts to it")
+    pools = 1
     if training:
-        alone = gpus == 0 and needs_synchronised_norm(row)
-        workers = min(row.train.groups, 1 if alone else devices) if wanted is None else wanted
-        check_workers(row, workers=workers, use_gpu=gpus > 0)
-        if workers > devices:  # Ray would wait for ever for the rest
+        alone = not use_gpu and needs_synchronised_norm(row)
+        workers = min(row.train.groups, 1 if alone else places) if wanted is None else wanted
+        check_workers(row, workers=workers, use_gpu=use_gpu)
+        if workers > places:  # Ray would wait for ever for the rest
             raise ValueError(
-                f"M2F_WORKERS={workers}, but there are {devices} {'GPUs' if gpus else 'cores'} here; "
-                f"set it to {devices} or less"
+                f"M2F_WORKERS={workers}, but there are {places} {'GPUs' if use_gpu else 'cores'} here; "
+                f"set it to {places} or less"
             )
+        if workers:
+            pools = min(len(row.seeds), places // workers)
     else:
-        workers = devices if wanted is None else min(wanted, devices)
-    cpus_per_worker = max(1, cpus // max(1, workers))
+        workers = places if wanted is None else min(wanted, places)
+    if use_gpu:
+        cpus_per_worker = max(1, min(host.cpus // host.gpus for host in hosts if host.gpus))
+    else:
+        cpus_per_worker = sum(host.cpus for host in hosts) // max(1, workers * pools)
+        while workers and sum(host.cpus // cpus_per_worker for host in hosts) < workers * pools:
+            cpus_per_worker -= 1  # a worker's cores are all of one host
     loaders = environment_int("M2F_LOADER_PROCESSES")
     return Resources(
         workers=workers,
-        use_gpu=gpus > 0,
+        use_gpu=use_gpu,
         cpus_per_worker=cpus_per_worker,
         loader_processes=min(8, cpus_per_worker - 1) if loaders is None else loaders,
         groups_at_once=environment_int("M2F_GROUPS_AT_ONCE") or None,
+        pools=pools,
     )
 
 
@@ -95,9 +134,11 @@ def share(count: int, *, worker: int, workers: int) -> range:
 def connect() -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine.
 
-    Ray's own log lines stay in its log files: what a person should read comes through `progress.log` of a run.
+    Ray's own log lines stay in its log files: what a person should read comes through `pipeline.relay`.
     """
     import logging
+    import signal
+    import threading
 
     import ray
 
@@ -110,29 +151,45 @@ def connect() -> None:
     variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
     variables |= {name: os.environ[name] for name in ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB") if name in os.environ}
     places = {"env_vars": variables}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env=places)
-        return
-    # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=places,
-    )
+    else:  # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=places,
+        )
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def ray_storage(folder: Any) -> dict[str, Any]:
+    """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it: a Path, or a UPath of a URL."""
+    from pipeline.files import store_of
+
+    store = store_of(folder)
+    if store is None:
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store))}
 
 
 def cluster_resources(row: Row, *, training: bool = True) -> Resources:
-    """`resources_for` with what is here: the connected Ray cluster's GPUs and cores, or this machine's."""
-    import torch
-
+    """`resources_for` with what is here: the connected Ray cluster's hosts, or this machine."""
     if environment_int("M2F_WORKERS") != 0 and os.environ.get("RAY_ADDRESS"):
         import ray
 
         connect()
-        total = ray.cluster_resources()
-        return resources_for(row, gpus=int(total.get("GPU", 0)), cpus=int(total.get("CPU", 1)), training=training)
-    return resources_for(row, gpus=torch.cuda.device_count(), cpus=len(os.sched_getaffinity(0)), training=training)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        hosts = [Host(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in alive]
+    else:
+        import torch
+
+        hosts = [Host(torch.cuda.device_count(), len(os.sched_getaffinity(0)))]
+    return resources_for(row, hosts, training=training)

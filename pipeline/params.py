@@ -152,6 +152,18 @@ class TestConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyWarningConfig:
+    """When a training counts as clearly behind the published curve or its sister seeds; shapes no weights."""
+
+    points: float = 5.0
+    """Percent points of the row's first figure by which a validation must be behind."""
+    after: float = 0.25
+    """Share of the steps before which nothing is judged."""
+    stop: bool = False
+    """Whether a training that is behind at two validations in a row is stopped; switched off, it goes on again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One line of a results table."""
 
@@ -169,6 +181,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     max_gpu_hours: float = 8.0
     """A seed whose estimate exceeds this does not start."""
+    early_warning: EarlyWarningConfig = field(default_factory=EarlyWarningConfig)
     published: Mapping[str, Any] = field(default_factory=dict)
     """The published figures, metrics in percent; empty: none."""
     published_trainings: int = 1
@@ -343,6 +356,10 @@ def _check_row(row: Row, at: str) -> None:
             raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
     if row.published_trainings < 1:
         raise ValueError(f"{at}.published_trainings is {row.published_trainings}; it must be at least 1")
+    if row.early_warning.points <= 0:
+        raise ValueError(f"{at}.early_warning.points is {row.early_warning.points}; it must be above 0")
+    if not 0 <= row.early_warning.after <= 1:
+        raise ValueError(f"{at}.early_warning.after is {row.early_warning.after}; it must be between 0 and 1")
     if not row.seeds or len(set(row.seeds)) != len(row.seeds):
         raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
     if row.test.pad_multiple != 1 and (row.test.pad_multiple < 1 or row.test.pad_multiple % 32):

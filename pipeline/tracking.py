@@ -111,6 +111,20 @@ def log_summary(run_id: str | None, metrics: Mapping[str, float]) -> None:
     _attempt("a summary was not sent to MLflow", send)
 
 
+def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
+    """Tags of a run; one that it has is replaced."""
+    if run_id is None:
+        return
+
+    def send() -> None:
+        client = _client()
+        from mlflow.entities import RunTag
+
+        client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    _attempt("a run's tags were not sent to MLflow", send)
+
+
 def set_status(run_id: str | None, status: Literal["FINISHED", "FAILED"], tags: Mapping[str, str]) -> None:
     """End a run, with tags that say how."""
     if run_id is None:

@@ -1,245 +1,278 @@
-"""Trains the seeds of a row: Ray Train launches the loop on its workers, restarts it after a loss, and ranks it."""
+"""One seed from its start, or from where it stopped, to its end: the driver of its Ray Train run.
+
+Ray Train launches the loop on a pool of workers and ranks them. What follows a failure is decided here, because Ray
+counts a lost worker and a bug alike: lost workers are replaced, what the user must mend and a divergence are final.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import math
 import os
-import shutil
+import re
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.cluster import Resources, cluster_resources, connect
-from pipeline.files import read_json, write_json
-from pipeline.params import Row
-from pipeline.storage import storage_root, stored
+from pipeline.cluster import Resources, connect, ray_storage
+from pipeline.files import write_json
+from pipeline.run_folder import outcome
 
-_RESTARTS = 3
-"""Restarts of a training after lost workers; an error of ours is not retried."""
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
 
-_POLL_S = "0.5"
-"""How often Ray Train's controller looks at its workers."""
+    from pipeline.train_loop import Run
+
+RESTARTS = 3
+"""Times in a row that lost workers are replaced without the training getting any further."""
+
+_RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often the controller looks at its workers
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long it waits for a pool before it comes back to us
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it says every line twice
+}
+
+_SAY_AGAIN_S = 600.0
+"""How often a seed that waits for its pool says so."""
 
 
-def train_row(
-    row: Row,
-    *,
-    manifest: Mapping[str, Any],
-    weights: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Train every seed of a row that is not finished; the content of results/train/<row>.json.
+def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> None:
+    """Bring one seed to its end; the run folder says which (pipeline.run_folder).
 
-    A finished seed is recognised by its run key in the storage root and never trained again; nor is one that
-    diverged, which a retry would replay. ValueError when no seed finished.
+    `lines`: where workers send what they have to say (pipeline.relay). Without workers the loop runs in this process,
+    where a bug ends in its traceback.
     """
-    from pipeline.provenance import run_key
-
-    resources = cluster_resources(row)
-    seeds = []
-    for number, seed in enumerate(row.seeds, start=1):
-        key = run_key(row, seed=seed, data_digest=manifest["digest"], weights_sha256=weights["sha256"])
-        print(f"{row.name}: seed {seed} ({number} of {len(row.seeds)}), run {key}", file=sys.stderr, flush=True)
-        seeds.append(_train_seed(row, seed, key, manifest, weights, resources))
-    if not any(entry["status"] == "finished" for entry in seeds):
-        reasons = "; ".join(f"seed {entry['seed']}: {entry['reason']}" for entry in seeds)
-        raise ValueError(f"no seed of row {row.name} finished ({reasons})")
-    return {"row": row.name, "dataset": row.dataset, "seeds": seeds}
-
-
-def _train_seed(
-    row: Row, seed: int, key: str, manifest: Mapping[str, Any], weights: Mapping[str, Any], resources: Resources
-) -> dict[str, Any]:
-    """Bring one seed to its end; its entry in results/train/<row>.json."""
     from pipeline import tracking
-    from pipeline.train_loop import finished_result
 
-    run_dir = storage_root() / "runs" / key
-    diverged, launch = run_dir / "diverged.json", run_dir / "launch.json"
-    if finished_result(run_dir) is None and not diverged.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        open_run = partial(
-            tracking.open_run,
-            dataset=row.dataset,
-            row=row.name,
-            name=f"{row.name} seed {seed}",
-            run_key=key,
-            params={"seed": seed, "model": asdict(row.model), "train": asdict(row.train)},
-            tags={"data_digest": manifest["digest"], "seed": str(seed)},
-        )
-        run_id = open_run()
-        write_json(launch, {"mlflow_run_id": run_id, "workers": resources.workers})
-        job = {
-            "row": row,
-            "seed": seed,
-            "run_key": key,
-            "run_dir": run_dir,
-            "manifest": dict(manifest),
-            "weights": stored(weights["path"], made_by=f"dvc repro -f weights@{row.weights}")
-            if weights["path"]
-            else None,
-            "mlflow_run_id": run_id,
-            "loader_processes": resources.loader_processes,
-            "groups_at_once": resources.groups_at_once,
-        }
-        _launch(job, resources)
-        if run_id is None and (run_id := open_run()) is not None:  # the server was down, and has missed the curve
-            tracking.Curve(run_dir / "curve.jsonl", run_id, row.train.steps + 1).close()
-            write_json(launch, {**read_json(launch, made_by="training again"), "mlflow_run_id": run_id})
-        if finished_result(run_dir) is not None:
-            tracking.set_status(run_id, "FINISHED", {"status": "finished"})
-        else:
-            tracking.set_status(run_id, "FAILED", {"status": "diverged" if diverged.exists() else "failed"})
-    launched = read_json(launch, made_by=f"dvc repro -f train@{row.name}")
-    entry = {
-        "seed": seed,
-        "run_key": key,
-        "status": "failed",
-        "reason": None,
-        "run_dir": f"runs/{key}",
-        "steps": row.train.steps,
-        "checkpoints": {},
-        "metrics": {},
-        "train_s": None,
-        "workers": max(1, launched["workers"]),
-        "images_per_s": None,
-        "mlflow_run_id": launched["mlflow_run_id"],
-        "environment": _read(run_dir / "environment.json"),  # None: no worker got as far
-    }
-    result = finished_result(run_dir)
-    if result is not None:
-        figures = {name: result[name] for name in ("checkpoints", "metrics", "train_s", "images_per_s")}
-        return {**entry, **figures, "status": "finished"}
-    if diverged.exists():
-        return {**entry, "status": "diverged", "reason": read_json(diverged, made_by="training again")["reason"]}
-    return {**entry, "reason": _failure(run_dir)}
-
-
-def _read(path: Path) -> Any:
-    """A JSON file of the run folder; None without it."""
-    return read_json(path, made_by="training again") if path.exists() else None
-
-
-def _failure(run_dir: Path) -> str:
-    failed = _read(run_dir / "failed.json")
-    return failed["reason"] if failed else "it ended without a word"
-
-
-def _launch(job: dict[str, Any], resources: Resources) -> None:
-    """Run the loop on its workers until it ends; what went wrong is in diverged.json or failed.json."""
-    run_dir: Path = job["run_dir"]
-    (run_dir / "failed.json").unlink(missing_ok=True)
+    row, run_dir = run.row, run.run_dir
+    run_id = open_tracked(run)
+    launched = {"mlflow_run_id": run_id, "workers": max(1, resources.workers)}
+    write_json(run_dir / "launch.json", launched)
+    for note in ("failed", "stopped"):
+        (run_dir / f"{note}.json").unlink(missing_ok=True)
+    run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
-        _train_here(job)
-        return
+        _train_here(run)
+    else:
+        assert lines is not None
+        _train_on_pool(run, resources, lines)
+    if run_id is None and (run_id := open_tracked(run)) is not None:  # the server was down, and has missed the curve
+        tracking.Curve(run_dir / "curve.jsonl", run_id, row.train.steps + 1).close()
+        write_json(run_dir / "launch.json", {**launched, "mlflow_run_id": run_id})
+    end = outcome(run_dir)
+    status = end.status if end else "failed"
+    if end is not None and end.reason is not None:
+        say(run, f"{status}: {end.reason}")
+    tracking.set_status(run_id, "FINISHED" if status == "finished" else "FAILED", {"status": status})
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it says every line twice
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    connect()
-    ray_dir = run_dir / "ray"  # Ray's own notes; a new name each time, for it takes up any it knows
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={**job, "threads": resources.cpus_per_worker},
-        torch_config=TorchConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
-        ),
-        run_config=RunConfig(
-            name=f"{job['run_key']}-{time.time_ns()}",
-            storage_path=str(ray_dir),
-            failure_config=FailureConfig(max_failures=_RESTARTS, controller_failure_limit=_RESTARTS),
-        ),
+def open_tracked(run: Run) -> str | None:
+    """The seed's MLflow run, made if there is none; None while no server answers."""
+    from pipeline import tracking
+
+    row = run.row
+    return tracking.open_run(
+        dataset=row.dataset,
+        row=row.name,
+        name=run_name(run),
+        run_key=run.run_key,
+        params={"seed": run.seed, "model": dataclasses.asdict(row.model), "train": dataclasses.asdict(row.train)},
+        tags={"data_digest": run.manifest["digest"], "seed": str(run.seed)},
     )
-    try:
-        with _following(run_dir / "progress.log"):
-            trainer.fit()
-    except TrainingFailedError as error:
-        if not (run_dir / "failed.json").exists():
-            write_json(
-                run_dir / "failed.json", {"reason": f"lost its workers {_RESTARTS + 1} times ({_last_line(error)})"}
-            )
-    finally:
-        shutil.rmtree(ray_dir, ignore_errors=True)
 
 
-def _train_here(job: Mapping[str, Any]) -> None:
-    """The loop in this process, without Ray; an error of ours is written down."""
+def say(run: Run, text: str) -> None:
+    """One line on stderr."""
+    print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
+
+
+def fail(run_dir: Path, reason: str) -> None:
+    """Write down why a seed failed; its next start forgets it."""
+    write_json(run_dir / "failed.json", {"reason": reason})
+
+
+def _train_here(run: Run) -> None:
+    """The loop in this process, without Ray."""
+    import torch
+
     from m2f.losses import Divergence
-    from pipeline.train_loop import Run, train
+    from pipeline.train_loop import train
 
-    run = Run(**job)
     try:
         train(run)
     except Divergence:
         return  # diverged.json says it
-    except (ValueError, OSError) as error:
-        write_json(run.run_dir / "failed.json", {"reason": " ".join(str(error).split())})
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        fail(run.run_dir, sentence(error, run))
 
 
-@contextlib.contextmanager
-def _following(path: Path) -> Iterator[None]:
-    """Print the lines that a worker adds to a file, while the block runs."""
-    start = path.stat().st_size if path.exists() else 0
-    ended = threading.Event()
+def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
+    """Run the loop on a pool of workers until it ends, replacing workers that are lost."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
 
-    def follow() -> None:
-        position = start
-        while True:
-            last = ended.wait(0.5)
-            if path.exists():
-                with open(path, encoding="utf-8") as file:
-                    file.seek(position)
-                    sys.stderr.write(file.read())
-                    position = file.tell()
-                sys.stderr.flush()
-            if last:
-                return
+    lost = bugs = 0
+    saved, said_s = _saved_steps(run.run_dir), -math.inf
+    if not _pool_is_free(resources):
+        said_s = _say_it_waits(run, resources)
+    while True:
+        try:
+            _fit(run, resources, lines)
+            return
+        except (TrainingFailedError, RayError) as error:
+            kind, cause = what_failed(error)
+        end = outcome(run.run_dir)
+        if end is not None:  # a divergence; or a worker was lost after the last step
+            return
+        if kind == "no pool":
+            if time.monotonic() - said_s > _SAY_AGAIN_S:
+                said_s = _say_it_waits(run, resources)
+            continue
+        if (now := _saved_steps(run.run_dir)) > saved:
+            saved, lost = now, 0
+        lost, bugs = lost + (kind == "lost"), bugs + (kind == "bug")
+        if kind == "final":
+            fail(run.run_dir, sentence(cause, run))
+            return
+        if bugs > 1:
+            fail(run.run_dir, f"{sentence(cause, run)}, and again when it was tried once more")
+            return
+        if lost > RESTARTS:
+            fail(run.run_dir, f"lost its workers {lost} times without getting further ({sentence(cause, run)})")
+            return
+        what = f"lost a worker ({lost} of {RESTARTS} times)" if kind == "lost" else "failed, and is tried once more"
+        say(run, f"{what}: {sentence(cause, run)}")
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+
+def _fit(run: Run, resources: Resources, lines: Queue) -> None:
+    """One Ray Train run on a pool; raises what ended it."""
+    for name, value in _RAY_TRAIN.items():
+        os.environ.setdefault(name, value)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    connect()
+    TorchTrainer(
+        work,
+        train_loop_config={"run": run, "threads": resources.cpus_per_worker, "lines": lines},
+        torch_config=TorchConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=resources.per_worker,
+        ),
+        run_config=RunConfig(
+            name=f"train-{time.time_ns()}",  # a new one each time, for Ray takes up any it knows
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            **ray_storage(run.run_dir / "ray"),
+        ),
+    ).fit()
 
 
-def work(job: dict[str, Any]) -> None:
-    """What every worker of a Ray training runs; what rank 0 has to say goes to `progress.log`.
-
-    An error of ours (bad input, divergence) is written down and raised, so that the other workers stop too; the
-    restart that follows finds the note and ends at once. A worker that is killed leaves no note and is resumed.
-    """
+def work(config: Mapping[str, Any]) -> None:
+    """What every worker of a Ray training runs; what it has to say goes to the row's driver."""
     import torch
     from ray.train.torch import get_device
 
-    from pipeline.train_loop import Run, train
+    from pipeline.relay import relayed
+    from pipeline.train_loop import train
 
-    threads = job["threads"]
-    run = Run(**{name: value for name, value in job.items() if name != "threads"})
-    failed, diverged = run.run_dir / "failed.json", run.run_dir / "diverged.json"
-    if failed.exists() or diverged.exists():
-        return
-    torch.set_num_threads(threads)  # Ray gives a worker one
+    torch.set_num_threads(config["threads"])  # Ray gives a worker one
     if torch.cuda.is_available():  # workers of one host share the list of its GPUs
         torch.cuda.set_device(get_device())
-    with open(run.run_dir / "progress.log", "a", buffering=1, encoding="utf-8") as log, contextlib.redirect_stderr(log):
-        try:
-            train(run)
-        except (ValueError, OSError) as error:
-            write_json(failed, {"reason": " ".join(str(error).split())})
-            raise
+    run: Run = config["run"]
+    with relayed(config["lines"], run_name(run)):
+        train(run)
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+def run_name(run: Run) -> str:
+    """How progress lines call a run."""
+    return f"{run.row.name} seed {run.seed}"
+
+
+def what_failed(error: BaseException) -> tuple[Literal["no pool", "lost", "final", "bug"], BaseException]:
+    """What ended a Ray Train run, and the exception that says most about it.
+
+    no pool: none got free in time. lost: a worker died, with which the others' connections break. final: what a retry
+    would meet again. bug: any other exception of the loop.
+    """
+    import torch
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+
+    from m2f.losses import Divergence
+
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        return ("no pool" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
+    if not isinstance(error, WorkerGroupError):
+        return "lost", error  # the controller itself
+    failures = list(error.worker_failures.values())
+    mendable = (ValueError, FileNotFoundError, PermissionError, torch.OutOfMemoryError, Divergence)
+    for failure in failures:
+        if isinstance(failure, mendable):
+            return "final", failure
+    for failure in failures:
+        if isinstance(failure, RayTrainError) or _is_broken_connection(failure):
+            return "lost", failure
+    return "bug", failures[0]
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Whether a worker's exception only says that another one is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+def sentence(error: BaseException, run: Run) -> str:
+    """An exception in one sentence: our own as it is, another with its type and last line."""
+    import torch
+
+    text = str(getattr(error, "health_check_failure", error))
+    if isinstance(error, torch.OutOfMemoryError):
+        groups, size = run.groups_at_once or "all its", run.row.train.group_size
+        return (
+            f"a worker's GPU has not the memory for {groups} groups of {size} pictures at once; set M2F_GROUPS_AT_ONCE "
+            f"below that, or use more workers ({_first_line(text)})"
+        )
+    if isinstance(error, (ValueError, OSError)):
+        return " ".join(text.split())
+    return f"{type(error).__name__}: {_last_line(text).partition(' Some common causes')[0]}"
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")[:200]
+
+
+def _last_line(text: str) -> str:
+    return next(iter(reversed(text.strip().splitlines())), "")[:400].strip()
+
+
+def _saved_steps(run_dir: Path) -> int:
+    """Steps of the newest checkpoint; 0 without one."""
+    names = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in (run_dir / "checkpoints").glob("step-*"))
+    return max((int(match[1]) for match in names if match), default=0)
+
+
+def _pool_is_free(resources: Resources) -> bool:
+    """Whether the cluster as a whole has as much left as a pool needs."""
+    import ray
+
+    free = ray.available_resources()
+    return all(free.get(name, 0) >= resources.workers * amount for name, amount in resources.per_worker.items())
+
+
+def _say_it_waits(run: Run, resources: Resources) -> float:
+    """Say that there is no pool yet, what one is and what there is; the time."""
+    import ray
+
+    free, total = ray.available_resources(), ray.cluster_resources()
+    name = "GPU" if resources.use_gpu else "CPU"
+    what = "GPUs" if resources.use_gpu else "cores"
+    there = f"{int(free.get(name, 0))} of the cluster's {int(total.get(name, 0))} {what} are free"
+    say(run, f"waits for a pool of {resources}; {there}")
+    return time.monotonic()

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ from pipeline.checkpoints import (
     step_of,
 )
 from pipeline.cluster import needs_synchronised_norm, share
+from pipeline.early_warning import Behind, clearly_behind, curve_of, described
 from pipeline.files import read_json, sha256, write_json
 from pipeline.loader import Batch, training_batches
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance import environment
+from pipeline.run_folder import finished_result
 from pipeline.storage import local_file
-from pipeline.tasks import in_words, primary
-from pipeline.tracking import Curve
+from pipeline.tasks import LABELS, in_words, primary
+from pipeline.tracking import Curve, read_curve, set_tags
 
 _INIT, _STEPS_TO_ESTIMATE = 4, 20
 
@@ -55,7 +57,7 @@ class Run:
     seed: int
     run_key: str
     run_dir: Path
-    """Absolute; environment.json, checkpoints/, curve.jsonl, finished.json or diverged.json."""
+    """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.run_folder)."""
     manifest: Mapping[str, Any]
     weights: Path | None = None
     """Converted initial weights of the backbone."""
@@ -63,6 +65,10 @@ class Run:
     loader_processes: int = 0
     groups_at_once: int | None = None
     """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
+    published_curve: Sequence[tuple[int, float]] = ()
+    """(step, the row's first figure) of the published training, which the early warning compares with."""
+    sisters: tuple[Path, ...] = ()
+    """Run folders of the row's other seeds, whose curves it compares with too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,14 @@ class Worker:
             dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, value: float) -> float:
+        """The largest of the workers' values, the same on every worker."""
+        if self.size > 1:
+            tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+            return tensor.item()
+        return value
+
     def figures(self, measures: Measures) -> dict[str, float | None]:
         """The figures of all workers' measures together, the same on every worker."""
         if self.size == 1:
@@ -103,8 +117,9 @@ class Worker:
 def train(run: Run) -> dict[str, Any]:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
 
-    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0). Raises
-    Divergence for a non-finite loss or matching cost, after saving step, positions and norms in `diverged.json`.
+    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0, and where the
+    early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
+    after saving step, positions and norms in `diverged.json`.
     """
     diverged = run.run_dir / "diverged.json"
     if (finished := finished_result(run.run_dir)) is not None:
@@ -138,7 +153,7 @@ def train(run: Run) -> dict[str, Any]:
     curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1) if chief else None
     progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
     begun_s, trained_s = time.monotonic(), state["train_s"]
-    checked = NormCheck(run, curve)
+    checked, stop = NormCheck(run, curve), False
     model.train()
 
     for step, batch in enumerate(batches, start=first_step):
@@ -172,17 +187,22 @@ def train(run: Run) -> dict[str, Any]:
             progress.step(done, losses)
         if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
             refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
+        if saving:
+            state["peak_memory_mib"] = peak_memory_mib(worker, state["peak_memory_mib"])  # not validation's
         if validating:
             row = while_training(run.row)
             metrics = worker.figures(measure(model, run.manifest, row, worker=worker.rank, workers=worker.size))
             model.train()
             state["metrics"] = metrics
-            value = metrics[primary(row.task)]
+            value: float = metrics[primary(row.task)]  # type: ignore[assignment]  # never None: Measures.figures
             if state["best"] is None or value > state["best"]["value"]:
                 state["best"] = {"step": done, "value": value}
             points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
             if progress is not None:
                 progress.say(f"step {done}: validation {in_words(metrics, row.task)}")
+            stop = fell_behind(run, worker, done, value, state, progress) and not last
+            if worker.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
         if curve is not None and points:
             curve.log(done, points)
         if saving:
@@ -193,23 +213,19 @@ def train(run: Run) -> dict[str, Any]:
                     run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
                 )
                 keep_only(run.run_dir, {done, state["best"]["step"]} if state["best"] else {done})
+        if stop:
+            break
 
     if curve is None:
         return {}
     curve.close()
+    if stop:
+        note = {"reason": stop_reason(run, state), "step": done, "behind": state["behind"]}
+        write_json(run.run_dir / "stopped.json", note)
+        return {}
     result = summary(run, state)
     write_json(run.run_dir / "finished.json", result)
     return result
-
-
-def finished_result(run_dir: Path) -> dict[str, Any] | None:
-    """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
-    path = run_dir / "finished.json"
-    if not path.exists():
-        return None
-    result: dict[str, Any] = read_json(path, made_by="training this row again")
-    whole = all((run_dir / checkpoint["path"]).exists() for checkpoint in result["checkpoints"].values())
-    return result if whole else None
 
 
 def build(run: Run, worker: Worker) -> tuple[nn.Module, Tensor]:
@@ -242,7 +258,7 @@ def resume(run: Run, worker: Worker, model: nn.Module, optimizer: torch.optim.Op
     chosen = torch.tensor(0 if newest is None else step_of(newest), device=worker.device)
     step = int(worker.sum(chosen))
     if step == 0:
-        return 0, {"train_s": 0.0, "best": None, "metrics": None}
+        return 0, {"train_s": 0.0, "best": None, "metrics": None, "behind": [], "peak_memory_mib": None}
     path = checkpoint_path(run.run_dir, step)
     return step, load_checkpoint(path, model=model, optimizer=optimizer, run_key=run.run_key)["state"]
 
@@ -344,6 +360,48 @@ class NormCheck:
         return Divergence(message)
 
 
+def peak_memory_mib(worker: Worker, before: float | None) -> float | None:
+    """Largest GPU memory that a worker has held in training, in MiB, `before` included; None without GPUs."""
+    if worker.device.type != "cuda":
+        return None
+    return worker.largest(max(before or 0.0, torch.cuda.max_memory_allocated() / 2**20))
+
+
+def fell_behind(
+    run: Run, worker: Worker, done: int, value: float, state: dict[str, Any], progress: StepProgress | None
+) -> bool:
+    """Say, note and tag a validation that is clearly behind; whether the run is to stop, the same on every worker."""
+    config, task, twice = run.row.early_warning, run.row.task, False
+    if progress is not None:
+        figure = f"val_{primary(task)}"
+        behind = clearly_behind(
+            done,
+            value,
+            steps=run.row.train.steps,
+            published=run.published_curve,
+            sisters=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.sisters],
+            config=config,
+        )
+        if behind is not None:
+            before = state["behind"][-1]["step"] if state["behind"] else None
+            twice = before == done - run.row.train.val_interval
+            state["behind"].append(asdict(behind))
+            words = f"step {done}: {described(behind, LABELS[primary(task)])}"
+            progress.say(f"warning: {words}")
+            set_tags(run.mlflow_run_id, {"m2f.behind": words})
+    return config.stop and bool(worker.sum(torch.tensor(int(twice), device=worker.device)))
+
+
+def stop_reason(run: Run, state: Mapping[str, Any]) -> str:
+    """Why the early warning stopped a run, and how it goes on."""
+    first, second = (Behind(**entry) for entry in state["behind"][-2:])
+    return (
+        f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
+        f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
+        f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
+    )
+
+
 def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:
     """ValueError when the whole run would cost more GPU-hours than the row allows."""
     hours = seconds_per_step * run.row.train.steps * worker.size / 3600
@@ -359,7 +417,7 @@ def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
     """What finished.json says."""
     steps, best = run.row.train.steps, state["best"]
 
-    def described(step: int) -> dict[str, Any]:
+    def checkpoint(step: int) -> dict[str, Any]:
         path = checkpoint_path(run.run_dir, step)
         return {"step": step, "path": f"{path.parent.name}/{path.name}", "sha256": sha256(path)}
 
@@ -368,10 +426,12 @@ def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
         "seed": run.seed,
         "steps": steps,
         "checkpoints": {
-            "last": described(steps),
-            "best": {**described(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
+            "last": checkpoint(steps),
+            "best": {**checkpoint(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
         },
         "metrics": state["metrics"],
+        "behind": state["behind"],
+        "peak_memory_mib": state["peak_memory_mib"],
         "train_s": round(state["train_s"], 1),
         "images_per_s": round(steps * run.row.train.global_batch / max(state["train_s"], 1e-9), 2),
     }

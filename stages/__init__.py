@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; what the user can mend (ValueError, OSError, a store that fails) ends in one line
-    and exit code 1."""
+    """Call a stage's `main`; what the user can mend (ValueError, OSError, a store that fails) ends in one line and
+    exit code 1.
+
+    Ctrl-C and SIGTERM end it as they would without Python, with 130 and 143, after it has tidied up.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()
     except KeyboardInterrupt:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stages import run
@@ -18,18 +18,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json
     from pipeline.params import load_params
-    from pipeline.train_job import train_row
+    from pipeline.seeds import train_row
 
     row = load_params(arguments.params).row(arguments.row)
     manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
     weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
-    if arguments.seed is not None:
-        row = dataclasses.replace(row, seeds=(arguments.seed,))
-    result = train_row(row, manifest=manifest, weights=weights)
-    if arguments.seed is None:
-        write_json(f"results/train/{row.name}.json", result)
+    published = Path(f"results/published/{row.name}.json")  # taken where it is: nothing depends on it
+    result = train_row(
+        row,
+        manifest=manifest,
+        weights=weights,
+        published=read_json(published, made_by=f"dvc repro published@{row.name}") if published.exists() else None,
+        only=arguments.seed,
+        out=Path(f"results/train/{row.name}.json") if arguments.seed is None else None,
+    )
     for seed in result["seeds"]:
         print(f"{row.name} seed {seed['seed']}: {_outcome(seed, row.task)}, run {seed['run_key']}")
 

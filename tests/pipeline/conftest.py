@@ -7,13 +7,14 @@ import functools
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+from tests.pipeline.train_process import STEPS, Job
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -80,6 +81,23 @@ def two_steps(
     monkeypatch.setenv("M2F_WORKERS", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=2), seeds=(1,))
+
+
+@pytest.fixture
+def make_job(small_data: tuple[Path, dict[str, Any]], small_row: Row, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """A Job of the small row for 24 steps; keywords replace fields of the row."""
+    jobs: list[Job] = []
+    train = dataclasses.replace(small_row.train, steps=STEPS, val_interval=12, checkpoint_interval=4)
+
+    def make(name: str, *, workers: int = 2, **fields: Any) -> Job:
+        row = dataclasses.replace(small_row, train=train, **{"seeds": (5,), **fields})
+        jobs.append(Job(tmp_path / name, small_data[0], row, small_data[1], workers=workers))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.kill_everything()
+        shutil.rmtree(job.ray, ignore_errors=True)
 
 
 @pytest.fixture

@@ -80,6 +80,14 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "num_classes is 8, but dataset shapes names 9 classes",
         ),
         (
+            changed("rows", "shapes_tiny", "early_warning", value={"points": 0.0}),
+            "rows.shapes_tiny.early_warning.points is 0.0; it must be above 0",
+        ),
+        (
+            changed("rows", "shapes_tiny", "early_warning", value={"after": 25}),
+            "rows.shapes_tiny.early_warning.after is 25.0; it must be between 0 and 1",
+        ),
+        (
             changed("rows", "shapes_tiny", "seeds", value=[1, 1]),
             "rows.shapes_tiny.seeds is [1, 1]; it must list at least one seed, none twice",
         ),

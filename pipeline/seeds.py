@@ -1,0 +1,241 @@
+"""Trains the seeds of a row: finished ones are found again, the rest are trials of Ray Tune, each on its own pool.
+
+As many pools work at once as the cluster holds; further seeds queue. A seed that fails or diverges leaves the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import delete, write_json
+from pipeline.params import Row
+from pipeline.run_folder import Outcome, finished_result, note_of, outcome
+from pipeline.storage import storage_root, stored
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+    from pipeline.cluster import Resources
+    from pipeline.train_loop import Run
+
+_TRIAL = {"node:__internal_head__": 0.001}
+"""What Ray reserves for a trial, which only waits for its workers: a place on the host that outlives the others, and no
+core, for the pools may need them all."""
+
+_RAY_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its boxes
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its own CSV, JSON and TensorBoard files
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would return as if all were well
+}
+
+
+def train_row(
+    row: Row,
+    *,
+    manifest: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    published: Mapping[str, Any] | None = None,
+    only: int | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Train every seed of a row that is not finished; the content of results/train/<row>.json, written to `out`.
+
+    A finished seed is recognised by its run key in the storage root and never trained again; nor is one that
+    diverged, which a retry would replay, or one that the early warning stopped as long as the row wants that.
+    `published`: results/published/<row>.json, whose curve the early warning compares with. `only`: this seed alone.
+    ValueError, after writing, when no seed finished.
+    """
+    from pipeline.provenance import run_key
+
+    digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
+    seeds = row.seeds if only is None else (only,)
+    keys = {seed: run_key(row, seed=seed, **digests) for seed in dict.fromkeys((*seeds, *row.seeds))}
+    pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
+    for number, seed in enumerate(seeds, start=1):
+        what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
+        _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
+    if pending:
+        _train(row, pending, keys, manifest, weights, published)
+    entries = [_entry(row, seed, keys[seed]) for seed in seeds]
+    result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
+    if out is not None:
+        write_json(out, result)
+    if not any(entry["status"] == "finished" for entry in entries):
+        reasons = "; ".join(f"seed {entry['seed']}: {entry['reason']}" for entry in entries)
+        raise ValueError(f"no seed of row {row.name} finished ({reasons})")
+    return result
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run_dir(key: str) -> Path:
+    return storage_root() / "runs" / key
+
+
+def _has_ended(row: Row, run_dir: Path) -> bool:
+    """Whether a seed is not to be trained, or not any more."""
+    end = outcome(run_dir)
+    if end is None:
+        return False
+    return end.status in ("finished", "diverged") or (end.status == "stopped" and row.early_warning.stop)
+
+
+def _in_words(run_dir: Path) -> str:
+    end = outcome(run_dir)
+    assert end is not None
+    return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]
+
+
+def _entry(row: Row, seed: int, key: str) -> dict[str, Any]:
+    """One seed in results/train/<row>.json, from its run folder."""
+    run_dir = _run_dir(key)
+    launched = note_of(run_dir, "launch") or {"workers": None, "mlflow_run_id": None}  # it never got a place
+    result, end = finished_result(run_dir), outcome(run_dir)
+    state = result or note_of(run_dir, "stopped") or {}
+    return {
+        "seed": seed,
+        "run_key": key,
+        "status": end.status if end else "failed",
+        "reason": _reason(end, key),
+        "run_dir": f"runs/{key}",
+        "steps": row.train.steps,
+        "checkpoints": result["checkpoints"] if result else {},
+        "metrics": result["metrics"] if result else {},
+        "behind": state.get("behind", []),
+        "peak_memory_mib": result["peak_memory_mib"] if result else None,
+        "train_s": result["train_s"] if result else None,
+        "workers": launched["workers"],
+        "images_per_s": result["images_per_s"] if result else None,
+        "mlflow_run_id": launched["mlflow_run_id"],
+        "environment": note_of(run_dir, "environment"),  # None: no worker got as far
+    }
+
+
+def _reason(end: Outcome | None, key: str) -> str | None:
+    if end is None:
+        return "it ended without a word"
+    if end.status == "diverged":
+        return f"{end.reason}; a retry would replay it; to try all the same, delete runs/{key} in the storage root"
+    return end.reason
+
+
+def _train(
+    row: Row,
+    pending: Sequence[int],
+    keys: Mapping[int, str],
+    manifest: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    published: Mapping[str, Any] | None,
+) -> None:
+    """Train some seeds to their ends, in this process or as trials."""
+    from pipeline.cluster import cluster_resources
+    from pipeline.train_job import train_seed
+    from pipeline.train_loop import Run
+
+    resources = cluster_resources(row)
+    initial = stored(weights["path"], made_by=f"dvc repro -f weights@{row.weights}") if weights["path"] else None
+    curve = _published_curve(row, published)
+    runs = {
+        seed: Run(
+            row=row,
+            seed=seed,
+            run_key=keys[seed],
+            run_dir=_run_dir(keys[seed]),
+            manifest=dict(manifest),
+            weights=initial,
+            loader_processes=resources.loader_processes,
+            groups_at_once=resources.groups_at_once,
+            published_curve=curve,
+            sisters=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
+        )
+        for seed in pending
+    }
+    if resources.workers == 0:
+        for run in runs.values():
+            train_seed(run, resources)
+        return
+    seeds = f"{len(pending)} seeds" if len(pending) > 1 else "1 seed"
+    at_once = min(len(pending), resources.pools)
+    pools = f"{at_once} pools" if at_once > 1 else "one pool"
+    _say(f"{row.name}: {seeds} to train on {pools} of {resources}")
+    try:
+        _forget_rays_notes(runs)  # what an interrupted driver has left
+        _train_as_trials(runs, resources)
+    finally:
+        _forget_rays_notes(runs)
+
+
+def _published_curve(row: Row, published: Mapping[str, Any] | None) -> tuple[tuple[int, float], ...]:
+    """The first figure of the row's published training by step; empty when it is not here."""
+    from pipeline.early_warning import curve_of
+    from pipeline.tasks import primary
+    from pipeline.tracking import read_curve
+
+    if published is None or published["curve"] is None:
+        return ()
+    return tuple(curve_of(read_curve(storage_root() / published["curve"]), f"val_{primary(row.task)}"))
+
+
+def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
+    """One trial for each seed, `resources.pools` at a time. An interruption ends all of them, and their workers."""
+    for name, value in _RAY_TUNE.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray import tune
+
+    from pipeline.cluster import connect, ray_storage
+    from pipeline.relay import printing
+    from pipeline.train_job import RESTARTS, fail, open_tracked
+
+    if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
+        open_tracked(next(iter(runs.values())))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what becomes of a trial, we say ourselves
+    connect()
+    try:
+        with printing() as lines, contextlib.redirect_stdout(io.StringIO()):  # Tune's lines about trials
+            trial = tune.with_parameters(_trial, runs=runs, resources=resources, lines=lines)
+            results = tune.Tuner(
+                tune.with_resources(trial, _TRIAL),
+                param_space={"seed": tune.grid_search(list(runs))},
+                tune_config=tune.TuneConfig(max_concurrent_trials=resources.pools),
+                run_config=tune.RunConfig(
+                    name=f"tune-{time.time_ns()}",
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=RESTARTS),  # of a trial's own process
+                    **ray_storage(next(iter(runs.values())).run_dir / "ray"),
+                ),
+            ).fit()
+    except (KeyboardInterrupt, SystemExit):
+        ray.shutdown()
+        raise
+    for result in results:
+        run_dir = runs[result.config["seed"]].run_dir
+        if result.error is not None and outcome(run_dir) is None:
+            fail(run_dir, f"its driver was lost ({str(result.error).strip().splitlines()[-1][:200]})")
+
+
+def _trial(config: Mapping[str, Any], *, runs: Mapping[int, Run], resources: Resources, lines: Queue) -> None:
+    """One seed, as the driver of its Ray Train run."""
+    from pipeline.relay import relayed
+    from pipeline.train_job import run_name, train_seed
+
+    run = runs[config["seed"]]
+    with relayed(lines, run_name(run)):
+        train_seed(run, resources, lines)
+
+
+def _forget_rays_notes(runs: Mapping[int, Run]) -> None:
+    """Remove what Ray keeps in the run folders."""
+    for run in runs.values():
+        with contextlib.suppress(OSError):  # there is nothing, or a trial that is ending still writes
+            delete(run.run_dir / "ray")

@@ -1,0 +1,288 @@
+"""The seeds of a row as trials of Ray Tune: what one seed meets leaves the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+
+from m2f.losses import Divergence
+from pipeline import train_job
+from pipeline.cluster import Resources, ray_storage
+from pipeline.files import sha256
+from pipeline.params import Row
+from pipeline.provenance import run_key
+from pipeline.seeds import train_row
+from pipeline.train_loop import Run
+from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.train_process import Job
+
+SEEDS = (1, 2, 3)
+
+
+def spoil(job: Job, seed: int) -> Path:
+    """Make a seed fail: its run folder holds a checkpoint of another run. The file, to be deleted again."""
+    from pipeline.checkpoints import save_model
+
+    key = run_key(job.row, seed=seed, data_digest=job.manifest["digest"], weights_sha256=None)
+    return save_model(job.storage / "runs" / key, step=2, run_key="another", tensors={"a": torch.zeros(1)})
+
+
+def digests(folder: Path) -> dict[str, tuple[str, int]]:
+    """Content and time of every file of a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (sha256(path), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_failed_one_alone(
+    make_job: Callable[..., Job],
+) -> None:
+    quiet = make_job("quiet", workers=1, seeds=SEEDS)
+    quiet.start()
+    assert [seed["status"] for seed in quiet.wait()["seeds"]] == ["finished"] * 3
+    lines = quiet.log().splitlines()
+    assert f"small: 3 seeds to train on {pools()} pools of 1 worker with 1 core" in lines
+    for seed in SEEDS:
+        assert any(line.startswith(f"small seed {seed}: step 24: validation PQ") for line in lines)
+    # nothing but our own lines: no boxes, no words of Ray's
+    assert [line for line in lines if not line.startswith(("small: ", "small seed "))] == []
+
+    job = make_job("faults", workers=1, seeds=SEEDS)
+    foreign = spoil(job, 2)
+    job.start()
+    job.wait_for_step(9, seed=1)
+    job.workers()[0].send_signal(signal.SIGKILL)
+    first, second, third = job.wait()["seeds"]
+    assert [first["status"], second["status"], third["status"]] == ["finished", "failed", "finished"]
+    assert "belongs to run another, not to" in second["reason"]
+    assert "small seed 2: failed: checkpoint " in job.log()
+    assert "lost a worker (1 of 3 times)" in job.log() and "going on from step" in job.log()
+    assert job.weights(1) == quiet.weights(1) and job.weights(3) == quiet.weights(3)
+
+    folders = [job.run_dir(1), job.run_dir(3)]
+    before = [digests(folder) for folder in folders if folder]
+    foreign.unlink()
+    job.start()
+    seeds = job.wait()["seeds"]
+    assert [seed["status"] for seed in seeds] == ["finished"] * 3 and (seeds[0], seeds[2]) == (first, third)
+    assert job.weights(2) == quiet.weights(2)
+    assert [digests(folder) for folder in folders if folder] == before
+    assert "small: 1 seed to train on one pool of 1 worker with 1 core" in job.log()
+    assert list(job.storage.glob("runs/*/ray")) == []
+
+
+def pools() -> int:
+    return min(3, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_with_all_seeds(
+    make_job: Callable[..., Job], number: signal.Signals, code: int
+) -> None:
+    job = make_job("interrupted", workers=1, seeds=(1, 2))
+    job.start()
+    for seed in (1, 2):
+        job.wait_for_step(9, seed=seed)
+    started = job.tree()
+    assert job.process is not None
+    job.process.send_signal(number)
+    assert job.ended(60) == code, job.log()[-3000:]
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+    assert not list(job.storage.glob("runs/*/finished.json"))
+    if number == signal.SIGINT:
+        return  # both end the same way
+    job.start()
+    assert [seed["status"] for seed in job.wait()["seeds"]] == ["finished", "finished"]
+    for seed in (1, 2):
+        assert f"small seed {seed}: going on from step" in job.log()
+        assert [point["step"] for point in job.curve(seed)] == list(range(1, 25))
+    assert list(job.storage.glob("runs/*/ray")) == []
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, str]]:
+    """A Ray cluster of two cores that several drivers join: the variables they need."""
+    folder = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")
+    settings = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    port = "6399"
+    command = ["start", "--head", f"--port={port}", "--num-cpus=2", "--object-store-memory=100000000"]
+    command += ["--include-dashboard=false", f"--temp-dir={folder}", "--block"]
+    ray = Path(sys.executable).parent / "ray"
+    head = subprocess.Popen(
+        [ray, *command], env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield {**settings, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        tree = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        for process in tree:
+            process.send_signal(signal.SIGKILL)
+        head.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_side_by_side_on_one_cluster_take_turns_and_the_one_that_waits_says_for_what(
+    make_job: Callable[..., Job], cluster: dict[str, str]
+) -> None:
+    one, other = make_job("one", seeds=(1, 2)), make_job("other", seeds=(3,))
+    time.sleep(5)
+    one.start(**cluster)
+    one.wait_for_step(4, seed=1)
+    other.start(**cluster)
+    other.until(lambda: "waits for a pool" in other.log())
+    waiting = "small seed 3: waits for a pool of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
+    assert waiting in other.log()
+    assert [seed["status"] for seed in one.wait()["seeds"]] == ["finished", "finished"]
+    assert [seed["status"] for seed in other.wait()["seeds"]] == ["finished"]
+    said = one.log()  # the second seed queued: its first line comes after the first one's last
+    assert "small: 2 seeds to train on one pool of 2 workers with 1 core each" in said
+    assert said.index("small seed 1: step 24: validation") < said.index("small seed 2: ")
+
+
+def test_finished_seeds_need_neither_ray_nor_torch(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    import pickle
+
+    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1])))
+    code = (
+        "import pickle, sys\n"
+        "from pipeline.seeds import train_row\n"
+        "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
+        "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
+        "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch', 'mlflow', 'pyarrow') if n in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout == "finished []\n"
+
+
+def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    row = dataclasses.replace(two_steps, seeds=(1, 2))
+    (alone,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, only=2)["seeds"]
+    both = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    assert both[1] == alone and both[0]["run_key"] != alone["run_key"]
+
+
+# What follows a failure
+
+
+def lost() -> WorkerGroupError:
+    return WorkerGroupError("", {0: RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed"),
+                                 1: WorkerHealthCheckFailedError("", ActorDiedError())})  # fmt: skip
+
+
+def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
+    assert train_job.what_failed(lost())[0] == "lost"
+    alone = WorkerGroupError("", {0: RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed")})
+    assert train_job.what_failed(alone)[0] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("wrong"), "final"),
+        (FileNotFoundError("gone"), "final"),
+        (Divergence("nan"), "final"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "final"),
+        (OSError(5, "Input/output error"), "bug"),
+        (KeyError("typo"), "bug"),
+    ],
+)
+def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(error: Exception, kind: str) -> None:
+    assert train_job.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
+
+
+def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
+    assert train_job.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
+    assert train_job.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
+
+
+@pytest.fixture
+def failing(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[str | None, int]]:
+    """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
+    run = Run(row=two_steps, seed=1, run_key="k", run_dir=tmp_path / "run", manifest=small_data[1])
+    (run.run_dir / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(train_job, "_pool_is_free", lambda resources: True)
+    monkeypatch.setattr(train_job, "_say_it_waits", lambda run, resources: time.monotonic())
+
+    def go(*failures: tuple[BaseException, int]) -> tuple[str | None, int]:
+        launches = 0
+
+        def fit(*_: Any) -> None:
+            nonlocal launches
+            launches += 1
+            if launches <= len(failures):
+                error, step = failures[launches - 1]
+                (run.run_dir / f"checkpoints/step-{step:08d}.safetensors").touch()
+                raise error
+
+        monkeypatch.setattr(train_job, "_fit", fit)
+        resources = Resources(workers=2, use_gpu=False, cpus_per_worker=1, loader_processes=0, groups_at_once=None)
+        train_job._train_on_pool(run, resources, None)  # type: ignore[arg-type]
+        note = run.run_dir / "failed.json"
+        return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
+
+    return go
+
+
+def test_lost_workers_are_replaced_three_times_in_a_row_but_not_counted_when_the_training_got_further(
+    failing: Callable[..., tuple[str | None, int]],
+) -> None:
+    reason, launches = failing(*[(lost(), 4)] * 2, *[(lost(), 8)] * 3)  # 2 without and 3 with step 8: one got further
+    assert (reason, launches) == (None, 6)
+    reason, launches = failing(*[(lost(), 8)] * 5)
+    assert reason is not None and reason.startswith("lost its workers 4 times without getting further")
+    assert launches == 4
+
+
+def test_a_bug_is_tried_once_more_and_waiting_for_a_pool_does_not_count(
+    failing: Callable[..., tuple[str | None, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bug, waiting = WorkerGroupError("", {0: KeyError("typo")}), ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert failing((bug, 4), *[(waiting, 4)] * 9) == (None, 11)
+    assert failing((bug, 4), (bug, 8))[0] == "KeyError: 'typo', and again when it was tried once more"
+    assert "failed, and is tried once more: KeyError: 'typo'" in capsys.readouterr().err
+
+
+def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
+    failing: Callable[..., tuple[str | None, int]],
+) -> None:
+    memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+    reason, launches = failing((WorkerGroupError("", {1: memory}), 4))
+    assert launches == 1 and reason is not None
+    assert "set M2F_GROUPS_AT_ONCE below that, or use more workers (CUDA out of memory. Tried" in reason
+
+
+def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
+    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray"}
