@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from m2f.augmented_inference import semantic_scores_ms_flip
 from m2f.inference import Instances, Segments, instances, panoptic_segments, semantic_labels
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
 from m2f.model import normalise, pad
-from pipeline.loader import Picture, validation_pictures
 from pipeline.params import Row
 from pipeline.tasks import FIGURES, MS_FLIP, primary
+
+if TYPE_CHECKING:
+    from pipeline.loader import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +199,8 @@ def measure(
     on_picture: Callable[[Picture, Outcome], None] | None = None,
 ) -> Measures:
     """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    from pipeline.loader import validation_pictures
+
     model.eval()
     measures = Measures(row, manifest)
     for picture in validation_pictures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         "other_padding": other,
         "agrees": agrees,
         "mlflow_run_id": run_id,
+        "step_s": logged_step_s(download(config.log_url)) if config.log_url else None,
         "curve": f"runs/{run_key}/curve.jsonl" if config.log_url else None,
     }
 
@@ -135,3 +137,10 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
     if not points:
         raise ValueError(f"{path} is no training log: no line has a step with a loss or a metric")
     return points
+
+
+def logged_step_s(path: Path) -> float | None:
+    """Median seconds of a training step by a log in mmengine's format; None where it gives no times."""
+    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    times = [entry["time"] for entry in entries if "loss" in entry and "time" in entry]  # validation lines have a time
+    return statistics.median(times) if times else None

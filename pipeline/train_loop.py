@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +36,6 @@ from pipeline.checkpoints import (
 from pipeline.cluster import needs_synchronised_norm, share
 from pipeline.early_warning import Behind, clearly_behind, curve_of, described
 from pipeline.files import read_json, sha256, write_json
-from pipeline.loader import Batch, training_batches
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
@@ -45,6 +44,9 @@ from pipeline.run_folder import finished_result
 from pipeline.storage import local_file
 from pipeline.tasks import LABELS, in_words, primary
 from pipeline.tracking import Curve, read_curve, set_tags
+
+if TYPE_CHECKING:
+    from pipeline.loader import Batch
 
 _INIT, _STEPS_TO_ESTIMATE = 4, 20
 
@@ -121,6 +123,8 @@ def train(run: Run) -> dict[str, Any]:
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
     after saving step, positions and norms in `diverged.json`.
     """
+    from pipeline.loader import training_batches  # here: a benchmark can do without albumentations and Arrow
+
     diverged = run.run_dir / "diverged.json"
     if (finished := finished_result(run.run_dir)) is not None:
         return finished

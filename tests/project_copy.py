@@ -21,6 +21,7 @@ SECTIONS = {
     "train": "rows",
     "evaluate": "rows",
     "published": "checkpoints",
+    "benchmark": "rows",
 }
 """Every stage of dvc.yaml with the section of params.yaml whose entries it is made for."""
 

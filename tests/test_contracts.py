@@ -24,7 +24,7 @@ from tests.imports import has_code, imported, modules, reached
 from tests.project_copy import SECTIONS, Copy
 from tests.shared import PROJECT
 
-STAGES = ("fetch", "shard", "weights", "train", "evaluate", "published")
+STAGES = ("fetch", "shard", "weights", "train", "evaluate", "published", "benchmark")
 
 NOT_TRAINING = {
     "m2f": "only names other modules' contents",
@@ -181,7 +181,7 @@ def test_no_module_hides_its_imports() -> None:
                 assert getattr(node, "attr", getattr(node, "id", "")) not in ("import_module", "__import__"), name
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "report", "storage"])
+@pytest.mark.parametrize("stage", [*STAGES, "report", "plan", "storage"])
 def test_a_stages_help_loads_no_library(stage: str) -> None:
     heavy = ["torch", "ray", "mlflow", "pyarrow", "albumentations", "cv2", "numpy", "yaml"]
     code = (
@@ -294,7 +294,8 @@ def test_a_changed_row_runs_again_alone(copy: Copy) -> None:
     copy.params["verdict"]["margin_points"] = 2.0
     copy.write_params()
     judged = "published@cityscapes_r101"  # holds the difference from the published figure
-    assert copy.stale() == {"train@shapes_tiny", "evaluate@ade20k_r50", "published@ade20k_r50", judged}
+    tested = {f"{stage}@ade20k_r50" for stage in ("evaluate", "published", "benchmark")}
+    assert copy.stale() == {"train@shapes_tiny", "benchmark@shapes_tiny", *tested, judged}
 
 
 def test_a_changed_dataset_runs_again_with_the_rows_on_it_only(copy: Copy) -> None:
@@ -304,20 +305,21 @@ def test_a_changed_dataset_runs_again_with_the_rows_on_it_only(copy: Copy) -> No
     manifest = copy.folder / "results" / "shard" / "camvid.json"
     manifest.write_text('"other pictures"')
     assert copy.stale() == {
-        "fetch@shapes", "shard@shapes", "shard@camvid", "train@camvid_tiny", "evaluate@camvid_tiny"
+        "fetch@shapes", "shard@shapes", "shard@camvid",
+        "train@camvid_tiny", "evaluate@camvid_tiny", "benchmark@camvid_tiny",
     }  # fmt: skip
 
 
 def test_a_new_row_adds_its_own_stages(copy: Copy) -> None:
     copy.params["rows"]["mine"] = {**copy.params["rows"]["camvid_tiny"], "seeds": [5]}
     copy.write_params()
-    assert copy.stale() == {"train@mine", "evaluate@mine"}
+    assert copy.stale() == {"train@mine", "evaluate@mine", "benchmark@mine"}
 
 
-def test_code_that_shapes_a_training_concerns_trainings_only(copy: Copy) -> None:
+def test_code_that_shapes_a_training_concerns_trainings_and_what_they_cost_only(copy: Copy) -> None:
     with open(copy.folder / "m2f" / "matcher.py", "a") as file:
         file.write("\nCHANGED = True\n")
-    assert copy.stale() == {f"train@{name}" for name in copy.params["rows"]}
+    assert copy.stale() == {f"{stage}@{name}" for stage in ("train", "benchmark") for name in copy.params["rows"]}
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from m2f.weights import reference_name
 from pipeline.files import sha256
 from pipeline.measures import measure
 from pipeline.params import PublishedConfig, Row
-from pipeline.published import digest_prefix, evaluate_published, read_log
+from pipeline.published import digest_prefix, evaluate_published, logged_step_s, read_log
 from pipeline.tracking import read_curve
 from tests.shared import shared
 
@@ -134,3 +134,15 @@ def test_what_is_no_log_is_one_sentence(tmp_path: Path, text: str, message: str)
     (tmp_path / "log.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_log(tmp_path / "log.json")
+
+
+def test_the_time_of_a_step_is_the_median_of_a_logs_training_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    lines = [{"loss": 9.0, "time": time, "step": 50} for time in (2.0, 0.5, 0.4)]  # the first one is slow
+    log.write_text("\n".join(json.dumps(line) for line in [*lines, {"mIoU": 70.0, "time": 99.0, "step": 150}]))
+    assert logged_step_s(log) == 0.5
+    log.write_text(json.dumps(LOG[0]))
+    assert logged_step_s(log) is None
+    assert logged_step_s(shared("reference/mmengine_training_log.json")) == pytest.approx(
+        (1.9282 + 3.4677) / 2, abs=1e-4
+    )

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 import pipeline.train_loop as train_loop
 from m2f.config import BackboneConfig
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
+from pipeline.loader import training_batches
 from pipeline.params import Row
 from pipeline.tracking import read_curve
 from pipeline.train_loop import Divergence, Run, Worker, train
@@ -180,7 +181,7 @@ def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..
     for run in runs:
         worker = Worker.here()
         model, flat = train_loop.build(run, worker)
-        batches = train_loop.training_batches(
+        batches = training_batches(
             run.manifest,
             run.row.train.augmentation,
             seed=5,
@@ -246,7 +247,7 @@ def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callab
     run = make_run("run")
     worker = Worker.here()
     model, flat = train_loop.build(run, worker)
-    batches = train_loop.training_batches(
+    batches = training_batches(
         run.manifest, run.row.train.augmentation, seed=5, first_step=0, steps=1, global_batch=4, picture_range=range(4)
     )
     batch = next(iter(batches))

@@ -1,0 +1,70 @@
+"""Measure a row on this machine: results/benchmark/<row>.json.
+
+Parameters, operations of a forward pass, training memory and step time of one group (what one of the recipe's GPUs
+has), and inference speed by the tables' protocol. Pictures come from the dataset's shards, where there are some; a
+published dataset without shards is measured on random pictures of its size.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", help="an entry of `rows` in params.yaml")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="for inference and for training each; fewer pictures and steps are measured where they take longer, at "
+        "least 3 of each; default: %(default)s",
+    )
+    parser.add_argument(
+        "--groups", type=int, default=1, help="of pictures in a step on this device; default: %(default)s"
+    )
+    arguments = parser.parse_args()
+
+    from pathlib import Path
+
+    from pipeline.benchmark import benchmark
+    from pipeline.files import read_json, write_json
+    from pipeline.params import load_params
+
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
+    shards = Path(f"results/shard/{row.dataset}.json")
+    manifest = read_json(shards, made_by=f"dvc repro shard@{row.dataset}") if shards.exists() else None
+    result = benchmark(
+        row, params.dataset(row.dataset), manifest=manifest, seconds=arguments.seconds, groups=arguments.groups
+    )
+    path = f"results/benchmark/{row.name}.json"
+    write_json(path, result)
+    inference, training, flops = result["inference"], result["training"], result["flops"]
+    height, width = flops["picture"]
+    print(f"{row.name} on {result['device']}")
+    print(f"  parameters  {result['parameters'] / 1e6:.1f} million, {result['parameters_trained'] / 1e6:.1f} trained")
+    print(f"  operations  {flops['forward'] / 1e9:.1f} GFLOP for a forward pass at {height} x {width}")
+    print(f"  inference   {inference['fps']:.2f} pictures/s ({inference['pictures']} timed){_memory(inference)}")
+    if "skipped" in training:
+        print(f"  training    not measured: {training['skipped']}")
+    else:
+        print(
+            f"  training    {training['step_s']:.3f} s for a step of {training['pictures']} pictures{_memory(training)}"
+        )
+    print(f"  written to {path}")
+
+
+def _memory(measured: dict[str, float | None]) -> str:
+    memory = measured["memory_mib"]
+    return "" if memory is None else f", {memory / 1024:.2f} GiB"
+
+
+if __name__ == "__main__":
+    run(main)
