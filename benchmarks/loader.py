@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline import loader, transforms
+from pipeline import loader, resizing, transforms
 from pipeline.datasets import folder
 from pipeline.loader import training_batches
 from pipeline.params import AugmentationConfig, DatasetConfig, load_params
@@ -156,7 +156,7 @@ def straightforward(
     else:
         short, long = draw.choice(augmentation.short_sides), augmentation.long_side_max
         share = augmentation.max_label_share
-    size = transforms.resized_size(height, width, short_side=short, long_side_max=long)
+    size = resizing.resized_size(height, width, short_side=short, long_side_max=long)
     image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
     for _ in range(11):

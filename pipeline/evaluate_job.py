@@ -13,8 +13,9 @@ import torch
 
 from m2f.metrics import SemanticMetric
 from m2f.model import build_model
+from pipeline.answers import Outcome
 from pipeline.loader import Picture
-from pipeline.measures import Measures, Outcome, measure
+from pipeline.measures import Measures, measure
 from pipeline.overlays import write_overlay
 from pipeline.params import Row
 from pipeline.precision import allow_tf32

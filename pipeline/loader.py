@@ -43,24 +43,21 @@ from pipeline.pictures import (
     raw_pixels,
 )
 from pipeline.progress import Progress
+from pipeline.resizing import network_picture
 from pipeline.shard_cache import local_copy
 from pipeline.storage import local_file, storage_root, stored
 from pipeline.transforms import (
     label_counts,
     look_up,
-    resize_image,
-    resized_size,
     seed_transform,
     touching,
     training_transform,
 )
 
 if TYPE_CHECKING:
-    from pipeline.params import AugmentationConfig, TestConfig
+    from pipeline.params import AugmentationConfig, Task, TestConfig
 
 _Item = TypeVar("_Item")
-
-Task = Literal["semantic", "panoptic", "instance"]
 
 PREFETCH = 3
 """Batches that every loader process keeps ready."""
@@ -692,7 +689,6 @@ class _Validation(Dataset[Picture]):
     def __getitem__(self, index: int) -> Picture:
         record = self.split[index]
         image = record.image()
-        size = resized_size(*record.size, short_side=self.test.short_side, long_side_max=self.test.long_side_max)
         label_map = ids = None
         labels, crowd = np.zeros(0, np.int64), np.zeros(0, bool)
         if record.has_segments():
@@ -702,7 +698,7 @@ class _Validation(Dataset[Picture]):
             compact, present = _compact(segments.ids, np.arange(count), count, where=record.where)
             ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
         return Picture(
-            image=torch.from_numpy(resize_image(image, size).transpose(2, 0, 1).copy()),
+            image=network_picture(image, self.test),
             original_size=record.size,
             label_map=label_map,
             segments=ids,

@@ -3,83 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from m2f.augmented_inference import semantic_scores_ms_flip
-from m2f.inference import Instances, Segments, instances, panoptic_segments, semantic_labels
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from m2f.model import normalise, pad
+from pipeline.answers import Outcome, answer
 from pipeline.params import Row
-from pipeline.tasks import FIGURES, MS_FLIP, primary
+from pipeline.tasks import FIGURES, MS_FLIP, class_names, primary, thing_ids
 
 if TYPE_CHECKING:
     from pipeline.loader import Picture
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What the network makes of one picture, at the picture's own size. None: not the task's, or not asked for."""
-
-    labels: Tensor | None = None
-    """(h, w) class ids."""
-    ms_flip_labels: Tensor | None = None
-    """(h, w) class ids from several sizes, each also mirrored."""
-    segments: Segments | None = None
-    instances: Instances | None = None
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, picture: Picture, row: Row, thing_ids: Sequence[int]) -> Outcome:
-    """The answer for one picture. The model is in evaluation mode.
-
-    `thing_ids`: the dataset's things, among the row's classes. Panoptic rows take all three answers from one
-    prediction, their label map from resized mask logits, as the authors do; semantic rows resize scores.
-    """
-    device = next(model.parameters()).device
-    test, size = row.test, picture.original_size
-    images = pad(normalise(picture.image[None].to(device)), test.pad_multiple)
-    prediction = model(images, auxiliary=False)
-    valid, padded = _size(picture.image), _size(images)
-    if row.task == "instance":
-        (found,) = instances(prediction, size, valid, padded_size=padded, max_instances=test.max_instances)
-        return Outcome(instances=found)
-    if row.task == "panoptic":
-        (segments,) = panoptic_segments(
-            prediction,
-            size,
-            valid,
-            padded_size=padded,
-            thing_ids=thing_ids,
-            score_threshold=test.score_threshold,
-            overlap_threshold=test.overlap_threshold,
-        )
-        (found,) = instances(
-            prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
-        )
-        labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
-        return Outcome(labels=labels, segments=segments, instances=found)
-    ms_flip_labels = None
-    if test.ms_flip is not None:
-        assert picture.original is not None
-        scores = semantic_scores_ms_flip(
-            model,
-            picture.original,
-            short_sides=test.ms_flip.short_sides,
-            long_side_max=test.ms_flip.long_side_max,
-            pad_multiple=test.pad_multiple,
-        )
-        ms_flip_labels = scores.max(0).indices
-    labels = semantic_labels(prediction, size, valid, padded_size=padded)[0]
-    return Outcome(labels=labels, ms_flip_labels=ms_flip_labels)
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[-2], images.shape[-1]
 
 
 class Measures:
@@ -175,19 +110,6 @@ class Measures:
         return named
 
 
-def class_names(row: Row, manifest: Mapping[str, Any]) -> list[str]:
-    """The row's classes: the dataset's, or its things alone for an instance row."""
-    names: list[str] = manifest["class_names"]
-    things = manifest["thing_classes"]
-    return [name for name in names if name in things] if row.task == "instance" else names
-
-
-def thing_ids(row: Row, manifest: Mapping[str, Any]) -> list[int]:
-    """Which of the row's classes are things."""
-    things = manifest["thing_classes"]
-    return [c for c, name in enumerate(class_names(row, manifest)) if name in things]
-
-
 def measure(
     model: nn.Module,
     manifest: Mapping[str, Any],
@@ -206,7 +128,15 @@ def measure(
     for picture in validation_pictures(
         manifest, row.test, task=row.task, worker=worker, workers=workers, processes=processes
     ):
-        outcome = predict(model, picture, row, measures.thing_ids)
+        outcome = answer(
+            model,
+            picture.image,
+            picture.original_size,
+            row.test,
+            task=row.task,
+            thing_ids=measures.thing_ids,
+            original=picture.original,
+        )
         measures.update(picture, outcome)
         if on_picture is not None:
             on_picture(picture, outcome)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.answers import Outcome
 from pipeline.loader import Picture
-from pipeline.measures import Outcome
 from pipeline.painting import class_colours, painted, segment_colours, stacked
 
 SHOWN_SCORE = 0.5

@@ -16,6 +16,8 @@ from m2f.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
 _T = typing.TypeVar("_T")
 
+Task = Literal["semantic", "panoptic", "instance"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetConfig:
@@ -71,6 +73,8 @@ class WeightsConfig:
     """Whose names the file uses; swin: the original's or mmsegmentation's."""
     sha256_prefix: str = ""
     """First digits of the file's SHA-256, as published in its name."""
+    terms: str = ""
+    """Licence of the weights, and terms of the pictures they were trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +178,7 @@ class Row:
     test: TestConfig
     weights: str = "none"
     """Entry of `weights` the backbone starts from; none: random."""
-    task: Literal["semantic", "panoptic", "instance"] = "semantic"
+    task: Task = "semantic"
     """What is trained and reported (pipeline.tasks)."""
     checkpoint_rule: Literal["last", "best", "unknown"] = "unknown"
     """Which checkpoint the published figure is of; unknown: both are shown, and the last is compared."""
@@ -366,6 +370,12 @@ def _check_row(row: Row, at: str) -> None:
         raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be 1 or a multiple of 32")
     if row.test.ms_flip is not None and row.task != "semantic":
         raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")
+
+
+def parse(kind: type[_T], value: Any, where: str) -> _T:
+    """One of this project's settings dataclasses from parsed JSON or YAML; ValueError says which key is wrong."""
+    settings: _T = _build(kind, value, where)
+    return settings
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -39,6 +39,7 @@ TRAINING_MODULES = (
     "pipeline.loader",
     "pipeline.pictures",
     "pipeline.precision",
+    "pipeline.resizing",
     "pipeline.train_loop",
     "pipeline.transforms",
 )

@@ -77,7 +77,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         "other_padding": other,
         "agrees": agrees,
         "mlflow_run_id": run_id,
-        "step_s": logged_step_s(download(config.log_url)) if config.log_url else None,
+        "step_s": logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
         "curve": f"runs/{run_key}/curve.jsonl" if config.log_url else None,
     }
 

@@ -22,6 +22,7 @@ SECTIONS = {
     "evaluate": "rows",
     "published": "checkpoints",
     "benchmark": "rows",
+    "register": "rows",
 }
 """Every stage of dvc.yaml with the section of params.yaml whose entries it is made for."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.params import AugmentationConfig
+from pipeline.resizing import resize_image, resized_size
 from pipeline.transforms import (
     Flip,
     LargeScaleJitter,
@@ -16,8 +17,6 @@ from pipeline.transforms import (
     ShortSideCrop,
     label_counts,
     resize_ids,
-    resize_image,
-    resized_size,
     seed_transform,
     touching,
     training_transform,

@@ -1,0 +1,91 @@
+"""From a picture to the network's answer: what evaluation measures and a registered model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from m2f.augmented_inference import semantic_scores_ms_flip
+from m2f.inference import Instances, Segments, Size, instances, panoptic_segments, semantic_labels
+from m2f.model import normalise, pad
+
+if TYPE_CHECKING:
+    from pipeline.params import Task, TestConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the network makes of one picture, at the picture's own size. None: not the task's, or not asked for."""
+
+    labels: Tensor | None = None
+    """(h, w) class ids."""
+    ms_flip_labels: Tensor | None = None
+    """(h, w) class ids from several sizes, each also mirrored."""
+    segments: Segments | None = None
+    instances: Instances | None = None
+
+
+@torch.inference_mode()
+def answer(
+    model: nn.Module,
+    image: Tensor,
+    size: Size,
+    test: TestConfig,
+    *,
+    task: Task,
+    thing_ids: Sequence[int],
+    original: Tensor | None = None,
+    segments_only: bool = False,
+) -> Outcome:
+    """The answer for one picture of `size` (height, width), given as `pipeline.resizing.network_picture` makes it.
+
+    The model is in evaluation mode. `thing_ids`: the dataset's things, among the row's classes. `original`:
+    (3, h, w) uint8, needed where `test.ms_flip` is set. Panoptic rows take all three answers from one prediction,
+    their label map from resized mask logits, as the authors do, or with `segments_only` the segments alone; semantic
+    rows resize scores.
+    """
+    device = next(model.parameters()).device
+    images = pad(normalise(image[None].to(device)), test.pad_multiple)
+    prediction = model(images, auxiliary=False)
+    valid, padded = _size(image), _size(images)
+    if task == "instance":
+        (found,) = instances(prediction, size, valid, padded_size=padded, max_instances=test.max_instances)
+        return Outcome(instances=found)
+    if task == "panoptic":
+        (segments,) = panoptic_segments(
+            prediction,
+            size,
+            valid,
+            padded_size=padded,
+            thing_ids=thing_ids,
+            score_threshold=test.score_threshold,
+            overlap_threshold=test.overlap_threshold,
+        )
+        if segments_only:
+            return Outcome(segments=segments)
+        (found,) = instances(
+            prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
+        )
+        labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
+        return Outcome(labels=labels, segments=segments, instances=found)
+    ms_flip_labels = None
+    if test.ms_flip is not None:
+        assert original is not None
+        scores = semantic_scores_ms_flip(
+            model,
+            original,
+            short_sides=test.ms_flip.short_sides,
+            long_side_max=test.ms_flip.long_side_max,
+            pad_multiple=test.pad_multiple,
+        )
+        ms_flip_labels = scores.max(0).indices
+    labels = semantic_labels(prediction, size, valid, padded_size=padded)[0]
+    return Outcome(labels=labels, ms_flip_labels=ms_flip_labels)
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
