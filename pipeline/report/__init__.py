@@ -1,0 +1,131 @@
+"""The report: every row of params.yaml beside its published figures, from what exists in results/.
+
+facts.py reads and compares, tables.py makes text of it, page.py a page, of each task's table (overview.py) and a
+section of every row that ran (row_section.py, classes.py); charts.py and pictures.py draw for it. Here the three files
+are written, and what lies under the storage root is read for the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pipeline.files import write_json, write_text
+from pipeline.params import Params, Row
+from pipeline.report.facts import counts, read, row_facts
+from pipeline.report.page import page
+from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
+from pipeline.report.row_section import Details
+from pipeline.report.tables import markdown, text_table
+from pipeline.storage import storage_root
+from pipeline.tracking import read_curve, tracking_uri
+
+_T = TypeVar("_T")
+
+
+def write_report(params: Params, *, results: Path = Path("results"), out: Path = Path("reports")) -> str:
+    """Write results.json, results.md and index.html into `out`; returns the tables as text for a terminal.
+
+    ValueError when a result file is torn, of another version's layout, or of another task than its row. What is
+    missing from the storage root is left out of the page, which says so.
+    """
+    rows = {name: row_facts(row, results, params.verdict) for name, row in params.rows.items()}
+    gone = sorted({path.stem for path in (results / "evaluate").glob("*.json")} - set(rows))
+    unknown = f"Not shown, because params.yaml has no such row any more: {', '.join(gone)}." if gone else ""
+    stored = _Stored()
+    details = _details(params, results, rows, stored)
+    write_json(out / "results.json", {"verdicts": counts(rows), "rows": rows})
+    write_text(out / "results.md", markdown(rows, unknown))
+    html = page(rows, details, notes=[unknown, stored.sentence()], tracking=_public(tracking_uri()))
+    write_text(out / "index.html", html)
+    return text_table(rows)
+
+
+class _Stored:
+    """Reads under the storage root. What is missing is counted, and a root that fails is not asked again: the report
+    is made all the same."""
+
+    def __init__(self) -> None:
+        self.root = storage_root()
+        self.missing = 0
+        self.failure = ""
+
+    def read(self, relative: str, reader: Callable[[Path], _T]) -> _T | None:
+        """What `reader` makes of the path; None: it is missing or cannot be read."""
+        if self.failure:
+            self.missing += 1
+            return None
+        try:
+            return reader(self.root / relative)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            self.missing += 1
+        except Exception as error:  # whatever a remote root's client may throw
+            self.failure = " ".join(str(error).split())[:200] or type(error).__name__
+            self.missing += 1
+        return None
+
+    def sentence(self) -> str:
+        """What the page lacks; empty: nothing."""
+        if not self.missing:
+            return ""
+        files = "a file" if self.missing == 1 else f"{self.missing} files"
+        why = f" ({self.failure})" if self.failure else ""
+        return f"Curves or pictures are left out: {files} could not be read from the storage root{why}."
+
+
+def _details(
+    params: Params, results: Path, rows: Mapping[str, Mapping[str, Any]], stored: _Stored
+) -> dict[str, Details]:
+    """What only the page shows of the rows that ran: curves, overlays and where the numbers came from."""
+    ran = [params.rows[name] for name, facts in rows.items() if facts["status"] != "not run"]
+    named = {row.name: (read(results, "evaluate", row.name, row.task) or {}).get("overlays", []) for row in ran}
+    shown = sum(min(len(paths), ROW_OVERLAYS) for paths in named.values())
+    limit = panel_limit(3 * shown)
+    return {row.name: _row_details(row, params, results, named[row.name], limit, stored) for row in ran}
+
+
+def _row_details(row: Row, params: Params, results: Path, overlays: list[str], limit: int, stored: _Stored) -> Details:
+    trained, checked = (read(results, stage, row.name, row.task) for stage in ("train", "published"))
+    manifest, weights = read(results, "shard", row.dataset), read(results, "weights", row.weights)
+    trainings = trained["seeds"] if trained else []
+    published = (checked or {}).get("curve")
+    config = params.checkpoints.get(row.name)
+    links = {"published checkpoint": config.url, "published log": config.log_url} if config else {}
+    return Details(
+        curves={
+            entry["seed"]: points
+            for entry in trainings
+            if entry.get("run_dir") and (points := stored.read(f"{entry['run_dir']}/curve.jsonl", _curve))
+        },
+        published_curve=(stored.read(published, _curve) or []) if published else [],
+        overlays=[
+            pictures
+            for path in overlays[:ROW_OVERLAYS]
+            if (pictures := stored.read(path, lambda file: panels(_bytes(file), limit)))
+        ],
+        overlays_left_out=max(0, len(overlays) - ROW_OVERLAYS),
+        data_digest=(manifest or {}).get("digest"),
+        weights=f"{row.weights}, SHA-256 {weights['sha256']}" if weights and weights.get("sha256") else row.weights,
+        trainings=trainings,
+        links={name: url for name, url in links.items() if url},
+    )
+
+
+def _curve(path: Path) -> list[dict[str, Any]]:
+    points = read_curve(path)
+    if not points:
+        raise FileNotFoundError(path)
+    return points
+
+
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read()
+
+
+def _public(uri: str) -> str:
+    """The tracking server's address without a password: the page is for others."""
+    user, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return uri.replace(f"{user}@", "", 1) if at else uri

@@ -1,0 +1,371 @@
+"""The report's charts as inline SVG: plain numbers in, markup out. Colours and line styles are classes of style.css.
+
+A chart is drawn about as wide as a phone shows it, so that its 12-pixel letters stay legible there.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
+"""One per seed, told apart by colour-blind readers too (Okabe and Ito)."""
+
+CURVE_POINTS = 120
+"""A longer curve is drawn as the means of this many pieces."""
+
+_WIDTH, _LEFT, _RIGHT = 400.0, 44.0, 16.0
+_LETTER = 6.6
+"""About how wide a letter is, at 12 px."""
+
+
+def strip(
+    values: Mapping[int, float],
+    colours: Mapping[int, str],
+    *,
+    label: str,
+    median: float | None = None,
+    published: float | None = None,
+    authors: float | None = None,
+    margin: float = 0.0,
+    interval: tuple[float, float] | None = None,
+) -> str:
+    """Each seed's figure on one axis, with what it is compared with above and the interval that decides below.
+
+    values: seed -> percent; colours: of the seeds; margin: how far from the published figure a row counts as equal.
+    """
+    marks = [(name, value) for name, value in (("published", published), ("authors'", authors)) if value is not None]
+    known = [*values.values(), *(value for _, value in marks), *(interval or ())]
+    known += [] if published is None else [published - margin, published + margin]
+    axis = ticks(min(known), max(known), 4)
+    y = 62.0
+
+    def place(value: float) -> float:
+        return _scaled(value, axis, 14.0, _WIDTH - 14.0)
+
+    def words(value: float, at: float, text: str) -> tuple[str, float, float]:
+        """The text centred at a value, but inside the chart; its left and right end."""
+        half = len(text) * _LETTER / 2
+        x = min(max(place(value), half), _WIDTH - half)
+        return _label(x, at, text, "middle"), x - half, x + half
+
+    parts = []
+    if published is not None and margin:
+        x0, x1 = place(published - margin), place(published + margin)
+        parts.append(f'<rect class="band" x="{x0:.1f}" y="34" width="{x1 - x0:.1f}" height="{y - 34:.1f}"/>')
+    parts.append(_line("axis", 14.0, y, _WIDTH - 14.0, y))
+    for tick in axis:
+        parts += [_line("axis", place(tick), y, place(tick), y + 5), _label(place(tick), y + 18, f"{tick:g}", "middle")]
+    end = -math.inf
+    for name, value in sorted(marks, key=lambda mark: mark[1]):
+        text, left, right = words(value, 27, f"{name} {value:.2f}")
+        top = 30
+        if left < end + 6:
+            text, top = words(value, 12, f"{name} {value:.2f}")[0], 16
+        end = right
+        kind = "mark" if name == "published" else "mark faint"
+        parts += [text, _line(kind, place(value), top, place(value), y)]
+    if median is not None and len(values) > 1:
+        parts.append(_line("median", place(median), y - 20, place(median), y))
+        parts.append(f'<path class="median" d="M{place(median):.1f} {y - 20:.1f}m-4 -6h8l-4 6z"/>')
+    for seed, up in _stacked({seed: place(value) for seed, value in values.items()}).items():
+        parts.append(
+            f'<circle cx="{place(values[seed]):.1f}" cy="{y - up:.1f}" r="5" fill="{colours[seed]}">'
+            f"<title>seed {seed}: {values[seed]:.2f}</title></circle>"
+        )
+    height = y + 24
+    if interval:
+        (x0, x1), at = map(place, interval), y + 30
+        parts += [_line("interval", x0, at, x1, at), *(_line("interval", x, at - 4, x, at + 4) for x in (x0, x1))]
+        parts.append(words(sum(interval) / 2, at + 17, f"expected {interval[0]:.2f} to {interval[1]:.2f}")[0])
+        height += 30
+    return _svg("strip", parts, height, label)
+
+
+def _stacked(places: Mapping[int, float]) -> dict[int, float]:
+    """Seed -> height above the axis: dots that would cover each other are stacked."""
+    heights: dict[int, float] = {}
+    for seed, x in sorted(places.items(), key=lambda item: item[1]):
+        up = 0.0
+        while any(abs(x - places[other]) < 8 and abs(up - height) < 8 for other, height in heights.items()):
+            up += 8
+        heights[seed] = up
+    return heights
+
+
+def small_strip(differences: Sequence[float], median: float, *, reach: float, margin: float, label: str) -> str:
+    """The seeds' differences from the published figure, for a cell of a table; all cells have the axis -reach to
+    reach, and what lies outside is drawn at its end."""
+
+    def place(value: float) -> float:
+        return 60 + 54 * min(max(value / reach, -1.0), 1.0)
+
+    left, right = place(-margin), place(margin)
+    parts = [f'<rect class="band" x="{left:.1f}" y="2" width="{right - left:.1f}" height="16"/>']
+    parts += [_line("grid", 6, 10, 114, 10), _line("axis", 60, 1, 60, 19)]
+    parts += [f'<circle class="seed" cx="{place(value):.1f}" cy="10" r="3"/>' for value in differences]
+    parts.append(_line("median", place(median), 4, place(median), 16))
+    return (
+        f'<svg class="small" viewBox="0 0 120 20" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A figure at a speed."""
+
+    speed: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """The lowest and the highest seed; None: it is one value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A row in a chart of accuracy against speed; the published and ours, where there are both, joined by a line."""
+
+    name: str
+    published: Mark | None = None
+    """Hollow."""
+    ours: Mark | None = None
+    """Filled."""
+
+
+def scatter(points: Sequence[Point], *, x_label: str, label: str) -> str:
+    """Figure against speed; every row is labelled once, where there is room."""
+    height, top, bottom = 330.0, 14.0, 44.0
+    marks = [mark for point in points for mark in (point.published, point.ours) if mark]
+    values = [y for mark in marks for y in (mark.value, mark.low, mark.high) if y is not None]
+    x_axis = ticks(0.0, max(mark.speed for mark in marks) * 1.04, 5)
+    y_axis = ticks(min(values), max(values), 5)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _scaled(x, x_axis, _LEFT, _WIDTH - _RIGHT), _scaled(y, y_axis, height - bottom, top)
+
+    parts = _axes(x_axis, y_axis, at, "{:g}".format)
+    parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, height - 6, x_label, "middle"))
+    taken = []
+    for mark in marks:
+        x, y = at(mark.speed, mark.value)
+        taken.append(_Box(x - 6, y - 6, x + 6, y + 6))
+        if mark.low is not None and mark.high is not None:
+            (_, low), (_, high) = at(mark.speed, mark.low), at(mark.speed, mark.high)
+            taken.append(_Box(x - 2, high, x + 2, low))
+            parts.append(_line("interval", x, low, x, high))
+    frame = _Box(_LEFT, top - 6, _WIDTH, height - bottom)
+    labels = []
+    for point in points:
+        if point.published and point.ours:
+            here, ours = (at(mark.speed, mark.value) for mark in (point.published, point.ours))
+            parts.append(_line("join", *here, *ours))
+        for kind, radius, drawn in (("hollow", 5.5, point.published), ("ours", 4.5, point.ours)):
+            if drawn:
+                x, y = at(drawn.speed, drawn.value)
+                parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
+        if named := point.published or point.ours:
+            labels.append(_placed_label(point.name, *at(named.speed, named.value), taken, frame))
+    return _svg("scatter", [*parts, *labels], height, label)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where something is drawn."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: _Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0.0) * max(height, 0.0)
+
+    def outside(self, frame: _Box) -> float:
+        """How far it sticks out of a frame."""
+        across = max(frame.left - self.left, 0.0) + max(self.right - frame.right, 0.0)
+        return across + max(frame.top - self.top, 0.0) + max(self.bottom - frame.bottom, 0.0)
+
+
+def _placed_label(text: str, x: float, y: float, taken: list[_Box], frame: _Box) -> str:
+    """A label at the nearest place beside (x, y) where it covers nothing of `taken`, to which it is added; a thin line
+    leads to one that is not right beside it."""
+    width = len(text) * _LETTER
+    best, least = None, math.inf
+    for away in (9.0, 20.0, 32.0, 46.0):
+        for across, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)):
+            left = x + across * away - width * (1 - across) / 2
+            middle = y - up * (away + (0 if across else 3))
+            box = _Box(left, middle - 7, left + width, middle + 7)
+            covered = sum(box.overlap(other) for other in taken) + 100 * box.outside(frame)
+            if covered < least:
+                best, least, distance = box, covered, away
+        if not least:
+            break
+    assert best is not None
+    taken.append(best)
+    lead = ""
+    if distance > 9.0:
+        middle = (best.top + best.bottom) / 2
+        lead = _line("lead", x, y, min(max(x, best.left), best.right), middle + (5 if middle < y else -5))
+    return lead + _label(best.left, best.top + 11, text, "start", "name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a chart."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    """(step, value)."""
+    colour: str = ""
+    """Empty: the published curve's style."""
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    reference: float | None = None,
+    logarithmic: bool = False,
+    warnings: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Lines over training steps; empty without any.
+
+    reference: a dotted line at the published figure; logarithmic: for losses, whose beginning would flatten the rest;
+    warnings: (step, value) of early warnings, ringed.
+    """
+    if not series:
+        return ""
+    height, top, bottom = 240.0, 12.0, 40.0
+    drawn = [(line, thinned(line.points)) for line in series]
+    xs = [x for _, points in drawn for x, _ in points]
+    ys = [y for _, points in drawn for _, y in points] + ([] if reference is None else [reference])
+    x_axis = ticks(min(0, *xs), max(xs), 4)
+    logarithmic = logarithmic and min(ys) > 0
+    y_axis = log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys), 5)
+
+    if logarithmic:
+        y_place = functools.partial(_scaled, axis=[math.log(tick) for tick in y_axis], start=height - bottom, end=top)
+    else:
+        y_place = functools.partial(_scaled, axis=y_axis, start=height - bottom, end=top)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _scaled(x, x_axis, _LEFT, _WIDTH - _RIGHT), y_place(math.log(y) if logarithmic else y)
+
+    parts = _axes(x_axis, y_axis, at, _thousands)
+    parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, height - 4, "step", "middle"))
+    if reference is not None:
+        (x0, y), (x1, _) = at(x_axis[0], reference), at(x_axis[-1], reference)
+        parts.append(_line("mark", x0, y, x1, y))
+        below = y < top + 14
+        parts.append(_label(x0 + 4, y + 14 if below else y - 5, f"published {reference:.2f}", "start"))
+    for line, points in sorted(drawn, key=lambda item: bool(item[0].colour)):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in points))
+        stroke = f'stroke="{line.colour}"' if line.colour else 'class="published"'
+        parts.append(f'<polyline points="{path}" {stroke}><title>{html.escape(line.name)}</title></polyline>')
+        if line.colour:
+            x, y = at(*points[-1])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{line.colour}"/>')
+    for warning in warnings:
+        x, y = at(min(max(warning[0], x_axis[0]), x_axis[-1]), min(max(warning[1], y_axis[0]), y_axis[-1]))
+        parts.append(f'<circle class="warning" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>early warning</title></circle>')
+    return _svg("lines", parts, height, label)
+
+
+def bar(value: float, reach: float) -> str:
+    """A bar from the middle of a table's cell, -reach to reach."""
+    width = 50 * min(abs(value) / reach, 1.0) if reach else 0.0
+    x, kind = (50.0, "more") if value >= 0 else (50.0 - width, "less")
+    return (
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="{kind}" x="{x:.1f}" y="1" width="{width:.1f}" height="8"/>'
+        '<line class="axis" x1="50" x2="50" y1="0" y2="10"/></svg>'
+    )
+
+
+def span_bar(low: float, high: float, at: float) -> str:
+    """A bar from low to high of 0 to 100, for a table's cell, with a mark at `at`."""
+    return (
+        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="track" x="0" y="4" width="100" height="2"/>'
+        f'<rect class="more" x="{low:.1f}" y="2" width="{max(high - low, 0.6):.1f}" height="6"/>'
+        f'<rect class="at" x="{at - 0.4:.1f}" y="0" width="0.8" height="10"/></svg>'
+    )
+
+
+def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """At most `limit` points: means of consecutive pieces, as equal as can be; the last point stays as it is."""
+    if len(points) <= limit:
+        return list(points)
+    *rest, last = points
+    bounds = [round(i * len(rest) / (limit - 1)) for i in range(limit)]
+    pieces = [rest[a:b] for a, b in pairwise(bounds)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in pieces] + [last]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that enclose low to high, about `count` steps of 1, 2 or 5 times a power of ten."""
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that enclose low to high; both above 0."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    begin = max(i for i, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    end = min(i for i, step in enumerate(steps) if step >= high * (1 - 1e-9))
+    return steps[begin : max(end, begin + 1) + 1]
+
+
+def _scaled(value: float, axis: Sequence[float], start: float, end: float) -> float:
+    return start + (value - axis[0]) / (axis[-1] - axis[0]) * (end - start)
+
+
+def _axes(
+    x_axis: Sequence[float],
+    y_axis: Sequence[float],
+    at: Callable[[float, float], tuple[float, float]],
+    x_text: Callable[[float], str],
+) -> list[str]:
+    """Grid lines with their values left, values of x below."""
+    parts = []
+    for tick in y_axis:
+        (x0, y), (x1, _) = at(x_axis[0], tick), at(x_axis[-1], tick)
+        parts.append(_line("grid", x0, y, x1, y) + _label(x0 - 6, y + 4, f"{tick:g}", "end"))
+    for tick in x_axis:
+        x, y = at(tick, y_axis[0])
+        parts.append(_label(x, y + 16, x_text(tick), "middle"))
+    return parts
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
+def _line(kind: str, x0: float, y0: float, x1: float, y1: float) -> str:
+    return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _svg(kind: str, parts: Sequence[str], height: float, label: str) -> str:
+    return (
+        f'<svg class="chart {kind}" viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{html.escape(label)}">'
+        f"{''.join(parts)}</svg>"
+    )

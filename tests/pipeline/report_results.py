@@ -1,0 +1,337 @@
+"""Generated results, curves and overlays of all rows, as the stages write them: to test the report and to look at it.
+
+`python -m tests.pipeline.report_results <folder>` writes <folder>/results and <folder>/storage and makes the report.
+Every number is invented: drawn around the published figures from a fixed seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.files import write_json, write_text
+from pipeline.params import Params, Row, load_params
+from pipeline.tasks import FIGURES, MS_FLIP, primary
+
+PROJECT = Path(__file__).resolve().parents[2]
+A100 = "NVIDIA A100-SXM4-80GB"
+CPU = "AMD EPYC 9B14"
+METRICS = {"semantic": ("iou",), "panoptic": ("pq", "ap", "iou"), "instance": ("ap",)}
+
+SHIFT = {"cityscapes_r101": -1.9, "ade20k_swin-b": 2.3, "ade20k_r101": 0.4}
+"""How far a row's seeds lie from its published figure, in points."""
+SPREAD = {"ade20k_r101": 1.1}
+"""Standard deviation of a row's seeds; others: 0.25."""
+
+
+def write_results(
+    params: Params,
+    folder: Path,
+    *,
+    rows: list[str] | None = None,
+    points: int = 1800,
+    size: tuple[int, int] = (512, 1024),
+) -> None:
+    """`folder`/results and `folder`/storage of the named rows (None: all but two of a user's own and
+    the last of the published ones).
+
+    points: of a training curve; size: of an overlay's panels.
+    """
+    left_out = ("camvid_tiny", "nuclei_tiny", "coco_instance_swin-l-in22k")
+    names = rows if rows is not None else [name for name in params.rows if name not in left_out]
+    for name in names:
+        _write_row(params, params.rows[name], folder, points, size)
+
+
+class PageParser(HTMLParser):
+    """Addresses a page would load, where its links go, and tags left open."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "wbr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        addresses = [value or "" for key, value in attrs if key in ("src", "srcset", "href", "xlink:href", "data")]
+        (self.links if tag == "a" else self.loads).extend(addresses)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[int, int]) -> None:
+    results, storage = folder / "results", folder / "storage"
+    draws = np.random.default_rng(int(_digest(row.name)[:8], 16))
+    first = primary(row.task)
+    target = row.published.get(first, row.published_authors.get(first, 60.0))
+    names = params.datasets[row.dataset].class_names or ("road", "sky")
+    if row.task == "instance":
+        names = params.datasets[row.dataset].thing_classes
+    base = np.clip(draws.normal(target, 18, len(names)), 2, 98)
+    trained, evaluated = [], []
+    cpu = row.dataset == "shapes"
+    for number, seed in enumerate(row.seeds):
+        key = _digest(f"{row.name} {seed}")[:16]
+        value = target + SHIFT.get(row.name, 0.05) + draws.normal(0, SPREAD.get(row.name, 0.25))
+        status, reason = "finished", None
+        if row.name == "cityscapes_swin-s" and number == 3:
+            status, reason = "diverged", "the loss is not finite at step 41,250 (positions 659984 to 659999)"
+        if row.name == "ade20k_swin-t" and number == 4:
+            status, reason = "failed", "worker 3 was lost 3 times: CUDA out of memory; lower M2F_GROUPS_AT_ONCE"
+        entry: dict[str, Any] = {"seed": seed, "run_key": key, "status": status, "reason": reason}
+        entry["mlflow_run_id"] = _digest(f"mlflow {key}")[:32]
+        behind = []
+        if row.name == "cityscapes_r101" and number == 2:
+            behind = [{"step": 10000, "value": 0.6012, "reference": "published", "expected": 0.6744}]
+        trained.append(
+            {
+                **entry,
+                "run_dir": f"runs/{key}",
+                "steps": row.train.steps,
+                "checkpoints": {
+                    kind: {"step": step, "path": f"{step}.safetensors", "sha256": _digest(f"{key} {kind}")}
+                    for kind, step in (("last", row.train.steps), ("best", row.train.steps - row.train.val_interval))
+                },
+                "metrics": {},
+                "train_s": 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number),
+                "workers": 2 if cpu else 8,
+                "images_per_s": 10.0 if cpu else 51.0,
+                "peak_memory_mib": None if cpu else 1024 * (row.published.get("train_mem_gib", 14.0) + 0.1),
+                "behind": behind,
+                "environment": {
+                    "python": "3.11.9",
+                    "platform": "Linux x86_64",
+                    "libraries": {"torch": "2.15.0", "numpy": "2.3.1", "ray": "2.58.0", "mlflow": "3.9.0"},
+                    "device": CPU if cpu else A100,
+                    "cuda": None if cpu else "12.8",
+                    "tf32": None if cpu else "convolutions",
+                    "git_commit": _digest("commit")[:40],
+                    "git_changed": False,
+                },
+            }
+        )
+        if status == "finished":
+            per_class = {
+                metric: {
+                    name: None if i == 3 and metric == "ap" else round(float(np.clip(v, 0, 100)) / 100, 6)
+                    for i, (name, v) in enumerate(zip(names, base + draws.normal(0, 1.5, len(names)), strict=True))
+                }
+                for metric in METRICS[row.task]
+            }
+            last = _figures(row, value, draws) | {"per_class": per_class}
+            best = _figures(row, value + 0.15, draws) | {"per_class": per_class}
+            best["step"] -= row.train.val_interval
+            evaluated.append({**entry, "checkpoints": {"last": last, "best": best}})
+            _write_curve(storage / "runs" / key / "curve.jsonl", row, value, draws, points)
+        else:
+            evaluated.append(entry)
+            _write_curve(storage / "runs" / key / "curve.jsonl", row, value, draws, points, until=0.46)
+    overlays = [f"runs/{trained[0]['run_key']}/overlays/{i:05d}.png" for i in range(8)]
+    for i, path in enumerate(overlays[:4]):
+        _write_overlay(storage / path, size, i)
+    fixed = {"row": row.name, "dataset": row.dataset}
+    write_json(results / "train" / f"{row.name}.json", {**fixed, "seeds": trained})
+    write_json(
+        results / "evaluate" / f"{row.name}.json",
+        {
+            **fixed,
+            "task": row.task,
+            "primary": first,
+            "checkpoint_rule": row.checkpoint_rule,
+            "decides": "best" if row.checkpoint_rule == "best" else "last",
+            "seeds": evaluated,
+            "baseline": None
+            if row.task == "instance"
+            else {"class": names[0], "miou": 0.0217, "mean_accuracy": 0.0526, "pixel_accuracy": 0.327},
+            "overlays": overlays,
+        },
+    )
+    if row.name in params.checkpoints:
+        _write_published(params, row, folder, base, names, draws, points)
+    _write_benchmark(row, results, cpu)
+    write_json(results / "shard" / f"{row.dataset}.json", {"digest": _digest(row.dataset)})
+    write_json(
+        results / "weights" / f"{row.weights}.json",
+        {"name": row.weights, "path": None, "sha256": None if row.weights == "none" else _digest(row.weights)},
+    )
+    finished = [entry for entry in evaluated if entry["status"] == "finished"]
+    middle = finished[len(finished) // 2]
+    write_json(
+        results / "register" / f"{row.name}.json",
+        {
+            **fixed,
+            "model": row.name.replace("_", "-"),
+            "aliases": {
+                alias: {
+                    "version": version,
+                    "seed": entry["seed"],
+                    "run_key": entry["run_key"],
+                    "figure": first,
+                    "value": entry["checkpoints"]["last"][first],
+                }
+                for version, (alias, entry) in enumerate((("best", finished[0]), ("median", middle)), start=1)
+            },
+            "tracking_uri": "http://mlflow.example:5000",
+        },
+    )
+
+
+def _figures(row: Row, value: float, draws: np.random.Generator) -> dict[str, Any]:
+    """A checkpoint whose primary figure is `value` percent; the others near those published, or near it."""
+    figures: dict[str, Any] = {"step": row.train.steps}
+    for name in (*FIGURES[row.task], *([MS_FLIP] if row.test.ms_flip else ())):
+        near = row.published.get(name, row.published_authors.get(name, value + 3))
+        figures[name] = round(float(np.clip(near + draws.normal(0, 0.3), 0, 100)) / 100, 6)
+    return figures | {primary(row.task): round(value / 100, 6)}
+
+
+def _write_curve(
+    path: Path, row: Row, value: float, draws: np.random.Generator, points: int, *, until: float = 1.0
+) -> None:
+    steps, lines = row.train.steps, []
+    every = max(1, steps // points)
+    for step in range(every, int(steps * until) + 1, every):
+        done = step / steps
+        loss = 14 + 75 * math.exp(-30 * done) + 9 * (1 - done) + draws.normal(0, 1.2)
+        lines.append({"step": step, "loss": loss, "lr": 1e-4 * (1 - done) ** 0.9})
+    validations = range(row.train.val_interval, int(steps * until) + 1, row.train.val_interval)
+    for step in validations:
+        short = 22 * math.exp(-5 * step / steps) + abs(draws.normal(0, 0.5)) * (step < steps)
+        lines.append({"step": step, f"val_{primary(row.task)}": (value - short) / 100})
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_published(
+    params: Params, row: Row, folder: Path, base: np.ndarray, names: Any, draws: np.random.Generator, points: int
+) -> None:
+    first = primary(row.task)
+    value = row.published[first] + 0.004
+    key = f"published-{_digest(row.name)[:16]}"
+    log = bool(params.checkpoints[row.name].log_url)
+    if log:
+        _write_curve(folder / "storage" / "runs" / key / "curve.jsonl", row, value, draws, points)
+    per_class = {
+        metric: {name: round(float(np.clip(v, 0, 100)) / 100, 6) for name, v in zip(names, base, strict=True)}
+        for metric in METRICS[row.task]
+    }
+    write_json(
+        folder / "results" / "published" / f"{row.name}.json",
+        {
+            "row": row.name,
+            "dataset": row.dataset,
+            "task": row.task,
+            "primary": first,
+            "url": params.checkpoints[row.name].url,
+            "sha256": _digest(key),
+            "figures": _figures(row, value, draws) | {"per_class": per_class},
+            "published": dict(row.published),
+            "difference": {first: 0.004},
+            "pad_multiple": row.test.pad_multiple,
+            "other_padding": None,
+            "agrees": None,
+            "mlflow_run_id": None,
+            "curve": f"runs/{key}/curve.jsonl" if log else None,
+        },
+    )
+
+
+def _write_benchmark(row: Row, results: Path, cpu: bool) -> None:
+    """On an A100; ade20k_r50 on a CPU; none of cityscapes_swin-l-in22k."""
+    if row.name == "cityscapes_swin-l-in22k":
+        return
+    cpu = cpu or row.name in ("ade20k_r50", "ade20k_r101")
+    fps = 1.04 * row.published.get("inf_fps", 700.0 / row.published.get("train_mem_gb_as_printed", 30.0) ** 1.5)
+    fps *= 0.011 if cpu else 1.0
+    write_json(
+        results / "benchmark" / f"{row.name}.json",
+        {
+            "row": row.name,
+            "dataset": row.dataset,
+            "task": row.task,
+            "device": CPU if cpu else A100,
+            "device_kind": "cpu" if cpu else "cuda",
+            "libraries": {"torch": "2.15.0"},
+            "parameters": 44_000_000,
+            "parameters_trained": 43_900_000,
+            "flops": {
+                "picture": [1024, 2048],
+                "forward": 5.27e11,
+                "counted": "a multiplication with an addition is two; norms and activations are left out",
+            },
+            "inference": {
+                "fps": fps,
+                "pictures": 195,
+                "sizes": [[1024, 2048, 195]],
+                "memory_mib": None if cpu else 3900.0,
+                "seconds": {"median": 1 / fps, "p10": 0.9 / fps, "p90": 1.1 / fps},
+                "protocol": "batch 1, the first 5 dropped; forward pass and label map at the picture's own size",
+            },
+            "training": {"skipped": "takes too long on a CPU"}
+            if cpu
+            else {
+                "step_s": 0.31,
+                "workers": 1,
+                "groups": 1,
+                "pictures": row.train.group_size,
+                "crop": list(row.train.augmentation.crop),
+                "memory_mib": 1024 * (row.published.get("train_mem_gib", 14.0) * 0.97),
+                "precision": row.train.precision,
+            },
+        },
+    )
+
+
+def _write_overlay(path: Path, size: tuple[int, int], number: int) -> None:
+    """Three panels of waves and noise, as hard to compress as a photograph."""
+    import cv2
+
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    draws = np.random.default_rng(number)
+    grey = 120 + 60 * np.sin(x / 37 + number) * np.cos(y / 23) + draws.normal(0, 6, size)
+    panels = []
+    for panel in range(3):
+        tint = np.array([[40, 90, 160], [150, 60, 60], [60, 140, 70]])[((x // 60 + y // 50 + number) % 3)]
+        share = 0.0 if panel == 0 else 0.6
+        panels.append(np.clip((1 - share) * grey[..., None] + share * tint, 0, 255).astype(np.uint8))
+    gap = np.full((height, 4, 3), 255, np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.hstack([panels[0], gap, panels[1], gap, panels[2]]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main() -> None:
+    """Command line."""
+    import os
+
+    from pipeline.report import write_report
+
+    folder = Path(sys.argv[1]).absolute()
+    params = load_params(PROJECT / "params.yaml")
+    write_results(params, folder, rows=sys.argv[2:] or None)
+    os.environ["M2F_STORAGE"] = str(folder / "storage")
+    print(write_report(params, results=folder / "results", out=folder / "reports"))
+
+
+if __name__ == "__main__":
+    main()
