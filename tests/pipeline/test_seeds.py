@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -127,18 +128,24 @@ def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of two cores that several drivers join: the variables they need."""
     folder = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")
     settings = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    port = "6399"
-    command = ["start", "--head", f"--port={port}", "--num-cpus=2", "--object-store-memory=100000000"]
-    command += ["--include-dashboard=false", f"--temp-dir={folder}", "--block"]
-    ray = Path(sys.executable).parent / "ray"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["start", "--head", f"--port={port}", "--num-cpus=2", "--object-store-memory=100000000", "--block"]
+    command += ["--include-dashboard=false", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
     head = subprocess.Popen(
-        [ray, *command], env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [Path(sys.executable).parent / "ray", *command],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
+        assert head.stdout is not None
+        assert any("Ray runtime started" in line for line in head.stdout)
         yield {**settings, "RAY_ADDRESS": f"127.0.0.1:{port}"}
     finally:
-        tree = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        for process in tree:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             process.send_signal(signal.SIGKILL)
         head.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
@@ -151,7 +158,6 @@ def test_rows_side_by_side_on_one_cluster_take_turns_and_the_one_that_waits_says
     make_job: Callable[..., Job], cluster: dict[str, str]
 ) -> None:
     one, other = make_job("one", seeds=(1, 2)), make_job("other", seeds=(3,))
-    time.sleep(5)
     one.start(**cluster)
     one.wait_for_step(4, seed=1)
     other.start(**cluster)
