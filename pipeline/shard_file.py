@@ -275,6 +275,8 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
                 labels = same_labels(labels, (" and ".join(stored.labels), record.image_file))
+                del stored  # before the next one is read
+                pa.default_memory_pool().release_unused()
             if on_record is not None:
                 on_record()
     return {

@@ -229,7 +229,8 @@ def copy_named(target: Path, results: Path = Path("results")) -> tuple[int, int]
                 raise ValueError(f"{root / name} has not the sha256 that results/ says; make it again, then copy")
             copy_file(file, target / name)
         progress.add(size)
-    progress.done()
+    if missing:
+        progress.done()
     return len(files), len(missing)
 
 

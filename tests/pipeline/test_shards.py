@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 from functools import partial
@@ -673,3 +676,77 @@ def test_the_coco_sample_reaches_the_loader_with_its_segments(storage: Path) -> 
     crowds = [int(picture.crowd.sum()) for picture in pictures]
     assert [thing - crowd for thing, crowd in zip(things, crowds, strict=True)] == [14, 26]
     assert (storage / manifest["samples"]["path"]).exists()
+
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+from pipeline.params import DatasetConfig
+from pipeline.shard_file import ShardJob, make_shard
+from pipeline.shards import LAYOUTS
+
+folder, pixels, pictures = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+config = DatasetConfig(**json.loads((folder / "config.json").read_text()))
+records = LAYOUTS[config.layout].records(config, [folder], "val")
+things = frozenset(config.class_names.index(name) for name in config.thing_classes)
+out = folder / "out"
+out.mkdir(exist_ok=True)
+
+def make(some):
+    make_shard(ShardJob("val-0", "val", some, len(config.class_names), things, pixels, "stop", (folder,)), out)
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+make(records[:1])  # the small picture: libraries are loaded now
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the most that was ever resident, begins anew
+make(records[1:] * pictures)
+print(status("VmHWM") - before)
+"""
+
+
+def picture_and_ids(height: int, width: int) -> tuple[bytes, np.ndarray]:
+    """A PNG that hardly compresses, and 12 x 25 segments."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    rows, columns = np.arange(height) * 12 // height, np.arange(width) * 25 // width
+    return encoded(noise), rows[:, None] * 25 + columns
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux counts it")
+@pytest.mark.parametrize("layout", ["folder", "coco"])
+def test_a_shard_takes_less_than_40_bytes_for_a_pixel_of_its_largest_picture(tmp_path: Path, layout: str) -> None:
+    listing: dict[str, list[Any]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}],
+    }
+    for name, (height, width) in enumerate(((40, 60), (2000, 3000))):
+        data, ids = picture_and_ids(height, width)
+        if layout == "folder":
+            put(tmp_path / f"images/val/{name}.png", data)
+            put(tmp_path / f"annotations/val/{name}.png", encoded((ids % 2).astype(np.uint8)))
+            continue
+        put(tmp_path / f"val2017/{name}.png", data)
+        colours = np.stack([ids % 256, ids // 256, np.ones_like(ids)], -1).astype(np.uint8)
+        put(tmp_path / f"annotations/panoptic_val2017/{name}.png", encoded(colours))
+        listing["images"].append({"id": name, "file_name": f"{name}.png", "height": height, "width": width})
+        segments = [{"id": 65536 + index, "category_id": 1 + index % 2, "iscrowd": 0} for index in range(300)]
+        listing["annotations"].append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
+    settings: dict[str, Any] = {"layout": layout, "class_names": ["sky", "car"], "splits": {"val": "val"}}
+    if layout == "coco":
+        put(tmp_path / "annotations/panoptic_val2017.json", json.dumps(listing).encode())
+        settings |= {"splits": {"val": "val2017"}, "thing_classes": ["car"]}
+    put(tmp_path / "config.json", json.dumps(settings).encode())
+
+    def bytes_per_pixel(pixels: str, pictures: int) -> float:
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), pixels, str(pictures)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(ended.stdout) / (2000 * 3000)
+
+    cases = [(pixels, pictures) for pixels in ("raw", "encoded") for pictures in (1, 4)]
+    found = {case: bytes_per_pixel(*case) for case in cases}
+    assert max(found.values()) < 40, found
+    assert found["raw", 4] < found["raw", 1] + 6, f"not one picture at a time: {found}"
