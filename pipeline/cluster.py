@@ -141,6 +141,8 @@ def connect() -> None:
 
     import ray
 
+    from pipeline.files import store_of
+    from pipeline.shard_cache import cache_folder
     from pipeline.storage import storage_root
     from pipeline.tracking import tracking_uri
 
@@ -149,6 +151,8 @@ def connect() -> None:
     # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
     variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
     variables |= {name: os.environ[name] for name in ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB") if name in os.environ}
+    if store_of(storage_root()) is not None:  # a host's copy of an archive has the same path on all of them
+        variables["M2F_SHARD_CACHE"] = str(cache_folder())
     places = {"env_vars": variables}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
     if os.environ.get("RAY_ADDRESS"):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -396,6 +397,73 @@ def test_a_file_without_a_digest_is_copied_for_as_long_as_it_is_read(bucket: Pat
     with local_file(bucket / "runs/x/note") as copy:
         assert (copy.name, copy.read_text()) == ("note", "hello")
     assert not copy.exists()
+
+
+TWO_HOSTS = """
+import dataclasses, json, os, sys
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from pipeline import shards
+from pipeline.fetch import fetch, open_sources
+from pipeline.params import DatasetConfig
+
+folder, ray_dir = map(Path, sys.argv[1:])
+settings = json.loads((folder / "dataset.json").read_text())
+listed = shards.folder.records
+
+def noted(read):
+    if ray.is_initialized():  # not when shards are planned
+        (folder / "hosts" / ray.get_runtime_context().get_node_id()).touch()
+    return read()
+
+shards.folder.records = lambda *arguments: [
+    dataclasses.replace(record, read=partial(noted, record.read)) for record in listed(*arguments)
+]
+shards.FEW_RECORDS = 1
+nothing = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": str(ray_dir), **nothing})
+try:
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    config = DatasetConfig(**settings)
+    facts = fetch("mine", config, base=folder)
+    manifest = shards.build("mine", config, open_sources(facts), facts=facts["sources"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_two_hosts_make_the_bytes_that_one_makes(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = entry(tmp_path)
+    use(monkeypatch, tmp_path / "storage")
+    _, alone = made(tmp_path, dataset)
+    use(monkeypatch, bucket)
+    (tmp_path / "hosts").mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps(dataclasses.asdict(dataset)))
+    with tempfile.TemporaryDirectory(prefix="m2f-ray-", dir="/tmp") as ray:  # Ray's socket paths must be short
+        ended = subprocess.run(
+            [sys.executable, "-c", TWO_HOSTS, str(tmp_path), ray],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(PROJECT)},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert json.loads((tmp_path / "manifest.json").read_text()) == alone
+    for shard in alone["splits"]["train"]["shards"]:
+        assert (bucket / shard["path"]).read_bytes() == (tmp_path / "storage" / shard["path"]).read_bytes()
+    assert len(list((tmp_path / "hosts").iterdir())) == 2
 
 
 # Listing and copying
