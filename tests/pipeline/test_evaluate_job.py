@@ -16,8 +16,8 @@ from pipeline.evaluate_job import commonest_class, evaluate_row
 from pipeline.measures import Measures, measure
 from pipeline.params import Row
 from pipeline.pictures import decode_image
+from pipeline.seeds import train_row
 from pipeline.tasks import FIGURES
-from pipeline.train_job import train_row
 from tests.pipeline.conftest import NO_WEIGHTS
 
 

@@ -298,7 +298,7 @@ def test_trainings_wait_for_the_download_and_the_shards_of_their_dataset(params:
 def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
     two_steps: Row, small_manifest: dict[str, Any]
 ) -> None:
-    from pipeline.train_job import train_row
+    from pipeline.seeds import train_row
     from tests.pipeline.conftest import NO_WEIGHTS
 
     (trained,) = train_row(two_steps, manifest=small_manifest, weights=NO_WEIGHTS)["seeds"]

@@ -509,7 +509,7 @@ def test_what_results_name_is_copied_to_a_bucket_and_back(
 TRAIN = """
 import json, pickle
 from pathlib import Path
-from pipeline.train_job import train_row
+from pipeline.seeds import train_row
 
 row, manifest, weights = pickle.loads(Path("job.pickle").read_bytes())
 Path("trained.json").write_text(json.dumps(train_row(row, manifest=manifest, weights=weights)))
