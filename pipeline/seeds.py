@@ -143,6 +143,8 @@ def _train(
     from pipeline.train_loop import Run
 
     resources = cluster_resources(row)
+    if resources.use_gpu:
+        refuse_if_too_costly(row)
     initial = stored(weights["path"], made_by=f"dvc repro -f weights@{row.weights}") if weights["path"] else None
     curve = _published_curve(row, published)
     runs = {
@@ -173,6 +175,23 @@ def _train(
         _train_as_trials(runs, resources)
     finally:
         _forget_rays_notes(runs)
+
+
+def refuse_if_too_costly(row: Row, results: Path = Path("results")) -> None:
+    """ValueError when a seed is expected to cost more GPU-hours than the row allows.
+
+    `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of
+    them the training itself judges, by its first steps.
+    """
+    from pipeline.plan import estimated_gpu_hours
+
+    estimate = estimated_gpu_hours(row, results)
+    if estimate is not None and estimate.hours > row.max_gpu_hours:
+        raise ValueError(
+            f"a seed of row {row.name} would take about {estimate.hours:.0f} GPU-hours (by {estimate.source}); set "
+            f"rows.{row.name}.max_gpu_hours (now {row.max_gpu_hours:g}) above that to allow it, and see "
+            f"python -m stages.plan {row.name}"
+        )
 
 
 def _published_curve(row: Row, published: Mapping[str, Any] | None) -> tuple[tuple[int, float], ...]:

@@ -27,12 +27,13 @@ from m2f.losses import Divergence
 from pipeline import train_job
 from pipeline.cluster import Resources, ray_storage
 from pipeline.files import sha256
-from pipeline.params import Row
+from pipeline.params import Row, load_params
 from pipeline.provenance import run_key
-from pipeline.seeds import train_row
+from pipeline.seeds import refuse_if_too_costly, train_row
 from pipeline.train_loop import Run
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.train_process import Job
+from tests.shared import PROJECT
 
 SEEDS = (1, 2, 3)
 
@@ -292,3 +293,12 @@ def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
     assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray"}
+
+
+def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(tmp_path: Path) -> None:
+    rows = load_params(PROJECT / "params.yaml").rows
+    row = rows["cityscapes_r50"]  # nothing is measured here: its published speed, 9.17 fps on an A100, tells
+    with pytest.raises(ValueError, match=r"about \d+ GPU-hours \(by published speed .* set rows.cityscapes_r50"):
+        refuse_if_too_costly(row, tmp_path)
+    refuse_if_too_costly(dataclasses.replace(row, max_gpu_hours=1000.0), tmp_path)
+    refuse_if_too_costly(rows["shapes_tiny"], tmp_path)  # nobody knows its speed on a GPU: its first steps will judge
