@@ -60,8 +60,8 @@ RAW_BYTES_PER_PIXEL = 4
 OVERLAYS = 8
 """Validation pictures of a seed that are drawn (pipeline.evaluate_job)."""
 
-OVERLAY_BYTES_PER_PIXEL = 4
-"""Of an overlay's PNG, per pixel of its picture: three panels, two of them grey with flat colours."""
+OVERLAY_BYTES_PER_PIXEL = 5
+"""Of an overlay's PNG, three panels, per pixel of its picture: what the generated pictures of the demo take."""
 
 _GIB, _HOUR_S = 2**30, 3600.0
 
