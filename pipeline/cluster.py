@@ -142,9 +142,9 @@ def connect() -> None:
     import ray
 
     from pipeline.files import store_of
+    from pipeline.mlflow_client import tracking_uri
     from pipeline.shard_cache import cache_folder
     from pipeline.storage import storage_root
-    from pipeline.tracking import tracking_uri
 
     if ray.is_initialized():
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     The row's checkpoint_rule says which of them decides the reported figure; the last where it is unknown. ValueError
     when a checkpoint is gone, altered or of another run.
     """
+    from pipeline import tracking
     from pipeline.cluster import cluster_resources
     from pipeline.files import sha256
     from pipeline.storage import local_file, storage_root, stored
@@ -64,10 +67,16 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
                     path, trained["run_key"], row, manifest, resources, folder, digest=checkpoint["sha256"]
                 )
                 by_step[step] = described(measures, step)
+                if folder is not None:
+                    title = f"seed {trained['seed']} of {row.name}, step {step}"
+                    keep_evaluation(folder.parent / tracking.EVALUATION, by_step[step], measures, title)
                 if folder is not None and not overlays:
                     overlays = [str(p.relative_to(storage_root())) for p in sorted(folder.glob("*.png"))]
             entry["checkpoints"][kind] = by_step[step]
-        _track(trained, entry["checkpoints"][decides])
+
+    run_ids = tracking.track_row(row, seeds, decides=decides)
+    for entry in seeds:
+        entry["mlflow_run_id"] = run_ids[entry["run_key"]] or entry["mlflow_run_id"]
 
     finished = [entry["checkpoints"][decides] for entry in seeds if entry["status"] == "finished"]
     return {
@@ -115,25 +124,35 @@ def described(measures: Measures, step: int) -> dict[str, Any]:
     return {"step": step, **measures.figures(), "per_class": measures.per_class()}
 
 
-def _track(trained: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-    """Figures, per-class values and overlays into the seed's MLflow run."""
-    from pipeline import tracking
-    from pipeline.storage import local_file, storage_root
+def keep_evaluation(folder: Path, described: Mapping[str, Any], measures: Measures, title: str) -> None:
+    """Write what MLflow shows of an evaluated checkpoint: figures.json, classes as a table and a chart, confusions.
 
-    run_id = trained["mlflow_run_id"]
-    tracking.log_summary(run_id, summary(described))
-    folder = storage_root() / trained["run_dir"] / "overlays"
-    with ExitStack() as copies:
-        overlays = [copies.enter_context(local_file(path)) for path in sorted(folder.glob("*.png"))]
-        tracking.log_files(run_id, {f"overlays/{path.name}": path for path in overlays})
+    confusion.json holds pixels by true class (rows) and predicted class (columns).
+    """
+    from pipeline.charts import draw_confusion, draw_per_class
+    from pipeline.files import write_json, write_text
+
+    write_text(folder / "per_class.csv", _table(described["per_class"]))
+    draw_per_class(folder / "per_class.png", described["per_class"], title)
+    if measures.semantic is not None:
+        confusion = measures.semantic.confusion.numpy()
+        pixels = {"class_names": measures.class_names, "true_by_predicted": confusion.tolist()}
+        write_text(folder / "confusion.json", json.dumps(pixels, ensure_ascii=False) + "\n")
+        draw_confusion(folder / "confusion.png", confusion, measures.class_names, title)
+    figures = {f"test_{name}": described[name] for name in figure_names(described)}
+    write_json(folder / "figures.json", {name: value for name, value in figures.items() if value is not None})
 
 
-def summary(described: Mapping[str, Any]) -> dict[str, float]:
-    """A checkpoint's figures by their names in MLflow: test_<figure>, <metric>/<class>."""
-    values = {f"test_{name}": described[name] for name in figure_names(described)}
-    for metric, classes in described["per_class"].items():
-        values |= {f"{metric}/{name}": value for name, value in classes.items()}
-    return {name: value for name, value in values.items() if value is not None}
+def _table(per_class: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Per-class values as CSV, which MLflow shows as a table: a row per class, a column per metric."""
+    classes = list(dict.fromkeys(name for values in per_class.values() for name in values))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *per_class])
+    for name in classes:
+        values = [per_class[metric].get(name) for metric in per_class]
+        writer.writerow([name, *("" if value is None else f"{value:.4f}" for value in values)])
+    return text.getvalue()
 
 
 def evaluate_checkpoint(

@@ -128,6 +128,11 @@ class Lines:
         self.saved = True
 
     @property
+    def local(self) -> Path:
+        """Where its lines are at once; for a file below a URL only until it is closed."""
+        return Path(self.file.name)
+
+    @property
     def closed(self) -> bool:
         """Whether it can grow no more."""
         return self.file.closed

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import statistics
-import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from pipeline import tracking
 from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
 from pipeline.download import downloaded
-from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, summary
-from pipeline.files import copy_file
+from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, keep_evaluation
+from pipeline.files import write_text
 from pipeline.params import PublishedConfig, Row
+from pipeline.sender import point_line
 from pipeline.storage import local_file, storage_root
 from pipeline.tasks import primary
 
@@ -50,6 +51,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
     resources = cluster_resources(row, training=False)
     measures = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
     figures = described(measures, row.train.steps)
+    keep_evaluation(run_dir / tracking.EVALUATION, figures, measures, f"published {row.name}")
     difference, first = _difference(figures, row), primary(row.task)
     other: dict[str, Any] | None = None
     agrees = None
@@ -62,7 +64,6 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         if first in difference:
             agrees = 1 if abs(difference[first]) <= abs(padded_difference[first]) else 32
     run_id = import_log(row, config, run_key=run_key, run_dir=run_dir) if config.log_url else None
-    tracking.log_summary(run_id, summary(figures))
     return {
         "row": row.name,
         "dataset": row.dataset,
@@ -96,25 +97,20 @@ def digest_prefix(url: str) -> str:
 
 def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path) -> str | None:
     """Write the published training log as a curve of ours and into MLflow; the run's id, None if no server answers."""
-    points = read_log(downloaded(config.log_url).path)
-    run_id = tracking.open_run(
+    points = sorted(read_log(downloaded(config.log_url).path).items())
+    now_ms = int(time.time() * 1000)
+    write_text(run_dir / "curve.jsonl", "".join(f"{point_line(step, point, now_ms)}\n" for step, point in points))
+    tracking.open_run(
+        run_dir=run_dir,
         dataset=row.dataset,
         row=row.name,
-        name=f"{row.name} published",
+        name=f"published {row.name}",
         run_key=run_key,
         params={"url": config.url, "log_url": config.log_url},
-        tags={"m2f.published": "true"},
+        tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
+        running=False,
     )
-    with (
-        tempfile.TemporaryDirectory(prefix="m2f-") as folder,
-        tracking.Curve(Path(folder) / "curve.jsonl", run_id, 0) as curve,
-    ):
-        for step, point in sorted(points.items()):
-            curve.log(step, point)
-        curve.close()
-        copy_file(Path(folder) / "curve.jsonl", run_dir / "curve.jsonl")
-    tracking.set_status(run_id, "FINISHED", {"status": "published"})
-    return run_id
+    return tracking.catch_up(run_dir, status="published")
 
 
 def read_log(path: Path) -> dict[int, dict[str, float]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
+from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row
 from pipeline.tasks import LABELS, class_names, thing_ids
 
@@ -108,7 +109,7 @@ def register(
     a version whose figure is not comparable. ValueError when the server does not answer or a checkpoint is gone.
     """
     ranked = candidates(evaluated, trained)
-    client = tracking._client()  # before any other import of MLflow, which reads its settings once
+    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     settings = served_settings(row, manifest)
     figure, name = evaluated["primary"], model_name(row.name)
     facts = {

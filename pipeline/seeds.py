@@ -53,6 +53,7 @@ def train_row(
     `published`: results/published/<row>.json, whose curve the early warning compares with. `only`: this seed alone.
     ValueError, after writing, when no seed finished.
     """
+    from pipeline import tracking
     from pipeline.provenance import run_key
 
     digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
@@ -64,6 +65,8 @@ def train_row(
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published)
+        ends = [outcome(_run_dir(key)) for key in keys.values()]
+        tracking.log_row(dataset=row.dataset, row=row.name, statuses=[end.status for end in ends if end])
     entries = [_entry(row, seed, keys[seed]) for seed in seeds]
     result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
     if out is not None:
@@ -217,7 +220,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     from pipeline.train_job import RESTARTS, fail, open_tracked
 
     if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
-        open_tracked(next(iter(runs.values())))
+        open_tracked(next(iter(runs.values())), resources.workers)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what becomes of a trial, we say ourselves
     connect()
     try:

@@ -1,186 +1,260 @@
 """Curves and results in MLflow: a mirror of what lies in results/ and the run folders.
 
-The disk is the record; MLflow shows it. So nothing here fails a run: a server that is down costs a few seconds
-and one warning line, and the points it missed are sent when it answers again. No global MLflow state is used: runs
-are named by their id, so that several seeds can be written from one process.
+The disk is the record; MLflow shows it. So nothing here fails a run, a server that is down or slow costs at most 10 s
+per outage, and what it missed is sent later: by the curve's own thread, by the next stage of the row, or by
+`python -m stages.track`. No global MLflow state is used: runs are named by their id, so that several seeds can be
+written from one process.
 
-MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`).
+MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`). A run folder holds all
+that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json, overlays/,
+evaluation/.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-import shutil
-import sys
+import getpass
+import hashlib
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import Lines, store_of
+from pipeline.files import Lines, read_json, store_of, write_json
+from pipeline.mlflow_client import attempt, in_background, metric_name, mlflow_client, tracking_uri
+from pipeline.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
 from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
-_T = TypeVar("_T")
+    from pipeline.params import Row
 
-SEND_EVERY_S = 5.0
-"""Points wait at most about this long before they are sent together."""
-RETRY_AFTER_S = 60.0
-"""After a failure the server is left alone for this long."""
-SEND_BUDGET_S = 5.0
-"""A backlog is sent in pieces of this many seconds, so that training goes on in between."""
-CLOSE_BUDGET_S = 30.0
-"""Longest time that closing a curve spends on its backlog."""
-METRICS_PER_BATCH = 1000
-"""MLflow's limit for one log_batch request."""
+__all__ = [
+    "Curve",
+    "catch_up",
+    "log_row",
+    "open_run",
+    "open_training",
+    "read_curve",
+    "set_tags",
+    "track_row",
+    "tracking_uri",
+]
 
-_CLIENT_SETTINGS = {
-    # One attempt of at most 5 s, where MLflow's own settings block for about 4 minutes; Curve sends again later.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # no lines about tables and migrations between the progress lines
+RUN = "run.json"
+"""In a run folder: the arguments of `open_run`, and when it was first opened."""
+LOAD = "load.jsonl"
+"""In a run folder: the machine's load, points like the curve's."""
+EVALUATION = "evaluation"
+"""In a run folder: figures.json and the files that are shown beside it."""
+
+_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens an experiment with its runs; MLflow would otherwise guess, and may show pages for language models."""
+
+_STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "published": "FINISHED",
+    "failed": "FAILED",
+    "diverged": "FAILED",
+    "stopped": "KILLED",
 }
+"""A training's status in results/train/, and MLflow's word for it."""
 
 
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or sqlite:///<working directory>/mlflow.db; always absolute.
-
-    A process that runs in another directory (a Ray worker) gets it from its driver as MLFLOW_TRACKING_URI.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not database.startswith("/"):
-        return f"sqlite:///{Path(database).absolute()}"
-    return uri
+def open_training(run_dir: Path, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int) -> str | None:
+    """`open_run` for one seed of a row; its run folder remembers how, for a server that is down now."""
+    return open_run(
+        run_dir=run_dir,
+        dataset=row.dataset,
+        row=row.name,
+        name=f"seed {seed} of {row.name}",  # what differs first: MLflow cuts names short
+        run_key=run_key,
+        params={"seed": seed, "task": row.task, "model": asdict(row.model), "train": asdict(row.train)},
+        tags={
+            "m2f.seed": str(seed),
+            "m2f.task": row.task,
+            "m2f.data_digest": data_digest,
+            "m2f.workers": str(max(1, workers)),
+            "mlflow.source.name": f"stages.train {row.name}",
+        },
+    )
 
 
 def open_run(
-    *, dataset: str, row: str, name: str, run_key: str, params: Mapping[str, object], tags: Mapping[str, str]
+    *,
+    dataset: str,
+    row: str,
+    name: str,
+    run_key: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    run_dir: Path | None = None,
+    running: bool = True,
 ) -> str | None:
     """The MLflow run of one training: found again by `run_key`, or created with its settings below the row's
     parent run. Returns its id; None when the tracking server does not answer.
 
-    `params` may be nested; leaves become `model.backbone.name` and the like. Call it again later and open a
-    `Curve` with the id to send what a server that was down at the start has missed.
+    `params` may be nested; leaves become `model.backbone.name` and the like. With `run_dir`, the run folder
+    remembers all of it, so that a `Curve` or `catch_up` can open the run later. It and the row's run are shown as
+    running unless `running` is off.
     """
-    return _attempt(
-        f"{row} {name} is not tracked for now",
-        lambda: _open_run(dataset, row, name, run_key, params, tags),
+    described: dict[str, Any] = {
+        "dataset": dataset, "row": row, "name": name, "run_key": run_key, "params": params, "tags": tags
+    }  # fmt: skip
+    described["opened_ms"] = int(time.time() * 1000)
+    if run_dir is not None:
+        with suppress(ValueError):
+            described["opened_ms"] = read_json(run_dir / RUN, made_by="")["opened_ms"]
+        write_json(run_dir / RUN, described)
+    return attempt(f"{name} is not tracked for now", lambda: _open_run(described, running=running).info.run_id)
+
+
+def catch_up(
+    run_dir: Path, *, status: str | None = None, tags: Mapping[str, str] | None = None, patient: bool = False
+) -> str | None:
+    """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
+
+    Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
+    there already is not sent twice, so it may be called at any time after the training. `status` as in
+    results/train/ (None: not ended). `patient`: wait for a slow server as long as it takes.
+    """
+    if not (run_dir / RUN).exists():
+        return None
+    described = read_json(run_dir / RUN, made_by="training this row again")
+    loss = f"{described['name']} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
+    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}), patient=patient)
+
+
+def track_row(
+    row: Row, seeds: Sequence[Mapping[str, Any]], *, decides: str | None = None, patient: bool = False
+) -> dict[str, str | None]:
+    """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
+
+    `seeds`: those of results/train/, or those of results/evaluate/ with the checkpoint that `decides`. Returns ids of
+    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer.
+    """
+    ids = {
+        seed["run_key"]: catch_up(storage_root() / "runs" / seed["run_key"], status=seed["status"], patient=patient)
+        for seed in seeds
+    }
+    evaluated = [seed["checkpoints"][decides] for seed in seeds if decides and seed["status"] == "finished"]
+    ids[row.name] = log_row(
+        dataset=row.dataset,
+        row=row.name,
+        statuses=[seed["status"] for seed in seeds],
+        figures=[
+            {f"test_{name}": value for name, value in figures.items() if name not in ("step", "per_class")}
+            for figures in evaluated
+        ],
+        published=row.published,
+        tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
+        patient=patient,
+    )
+    return ids
+
+
+def log_row(
+    *,
+    dataset: str,
+    row: str,
+    statuses: Sequence[str],
+    figures: Sequence[Mapping[str, float | None]] = (),
+    published: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    patient: bool = False,
+) -> str | None:
+    """The row's run: how its trainings ended, and per figure <figure>_median, _min and _max over its seeds.
+
+    `statuses`: of its seeds, as in results/train/; the row's run is FAILED when none finished. `figures`: of its
+    evaluated seeds; one that a seed lacks is left out. `published`: the row's published figures. Returns the run's id.
+    """
+    metrics: dict[str, float] = {}
+    for name in figures[0] if figures else ():
+        values = [seed[name] for seed in figures]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            middle = statistics.median(known)
+            metrics |= {f"{name}_median": middle, f"{name}_min": min(known), f"{name}_max": max(known)}
+    counts = {status: list(statuses).count(status) for status in dict.fromkeys(statuses)}
+    shown = {
+        "m2f.seeds": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        **{f"m2f.published.{name}": str(value) for name, value in (published or {}).items()},
+        **(tags or {}),
+    }
+
+    def send() -> str:
+        client = mlflow_client()
+        run = _row_run(client, _experiment(client, dataset), row, running=False)
+        _send_tags(client, run, shown)
+        _send_figures(client, run, metrics)
+        _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
+        return str(run.info.run_id)
+
+    return attempt(
+        f"row {row} is not up to date in MLflow; later, python -m stages.track sends what it lacks",
+        send,
+        patient=patient,
     )
 
 
-def log_files(run_id: str | None, files: Mapping[str, Path]) -> None:
-    """Store files as artifacts of a run: artifact path ("overlays/0.png") -> local file. Same path, replaced."""
-    if run_id is None or not files:
-        return
-
-    def send() -> None:
-        client = _client()
-        with tempfile.TemporaryDirectory() as folder:
-            for artifact, local in files.items():
-                parent, _, base = artifact.rpartition("/")
-                if Path(local).name != base:  # MLflow keeps the local name
-                    local = Path(shutil.copyfile(local, Path(folder) / base))
-                client.log_artifact(run_id, str(local), parent or None)
-
-    _attempt("files were not stored in MLflow", send)
-
-
-def log_summary(run_id: str | None, metrics: Mapping[str, float]) -> None:
-    """Final figures of a run. A figure that the run already shows is not logged a second time."""
-    if run_id is None or not metrics:
-        return
-
-    def send() -> None:
-        client = _client()
-        shown = client.get_run(run_id).data.metrics
-        new = {key: float(value) for key, value in metrics.items() if shown.get(_metric_name(key)) != float(value)}
-        for batch in _batches(_metrics(0, new, int(time.time() * 1000))):
-            client.log_batch(run_id, metrics=batch)
-
-    _attempt("a summary was not sent to MLflow", send)
-
-
 def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
-    """Tags of a run; one that it has is replaced."""
-    if run_id is None:
-        return
-
-    def send() -> None:
-        client = _client()
-        from mlflow.entities import RunTag
-
-        client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-    _attempt("a run's tags were not sent to MLflow", send)
-
-
-def set_status(run_id: str | None, status: Literal["FINISHED", "FAILED"], tags: Mapping[str, str]) -> None:
-    """End a run, with tags that say how."""
-    if run_id is None:
-        return
-
-    def send() -> None:
-        client = _client()
-        from mlflow.entities import RunTag
-
-        client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-        client.set_terminated(run_id, status)
-
-    _attempt(f"a run's status {status} was not sent to MLflow", send)
+    """Tags of a run that goes on; one that it has is replaced. Waits for nobody: `catch_up` may send them again."""
+    if run_id is not None:
+        in_background(
+            "a run's tags were not sent to MLflow",
+            lambda: _send_tags(mlflow_client(), mlflow_client().get_run(run_id), tags),
+        )
 
 
 class Curve:
-    """A run's points: on disk as JSON lines, {"step": 50, "loss": 3.1}, and sent to MLflow in batches.
+    """A run's points: on disk as JSON lines, {"step": 50, "loss": 3.1, "time_ms": ...}, and on their way to MLflow.
 
-    Opening drops points at `first_step` and later, which a resumed run makes again, and a line torn by a kill.
-    What MLflow already has is asked for before the first points are sent, and after every failure, whose outcome
-    nobody knows: every point arrives once. A value that is not finite is null on disk.
+    Opening drops points at `first_step` and later, which a resumed run makes again, and a line torn by a kill. A
+    value that is not finite is null on disk. Sending has a thread of its own (`Sender`), and reads the file: a server
+    that is down or slow costs a training nothing before `close`, and then CLOSE_S at most.
+
+    `run_dir`: the run's folder, for a run that no server knows yet (its `run.json` says how to open it), for tags that
+    only a worker knows, and for the machine's load.
     """
 
-    def __init__(self, path: Path, run_id: str | None, first_step: int) -> None:
-        self._run_id = run_id
-        points = [point for point in read_curve(path) if point["step"] < first_step]
-        self._file = Lines(path, "".join(json.dumps(point) + "\n" for point in points))
-        now_ms = int(time.time() * 1000)
-        self._unsent = [_split(point, now_ms) for point in points] if run_id else []
-        self._known: dict[str, set[int]] = {}
-        self._next_send = time.monotonic() + SEND_EVERY_S
-        self._down = False
+    def __init__(self, path: Path, run_id: str | None, first_step: int, *, run_dir: Path | None = None) -> None:
+        points = [line for line in _lines(path) for point in read_points([line]) if point["step"] < first_step]
+        self._file = Lines(path, "".join(points))
+        self._load: Lines | None = None
+        self._end_sending: Callable[[], object] = lambda: None
+        if run_dir and (run_dir / RUN).exists():
+            load = path.with_name(LOAD)
+            self._load = Lines(load, "".join(_lines(load)))
+        if run_id or self._load:
+            sender = Sender(self._file, open_run=partial(_join, run_id, run_dir), load=self._load)
+            self._end_sending = weakref.finalize(self, sender.close)  # also where an error ends the training
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one point; its metrics are sent soon."""
-        if not metrics:
-            return
-        values = {key: float(value) for key, value in metrics.items()}
-        point = {"step": step, **{key: value if math.isfinite(value) else None for key, value in values.items()}}
-        self._file.add(json.dumps(point))
-        if self._run_id:
-            self._unsent.append((step, values, int(time.time() * 1000)))
-            if time.monotonic() >= self._next_send:
-                self._send(SEND_BUDGET_S)
+        """Append one point; it is sent soon."""
+        if metrics:
+            self._file.add(point_line(step, metrics, int(time.time() * 1000)))
 
     def save(self) -> None:
         """Upload the points so far, where the run folder is below a URL; on a file system they are there already."""
         self._file.save()
+        if self._load:
+            self._load.save()
 
     def close(self) -> None:
-        """Close the file and send what is left, if MLflow answers."""
+        """Close the file, and send what is left if MLflow answers."""
         if self._file.closed:
             return
-        self._file.close()
-        if self._unsent:
-            self._send(CLOSE_BUDGET_S)
+        self._end_sending()
+        for file in (self._file, self._load):
+            if file:
+                file.close()
 
     def __enter__(self) -> Curve:
         return self
@@ -188,77 +262,158 @@ class Curve:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, budget_s: float) -> None:
-        end = time.monotonic() + budget_s
-        try:
-            while self._unsent:
-                self._send_batch()
-                if time.monotonic() > end:
-                    break
-        except Exception as error:  # whatever a client or server may throw: the run goes on
-            self._known.clear()
-            self._next_send = time.monotonic() + RETRY_AFTER_S
-            if not self._down:
-                _warn("points of the curve are kept on disk and sent when MLflow answers", error)
-            self._down = True
-        else:
-            self._next_send = time.monotonic() + SEND_EVERY_S
-            if self._down:
-                print("MLflow answers again", file=sys.stderr, flush=True)
-            self._down = False
-
-    def _send_batch(self) -> None:
-        """Send the oldest points that MLflow lacks, as many as one request takes, and forget them."""
-        assert self._run_id is not None
-        client = _client()
-        batch: list[Metric] = []
-        taken = 0
-        for step, values, time_ms in self._unsent:
-            probe = min(values)  # a request is stored whole or not at all, so one metric tells for its point
-            if probe not in self._known:
-                history = client.get_metric_history(self._run_id, _metric_name(probe))
-                self._known[probe] = {metric.step for metric in history}
-            if step not in self._known[probe]:
-                point = _metrics(step, values, time_ms)
-                if batch and len(batch) + len(point) > METRICS_PER_BATCH:
-                    break
-                batch += point
-            taken += 1
-        if batch:
-            client.log_batch(self._run_id, metrics=batch)
-        for step, values, _ in self._unsent[:taken]:
-            self._known[min(values)].add(step)
-        del self._unsent[:taken]
-
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
-    """The points of a curve file, oldest first; none if there is no file. A torn last line is left out."""
-    points = []
-    with suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            with suppress(json.JSONDecodeError):
-                if line.endswith("\n") and isinstance(point := json.loads(line), dict) and point.keys() > {"step"}:
-                    points.append(point)
-    return points
+    """The points of a curve file, {"step": 50, "loss": 3.1}, oldest first; none if there is no file. A torn last line
+    is left out."""
+    return [{key: value for key, value in point.items() if key != "time_ms"} for point in read_points(_lines(path))]
 
 
-def _open_run(
-    dataset: str, row: str, name: str, run_key: str, params: Mapping[str, object], tags: Mapping[str, str]
-) -> str:
-    client = _client()  # before any other import of MLflow, which reads its settings once
-    from mlflow.entities import Param, RunTag
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
 
-    experiment = _experiment(client, dataset)
-    parent = _find_or_create(client, experiment, row, {"m2f.kind": "row", "m2f.row": row})
-    child_tags = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": run_key}
-    run = _find_or_create(client, experiment, name, child_tags, {"mlflow.parentRunId": parent.info.run_id})
-    run_id: str = run.info.run_id
-    client.update_run(run_id, status="RUNNING")
-    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-    new = [Param(key, value) for key, value in _flat(params) if key not in run.data.params]  # MLflow allows no change
+
+def _join(run_id: str | None, run_dir: Path | None) -> str:
+    """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
+    if run_dir is None or not (run_dir / RUN).exists():
+        assert run_id is not None
+        return run_id
+    run = _open_run(read_json(run_dir / RUN, made_by="training this row again"))
+    _send_tags(mlflow_client(), run, _machine_tags(run_dir))
+    return str(run.info.run_id)
+
+
+def _open_run(described: Mapping[str, Any], *, running: bool = True) -> Run:
+    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
+    from mlflow.entities import Param
+
+    experiment = _experiment(client, described["dataset"])
+    row = described["row"]
+    parent = _row_run(client, experiment, row, running=running)
+    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described["run_key"]}
+    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described["dataset"]}
+    start_ms = None if running else described["opened_ms"]
+    run = _find_or_create(client, experiment, described["name"], identity, facts, start_ms=start_ms)
+    run_id = run.info.run_id
+    if running and run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described["tags"]})
+    flat = _flat(described["params"])
+    new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
     for start in range(0, len(new), 100):
         client.log_batch(run_id, params=new[start : start + 100])
+    return run
+
+
+def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) -> Run:
+    """The run that holds a row's trainings."""
+    run = _find_or_create(
+        client,
+        experiment,
+        row,
+        {"m2f.kind": "row", "m2f.row": row},
+        {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.train {row}"},
+        running=running,
+    )
+    if running and run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, more_tags: Mapping[str, str]) -> str:
+    client = mlflow_client()
+    run = _open_run(described, running=False)
+    run_id: str = run.info.run_id
+    tags = {**_machine_tags(run_dir), **more_tags}
+    for name in ("curve.jsonl", LOAD):
+        backlog = Backlog(run_dir / name)
+        while backlog.send(client, run_id):
+            pass
+    figures = run_dir / EVALUATION / "figures.json"
+    if figures.exists():
+        _send_figures(client, run, read_json(figures, made_by=f"dvc repro -f evaluate@{described['row']}"))
+    files = {
+        f"{folder}/{path.name}": path
+        for folder in ("overlays", EVALUATION)
+        for path in sorted((run_dir / folder).glob("*.*"))
+        if path != figures
+    }
+    digest = _digest(files)
+    if files and run.data.tags.get("m2f.files") != digest:
+        _send_files(client, run_id, files)
+        tags["m2f.files"] = digest
+    _send_tags(client, run, tags | ({"m2f.status": status} if status else {}))
+    if status:
+        _end(client, run, _STATUS[status], run_dir)
     return run_id
+
+
+def _machine_tags(run_dir: Path) -> dict[str, str]:
+    """What environment.json, which a worker writes, says about where a training runs and from which code."""
+    if not (run_dir / "environment.json").exists():
+        return {}
+    facts = read_json(run_dir / "environment.json", made_by="training this row again")
+    tags = {"m2f.device": facts["device"], "m2f.device_kind": "cuda" if facts["cuda"] else "cpu"}
+    if facts["git_commit"]:
+        tags |= {"m2f.git_commit": facts["git_commit"], "mlflow.source.git.commit": facts["git_commit"]}
+        tags["m2f.git_changed"] = str(facts["git_changed"]).lower()
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as in containers
+        return "unknown"
+
+
+def _digest(files: Mapping[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _send_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    new = [RunTag(key, str(value)) for key, value in tags.items() if run.data.tags.get(key) != str(value)]
+    if new:
+        client.log_batch(run.info.run_id, tags=new)
+
+
+def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    time_ms, shown = int(time.time() * 1000), run.data.metrics
+    new = [
+        Metric(metric_name(key), float(value), time_ms, 0)
+        for key, value in metrics.items()
+        if shown.get(metric_name(key)) != float(value)
+    ]
+    for start in range(0, len(new), METRICS_PER_BATCH):
+        client.log_batch(run.info.run_id, metrics=new[start : start + METRICS_PER_BATCH])
+
+
+def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, Path]) -> None:
+    """One request per file and folder: MLflow keeps local names, so the files are laid out under theirs first."""
+    with tempfile.TemporaryDirectory() as folder:
+        for artifact, path in files.items():
+            local = Path(folder, artifact)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(path.read_bytes())
+        client.log_artifacts(run_id, folder)
+
+
+def _end(client: MlflowClient, run: Run, status: str, run_dir: Path | None = None) -> None:
+    """End a run, at its last point."""
+    if run.info.status == status:
+        return
+    points = read_points(_lines(run_dir / "curve.jsonl")[-1:]) if run_dir else []
+    client.set_terminated(run.info.run_id, status, points[-1].get("time_ms") if points else None)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -272,7 +427,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
             folder = storage_root() / "mlflow" / name
             artifacts = folder.as_uri() if store_of(folder) is None else str(folder)
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=_TRAINING_PAGES))
         except MlflowException:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -283,72 +438,29 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _find_or_create(
-    client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], more: Mapping[str, str] | None = None
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    identity: Mapping[str, str],
+    more: Mapping[str, str],
+    *,
+    start_ms: int | None = None,
+    running: bool = True,
 ) -> Run:
-    """The oldest run whose tags hold `identity`; created with `identity` and `more` if there is none."""
+    """The oldest run whose tags hold `identity`; created, running or ended, with `identity` and `more` if there is
+    none."""
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-
-    def oldest() -> Run | None:
-        return next(iter(client.search_runs([experiment], query, max_results=1, order_by=["start_time ASC"])), None)
-
-    found = oldest()
-    if found is not None:
-        return found
-    made: Run = client.create_run(experiment, run_name=name, tags={**identity, **(more or {})})
-    winner = oldest() or made
-    if winner.info.run_id != made.info.run_id:  # another process was quicker
-        client.delete_run(made.info.run_id)
-    elif more is None:
-        client.set_terminated(made.info.run_id, "FINISHED")  # the row's run only holds the trainings
-    return winner
-
-
-def _client() -> MlflowClient:
-    return _client_of(tracking_uri())
-
-
-@cache
-def _client_of(uri: str) -> MlflowClient:
-    for key, value in _CLIENT_SETTINGS.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _attempt(loss: str, action: Callable[[], _T]) -> _T | None:
-    """What `action` returns, or None after one warning line that says what is lost."""
-    try:
-        return action()
-    except Exception as error:  # whatever a client or server may throw: the run goes on
-        _warn(loss, error)
-        return None
-
-
-def _warn(loss: str, error: Exception) -> None:
-    reason = " ".join(str(error).split())
-    print(f"warning: {loss} ({tracking_uri()}: {reason[:200]})", file=sys.stderr, flush=True)
-
-
-def _split(point: Mapping[str, Any], time_ms: int) -> tuple[int, dict[str, float], int]:
-    values = {key: math.nan if value is None else float(value) for key, value in point.items() if key != "step"}
-    return point["step"], values, time_ms
-
-
-def _metrics(step: int, values: Mapping[str, float], time_ms: int) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    return [Metric(_metric_name(key), value, time_ms, step) for key, value in values.items()]
-
-
-def _batches(metrics: list[Metric]) -> Iterator[list[Metric]]:
-    for start in range(0, len(metrics), METRICS_PER_BATCH):
-        yield metrics[start : start + METRICS_PER_BATCH]
-
-
-def _metric_name(name: str) -> str:
-    """A class may be called anything; MLflow allows letters, digits and _ - . : / and space."""
-    return re.sub(r"[^\w\-.:/ ]", "_", name)
+    order = ["start_time ASC", "run_id ASC"]
+    found = client.search_runs([experiment], query, max_results=1, order_by=order)
+    if not found:
+        made = client.create_run(experiment, start_ms, run_name=name, tags={**identity, **more})
+        if not running:
+            client.set_terminated(made.info.run_id)
+        found = client.search_runs([experiment], query, order_by=order)
+        for late in found[1:]:  # another process had the same thought
+            client.delete_run(late.info.run_id)
+    oldest: Run = found[0]
+    return oldest
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:

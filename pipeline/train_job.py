@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.cluster import Resources, connect, ray_storage
 from pipeline.files import write_json
-from pipeline.run_folder import outcome
+from pipeline.run_folder import note_of, outcome
+from pipeline.tasks import LABELS, primary
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -47,9 +48,10 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     """
     from pipeline import tracking
 
-    row, run_dir = run.row, run.run_dir
-    run_id = open_tracked(run)
-    launched = {"mlflow_run_id": run_id, "workers": max(1, resources.workers)}
+    run_dir = run.run_dir
+    workers = max(1, resources.workers)
+    run_id = open_tracked(run, workers)
+    launched = {"mlflow_run_id": run_id, "workers": workers}
     write_json(run_dir / "launch.json", launched)
     for note in ("failed", "stopped"):
         (run_dir / f"{note}.json").unlink(missing_ok=True)
@@ -59,29 +61,32 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     else:
         assert lines is not None
         _train_on_pool(run, resources, lines)
-    if run_id is None and (run_id := open_tracked(run)) is not None:  # the server was down, and has missed the curve
-        tracking.Curve(run_dir / "curve.jsonl", run_id, row.train.steps + 1).close()
-        write_json(run_dir / "launch.json", {**launched, "mlflow_run_id": run_id})
     end = outcome(run_dir)
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
-    tracking.set_status(run_id, "FINISHED" if status == "finished" else "FAILED", {"status": status})
+    run_id = tracking.catch_up(run_dir, status=status, tags=_behind(run)) or run_id
+    write_json(run_dir / "launch.json", {**launched, "mlflow_run_id": run_id})
 
 
-def open_tracked(run: Run) -> str | None:
+def open_tracked(run: Run, workers: int) -> str | None:
     """The seed's MLflow run, made if there is none; None while no server answers."""
     from pipeline import tracking
 
-    row = run.row
-    return tracking.open_run(
-        dataset=row.dataset,
-        row=row.name,
-        name=run_name(run),
-        run_key=run.run_key,
-        params={"seed": run.seed, "model": dataclasses.asdict(row.model), "train": dataclasses.asdict(row.train)},
-        tags={"data_digest": run.manifest["digest"], "seed": str(run.seed)},
+    return tracking.open_training(
+        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest["digest"], workers=workers
     )
+
+
+def _behind(run: Run) -> dict[str, str]:
+    """The tag of the last warning that the training was clearly behind, if there was one."""
+    from pipeline.early_warning import Behind, described
+
+    state = note_of(run.run_dir, "finished") or note_of(run.run_dir, "stopped") or {}
+    if not state.get("behind"):
+        return {}
+    behind = Behind(**state["behind"][-1])
+    return {"m2f.behind": f"step {behind.step}: {described(behind, LABELS[primary(run.row.task)])}"}
 
 
 def say(run: Run, text: str) -> None:

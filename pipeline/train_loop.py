@@ -154,7 +154,9 @@ def train(run: Run) -> dict[str, Any]:
     chief = worker.rank == 0
     if chief:  # here, where the GPU is: who launches the training may have none
         write_json(run.run_dir / "environment.json", environment(tf32=config.tf32))
-    curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1) if chief else None
+    curve = None
+    if chief:
+        curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
     progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
     begun_s, trained_s = time.monotonic(), state["train_s"]
     checked, stop = NormCheck(run, curve), False

@@ -43,9 +43,11 @@ NOT_TRAINING = {
     "pipeline.cluster": "where it runs is not what is computed",
     "pipeline.early_warning": "watches; a training that it stops has no result",
     "pipeline.files": "keeps bytes as they are",
+    "pipeline.mlflow_client": "watches",
     "pipeline.progress": "watches",
     "pipeline.provenance": "says where a number came from",
     "pipeline.run_folder": "says how a training ended",
+    "pipeline.sender": "watches",
     "pipeline.shard_cache": "keeps bytes as they are",
     "pipeline.storage": "where bytes lie",
     "pipeline.tracking": "watches",
@@ -190,7 +192,7 @@ def test_no_module_hides_its_imports() -> None:
                 assert getattr(node, "attr", getattr(node, "id", "")) not in ("import_module", "__import__"), name
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "report", "plan", "storage"])
+@pytest.mark.parametrize("stage", [*STAGES, "report", "plan", "storage", "track"])
 def test_a_stages_help_loads_no_library(stage: str) -> None:
     heavy = ["torch", "ray", "mlflow", "pyarrow", "albumentations", "cv2", "numpy", "yaml"]
     code = (

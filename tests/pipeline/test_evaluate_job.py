@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,27 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     overlay = decode_image((tmp_path / "storage" / result["overlays"][0]).read_bytes(), "overlay")
     assert overlay.shape == (64, 3 * 96 + 2 * 4, 3)
 
-    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seed["mlflow_run_id"])
+    folder = tmp_path / "storage" / trained["seeds"][0]["run_dir"] / "evaluation"
+    pixels = json.loads((folder / "confusion.json").read_text())
+    assert pixels["class_names"] == manifest["class_names"]
+    # one row per true class: the pixels that the validation pictures hold of it
+    assert [sum(row) for row in pixels["true_by_predicted"]] == manifest["pixels"]["val"]
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run = client.get_run(seed["mlflow_run_id"])
     assert run.data.metrics["test_miou"] == last["miou"]
-    assert any(name.startswith("iou/") for name in run.data.metrics)
+    table = (folder / "per_class.csv").read_text().splitlines()
+    assert table[0] == "class,pq,ap,iou" and len(table) == 1 + len(manifest["class_names"])
+    assert all(len(line.split(",")) == 4 for line in table)
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "evaluation")] == [
+        f"evaluation/{name}" for name in ("confusion.json", "confusion.png", "per_class.csv", "per_class.png")
+    ]
+    tags = run.data.tags
+    assert (tags["m2f.status"], tags["m2f.seed"], tags["m2f.data_digest"]) == ("finished", "1", manifest["digest"])
+    assert (tags["m2f.workers"], tags["m2f.device"]) == ("1", trained["seeds"][0]["environment"]["device"])
+    parent = client.get_run(tags["mlflow.parentRunId"])
+    assert parent.info.status == "FINISHED" and parent.data.tags["m2f.seeds"] == "1 finished"
+    assert parent.data.metrics["test_pq_median"] == last["pq"]
 
 
 def test_the_checkpoint_rule_says_which_figures_are_reported(

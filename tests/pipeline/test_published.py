@@ -60,7 +60,7 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
     assert curve[1]["val_miou"] == pytest.approx(0.705) and curve[1]["loss"] == 60.0
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run(result["mlflow_run_id"])
-    assert run.info.run_name == "small published" and run.info.status == "FINISHED"
+    assert run.info.run_name == "published small" and run.info.status == "FINISHED"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [90.5, 60.0]
     again = evaluate_published(row, config, manifest=small_data[1])
     assert again == result

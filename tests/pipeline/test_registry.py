@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline import tracking
+from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row
 from pipeline.registry import candidates, chosen, licence, model_name, register
 from tests.pipeline.registered import manifest_of, results_of, row_of
@@ -372,7 +373,7 @@ def test_without_a_server_registration_fails_soon_with_a_sentence(
             listening.listen()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
-        tracking._client()  # importing MLflow is not the server's fault
+        mlflow_client()  # importing MLflow is not the server's fault
         start = time.monotonic()
         with pytest.raises(ValueError, match="could not be registered") as raised:
             registered(row, storage, {0: 0.5})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,8 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
 def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, answers = tracking.open_run, iter([False, True])
-    monkeypatch.setattr(tracking, "open_run", lambda **run: original(**run) if next(answers) else None)
+    original, answers = tracking.attempt, itertools.chain([False], itertools.repeat(True))
+    monkeypatch.setattr(tracking, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert [point.step for point in client.get_metric_history(seed["mlflow_run_id"], "loss")] == [1, 2]
