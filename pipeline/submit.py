@@ -1,0 +1,354 @@
+"""Rows on a cluster: what `ray submit` runs on its head, and what a laptop calls around it.
+
+On the laptop:
+  python -m pipeline.submit check cluster.yaml                 what is wrong with the file; nothing is started
+  python -m pipeline.submit up cluster.yaml                    check, then `ray up`
+  python -m pipeline.submit run cluster.yaml repro TARGET...   send code, `ray submit`, results
+  python -m pipeline.submit results cluster.yaml               results/, reports/ and dvc.lock home, newer ones win
+  python -m pipeline.submit down cluster.yaml                  results, then `ray down`, on all machines
+
+On the head, through `ray submit cluster.yaml pipeline/submit.py -- ...`, or `run cluster.yaml ...` as above:
+  repro TARGET... [M2F_WORKERS=2 ...]   like `dvc repro`, as a job that outlives the connection; wildcards work
+  attach [JOB]                          join a job: its log, and its exit code
+  status                                the jobs
+  stop [JOB]                            end a job; what it has finished stays
+
+`ray job submit --working-dir . -- python pipeline/submit.py repro TARGET...` works as well.
+"""
+
+# `ray submit` copies this file alone: until the project is found, only the standard library is there.
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+JOB_SERVER = "http://127.0.0.1:8265"
+"""The head's own; it is not shown to the network."""
+_SETTING = re.compile(r"(M2F_\w+)=(.*)")
+_HEAD_COMMANDS = ("repro", "attach", "status", "stop")
+_SILENCE_S = 60.0
+"""How long the job server may be silent while a log is followed."""
+_INSIDE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the processes of a job."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Command line; the exit code."""
+    command, *rest = words or ["--help"]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    actions: dict[str, Callable[[list[str]], int]] = {
+        "check": check,
+        "up": up,
+        "run": run,
+        "results": results,
+        "down": down,
+        "repro": drive if _INSIDE in os.environ else repro,
+        "attach": attach,
+        "status": status,
+        "stop": stop,
+    }
+    if command not in actions:
+        raise ValueError(f"{command} is no command; there are {', '.join(actions)}")
+    return actions[command](rest)
+
+
+# On the laptop
+
+
+def check(words: list[str]) -> int:
+    """Say what is wrong with a cluster file."""
+    from pipeline.cluster_file import problems
+
+    path = _cluster(words, "check")
+    found = problems(path)
+    for sentence in found:
+        print(f"{path}: {sentence}")
+    if not found:
+        print(f"{path}: nothing wrong that can be known before `ray up`")
+    return 1 if found else 0
+
+
+def up(words: list[str]) -> int:
+    """`ray up` of a checked file."""
+    if check(words):
+        return 1
+    return _ray("up", "--yes", "--no-config-cache", *words, path=words[0])
+
+
+def run(words: list[str]) -> int:
+    """Send the code, run a head's command, bring the results home."""
+    path, *rest = words
+    if not rest or rest[0] not in _HEAD_COMMANDS:
+        raise ValueError(f"say what to run: run {path} repro evaluate@<row>, or {', '.join(_HEAD_COMMANDS[1:])}")
+    if rest[0] == "repro" and (code := _ray("rsync-up", path, path=path)):
+        return code
+    code = _ray("submit", path, str(Path(__file__).resolve()), "--", *rest, path=path)
+    if rest[0] in ("repro", "attach"):
+        results([path])
+    return 1 if code else 0
+
+
+def results(words: list[str]) -> int:
+    """Bring home what the head has made: results newer than ours with their entries of dvc.lock, and the report."""
+    from pipeline.workspace import LOCK, add_newer_results
+
+    path = _cluster(words, "results")
+    here = Path.cwd()
+    if not (here / "dvc.yaml").is_file():
+        raise ValueError(f"{here} is not the project (no dvc.yaml); call this where cluster.yaml lies")
+    with tempfile.TemporaryDirectory(prefix="m2f-results-") as folder:
+        for name in ("results/", LOCK):
+            if code := _ray("rsync-down", path, f"~/m2f/{name}", f"{folder}/{name}", path=path, quiet=True):
+                raise ValueError(
+                    f"no {name} could be brought from the head (exit code {code}); is the cluster up, has a job run?"
+                )
+        taken = add_newer_results(Path(folder), here)
+    print(f"{len(taken)} results brought home{': ' + ', '.join(taken) if taken else ''}")
+    if taken:
+        print("the table with them: python -m stages.report")
+    return 0
+
+
+def down(words: list[str]) -> int:
+    """Results home, then `ray down`; on machines of one's own also Ray on the workers, which `ray down` leaves."""
+    from pipeline.cluster_file import read_cluster_file
+
+    path = _cluster(words, "down")
+    try:
+        results([path])
+    except ValueError as error:
+        print(f"warning: {error}", file=sys.stderr)
+    code = _ray("down", "--yes", path, path=path)
+    config = read_cluster_file(path)
+    if config["provider"]["type"] == "local":
+        key, user = config["auth"].get("ssh_private_key"), config["auth"]["ssh_user"]
+        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
+        options += ["-o", "LogLevel=ERROR", *(["-i", os.path.expanduser(key)] if key else [])]
+        for address in config["provider"]["worker_ips"]:
+            stop_ray = ["ssh", *options, f"{user}@{address}", "bash --login -i -c 'ray stop --force'"]
+            if subprocess.run(stop_ray, stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
+                print(f"warning: Ray may still run on {address}, which did not answer", file=sys.stderr)
+                code = code or 1
+    return code
+
+
+def _cluster(words: list[str], command: str) -> str:
+    if len(words) != 1:
+        raise ValueError(f"name one cluster file: python -m pipeline.submit {command} cluster.yaml")
+    return words[0]
+
+
+def _ray(command: str, *words: str, path: str, quiet: bool = False) -> int:
+    """Ray's own command line, with this environment's Ray; its exit code."""
+    from pipeline.cluster_file import read_cluster_file
+
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    if read_cluster_file(path).get("provider", {}).get("type") == "local":
+        environment["RAY_UP_enable_autoscaler_v2"] = "0"  # the newer one starts a worker too few here
+    answer = subprocess.run(["ray", command, *words], env=environment, capture_output=quiet, text=True)
+    if quiet and answer.returncode != 0:
+        print(answer.stdout + answer.stderr, file=sys.stderr)
+    return answer.returncode
+
+
+# On the head, outside a job
+
+
+def repro(words: list[str]) -> int:
+    """Start a job, or join the one that does the same; stream its log until it ends."""
+    targets, _ = parse_targets(words)
+    client = _client()
+    with _one_at_a_time():
+        for job, theirs in _running(client).items():
+            if sorted(theirs) == sorted(targets):
+                print(f"{job} does this already; joining it", flush=True)
+                return _follow(client, job)
+        upload = Path(os.environ.get("M2F_UPLOAD") or "~/m2f-upload").expanduser()
+        if not (upload / "dvc.yaml").is_file():
+            raise ValueError(f"{upload} holds no project (no dvc.yaml); bring it with: ray rsync-up cluster.yaml")
+        entrypoint = shlex.join(["python", "pipeline/submit.py", "repro", *words])
+        job = client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=time.strftime("m2f-%Y%m%d-%H%M%S"),
+            runtime_env={"working_dir": str(upload)},
+        )
+    print(f"{job} started; it goes on when this connection ends: attach {job} joins it again", flush=True)
+    return _follow(client, job)
+
+
+def attach(words: list[str]) -> int:
+    """Stream a job's log until it ends."""
+    client = _client()
+    jobs = _jobs(client)
+    if not jobs:
+        raise ValueError("there is no job; start one with: repro evaluate@<row>")
+    return _follow(client, _chosen(words, jobs))
+
+
+def status(words: list[str]) -> int:
+    """List the jobs, newest first."""
+    jobs = _jobs(_client())
+    for job, details in jobs.items():
+        since = time.strftime("%d %b %H:%M", time.localtime((details.start_time or 0) / 1000))
+        print(f"{job}  {details.status.value.lower():9}  since {since}  {' '.join(targets_of(details.entrypoint))}")
+    if not jobs:
+        print("no jobs")
+    return 0
+
+
+def stop(words: list[str]) -> int:
+    """End a job and wait until it has."""
+    client = _client()
+    jobs = {job: details for job, details in _jobs(client).items() if not details.status.is_terminal()}
+    if not jobs:
+        raise ValueError("no job runs")
+    if not words and len(jobs) > 1:
+        raise ValueError(f"several jobs run; name one: stop {' | '.join(jobs)}")
+    job = _chosen(words, jobs)
+    client.stop_job(job)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.5)
+    print(f"{job} {client.get_job_status(job).value.lower()}")
+    return 0
+
+
+def _chosen(words: list[str], jobs: Mapping[str, Any]) -> str:
+    """The job that is named, or the newest that runs, or the newest."""
+    if words:
+        if words[0] not in jobs:
+            raise ValueError(f"there is no job {words[0]}; there are {', '.join(jobs)}")
+        return words[0]
+    return next((job for job, details in jobs.items() if not details.status.is_terminal()), next(iter(jobs)))
+
+
+def _client() -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(JOB_SERVER)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no job server answers at {JOB_SERVER} ({str(error).splitlines()[0]}); this runs on the head, "
+            f"through: ray submit cluster.yaml pipeline/submit.py -- ..."
+        ) from None
+
+
+def _jobs(client: Any) -> dict[str, Any]:
+    """Our jobs by id, newest first."""
+    ours = [d for d in client.list_jobs() if d.submission_id and targets_of(d.entrypoint)]
+    return {d.submission_id: d for d in sorted(ours, key=lambda d: -(d.start_time or 0))}
+
+
+def _running(client: Any) -> dict[str, list[str]]:
+    """Targets of the jobs that have not ended."""
+    return {job: targets_of(d.entrypoint) for job, d in _jobs(client).items() if not d.status.is_terminal()}
+
+
+def _follow(client: Any, job: str) -> int:
+    """Print a job's log until the job ends; its exit code. Ctrl-C leaves the job running."""
+    printed = 0
+
+    async def stream() -> None:
+        nonlocal printed
+        position = 0
+        async for lines in client.tail_job_logs(job):
+            position += len(lines)
+            if position > printed:  # after a lost connection the log comes from its beginning
+                print(lines[len(lines) - (position - printed) :], end="", flush=True)
+                printed = position
+
+    from aiohttp import ClientError
+
+    answered = time.monotonic()
+    try:
+        while True:
+            try:
+                asyncio.run(stream())
+                details = client.get_job_info(job)
+                answered = time.monotonic()
+                if details.status.is_terminal():
+                    break
+            except (OSError, RuntimeError, ClientError) as error:
+                if time.monotonic() - answered > _SILENCE_S:
+                    raise ValueError(f"the head's job server is gone ({error}); see `ray status` there") from None
+            time.sleep(1)
+    except KeyboardInterrupt:
+        print(f"\n{job} goes on; join it again with: attach {job}")
+        return 130
+    if details.status.value == "SUCCEEDED":
+        return 0
+    reason = (details.message or "").partition("Last available logs")[0].strip()
+    print(f"{job} {details.status.value.lower()}{': ' + reason if reason else ''}", file=sys.stderr)
+    return int(details.driver_exit_code or 1)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Between looking for a job and starting one, nobody else does."""
+    with open(Path("~/.m2f-submit.lock").expanduser(), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# Inside a job
+
+
+def drive(words: list[str]) -> int:
+    """The job itself. Its working folder is a copy of the upload, which Ray made when the job was submitted."""
+    here = Path(__file__).resolve().parent
+    sys.path[0] = str(here.parent)  # not pipeline/, whose modules have names that others use too
+    targets, settings = parse_targets(words)
+    os.environ.update(settings)
+    from pipeline.cluster_job import drive as run_job
+
+    client = _client()
+    me = json.loads(os.environ[_INSIDE])["metadata"].get("job_submission_id")
+    running = list(_running(client).items())  # newest first: those before this one
+    others = dict(running[[job for job, _ in running].index(me) + 1 :])
+    workspace = Path(os.environ.get("M2F_WORKSPACE") or "~/m2f").expanduser()
+    return run_job(targets, upload=here.parent, workspace=workspace, others=others)
+
+
+def parse_targets(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Targets, and settings for this job (M2F_WORKERS=2). ValueError when there is no target."""
+    settings = {match[1]: match[2] for word in words if (match := _SETTING.fullmatch(word))}
+    targets = [word for word in words if not _SETTING.fullmatch(word)]
+    for word in targets:
+        if word.startswith("-") or "=" in word:
+            raise ValueError(f"{word} is neither a target like evaluate@ade20k_swin-s nor a setting like M2F_WORKERS=2")
+    if not targets:
+        raise ValueError("name what to make: repro evaluate@ade20k_swin-s")
+    return targets, settings
+
+
+def targets_of(entrypoint: str | None) -> list[str]:
+    """The targets in a job's command; empty for a job that is none of ours."""
+    words = shlex.split(entrypoint or "")
+    for i, word in enumerate(words):
+        if word.endswith("submit.py") and words[i + 1 : i + 2] == ["repro"]:
+            return [word for word in words[i + 2 :] if not _SETTING.fullmatch(word)]
+    return []
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
