@@ -72,6 +72,8 @@ def problems(path: str | Path) -> list[str]:
     found += _secrecy_problems(config)
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
+        if kind == "aws":
+            found += _node_problems(config)
     return found
 
 
@@ -106,6 +108,9 @@ def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
     if "max_workers" not in config:
         yield "max_workers is missing; Ray's default of 2 machines is not this project's"
     head = config.get("head_node_type")
+    if head not in types:
+        yield f"head_node_type is {head!r}, which is none of available_node_types"
+        return
     for name, entry in types.items():
         node = entry.get("node_config") or {}
         for key in ("InstanceType", "ImageId", "IamInstanceProfile"):
@@ -124,6 +129,23 @@ def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
     gpus = sum(m.count * m.gpus for m in pools)
     if gpus < POOL_GPUS:
         yield f"the cluster may have at most {gpus} GPUs, and a published row trains on {POOL_GPUS}; raise max_workers"
+
+
+def _node_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What EC2 would refuse in a node_config by its form: misspelt keys, values of another kind."""
+    from botocore.loaders import Loader
+    from botocore.model import ServiceModel
+    from botocore.validate import ParamValidator
+
+    asked = ServiceModel(Loader().load_service_model("ec2", "service-2")).operation_model("RunInstances").input_shape
+    for name, entry in config["available_node_types"].items():
+        node = {key: value for key, value in entry["node_config"].items() if key != "SubnetIds"}  # Ray's own
+        if "NetworkInterfaces" in node and (both := {"SubnetIds", "SecurityGroupIds"} & set(entry["node_config"])):
+            which = " and ".join(sorted(both))
+            yield f"available_node_types.{name}.node_config has NetworkInterfaces, which name {which} too"
+        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node}, asked)
+        if report.has_errors():
+            yield f"available_node_types.{name}.node_config: {' '.join(report.generate_report().split())}"
 
 
 def _local_problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -138,7 +138,7 @@ class Need:
 
 
 def need(row: Row) -> Need:
-    """A published network trains on a GPU for each group of pictures, or on M2F_WORKERS of them; a tiny one on cores."""
+    """A published network trains on a GPU for each group of pictures, or on M2F_WORKERS GPUs; a tiny one on cores."""
     workers = environment_int("M2F_WORKERS")
     if row.model.backbone.name == "tiny":
         return Need(row.name, 0, max(1, workers or 1))

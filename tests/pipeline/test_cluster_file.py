@@ -1,0 +1,110 @@
+"""cluster.yaml and cluster.onprem.yaml: what a check finds without a network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cluster_file import PLACEHOLDER, Machines, machines, problems
+from tests.shared import PROJECT
+
+FILES = ["cluster.yaml", "cluster.onprem.yaml"]
+
+
+def filled(name: str, tmp_path: Path, **changes: Any) -> Path:
+    """The project's file with something in every place that is to be filled in; changes: key__key=value."""
+    text = PLACEHOLDER.sub(lambda found: re.sub(r"\W+", "-", found.group()), (PROJECT / name).read_text())
+    config = yaml.safe_load(text)
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        inner = config
+        for key in keys:
+            inner = inner[key]
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+    (tmp_path / name).write_text(yaml.safe_dump(config))
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_as_it_comes_has_places_to_fill_in_and_nothing_else_wrong(name: str, tmp_path: Path) -> None:
+    found = problems(PROJECT / name)
+    assert found and all(re.search(r": fill in <.*>$", sentence) for sentence in found)
+    assert problems(filled(name, tmp_path)) == []
+
+
+def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
+    found = problems(PROJECT / "cluster.yaml")
+    assert "provider.region: fill in <region, such as us-east-1>" in found
+    assert len(found) == len({sentence.partition("fill in")[2] for sentence in found})  # each once
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"provider__region": None, "provider__regoin": "us-east-1"}, "provider.regoin .* did you mean region?"),
+        ({"provider__region": None}, "provider.region is missing"),
+        ({"provider__type": "gcp"}, "this project knows aws and local"),
+        ({"auht": {}}, "Ray: .*auht"),
+        ({"max_workers": None}, "max_workers is missing"),
+        ({"max_workers": 0}, "at most 0 GPUs, and a published row trains on 8; raise max_workers"),
+        ({"available_node_types__head__resources": {"CPU": 8, "GPU": 1}}, "head is the head and has GPUs"),
+        ({"available_node_types__p4d_24xlarge__resources": {"CPU": 96}}, "p4d_24xlarge.resources has no GPU"),
+        ({"available_node_types__p4d_24xlarge__min_workers": 1}, "keeps GPUs running without work"),
+        ({"available_node_types__head__node_config__ImageId": None}, "node_config.ImageId is missing"),
+        ({"available_node_types__head__node_config__KeyNmae": "me"}, 'Unknown parameter in input: "KeyNmae"'),
+        (
+            {"available_node_types__p4d_24xlarge__node_config__SubnetIds": ["x"]},
+            "has NetworkInterfaces, which name SubnetIds too",
+        ),
+        ({"head_node_type": "haed"}, "head_node_type is 'haed', which is none of available_node_types"),
+        ({"setup_commands": []}, "RAY_AUTH_MODE=token; without it whoever reaches the head may run code"),
+        ({"file_mounts": {"~/m2f-upload": "."}}, "no ~/.ray/auth_token"),
+        ({"initialization_commands": ["export AWS_SECRET_ACCESS_KEY=x"]}, "an AWS key stands in the file"),
+        ({"head_start_ray_commands": ["ray start --head --dashboard-host=0.0.0.0"]}, "shows the dashboard"),
+    ],
+)
+def test_what_is_wrong_with_the_cloud_file_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    found = problems(filled("cluster.yaml", tmp_path, **changes))
+    assert any(re.search(sentence, each) for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"provider__worker_ips": ["10.0.0.2", "10.0.0.3", "10.0.0.2"]}, "worker_ips names 10.0.0.2 twice"),
+        ({"provider__worker_ips": ["10.0.0.1"], "provider__head_ip": "10.0.0.1"}, "holds head_ip too"),
+        ({"min_workers": 3}, "min_workers is 3, but provider.worker_ips has 2 machines"),
+        ({"provider__head_ip": None}, "provider.head_ip is missing"),
+        ({"available_node_types": {"a": {}}}, "Ray: .*not supported for on-premise"),
+    ],
+)
+def test_what_is_wrong_with_the_rack_file_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    found = problems(filled("cluster.onprem.yaml", tmp_path, **changes))
+    assert any(re.search(sentence, each) for each in found), found
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none.yaml does not exist; the project's examples are cluster.yaml"):
+        problems(tmp_path / "none.yaml")
+
+
+def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
+    # At most 3 machines: 2 with 8 GPUs, then 1 of the 4 with 4.
+    types = {
+        "head": {"resources": {"CPU": 8}},
+        "small": {"resources": {"GPU": 4, "CPU": 16}, "max_workers": 4},
+        "large": {"resources": {"GPU": 8, "CPU": 96}, "max_workers": 2},
+    }
+    config = {"max_workers": 3, "head_node_type": "head", "available_node_types": types}
+    assert machines(config) == [
+        Machines(kind="large", count=2, gpus=8, cpus=96),
+        Machines(kind="small", count=1, gpus=4, cpus=16),
+    ]
+    assert machines({"provider": {"type": "local"}}) == []
