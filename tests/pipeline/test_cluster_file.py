@@ -108,3 +108,33 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
         Machines(kind="small", count=1, gpus=4, cpus=16),
     ]
     assert machines({"provider": {"type": "local"}}) == []
+
+
+# aws-account.yaml, which makes what cluster.yaml names
+
+
+class _Intrinsics(yaml.SafeLoader):
+    """CloudFormation's short forms: !Ref Name and !GetAtt Name.Arn become ("Name",), !Sub becomes its names."""
+
+
+_Intrinsics.add_constructor("!Ref", lambda loader, node: (loader.construct_scalar(node),))
+_Intrinsics.add_constructor("!GetAtt", lambda loader, node: (loader.construct_scalar(node).partition(".")[0],))
+_Intrinsics.add_constructor("!Sub", lambda loader, node: tuple(re.findall(r"\$\{(\w+)", loader.construct_scalar(node))))
+
+
+def _named(value: Any) -> set[str]:
+    if isinstance(value, tuple):
+        return set(value)
+    if isinstance(value, dict):
+        return set().union(*map(_named, value.values()))
+    return set().union(*map(_named, value)) if isinstance(value, list) else set()
+
+
+def test_the_stack_makes_what_it_names_and_what_the_cluster_file_asks_for() -> None:
+    text = (PROJECT / "aws-account.yaml").read_text()
+    assert not re.search(r"(?m)[:\[,] [&*]\w", text)  # CloudFormation knows no aliases
+    stack = yaml.load(text, _Intrinsics)
+    known = {*stack["Parameters"], *stack["Resources"], "AWS"}
+    assert _named(stack["Resources"]) | _named(stack["Outputs"]) <= known
+    asked = set(re.findall(r"<(\w+) of the stack", (PROJECT / "cluster.yaml").read_text()))
+    assert asked == {*stack["Outputs"]}
