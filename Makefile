@@ -8,15 +8,16 @@ INSTALLED := $(VENV)/.installed
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo test test-full lint clean
+.PHONY: help install demo test test-full test-cluster lint clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       train and evaluate shapes_tiny on 2 CPU workers, and show the table"
-	@echo "make test       the tests: quick ones, those that start Ray, slow ones"
-	@echo "make test-full  and those that train every row, or need a GPU or several hosts"
-	@echo "make lint       ruff and mypy"
-	@echo "make clean      remove caches; results/, storage/ and .venv stay"
+	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
+	@echo "make test          the tests: quick ones, those that start Ray, slow ones"
+	@echo "make test-full     and those that train every row, or need a GPU or several hosts"
+	@echo "make test-cluster  ray up, submit, results, ray down on hosts in namespaces; as root, with sshd and rsync"
+	@echo "make lint          ruff and mypy"
+	@echo "make clean         remove caches; results/, storage/ and .venv stay"
 
 demo: export M2F_WORKERS ?= 2
 demo: $(INSTALLED)
@@ -33,6 +34,9 @@ test: $(INSTALLED)
 
 test-full: $(INSTALLED)
 	@python -m pytest -q
+
+test-cluster: $(INSTALLED)
+	@python -m pytest -v -m cluster --durations=0
 
 lint: $(INSTALLED)
 	@ruff check

@@ -211,7 +211,7 @@ class Hosts:
 
     def home(self, host: str) -> Path:
         """A host's home folder, from outside."""
-        return Path(f"/proc/{self._first(host)}/root/tmp/home")
+        return Path(f"/proc/{self._first(host)}") / "root" / "tmp/home"
 
     def pids(self, host: str, name: str) -> list[int]:
         """The machine's ids of a host's processes whose name or command line holds `name`."""
