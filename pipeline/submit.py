@@ -4,7 +4,7 @@ On the laptop:
   python -m pipeline.submit check cluster.yaml                 what is wrong with the file; nothing is started
   python -m pipeline.submit up cluster.yaml                    check, then `ray up`
   python -m pipeline.submit run cluster.yaml repro TARGET...   send code, `ray submit`, results
-  python -m pipeline.submit results cluster.yaml               results/, reports/ and dvc.lock home, newer ones win
+  python -m pipeline.submit results cluster.yaml               results/, reports/, dvc.lock home; newer ones win
   python -m pipeline.submit down cluster.yaml                  results, then `ray down`, on all machines
 
 On the head, through `ray submit cluster.yaml pipeline/submit.py -- ...`, or `run cluster.yaml ...` as above:
@@ -111,11 +111,10 @@ def results(words: list[str]) -> int:
     if not (here / "dvc.yaml").is_file():
         raise ValueError(f"{here} is not the project (no dvc.yaml); call this where cluster.yaml lies")
     with tempfile.TemporaryDirectory(prefix="m2f-results-") as folder:
-        for name in ("results/", LOCK):
-            if code := _ray("rsync-down", path, f"~/m2f/{name}", f"{folder}/{name}", path=path, quiet=True):
-                raise ValueError(
-                    f"no {name} could be brought from the head (exit code {code}); is the cluster up, has a job run?"
-                )
+        for name in ("results/", "reports/", LOCK):
+            failed = _ray("rsync-down", path, f"~/m2f/{name}", f"{folder}/{name}", path=path, quiet=True)
+            if failed and name == "results/":  # the others need not be there
+                raise ValueError("no results could be brought from the head; is the cluster up, and has a job run?")
         taken = add_newer_results(Path(folder), here)
     print(f"{len(taken)} results brought home{': ' + ', '.join(taken) if taken else ''}")
     if taken:
@@ -159,10 +158,8 @@ def _ray(command: str, *words: str, path: str, quiet: bool = False) -> int:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     if read_cluster_file(path).get("provider", {}).get("type") == "local":
         environment["RAY_UP_enable_autoscaler_v2"] = "0"  # the newer one starts a worker too few here
-    answer = subprocess.run(["ray", command, *words], env=environment, capture_output=quiet, text=True)
-    if quiet and answer.returncode != 0:
-        print(answer.stdout + answer.stderr, file=sys.stderr)
-    return answer.returncode
+    plain = ["--log-style", "pretty"]  # without it, every ssh command line where the output is no terminal
+    return subprocess.run(["ray", command, *plain, *words], env=environment, capture_output=quiet).returncode
 
 
 # On the head, outside a job
@@ -236,8 +233,11 @@ def _chosen(words: list[str], jobs: Mapping[str, Any]) -> str:
 
 
 def _client() -> Any:
+    import logging
+
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(JOB_SERVER)
     except ConnectionError as error:

@@ -90,7 +90,8 @@ def _merge(source: Path, target: Path, wanted: Callable[[Path, Path], bool]) -> 
             taken.append(stage)
         if changed or stage not in ours["stages"]:
             ours["stages"][stage] = entry
-    for file in sorted((source / "results").rglob("*")):  # of a stage that has not ended well, or of an older dvc.lock
+    # of a stage that has not ended well, or of the report, which always runs
+    for file in sorted([*(source / "results").rglob("*"), *(source / "reports").rglob("*")]):
         out = file.relative_to(source)
         if file.is_file() and out not in in_lock and not _same(file, target / out) and wanted(file, target / out):
             _copy(file, target / out)

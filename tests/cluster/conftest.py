@@ -47,10 +47,11 @@ class Cluster:
         self.lab = lab
         self.project = lab.home("laptop") / "project"
         lab.on("laptop", "mkdir ~/project && ray get-auth-token --generate")
+        (lab.folder / "copy").mkdir()
         copy = Copy(lab.folder / "copy")
         row = copy.params["rows"]["shapes_tiny"]
         copy.params["datasets"]["shapes"]["generate"] |= {"train": 12, "val": 4}
-        row["train"] |= {"steps": 40, "val_interval": 20, "checkpoint_interval": 10, "log_every": 2}
+        row["train"] |= {"steps": 80, "val_interval": 40, "checkpoint_interval": 10, "log_every": 2}
         row["seeds"] = [0]
         copy.params["rows"]["broken"] = {**row, "train": {**row["train"], "groups": 1}}  # for two workers: too few
         copy.write_params()

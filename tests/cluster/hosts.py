@@ -101,6 +101,14 @@ class Hosts:
         except BlockingIOError:
             raise RuntimeError(f"another lab runs on this machine (/tmp/{PREFIX}.lock is held)") from None
         self.stop()  # what a killed test run left
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self) -> None:
         self._write_files()
         _ip("netns", "add", f"{PREFIX}-switch")
         _ip("-n", f"{PREFIX}-switch", "link", "add", "bridge", "type", "bridge")
@@ -109,7 +117,6 @@ class Hosts:
             self._boot(host)
         for host, address in ADDRESSES.items():
             self._wait_for_sshd(host, address)
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()

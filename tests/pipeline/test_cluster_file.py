@@ -110,6 +110,49 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
     assert machines({"provider": {"type": "local"}}) == []
 
 
+def test_ray_starts_every_kind_of_machine_on_a_stand_in_for_ec2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What `ray up` and the autoscaler do with a node_config: find key, subnet, groups and profile, then RunInstances.
+    moto = pytest.importorskip("moto")
+    import boto3
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    with moto.mock_aws():
+        ec2 = boto3.client("ec2", region_name="us-east-1")
+        (tmp_path / "key").write_text(ec2.create_key_pair(KeyName="m2f")["KeyMaterial"])
+        subnet = ec2.describe_subnets()["Subnets"][0]
+        group = ec2.create_security_group(GroupName="m2f", Description="m2f", VpcId=subnet["VpcId"])["GroupId"]
+        profile = boto3.client("iam", region_name="us-east-1").create_instance_profile(InstanceProfileName="m2f")
+        values = {
+            "region": "us-east-1",
+            "Zone": subnet["AvailabilityZone"],
+            "path": str(tmp_path / "key"),
+            "id": ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"],
+            "name": "m2f",
+            "Subnet": subnet["SubnetId"],
+            "SecurityGroup": group,
+            "PlacementGroup": "m2f",
+            "HeadProfile": profile["InstanceProfile"]["Arn"],
+            "WorkerProfile": profile["InstanceProfile"]["Arn"],
+            "Bucket": "bucket",
+            "Volume": "vol-1",
+        }
+        lines = [line for line in (PROJECT / "cluster.yaml").read_text().splitlines() if line.lstrip()[:1] != "#"]
+        text = PLACEHOLDER.sub(lambda found: values[re.split(r"\W", found.group())[1]], "\n".join(lines))
+        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        started = {}
+        for name, entry in config["available_node_types"].items():
+            (machine,) = provider.create_node(entry["node_config"], {"ray-node-type": name}, 1)
+            started[name] = provider.get_node_id(provider.internal_ip(machine), use_internal_ip=True) == machine
+    assert started == {"head": True, "p4d_24xlarge": True, "p4de_24xlarge": True}
+
+
 # aws-account.yaml, which makes what cluster.yaml names
 
 
