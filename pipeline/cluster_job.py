@@ -130,19 +130,24 @@ def _upstream(stage: str, pipeline: Mapping[str, Any], params: Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The machines one row's training takes."""
+    """The GPUs, or the cores, that one row takes."""
 
     row: str
     gpus: int
     cpus: int
 
 
-def need(row: Row) -> Need:
-    """A published network trains on a GPU for each group of pictures, or on M2F_WORKERS GPUs; a tiny one on cores."""
+def need(row: Row, *, trains: bool = True) -> Need:
+    """What training a row takes, or only evaluating it.
+
+    A published network trains on a GPU for each group of pictures, or on M2F_WORKERS of them, and is evaluated on any
+    number; a tiny one needs cores only.
+    """
     workers = environment_int("M2F_WORKERS")
     if row.model.backbone.name == "tiny":
         return Need(row.name, 0, max(1, workers or 1))
-    return Need(row.name, row.train.groups if workers is None else max(1, workers), 1)
+    gpus = row.train.groups if workers is None else max(1, workers)
+    return Need(row.name, gpus if trains else 1, 1)
 
 
 def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> list[str]:
@@ -152,13 +157,11 @@ def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[M
     for each in needs:
         if each.gpus > gpus:
             has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
-            less = f"set M2F_WORKERS={gpus} to train on fewer, or " if gpus else ""
-            found.append(
-                f"row {each.row} trains on {each.gpus} GPUs, but {has}; {less}add machines to the cluster file"
-            )
+            less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
+            found.append(f"row {each.row} needs {each.gpus} GPUs, but {has}; {less}add machines to the cluster file")
         elif each.cpus > cpus:
             found.append(
-                f"row {each.row} trains on {each.cpus} cores (M2F_WORKERS), but the cluster has {cpus}; "
+                f"row {each.row} needs {each.cpus} cores (M2F_WORKERS), but the cluster has {cpus}; "
                 f"set M2F_WORKERS={cpus} or less"
             )
     return found
@@ -297,7 +300,7 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
         if both := sorted(set(plan(theirs, pipeline, params).rows) & set(todo.rows)):
             raise ValueError(f"{job} works on {', '.join(both)}; join it with: attach {job}")
     rows = load_params(workspace / "params.yaml")
-    side_by_side = _prepare([need(rows.row(row)) for row in todo.rows])
+    side_by_side = _prepare([need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()])
 
     say(f"shared stages: {' '.join(todo.shared) or 'none'}")
     for row, stages in todo.rows.items():

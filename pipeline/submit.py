@@ -91,7 +91,7 @@ def up(words: list[str]) -> int:
 
 def run(words: list[str]) -> int:
     """Send the code, run a head's command, bring the results home."""
-    path, *rest = words
+    path, *rest = words or ["cluster.yaml"]
     if not rest or rest[0] not in _HEAD_COMMANDS:
         raise ValueError(f"say what to run: run {path} repro evaluate@<row>, or {', '.join(_HEAD_COMMANDS[1:])}")
     if rest[0] == "repro" and (code := _ray("rsync-up", path, path=path)):
@@ -170,21 +170,26 @@ def repro(words: list[str]) -> int:
     targets, _ = parse_targets(words)
     client = _client()
     with _one_at_a_time():
-        for job, theirs in _running(client).items():
-            if sorted(theirs) == sorted(targets):
-                print(f"{job} does this already; joining it", flush=True)
-                return _follow(client, job)
-        upload = Path(os.environ.get("M2F_UPLOAD") or "~/m2f-upload").expanduser()
-        if not (upload / "dvc.yaml").is_file():
-            raise ValueError(f"{upload} holds no project (no dvc.yaml); bring it with: ray rsync-up cluster.yaml")
-        entrypoint = shlex.join(["python", "pipeline/submit.py", "repro", *words])
-        job = client.submit_job(
-            entrypoint=entrypoint,
-            submission_id=time.strftime("m2f-%Y%m%d-%H%M%S"),
-            runtime_env={"working_dir": str(upload)},
-        )
-    print(f"{job} started; it goes on when this connection ends: attach {job} joins it again", flush=True)
+        same = (job for job, theirs in _running(client).items() if sorted(theirs) == sorted(targets))
+        if job := next(same, ""):
+            print(f"{job} does this already; joining it", flush=True)
+        else:
+            job = _start(client, words)
+            print(f"{job} started; it goes on when this connection ends: attach {job} joins it again", flush=True)
     return _follow(client, job)
+
+
+def _start(client: Any, words: Sequence[str]) -> str:
+    """Submit a job that works from a copy of the upload; its id."""
+    upload = Path(os.environ.get("M2F_UPLOAD") or "~/m2f-upload").expanduser()
+    if not (upload / "dvc.yaml").is_file():
+        raise ValueError(f"{upload} holds no project (no dvc.yaml); bring it with: ray rsync-up cluster.yaml")
+    job: str = client.submit_job(
+        entrypoint=shlex.join(["python", "pipeline/submit.py", "repro", *words]),
+        submission_id=time.strftime("m2f-%Y%m%d-%H%M%S"),
+        runtime_env={"working_dir": str(upload)},
+    )
+    return job
 
 
 def attach(words: list[str]) -> int:
@@ -349,6 +354,6 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: what Ray's job server refuses
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -84,8 +84,8 @@ def test_what_the_cluster_lacks_is_said_at_once(cluster: Cluster) -> None:
     submit = "ray submit cluster.yaml pipeline/submit.py -- repro train@ade20k_r50 train@cityscapes_r50"
     code, output = cluster.laptop(submit, check=False)
     assert code == 1
-    assert "error: row ade20k_r50 trains on 8 GPUs, but the cluster has none and can start none" in output
-    assert "row cityscapes_r50 trains on 8 GPUs" in output
+    assert "error: row ade20k_r50 needs 8 GPUs, but the cluster has none and can start none" in output
+    assert "row cityscapes_r50 needs 8 GPUs" in output
     assert "Running stage" not in output
 
 

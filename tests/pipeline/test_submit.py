@@ -112,6 +112,7 @@ def test_a_published_row_needs_a_gpu_for_each_group_and_a_tiny_one_none(
 ) -> None:
     assert need(rows["ade20k_swin-s"]) == Need("ade20k_swin-s", gpus=8, cpus=1)
     assert need(rows["shapes_tiny"]) == Need("shapes_tiny", gpus=0, cpus=1)
+    assert need(rows["ade20k_swin-s"], trains=False) == Need("ade20k_swin-s", gpus=1, cpus=1)
     monkeypatch.setenv("M2F_WORKERS", "2")
     assert need(rows["ade20k_swin-s"]) == Need("ade20k_swin-s", gpus=2, cpus=1)
     assert need(rows["shapes_tiny"]) == Need("shapes_tiny", gpus=0, cpus=2)
@@ -122,14 +123,14 @@ def test_what_the_cluster_lacks_is_said_and_what_it_may_start_counts() -> None:
     assert missing(wanted, here=some(1, cpus=8), more=some(2, gpus=8)) == []
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=some(1, gpus=4)) == []
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=[]) == [
-        "row a trains on 8 GPUs, but the cluster has 4 and can start no more; "
-        "set M2F_WORKERS=4 to train on fewer, or add machines to the cluster file"
+        "row a needs 8 GPUs, but the cluster has 4 and can start no more; "
+        "set M2F_WORKERS=4 to train on those, or add machines to the cluster file"
     ]
     assert missing(wanted, here=some(3, cpus=8), more=[]) == [
-        "row a trains on 8 GPUs, but the cluster has none and can start none; add machines to the cluster file"
+        "row a needs 8 GPUs, but the cluster has none and can start none; add machines to the cluster file"
     ]
     assert missing([Need("b", gpus=0, cpus=3)], here=some(2, cpus=1), more=[]) == [
-        "row b trains on 3 cores (M2F_WORKERS), but the cluster has 2; set M2F_WORKERS=2 or less"
+        "row b needs 3 cores (M2F_WORKERS), but the cluster has 2; set M2F_WORKERS=2 or less"
     ]
 
 
