@@ -124,5 +124,3 @@ def test_down_leaves_nothing_running_and_up_again_shows_the_old_runs(cluster: Cl
     assert cluster.ray_is_running() == []
     cluster.up()
     assert runs(cluster) == before
-    cluster.down()
-    assert cluster.ray_is_running() == []
