@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import tracking
-from pipeline.mlflow_client import mlflow_client
+from pipeline.mlflow_client import mlflow_client, shown_uri, tracking_uri
 from pipeline.params import Row
 from pipeline.tasks import LABELS, class_names, thing_ids
 
@@ -131,7 +131,7 @@ def register(
         "row": row.name,
         "model": name,
         "aliases": {"best": {**_described(best), "kept": kept}, "median": _described(versions["median"])},
-        "tracking_uri": _without_credentials(tracking.tracking_uri()),
+        "tracking_uri": shown_uri(),
     }
 
 
@@ -241,7 +241,7 @@ def _make(
     print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
     network = trained_network(row, candidate)
     run = _known_run(client, candidate.mlflow_run_id)
-    experiment = run.info.experiment_id if run else tracking._experiment(client, row.dataset)
+    experiment = run.info.experiment_id if run else tracking.experiment_id(client, row.dataset)
     run_id = run.info.run_id if run else None
     model = client.create_logged_model(
         experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="mask2former"
@@ -284,16 +284,18 @@ def trained_network(row: Row, candidate: Candidate) -> nn.Module:
     from m2f.model import build_model
     from pipeline.checkpoints import load_checkpoint
     from pipeline.files import sha256
-    from pipeline.storage import stored
+    from pipeline.storage import local_file, stored
 
     path = stored(candidate.checkpoint, made_by=f"dvc repro -f train@{row.name}")
-    if sha256(path) != candidate.sha256:
+    with local_file(path, candidate.sha256) as file:
+        intact = sha256(file) == candidate.sha256
+    if not intact:
         raise ValueError(
             f"checkpoint {path} is not the one train@{row.name} wrote (its digest differs); "
             f"delete its run folder and run dvc repro -f train@{row.name}"
         )
     network = build_model(row.model)
-    load_checkpoint(path, model=network, run_key=candidate.run_key)
+    load_checkpoint(path, model=network, run_key=candidate.run_key, digest=candidate.sha256)
     return network
 
 
@@ -412,11 +414,9 @@ def _answering(row: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        uri = tracking.tracking_uri()
-        shown = _without_credentials(uri)
-        reason = " ".join(str(error).replace(uri, shown).split())[:300]
+        reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())[:300]
         raise ValueError(
-            f"row {row} could not be registered at {shown} ({reason}); "
+            f"row {row} could not be registered at {shown_uri()} ({reason}); "
             f"start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@{row}"
         ) from None
 
@@ -434,10 +434,3 @@ def _environment(**settings: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _without_credentials(uri: str) -> str:
-    """The address without a user name and password."""
-    scheme, separator, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

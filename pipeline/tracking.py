@@ -191,7 +191,7 @@ def log_row(
 
     def send() -> str:
         client = mlflow_client()
-        run = _row_run(client, _experiment(client, dataset), row, running=False)
+        run = _row_run(client, experiment_id(client, dataset), row, running=False)
         _send_tags(client, run, shown)
         _send_figures(client, run, metrics)
         _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
@@ -290,7 +290,7 @@ def _open_run(described: Mapping[str, Any], *, running: bool = True) -> Run:
     client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     from mlflow.entities import Param
 
-    experiment = _experiment(client, described["dataset"])
+    experiment = experiment_id(client, described["dataset"])
     row = described["row"]
     parent = _row_run(client, experiment, row, running=running)
     identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described["run_key"]}
@@ -416,7 +416,7 @@ def _end(client: MlflowClient, run: Run, status: str, run_dir: Path | None = Non
     client.set_terminated(run.info.run_id, status, points[-1].get("time_ms") if points else None)
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
     """Id of the dataset's experiment, made if need be. Another process may make it at the same time."""
     from mlflow.exceptions import MlflowException
 
