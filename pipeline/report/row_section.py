@@ -148,15 +148,20 @@ def _figures(facts: Facts) -> str:
     if not names:
         return ""
     baseline = facts["baseline"] or {}
-    headings = ["Figure", "median", "range", "published", "difference", "authors'"]
-    headings += [f"{baseline['class']} everywhere"] if baseline else []
-    lines = []
-    for name in names:
-        texts = [percent(facts["median"][name]), span(facts, name), percent(facts["published"].get(name))]
-        texts += [signed(facts["difference"].get(name)), percent(facts["published_authors"].get(name))]
-        texts += [percent(baseline.get(name))] if baseline else []
-        lines.append(f'<tr><th scope="row">{LABELS[name]}</th>{cells(texts)}</tr>')
-    return table(headings, lines, "figures")
+    columns = {
+        "median": [percent(facts["median"][name]) for name in names],
+        "range": [span(facts, name) for name in names],
+        "published": [percent(facts["published"].get(name)) for name in names],
+        "difference": [signed(facts["difference"].get(name)) for name in names],
+        "authors'": [percent(facts["published_authors"].get(name)) for name in names],
+        f"{baseline.get('class')} everywhere": [percent(baseline.get(name)) for name in names],
+    }
+    columns = {heading: texts for heading, texts in columns.items() if set(texts) != {"-"}}
+    lines = [
+        f'<tr><th scope="row">{LABELS[name]}</th>{cells(texts)}</tr>'
+        for name, *texts in zip(names, *columns.values(), strict=True)
+    ]
+    return table(["Figure", *columns], lines, "figures")
 
 
 def _seeds(facts: Facts) -> str:
