@@ -299,7 +299,7 @@ def _batches(run: Run, groups: int) -> Iterator[Batch]:
         pictures=config.pictures,
         seed=run.seed,
         first_step=0,
-        steps=config.steps,
+        steps=WARM_UP + STEPS,  # of a schedule that may be shorter
         global_batch=config.global_batch,
         picture_range=range(count),
     )
