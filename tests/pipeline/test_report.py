@@ -634,7 +634,10 @@ def test_classes_are_compared_with_the_published_checkpoint_the_largest_differen
     write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [ours]))
     write_json(tmp_path / "published" / "published.json", published("published", "semantic", theirs))
     page = page_of(params, tmp_path)
-    lines = re.findall(r'<tr><th scope="row">(\w+)</th><td>([\w.]+)</td><td>([\w.]+)</td><td>([-+.\d]+)</td><td>', page)
+    lines = re.findall(
+        r'<tr><th scope="row">(\w+)</th><td>([\w.]+)</td><td>([\w.]+)</td><td>([-+.\d]+)</td><td>',
+        page.partition("<h4>")[2],
+    )
     assert lines == [
         ("road", "70.00", "75.00", "-5.00"),
         ("sky", "90.00", "88.00", "+2.00"),
