@@ -568,7 +568,7 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     params = load_params(PROJECT / "params.yaml")
     write_report(dataclasses.replace(params, rows={"small": row}), results=results, out=tmp_path / "reports")
     page = (tmp_path / "reports/index.html").read_text()
-    assert resumed["seeds"][0]["run_key"] in page and "data:image/png;base64," in page
+    assert resumed["seeds"][0]["run_key"] in page and "data:image/jpeg;base64," in page
     assert not storage.wrong_file(f"{resumed['seeds'][0]['run_dir']}/checkpoints/{last.name}", sha256(last))
 
     use(monkeypatch, tmp_path / "storage")
