@@ -237,7 +237,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
                     **ray_storage(next(iter(runs.values())).run_dir / "ray"),
                 ),
             ).fit()
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         ray.shutdown()
         raise
     for result in results:

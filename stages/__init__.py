@@ -12,13 +12,20 @@ def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; what the user can mend (ValueError, OSError, a store that fails) ends in one line and
     exit code 1.
 
-    Ctrl-C and SIGTERM end it as they would without Python, with 130 and 143, after it has tidied up.
+    Ctrl-C and SIGTERM end it with the exit codes of a process that they kill, 130 and 143, after it has tidied up.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    received = signal.SIGINT
+
+    def on_sigterm(*_: object) -> None:
+        nonlocal received
+        received = signal.SIGTERM
+        raise KeyboardInterrupt  # which Ray hands on where it would turn a SystemExit into its own
+
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + received)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("m2f", "pipeline", "stages"):
             raise
