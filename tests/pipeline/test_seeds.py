@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -129,6 +130,7 @@ def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of two cores that several drivers join: the variables they need."""
     folder = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")
     settings = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -155,21 +157,47 @@ def cluster() -> Iterator[dict[str, str]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_rows_side_by_side_on_one_cluster_take_turns_and_the_one_that_waits_says_for_what(
+def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_saying_for_what(
     make_job: Callable[..., Job], cluster: dict[str, str]
 ) -> None:
-    one, other = make_job("one", seeds=(1, 2)), make_job("other", seeds=(3,))
-    one.start(**cluster)
-    one.wait_for_step(4, seed=1)
-    other.start(**cluster)
-    other.until(lambda: "waits for a pool" in other.log())
-    waiting = "small seed 3: waits for a pool of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
-    assert waiting in other.log()
-    assert [seed["status"] for seed in one.wait()["seeds"]] == ["finished", "finished"]
-    assert [seed["status"] for seed in other.wait()["seeds"]] == ["finished"]
-    said = one.log()  # the second seed queued: its first line comes after the first one's last
+    job = make_job("job", seeds=(1, 2))
+    with other_row(cluster):
+        job.start(**cluster)
+        job.until(lambda: "waits for a pool" in job.log())
+        time.sleep(12)  # Ray gives up twice meanwhile
+        waiting = "small seed 1: waits for a pool of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
+        assert job.log().splitlines()[-1] == waiting
+    assert [seed["status"] for seed in job.wait()["seeds"]] == ["finished", "finished"]
+    said = job.log()  # the second seed queued: its first line comes after the first one's last
     assert "small: 2 seeds to train on one pool of 2 workers with 1 core each" in said
     assert said.index("small seed 1: step 24: validation") < said.index("small seed 2: ")
+    assert said.count("waits for a pool") == 1
+
+
+@contextlib.contextmanager
+def other_row(cluster: dict[str, str]) -> Iterator[None]:
+    """A driver that holds both cores of the cluster, as another row's training would."""
+    code = (
+        "import ray, sys\n"
+        "from ray.util import placement_group\n"
+        "ray.init(log_to_driver=False)\n"
+        "ray.get(placement_group([{'CPU': 1}] * 2).ready())\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **cluster},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert driver.stdout is not None and driver.stdout.readline() == "held\n"
+        yield
+    finally:
+        driver.communicate(timeout=30)
 
 
 def test_finished_seeds_need_neither_ray_nor_torch(
