@@ -296,12 +296,12 @@ def test_trainings_wait_for_the_download_and_the_shards_of_their_dataset(params:
 
 
 def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
-    two_steps: Row, small_manifest: dict[str, Any]
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
     from pipeline.seeds import train_row
     from tests.pipeline.conftest import NO_WEIGHTS
 
-    (trained,) = train_row(two_steps, manifest=small_manifest, weights=NO_WEIGHTS)["seeds"]
+    (trained,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     from pipeline.storage import stored
 
     path = stored(f"{trained['run_dir']}/{trained['checkpoints']['last']['path']}", made_by="")
