@@ -581,3 +581,36 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     assert evaluate_row(row, manifest=manifest, train_result=trained)["median"] == evaluated["median"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_there(
+    bucket: Path,
+    tmp_path: Path,
+    small_data: tuple[Path, dict[str, Any]],
+    small_row: Row,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setenv("M2F_WORKERS", "2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for name in files_below(small_data[0]):
+        if name.startswith("shards/"):
+            copy_file(small_data[0] / name, bucket / name)
+    train = dataclasses.replace(small_row.train, steps=4, val_interval=4)
+    row = dataclasses.replace(small_row, train=train, seeds=(1, 2))
+    with tempfile.TemporaryDirectory(prefix="ray") as ray:  # a short path, for Ray has sockets there
+        monkeypatch.setenv("RAY_TMPDIR", ray)
+        process = training(tmp_path, row, small_data[1])
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+    seeds = json.loads((tmp_path / "trained.json").read_text())["seeds"]
+    assert [(entry["status"], entry["workers"]) for entry in seeds] == [("finished", 2)] * 2
+    for entry in seeds:
+        assert [point["step"] for point in read_curve(bucket / entry["run_dir"] / "curve.jsonl")] == [1, 2, 3, 4]
+        assert not storage.wrong_file(
+            f"{entry['run_dir']}/{entry['checkpoints']['last']['path']}", entry["checkpoints"]["last"]["sha256"]
+        )
+        assert f"small seed {entry['seed']}: step 4/4" in (tmp_path / "log").read_text()
+    assert not [name for name in files_below(bucket) if "/ray/" in name]
