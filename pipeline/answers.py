@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,41 +50,58 @@ def answer(
     """
     device = next(model.parameters()).device
     images = pad(normalise(image[None].to(device)), test.pad_multiple)
+    outcome = single_scale(
+        model, images, _size(image), size, test, task=task, thing_ids=thing_ids, segments_only=segments_only
+    )
+    if task != "semantic" or test.ms_flip is None:
+        return outcome
+    assert original is not None
+    scores = semantic_scores_ms_flip(
+        model,
+        original,
+        short_sides=test.ms_flip.short_sides,
+        long_side_max=test.ms_flip.long_side_max,
+        pad_multiple=test.pad_multiple,
+    )
+    return replace(outcome, ms_flip_labels=scores.max(0).indices)
+
+
+@torch.inference_mode()
+def single_scale(
+    model: nn.Module,
+    images: Tensor,
+    valid: Size,
+    size: Size,
+    test: TestConfig,
+    *,
+    task: Task,
+    thing_ids: Sequence[int],
+    segments_only: bool = False,
+) -> Outcome:
+    """`answer` without other sizes, for (1, 3, H, W) normalised and padded `images` of which `valid` is the picture."""
     prediction = model(images, auxiliary=False)
-    valid, padded = _size(image), _size(images)
+    padded = _size(images)
+    if task == "semantic":
+        return Outcome(labels=semantic_labels(prediction, size, valid, padded_size=padded)[0])
     if task == "instance":
         (found,) = instances(prediction, size, valid, padded_size=padded, max_instances=test.max_instances)
         return Outcome(instances=found)
-    if task == "panoptic":
-        (segments,) = panoptic_segments(
-            prediction,
-            size,
-            valid,
-            padded_size=padded,
-            thing_ids=thing_ids,
-            score_threshold=test.score_threshold,
-            overlap_threshold=test.overlap_threshold,
-        )
-        if segments_only:
-            return Outcome(segments=segments)
-        (found,) = instances(
-            prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
-        )
-        labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
-        return Outcome(labels=labels, segments=segments, instances=found)
-    ms_flip_labels = None
-    if test.ms_flip is not None:
-        assert original is not None
-        scores = semantic_scores_ms_flip(
-            model,
-            original,
-            short_sides=test.ms_flip.short_sides,
-            long_side_max=test.ms_flip.long_side_max,
-            pad_multiple=test.pad_multiple,
-        )
-        ms_flip_labels = scores.max(0).indices
-    labels = semantic_labels(prediction, size, valid, padded_size=padded)[0]
-    return Outcome(labels=labels, ms_flip_labels=ms_flip_labels)
+    (segments,) = panoptic_segments(
+        prediction,
+        size,
+        valid,
+        padded_size=padded,
+        thing_ids=thing_ids,
+        score_threshold=test.score_threshold,
+        overlap_threshold=test.overlap_threshold,
+    )
+    if segments_only:
+        return Outcome(segments=segments)
+    (found,) = instances(
+        prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
+    )
+    labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
+    return Outcome(labels=labels, segments=segments, instances=found)
 
 
 def _size(images: Tensor) -> Size:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from m2f import build_model
-from m2f.inference import instances, panoptic_segments, semantic_labels
 from m2f.model import normalise, pad
 from m2f.optim import build_optimizer
+from pipeline.answers import single_scale
 from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
@@ -176,6 +176,7 @@ def _inference(
     model.eval()
     machine.forget_peak()
     shown = _validation(row, manifest, usual)
+    things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
     sizes: list[Size] = []
 
     def one() -> float:
@@ -183,7 +184,11 @@ def _inference(
         sizes.append(size)
         images = pad(normalise(image_3HW[None].to(machine.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
-        return machine.seconds(lambda: _answer(model, images, valid, size, row, dataset))
+        return machine.seconds(
+            lambda: single_scale(
+                model, images, valid, size, row.test, task=row.task, thing_ids=things, segments_only=True
+            )
+        )
 
     taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=seconds)
     counts = Counter(sizes[-len(taken_s) :])
@@ -197,25 +202,6 @@ def _inference(
         "protocol": f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
         f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted",
     }
-
-
-def _answer(model: nn.Module, images: Tensor, valid: Size, size: Size, row: Row, dataset: DatasetConfig) -> object:
-    """What the row's task makes of a picture, at its own size."""
-    prediction = model(images, auxiliary=False)
-    padded = (images.shape[2], images.shape[3])
-    if row.task == "semantic":
-        return semantic_labels(prediction, size, valid, padded_size=padded)
-    if row.task == "instance":
-        return instances(prediction, size, valid, padded_size=padded, max_instances=row.test.max_instances)
-    return panoptic_segments(
-        prediction,
-        size,
-        valid,
-        padded_size=padded,
-        thing_ids=[place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes],
-        score_threshold=row.test.score_threshold,
-        overlap_threshold=row.test.overlap_threshold,
-    )
 
 
 def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
