@@ -69,7 +69,12 @@ class Job:
         }
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "driver.py"], cwd=self.folder, env=environment, stdout=log, stderr=log
+                [sys.executable, "driver.py"],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
             )
 
     def log(self) -> str:
