@@ -53,9 +53,9 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """Address of an S3 server."""
+    """Address of an S3 server, which does not outlive the tests of a file."""
     with s3_server() as address:
         yield address
 
