@@ -55,6 +55,7 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_failed_one_alone(
     make_job: Callable[..., Job],
