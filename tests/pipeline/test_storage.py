@@ -585,6 +585,7 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_there(
     bucket: Path,
