@@ -115,13 +115,14 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
     assert job.ended(60) == code, job.log()[-3000:]
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
-    assert not list(job.storage.glob("runs/*/finished.json"))
+    finished = len(list(job.storage.glob("runs/*/finished.json")))
+    assert finished < 2  # one may have begun much earlier than the other
     if number == signal.SIGINT:
         return  # both end the same way
     job.start()
     assert [seed["status"] for seed in job.wait()["seeds"]] == ["finished", "finished"]
+    assert job.log().count(": going on from step") == 2 - finished
     for seed in (1, 2):
-        assert f"small seed {seed}: going on from step" in job.log()
         assert [point["step"] for point in job.curve(seed)] == list(range(1, 25))
     assert list(job.storage.glob("runs/*/ray")) == []
 
