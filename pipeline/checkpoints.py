@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.files import whole_file
+from pipeline.files import sha256, whole_file
 from pipeline.storage import local_file
 
 _NAME = "step-{:08d}.safetensors"
@@ -101,6 +101,16 @@ def read_header(path: Path) -> dict[str, Any]:
         return {"run_key": header["run_key"], "step": int(header["step"]), "state": json.loads(header["state"])}
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
+
+
+def check_digest(path: Path, digest: str, *, row: str) -> None:
+    """ValueError unless a checkpoint is the one that a row's training wrote, by its SHA-256."""
+    with local_file(path, digest) as file:
+        if sha256(file) != digest:
+            raise ValueError(
+                f"checkpoint {path} is not the one train@{row} wrote (its digest differs); "
+                f"delete its run folder and run dvc repro -f train@{row}"
+            )
 
 
 def load_checkpoint(

@@ -37,9 +37,9 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     when a checkpoint is gone, altered or of another run.
     """
     from pipeline import tracking
+    from pipeline.checkpoints import check_digest
     from pipeline.cluster import cluster_resources
-    from pipeline.files import sha256
-    from pipeline.storage import local_file, storage_root, stored
+    from pipeline.storage import storage_root, stored
 
     resources = cluster_resources(row, training=False)
     decides = "best" if row.checkpoint_rule == "best" else "last"
@@ -56,12 +56,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
             path = stored(f"{trained['run_dir']}/{checkpoint['path']}", made_by=f"dvc repro -f train@{row.name}")
             step = checkpoint["step"]
             if step not in by_step:
-                with local_file(path, checkpoint["sha256"]) as file:
-                    if sha256(file) != checkpoint["sha256"]:
-                        raise ValueError(
-                            f"checkpoint {path} is not the one train@{row.name} wrote (its digest differs); "
-                            f"delete its run folder and run dvc repro -f train@{row.name}"
-                        )
+                check_digest(path, checkpoint["sha256"], row=row.name)
                 folder = storage_root() / trained["run_dir"] / "overlays" if kind == decides else None
                 measures = evaluate_checkpoint(
                     path, trained["run_key"], row, manifest, resources, folder, digest=checkpoint["sha256"]

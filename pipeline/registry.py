@@ -282,18 +282,11 @@ def _known_run(client: MlflowClient, run_id: str | None) -> Any:
 def trained_network(row: Row, candidate: Candidate) -> nn.Module:
     """The network of a checkpoint; ValueError when the file is gone, altered or of another run."""
     from m2f.model import build_model
-    from pipeline.checkpoints import load_checkpoint
-    from pipeline.files import sha256
-    from pipeline.storage import local_file, stored
+    from pipeline.checkpoints import check_digest, load_checkpoint
+    from pipeline.storage import stored
 
     path = stored(candidate.checkpoint, made_by=f"dvc repro -f train@{row.name}")
-    with local_file(path, candidate.sha256) as file:
-        intact = sha256(file) == candidate.sha256
-    if not intact:
-        raise ValueError(
-            f"checkpoint {path} is not the one train@{row.name} wrote (its digest differs); "
-            f"delete its run folder and run dvc repro -f train@{row.name}"
-        )
+    check_digest(path, candidate.sha256, row=row.name)
     network = build_model(row.model)
     load_checkpoint(path, model=network, run_key=candidate.run_key, digest=candidate.sha256)
     return network

@@ -516,6 +516,14 @@ Path("trained.json").write_text(json.dumps(train_row(row, manifest=manifest, wei
 """
 
 
+def copy_shards(source: Path, target: Path) -> None:
+    """The shards of one storage root into another."""
+    for name, size in files_below(source).items():
+        if name.startswith("shards/"):
+            copy_file(source / name, target / name)
+            assert (target / name).stat().st_size == size
+
+
 def training(folder: Path, row: Row, manifest: dict[str, Any]) -> subprocess.Popen[bytes]:
     """A process that trains a row with what is in the environment, and writes trained.json into the folder."""
     (folder / "job.pickle").write_bytes(pickle.dumps((row, manifest, NO_WEIGHTS)))
@@ -536,11 +544,8 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("M2F_WORKERS", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    for name, size in files_below(small_data[0]).items():
-        if name.startswith("shards/"):
-            copy_file(small_data[0] / name, bucket / name)
-            copy_file(small_data[0] / name, tmp_path / "storage" / name)
-            assert (bucket / name).stat().st_size == size
+    for root in (bucket, tmp_path / "storage"):
+        copy_shards(small_data[0], root)
     train = dataclasses.replace(small_row.train, steps=40, val_interval=20, checkpoint_interval=2)
     row = dataclasses.replace(small_row, train=train, seeds=(1,))
 
@@ -597,9 +602,7 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("M2F_WORKERS", "2")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    for name in files_below(small_data[0]):
-        if name.startswith("shards/"):
-            copy_file(small_data[0] / name, bucket / name)
+    copy_shards(small_data[0], bucket)
     train = dataclasses.replace(small_row.train, steps=4, val_interval=4)
     row = dataclasses.replace(small_row, train=train, seeds=(1, 2))
     with tempfile.TemporaryDirectory(prefix="ray") as ray:  # a short path, for Ray has sockets there
