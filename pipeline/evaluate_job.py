@@ -21,13 +21,11 @@ from pipeline.measures import Measures, measure
 from pipeline.overlays import write_overlay
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
+from pipeline.run_folder import OVERLAYS
 from pipeline.tasks import FIGURES, primary
 
 if TYPE_CHECKING:
     from pipeline.cluster import Resources
-
-OVERLAYS = 8
-"""Validation pictures shown with prediction and truth."""
 
 
 def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from m2f.config import ModelConfig
 from pipeline.files import read_json
 from pipeline.params import Params, Row
 from pipeline.picture_sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.run_folder import OVERLAYS
 from pipeline.schedule import Job, Placed, Preemptions, simulate, utilisation
 
 A100_FPS: Mapping[str, float] = {
@@ -56,9 +57,6 @@ SHARD_MPX_PER_CORE_S = 18.0
 
 RAW_BYTES_PER_PIXEL = 4
 """Of raw shards: three colours and a segment id."""
-
-OVERLAYS = 8
-"""Validation pictures of a seed that are drawn (pipeline.evaluate_job)."""
 
 OVERLAY_BYTES_PER_PIXEL = 5
 """Of an overlay's PNG, three panels, per pixel of its picture: what the generated pictures of the demo take."""

@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pipeline.files import read_json
 
+OVERLAYS = 8
+"""Validation pictures of an evaluated seed that are drawn with prediction and truth."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

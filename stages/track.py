@@ -22,7 +22,7 @@ def main() -> None:
     from pipeline.storage import storage_root
 
     params = load_params(arguments.params)
-    late = []
+    late, tracked = [], False
     for row in [params.row(name) for name in arguments.rows or params.rows]:
         ids: dict[str, str | None] = {}
         published, trained, evaluated = (
@@ -41,10 +41,13 @@ def main() -> None:
                 if [seed["run_key"] for seed in result["seeds"]] == [seed["run_key"] for seed in seeds]:
                     seeds, decides = result["seeds"], result["decides"]
             ids |= tracking.track_row(row, seeds, decides=decides, patient=True)
+        tracked |= bool(ids)
         if ids:
             missing = [name for name, run_id in ids.items() if run_id is None]
             late += missing
             print(f"{row.name}: {len(ids) - len(missing)} of {len(ids)} runs are up to date in {shown_uri()}")
+    if not tracked:
+        print("no training has been tracked yet: results/train and results/published hold none of these rows")
     if late:
         raise OSError(f"{shown_uri()} did not take {len(late)} runs; run python -m stages.track again")
 
