@@ -38,6 +38,12 @@ class Copy:
             shutil.copy(PROJECT / name, folder / name)
         self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
 
+    def keep_rows(self, *rows: str) -> None:
+        """Leave these rows alone in params.yaml, with the published checkpoints and initial weights that are theirs."""
+        weights = {self.params["rows"][row]["weights"] for row in rows}
+        for section, names in (("rows", rows), ("checkpoints", rows), ("weights", weights)):
+            self.params[section] = {name: entry for name, entry in self.params[section].items() if name in names}
+
     def write_params(self) -> None:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
 

@@ -470,7 +470,15 @@ print(spent)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("outage", [down, hanging, slow, sluggish], ids=["down", "hanging", "4 s", "0.5 s"])
+@pytest.mark.parametrize(
+    "outage",
+    [
+        pytest.param(down, id="down"),
+        pytest.param(hanging, id="hanging"),
+        pytest.param(slow, id="4 s", marks=pytest.mark.full),
+        pytest.param(sluggish, id="0.5 s", marks=pytest.mark.full),
+    ],
+)
 def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_nothing(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, outage: Any
 ) -> None:
