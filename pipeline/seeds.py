@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.acceptance import accepted
 from pipeline.files import delete, write_json
 from pipeline.params import Row
 from pipeline.run_folder import Outcome, finished_result, note_of, outcome
@@ -48,10 +49,10 @@ def train_row(
 ) -> dict[str, Any]:
     """Train every seed of a row that is not finished; the content of results/train/<row>.json, written to `out`.
 
-    A finished seed is recognised by its run key in the storage root and never trained again; nor is one that
-    diverged, which a retry would replay, or one that the early warning stopped as long as the row wants that.
-    `published`: results/published/<row>.json, whose curve the early warning compares with. `only`: this seed alone.
-    ValueError, after writing, when no seed finished.
+    A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
+    (pipeline.acceptance), and never trained again; nor is one that diverged, which a retry would replay, or one that
+    the early warning stopped as long as the row wants that. `published`: results/published/<row>.json, whose curve the
+    early warning compares with. `only`: this seed alone. ValueError, after writing, when no seed finished.
     """
     from pipeline import tracking
     from pipeline.provenance import run_key
@@ -59,15 +60,18 @@ def train_row(
     digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
     seeds = row.seeds if only is None else (only,)
     keys = {seed: run_key(row, seed=seed, **digests) for seed in dict.fromkeys((*seeds, *row.seeds))}
+    notes = {seed: note for seed, key in keys.items() if (note := accepted(_run_dir(key)))}
+    keys |= {seed: note["run_key"] for seed, note in notes.items()}
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
     for number, seed in enumerate(seeds, start=1):
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
+        what += f", accepted instead of {notes[seed]['instead_of']}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published)
         ends = [outcome(_run_dir(key)) for key in keys.values()]
         tracking.log_row(dataset=row.dataset, row=row.name, statuses=[end.status for end in ends if end])
-    entries = [_entry(row, seed, keys[seed]) for seed in seeds]
+    entries = [{**_entry(row, seed, keys[seed]), "accepted": notes.get(seed)} for seed in seeds]
     result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
     if out is not None:
         write_json(out, result)

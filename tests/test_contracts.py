@@ -192,7 +192,7 @@ def test_no_module_hides_its_imports() -> None:
                 assert getattr(node, "attr", getattr(node, "id", "")) not in ("import_module", "__import__"), name
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "report", "plan", "storage", "track"])
+@pytest.mark.parametrize("stage", [*STAGES, "accept", "report", "plan", "storage", "track"])
 def test_a_stages_help_loads_no_library(stage: str) -> None:
     heavy = ["torch", "ray", "mlflow", "pyarrow", "albumentations", "cv2", "numpy", "yaml"]
     code = (

@@ -218,6 +218,7 @@ def _seeds(
         training = trainings.get(entry["run_key"], {})
         environment = training.get("environment") or {}
         seed |= {key: training.get(key) for key in ("train_s", "workers", "images_per_s", "peak_memory_mib")}
+        seed["accepted"] = training.get("accepted")
         seed["device"] = environment.get("device")
         seed["gpu"] = bool(environment.get("cuda"))
         known = seed["gpu"] and seed["train_s"] is not None

@@ -258,8 +258,12 @@ def _keys(training: Mapping[str, Any]) -> str:
         for kind, checkpoint in (training.get("checkpoints") or {}).items()
     )
     key, run = (escaped(training.get(name) or "-") for name in ("run_key", "mlflow_run_id"))
+    note = ""
+    if accepted := training.get("accepted"):
+        instead, why = escaped(accepted["instead_of"]), escaped(accepted["reason"])
+        note = f"<br>accepted instead of <code>{instead}</code>: {why} ({escaped('; '.join(accepted['differences']))})"
     return (
-        f'<tr><th scope="row">{training["seed"]}</th><td><code>{key}</code></td><td>{checkpoints or "-"}</td>'
+        f'<tr><th scope="row">{training["seed"]}</th><td><code>{key}</code>{note}</td><td>{checkpoints or "-"}</td>'
         f"<td><code>{run}</code></td></tr>"
     )
 

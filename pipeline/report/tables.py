@@ -322,7 +322,8 @@ def seed_cells(seed: Mapping[str, Any], facts: Facts) -> list[str]:
     else:
         last, best = seed["status"] if not seed.get("reason") else f"{seed['status']}: {seed['reason']}", "-"
     others = [percent(seed.get(figure)) for figure in figure_names(facts)[1:]]
-    return [str(seed["seed"]), last, best, *others, training_time(seed), seed["run_key"] or "-"]
+    key = (seed["run_key"] or "-") + (" (accepted)" if seed["accepted"] else "")
+    return [str(seed["seed"]), last, best, *others, training_time(seed), key]
 
 
 def training_time(seed: Mapping[str, Any]) -> str:

@@ -702,6 +702,22 @@ def test_a_storage_root_that_fails_is_asked_once_and_the_report_is_made(
     assert len(asked) == 1
 
 
+def test_a_training_that_was_accepted_for_another_key_is_told_with_reason_and_differences(
+    params: Params, tmp_path: Path
+) -> None:
+    result = trained("ours", 1)
+    result["seeds"][0]["accepted"] = {
+        "instead_of": "newer",
+        "reason": "a module was <renamed>",
+        "differences": ["code, or initial weights"],
+    }
+    write_json(tmp_path / "train" / "ours.json", result)
+    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7]))
+    told = "accepted instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
+    assert told in page_of(params, tmp_path)
+    assert "| k0 (accepted) |" in (tmp_path / "reports" / "results.md").read_text()
+
+
 def test_what_a_user_may_name_is_escaped(params: Params, tmp_path: Path) -> None:
     result = evaluated("ours", [0.7, None, 0.72])
     result["seeds"][1]["reason"] = "<script>alert(1)</script> | a"

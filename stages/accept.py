@@ -1,0 +1,44 @@
+"""Let an earlier, finished training stand for one that has another run key, such as after a change of code that changes
+no number. Written down with its reason in the storage root, results/ and the report; then run `dvc repro` as usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages import run
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.accept", description=__doc__)
+    parser.add_argument("row", help="an entry of `rows` in params.yaml")
+    parser.add_argument("seed", type=int)
+    parser.add_argument("run_key", help="of the earlier training: a folder below runs/ in the storage root")
+    parser.add_argument("--because", required=True, metavar="REASON", help="why it is as good; the report shows it")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    from pipeline.acceptance import accept
+    from pipeline.files import read_json
+    from pipeline.params import load_params
+
+    row = load_params(arguments.params).row(arguments.row)
+    if arguments.seed not in row.seeds:
+        raise ValueError(f"{arguments.seed} is no seed of row {row.name}, which has {', '.join(map(str, row.seeds))}")
+    note = accept(
+        row,
+        arguments.seed,
+        arguments.run_key,
+        manifest=read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}"),
+        weights=read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}"),
+        reason=arguments.because,
+    )
+    print(f"{row.name} seed {arguments.seed}: run {note['run_key']} stands for {note['instead_of']}")
+    for difference in note["differences"]:
+        print(f"  differs in {difference}")
+    print(f"now: dvc repro -f train@{row.name}; to take it back, delete {note['note']} in the storage root")
+
+
+if __name__ == "__main__":
+    run(main)
