@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -106,9 +107,10 @@ def source_file(module: str, *, root: Path = PROJECT) -> Path:
 
 
 def environment(*, tf32: str) -> dict[str, Any]:
-    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: no checkout).
+    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: nobody knows).
 
-    `tf32`: the row's choice, which means nothing without a GPU.
+    `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
+    M2F_GIT_COMMIT says, as `commit_word` has it: on a cluster the code is a copy without one.
     """
     import torch
 
@@ -117,7 +119,7 @@ def environment(*, tf32: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "device": device_name(),
         "cuda": torch.version.cuda if cuda else None,
         "tf32": tf32 if cuda else None,
         **_git(),
@@ -152,6 +154,13 @@ def _version(library: str) -> str | None:
         return None
 
 
+def device_name() -> str:
+    """This process's GPU, or the machine's processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+
+
 def _cpu_name() -> str:
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -160,8 +169,14 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def commit_word() -> str | None:
+    """The checkout in one word, for M2F_GIT_COMMIT: 1f3c..., or 1f3c...-changed where files differ; None without."""
+    state = _git()
+    return state["git_commit"] and f"{state['git_commit']}{'-changed' if state['git_changed'] else ''}"
+
+
 def _git() -> dict[str, Any]:
-    """Commit of the project's own checkout, and whether files differ from it."""
+    """Commit of the project's own checkout, or of the one it was copied from, and whether files differ from it."""
 
     def ask(*arguments: str) -> str | None:
         try:
@@ -172,6 +187,7 @@ def _git() -> dict[str, Any]:
 
     top = ask("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != PROJECT:
-        return {"git_commit": None, "git_changed": None}
+        commit, changed, _ = os.environ.get("M2F_GIT_COMMIT", "").partition("-changed")
+        return {"git_commit": commit or None, "git_changed": bool(changed) if commit else None}
     changes = ask("status", "--porcelain", "--untracked-files=no", "--", "m2f", "pipeline", "stages", "params.yaml")
     return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": None if changes is None else bool(changes)}
