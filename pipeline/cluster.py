@@ -1,19 +1,25 @@
 """Where things run: read from the environment and the machine, never part of a result.
 
-M2F_WORKERS            processes per training (default: one per GPU, on a CPU one per core; 0: this process, no Ray)
+M2F_WORKERS            processes per training, its pool (default: one per GPU, on a CPU one per core; 0: this process,
+                       no Ray)
 M2F_LOADER_PROCESSES   loader processes per worker (default: the worker's cores less one, at most 8)
 M2F_GROUPS_AT_ONCE     groups per forward pass (default: all of the worker's; less saves memory)
+M2F_ACCELERATOR_TYPE   only hosts with GPUs of this kind, by Ray's name for it: A100, H100, L40S (default: any)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from m2f.config import BATCH_NORM_BACKBONES
 from pipeline.params import Row
+
+_KIND = "accelerator_type:"
+"""How Ray begins the name of the resource that says a host's kind of GPU."""
 
 
 def environment_int(name: str) -> int | None:
@@ -32,6 +38,34 @@ class Host:
 
     gpus: int
     cpus: int
+    kind: str | None = None
+    """Ray's name for its kind of GPU; None where it knows none."""
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> Host:
+        """From what Ray says a node has: {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}."""
+        kinds = [name.removeprefix(_KIND) for name in resources if name.startswith(_KIND)]
+        return cls(int(resources.get("GPU", 0)), int(resources.get("CPU", 0)), kinds[0] if kinds else None)
+
+
+def accelerator_type() -> str | None:
+    """M2F_ACCELERATOR_TYPE: the only kind of GPU to use; None for any."""
+    return os.environ.get("M2F_ACCELERATOR_TYPE") or None
+
+
+def resources_of_kind(kind: str | None) -> dict[str, float]:
+    """What a worker asks Ray for besides cores and GPUs, so that it runs where this kind of GPU is."""
+    return {f"{_KIND}{kind}": 0.001} if kind else {}
+
+
+def hosts_of_kind(hosts: Sequence[Host], kind: str) -> list[Host]:
+    """The hosts with this kind of GPU; ValueError, with the kinds that are there, when there is none."""
+    found = [host for host in hosts if host.kind == kind]
+    if not found:
+        kinds = sorted({host.kind for host in hosts if host.kind})
+        there = f"there are {' and '.join(kinds)}" if kinds else "Ray knows the kind of none"
+        raise ValueError(f"M2F_ACCELERATOR_TYPE={kind}, but no host here has such GPUs; {there}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,17 +80,21 @@ class Resources:
     groups_at_once: int | None
     pools: int = 1
     """Seeds of the row that train at the same time, each on a pool of its own."""
+    kind: str | None = None
+    """The only kind of GPU that a worker may have, by Ray's name; None: any."""
 
     @property
     def per_worker(self) -> dict[str, float]:
         """What Ray reserves for a worker."""
-        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
+        gpu: dict[str, float] = {"GPU": 1} if self.use_gpu else {}
+        return {"CPU": self.cpus_per_worker, **gpu, **resources_of_kind(self.kind)}
 
     def __str__(self) -> str:
         """2 workers with 1 GPU and 8 cores each."""
         workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
         cores = f"{self.cpus_per_worker} core{'s' if self.cpus_per_worker != 1 else ''}"
-        return f"{workers} with {'1 GPU and ' if self.use_gpu else ''}{cores}{' each' if self.workers != 1 else ''}"
+        gpu = f"1 {self.kind or 'GPU'} and " if self.use_gpu else ""
+        return f"{workers} with {gpu}{cores}{' each' if self.workers != 1 else ''}"
 
 
 def resources_for(row: Row, hosts: Sequence[Host], *, training: bool = True) -> Resources:
@@ -65,9 +103,12 @@ def resources_for(row: Row, hosts: Sequence[Host], *, training: bool = True) -> 
     A training takes a pool of workers, and there are as many pools as the hosts hold, but no more than the row has
     seeds. A worker has one GPU and its share of its host's cores, or a share of the cores. ValueError when M2F_WORKERS
     asks for more training workers than the row has groups or the hosts have room for, or for several on a CPU where
-    batch statistics would have to be synchronised.
+    batch statistics would have to be synchronised, and when no host has the GPUs that M2F_ACCELERATOR_TYPE asks for.
     """
     wanted = environment_int("M2F_WORKERS")
+    kind = accelerator_type() if wanted != 0 else None
+    if kind is not None:
+        hosts = hosts_of_kind(hosts, kind)
     use_gpu = any(host.gpus for host in hosts)
     places = sum(min(host.gpus, host.cpus) if use_gpu else host.cpus for host in hosts)
     if places == 0:
@@ -78,10 +119,8 @@ def resources_for(row: Row, hosts: Sequence[Host], *, training: bool = True) -> 
         workers = min(row.train.groups, 1 if alone else places) if wanted is None else wanted
         check_workers(row, workers=workers, use_gpu=use_gpu)
         if workers > places:  # Ray would wait for ever for the rest
-            raise ValueError(
-                f"M2F_WORKERS={workers}, but there are {places} {'GPUs' if use_gpu else 'cores'} here; "
-                f"set it to {places} or less"
-            )
+            what = f"{kind or ''} GPUs".strip() if use_gpu else "cores"
+            raise ValueError(f"M2F_WORKERS={workers}, but there are {places} {what} here; set it to {places} or less")
         if workers:
             pools = min(len(row.seeds), places // workers)
     else:
@@ -100,6 +139,7 @@ def resources_for(row: Row, hosts: Sequence[Host], *, training: bool = True) -> 
         loader_processes=min(8, cpus_per_worker - 1) if loaders is None else loaders,
         groups_at_once=environment_int("M2F_GROUPS_AT_ONCE") or None,
         pools=pools,
+        kind=kind,
     )
 
 
@@ -133,7 +173,8 @@ def share(count: int, *, worker: int, workers: int) -> range:
 def connect() -> None:
     """Join the Ray cluster this process belongs to, or start one on this machine.
 
-    Ray's own log lines stay in its log files: what a person should read comes through `pipeline.relay`.
+    Ray's own log lines stay in its log files: what a person should read comes through `pipeline.relay`. ValueError when
+    the tracking server's password would be among what Ray shows of a job.
     """
     import logging
     import signal
@@ -148,9 +189,11 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    refuse_password(tracking_uri())
     # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
     variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
-    variables |= {name: os.environ[name] for name in ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB") if name in os.environ}
+    known = ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB", "M2F_GIT_COMMIT")
+    variables |= {name: os.environ[name] for name in known if name in os.environ}
     if store_of(storage_root()) is not None:  # a host's copy of an archive has the same path on all of them
         variables["M2F_SHARD_CACHE"] = str(cache_folder())
     places = {"env_vars": variables}
@@ -171,6 +214,16 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def refuse_password(uri: str) -> None:
+    """ValueError for a tracking URI with a password: workers get it as a setting of the job, which Ray's dashboard and
+    log files show."""
+    if re.match(r"[\w+.-]+://[^/@]*:[^/@]*@", uri):
+        raise ValueError(
+            "MLFLOW_TRACKING_URI holds a password, which Ray would show on its dashboard; take it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every machine, or write ~/.mlflow/credentials"
+        )
+
+
 def ray_storage(folder: Any) -> dict[str, Any]:
     """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it: a Path, or a UPath of a URL."""
     from pipeline.files import store_of
@@ -185,12 +238,11 @@ def ray_storage(folder: Any) -> dict[str, Any]:
 
 def cluster_resources(row: Row, *, training: bool = True) -> Resources:
     """`resources_for` with what is here: the connected Ray cluster's hosts, or this machine."""
-    if environment_int("M2F_WORKERS") != 0 and os.environ.get("RAY_ADDRESS"):
+    if environment_int("M2F_WORKERS") != 0 and (os.environ.get("RAY_ADDRESS") or accelerator_type()):
         import ray
 
         connect()
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        hosts = [Host(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in alive]
+        hosts = [Host.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     else:
         import torch
 

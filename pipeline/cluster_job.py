@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.cluster import environment_int
+from pipeline.cluster import Host, accelerator_type, environment_int, hosts_of_kind, resources_of_kind
 from pipeline.cluster_file import Machines, machines
 from pipeline.params import Row, load_params
 
@@ -135,6 +135,8 @@ class Need:
     row: str
     gpus: int
     cpus: int
+    kind: str = "GPU"
+    """The only kind of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
 
 
 def need(row: Row, *, trains: bool = True) -> Need:
@@ -147,18 +149,22 @@ def need(row: Row, *, trains: bool = True) -> Need:
     if row.model.backbone.name == "tiny":
         return Need(row.name, 0, max(1, workers or 1))
     gpus = row.train.groups if workers is None else max(1, workers)
-    return Need(row.name, gpus if trains else 1, 1)
+    return Need(row.name, gpus if trains else 1, 1, accelerator_type() or "GPU")
 
 
 def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> list[str]:
-    """What the cluster lacks for these rows, one sentence each; what it may start counts like what it has."""
+    """What the cluster lacks for these rows, one sentence each; what it may start counts like what it has.
+
+    Of the machines, those with the kind of GPU that the rows want.
+    """
     gpus, cpus = (sum(m.count * getattr(m, kind) for m in (*here, *more)) for kind in ("gpus", "cpus"))
     found = []
     for each in needs:
         if each.gpus > gpus:
             has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
             less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
-            found.append(f"row {each.row} needs {each.gpus} GPUs, but {has}; {less}add machines to the cluster file")
+            what = each.kind if each.kind == "GPU" else f"{each.kind} GPU"
+            found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster file")
         elif each.cpus > cpus:
             found.append(
                 f"row {each.row} needs {each.cpus} cores (M2F_WORKERS), but the cluster has {cpus}; "
@@ -322,7 +328,11 @@ def _prepare(needs: Sequence[Need]) -> int:
     try:
         fixed = [entry.get("min_workers", 0) for entry in (config.get("available_node_types") or {}).values()]
         wait_for_machines(1 + sum(fixed), lambda: len(_here()))
-        here, more = _here(), machines(config)
+        kind = accelerator_type()
+        if kind is not None and any(each.gpus for each in needs):
+            types = (config.get("available_node_types") or {}).values()
+            hosts_of_kind([*_hosts(), *(Host.of(_resources(entry)) for entry in types)], kind)
+        here, more = _here(), machines(of_kind(config, kind))
         if lacking := missing(needs, here=here, more=more):
             raise ValueError("; ".join(lacking))
         pool = max((each.gpus for each in needs), default=0)
@@ -334,6 +344,22 @@ def _prepare(needs: Sequence[Need]) -> int:
         ray.shutdown()
 
 
+def of_kind(config: Mapping[str, Any], kind: str | None) -> Mapping[str, Any]:
+    """A cluster file without the machines whose GPUs are not of this kind.
+
+    `ray up` writes the kind of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
+    """
+    head, types = config.get("head_node_type"), config.get("available_node_types") or {}
+    fit = {
+        name: entry for name, entry in types.items() if name == head or kind in (None, Host.of(_resources(entry)).kind)
+    }
+    return {**config, "available_node_types": fit}
+
+
+def _resources(entry: Mapping[str, Any]) -> Mapping[str, float]:
+    return entry.get("resources") or {}
+
+
 def _cluster_file() -> Mapping[str, Any]:
     """What `ray up` left on the head; empty where Ray was started by hand."""
     path = Path("~/ray_bootstrap_config.yaml").expanduser()
@@ -341,19 +367,19 @@ def _cluster_file() -> Mapping[str, Any]:
     return content
 
 
-def _here() -> list[Machines]:
+def _hosts() -> list[Host]:
     """The machines that have joined."""
     import ray
 
+    return [Host.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _here() -> list[Machines]:
+    """The machines that have joined, with their GPUs where they are of the wanted kind."""
+    kind = accelerator_type()
     return [
-        Machines(
-            kind=node["NodeManagerAddress"],
-            count=1,
-            gpus=int(node["Resources"].get("GPU", 0)),
-            cpus=int(node["Resources"].get("CPU", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
+        Machines(kind="joined", count=1, gpus=host.gpus if kind in (None, host.kind) else 0, cpus=host.cpus)
+        for host in _hosts()
     ]
 
 
@@ -367,7 +393,7 @@ def _start_pool(gpus: int) -> None:
 
     wait_s = float(os.environ.get("M2F_POOL_WAIT_S") or POOL_WAIT_S)
     say(f"asking for {gpus} GPUs; starting a machine takes some minutes")
-    group = placement_group([{"GPU": 1}] * gpus, strategy="PACK")
+    group = placement_group([{"GPU": 1, **resources_of_kind(accelerator_type())}] * gpus, strategy="PACK")
     start = time.monotonic()
     while not ray.wait([group.ready()], timeout=60)[0]:
         waited = time.monotonic() - start

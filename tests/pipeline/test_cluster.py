@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import Host, resources_for, share
+from pipeline.cluster import Host, connect, refuse_password, resources_for, share
 from pipeline.params import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -98,3 +98,72 @@ def test_a_cluster_without_a_place_for_a_worker_is_one_sentence(monkeypatch: pyt
     monkeypatch.delenv("M2F_WORKERS", raising=False)
     with pytest.raises(ValueError, match="no GPU and no core that a worker could take"):
         resources_for(PARAMS.row("shapes_tiny"), [Host(0, 0)])
+
+
+def test_sixteen_groups_take_two_hosts_of_eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+    row = PARAMS.row("coco_panoptic_swin-l-in22k")  # 16 groups of one picture
+    found = resources_for(row, [Host(0, 6), Host(8, 96), Host(8, 96), Host(8, 96), Host(8, 96)])
+    # 16 workers of 12 cores are all that two hosts have: 2 * 96
+    assert (found.workers, found.cpus_per_worker) == (16, 12)
+    assert resources_for(row, [Host(8, 96)]).workers == 8  # as many as there are: 2 groups each
+
+
+# Which GPUs
+
+MIXED = [Host(0, 6), Host(8, 96, "A100"), Host(8, 192, "H100"), Host(4, 64, "A100")]
+
+
+def test_a_host_is_read_from_what_ray_says_of_its_node() -> None:
+    node = {"CPU": 96.0, "GPU": 8.0, "memory": 1e12, "node:10.0.0.1": 1.0, "accelerator_type:A100": 1.0}
+    assert Host.of(node) == Host(8, 96, "A100")
+    assert Host.of({"node:10.0.0.1": 1.0}) == Host(0, 0)
+
+
+def test_only_gpus_of_the_wanted_kind_are_counted_shared_and_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+    row = dataclasses.replace(PARAMS.row("ade20k_swin-t"), seeds=(0, 1, 2, 3, 4))  # 8 groups
+    found = resources_for(row, MIXED)  # 20 GPUs: two pools of 8; 96 / 8 = 12 cores each, on H100 as on A100
+    assert (found.workers, found.pools, found.cpus_per_worker, found.kind) == (8, 2, 12, None)
+    assert found.per_worker == {"CPU": 12, "GPU": 1}
+    monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "H100")
+    found = resources_for(row, MIXED)  # 8 GPUs with 192 / 8 = 24 cores each
+    assert (found.workers, found.pools, found.cpus_per_worker) == (8, 1, 24)
+    assert found.per_worker == {"CPU": 24, "GPU": 1, "accelerator_type:H100": 0.001}
+    assert str(found) == "8 workers with 1 H100 and 24 cores each"
+    monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "A100")
+    assert resources_for(row, MIXED, training=False).workers == 12
+    monkeypatch.setenv("M2F_WORKERS", "16")
+    with pytest.raises(ValueError, match="M2F_WORKERS=16, but there are 12 A100 GPUs here; set it to 12 or less"):
+        resources_for(PARAMS.row("coco_panoptic_swin-l-in22k"), MIXED)
+    monkeypatch.setenv("M2F_WORKERS", "0")  # this process, on what it finds
+    assert resources_for(row, [Host(1, 8)]).kind is None
+
+
+def test_a_kind_of_gpu_that_is_not_there_is_one_sentence_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "V100")
+    row = PARAMS.row("ade20k_swin-t")
+    with pytest.raises(ValueError, match="M2F_ACCELERATOR_TYPE=V100, but no host .*; there are A100 and H100$"):
+        resources_for(row, MIXED)
+    with pytest.raises(ValueError, match="no host here has such GPUs; Ray knows the kind of none$"):
+        resources_for(row, [Host(8, 96)])
+
+
+# What Ray is told
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql+psycopg2://me:secret@db/mlflow"])
+def test_a_tracking_uri_with_a_password_is_refused_before_ray_shows_it(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match="holds a password, .* set MLFLOW_TRACKING_USERNAME and") as refused:
+        connect()
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000", "http://me@mlflow:5000/a:b", "sqlite:////tmp/a:b@c.db", "/a:b@c"]
+)
+def test_a_tracking_uri_without_a_password_is_not(uri: str) -> None:
+    refuse_password(uri)

@@ -134,6 +134,28 @@ def test_what_the_cluster_lacks_is_said_and_what_it_may_start_counts() -> None:
     ]
 
 
+TYPES: Mapping[str, Any] = {
+    "head": {"resources": {"CPU": 6}},
+    "p4d": {"resources": {"CPU": 96, "GPU": 8, "accelerator_type:A100": 1}},  # as `ray up` on AWS writes it
+    "g6e": {"resources": {"CPU": 192, "GPU": 8, "accelerator_type:L40S": 1}},
+    "unknown": {"resources": {"CPU": 8, "GPU": 1}},
+}
+
+
+def test_only_gpus_of_the_wanted_kind_count(rows: Mapping[str, Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"head_node_type": "head", "available_node_types": TYPES}
+    assert cluster_job.of_kind(config, None) == config
+    assert list(cluster_job.of_kind(config, "L40S")["available_node_types"]) == ["head", "g6e"]
+    assert cluster_job.of_kind({}, "A100")["available_node_types"] == {}
+    monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "A100")
+    wanted = [need(rows["ade20k_swin-s"])]
+    assert wanted == [Need("ade20k_swin-s", gpus=8, cpus=1, kind="A100")]
+    assert missing(wanted, here=some(1, gpus=4, cpus=8), more=[]) == [
+        "row ade20k_swin-s needs 8 A100 GPUs, but the cluster has 4 and can start no more; "
+        "set M2F_WORKERS=4 to train on those, or add machines to the cluster file"
+    ]
+
+
 def test_as_many_rows_run_at_once_as_there_may_be_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = [Need("a", gpus=8, cpus=1)], [Need("a", gpus=0, cpus=2)]
     assert at_once(gpu, here=some(1, gpus=0), more=some(4, gpus=8)) == 4
