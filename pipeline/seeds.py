@@ -109,6 +109,7 @@ def _entry(row: Row, seed: int, key: str) -> dict[str, Any]:
     launched = note_of(run_dir, "launch") or {"workers": None, "mlflow_run_id": None}  # it never got a place
     result, end = finished_result(run_dir), outcome(run_dir)
     state = result or note_of(run_dir, "stopped") or {}
+    pools = note_of(run_dir, "pools") or []
     return {
         "seed": seed,
         "run_key": key,
@@ -121,11 +122,23 @@ def _entry(row: Row, seed: int, key: str) -> dict[str, Any]:
         "behind": state.get("behind", []),
         "peak_memory_mib": result["peak_memory_mib"] if result else None,
         "train_s": result["train_s"] if result else None,
-        "workers": launched["workers"],
+        "workers": _workers(pools, row.train.steps) or launched["workers"],
+        "pools": pools,
         "images_per_s": result["images_per_s"] if result else None,
         "mlflow_run_id": launched["mlflow_run_id"],
         "environment": note_of(run_dir, "environment"),  # None: no worker got as far
     }
+
+
+def _workers(pools: Sequence[Mapping[str, Any]], steps: int) -> int | None:
+    """The number of workers that made the most of a run's steps; of two, the larger. None when no worker got as far.
+
+    `pools`: which workers went on with it from which step, as pools.json has them.
+    """
+    made: dict[int, int] = {}
+    for pool, end in zip(pools, [*(later["from_step"] for later in pools[1:]), steps], strict=False):
+        made[pool["workers"]] = made.get(pool["workers"], 0) + end - pool["from_step"]
+    return max(made, key=lambda workers: (made[workers], workers), default=None)
 
 
 def _reason(end: Outcome | None, key: str) -> str | None:

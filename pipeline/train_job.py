@@ -1,22 +1,30 @@
-"""One seed from its start, or from where it stopped, to its end: the driver of its Ray Train run.
+"""One seed from its start, or from where it stopped, to its end: the driver of its Ray Train runs.
 
 Ray Train launches the loop on a pool of workers and ranks them. What follows a failure is decided here, because Ray
 counts a lost worker and a bug alike: lost workers are replaced, what the user must mend and a divergence are final.
+
+A training starts with its whole pool. One whose pool spanned several hosts goes on, after a loss, with the workers that
+fit on what is left, and with the whole pool again once the rest is free; one on a single host waits for a whole pool.
+Each is another Ray Train run from the newest checkpoint: Ray's own elastic runs would also start small, resize at any
+moment instead of after a checkpoint, and shrink every pool.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.cluster import Resources, connect, ray_storage
+from pipeline.cluster import Resources, connect, needs_synchronised_norm, ray_storage
 from pipeline.files import write_json
 from pipeline.run_folder import note_of, outcome
 from pipeline.tasks import LABELS, primary
@@ -38,6 +46,10 @@ _RAY_TRAIN = {
 
 _SAY_AGAIN_S = 600.0
 """How often a seed that waits for its pool says so."""
+
+COUNT_S = 10.0
+"""How long what a loss has left is counted at most: longer than a dead host may still be taken for alive (6 s, with the
+health checks of cluster.yaml)."""
 
 
 def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> None:
@@ -65,7 +77,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
-    run_id = tracking.catch_up(run_dir, status=status, tags=_behind(run)) or run_id
+    run_id = tracking.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
     write_json(run_dir / "launch.json", {**launched, "mlflow_run_id": run_id})
 
 
@@ -89,6 +101,16 @@ def _behind(run: Run) -> dict[str, str]:
     return {"m2f.behind": f"step {behind.step}: {described(behind, LABELS[primary(run.row.task)])}"}
 
 
+def _workers_in_turn(run: Run) -> dict[str, str]:
+    """The tag that says how many workers there were, where the number has changed: 16, 8 from step 4000."""
+    pools = note_of(run.run_dir, "pools") or []
+    if len({pool["workers"] for pool in pools}) < 2:
+        return {}
+    changed = [pool for before, pool in itertools.pairwise(pools) if pool["workers"] != before["workers"]]
+    later = [f"{pool['workers']} from step {pool['from_step']}" for pool in changed]
+    return {"m2f.workers": ", ".join([str(pools[0]["workers"]), *later])}
+
+
 def say(run: Run, text: str) -> None:
     """One line on stderr."""
     print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
@@ -107,6 +129,7 @@ def _train_here(run: Run) -> None:
     from pipeline.train_loop import train
 
     try:
+        note_pool(run, "here")
         train(run)
     except Divergence:
         return  # diverged.json says it
@@ -115,25 +138,37 @@ def _train_here(run: Run) -> None:
 
 
 def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
-    """Run the loop on a pool of workers until it ends, replacing workers that are lost."""
+    """Run the loop on a pool of workers until it ends, replacing workers that are lost, or going on without them."""
+    import torch
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     lost = bugs = 0
+    workers = resources.workers
+    spans, fits = False, True  # its whole pool was on several hosts; less than that has the memory for it
     saved, said_s = _saved_steps(run.run_dir), -math.inf
     if not _pool_is_free(resources):
         said_s = _say_it_waits(run, resources)
     while True:
         try:
-            _fit(run, resources, lines)
+            with _growing(run, resources, workers):
+                _fit(_sized(run, resources, workers), dataclasses.replace(resources, workers=workers), lines)
             return
         except (TrainingFailedError, RayError) as error:
             kind, cause = what_failed(error)
         end = outcome(run.run_dir)
         if end is not None:  # a divergence; or a worker was lost after the last step
             return
+        if kind == "left":
+            workers = resources.workers
+            continue
+        if kind == "final" and isinstance(cause, torch.OutOfMemoryError) and workers < resources.workers:
+            say(run, f"{workers} workers have not the memory for it; it waits for its whole pool")
+            workers, spans, fits = resources.workers, False, False
+            continue
         if kind == "no pool":
-            if time.monotonic() - said_s > _SAY_AGAIN_S:
+            workers = _what_is_left(run, resources) if spans else workers
+            if time.monotonic() - said_s > _SAY_AGAIN_S and workers == resources.workers:
                 said_s = _say_it_waits(run, resources)
             continue
         if (now := _saved_steps(run.run_dir)) > saved:
@@ -150,10 +185,87 @@ def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
             return
         what = f"lost a worker ({lost} of {RESTARTS} times)" if kind == "lost" else "failed, and is tried once more"
         say(run, f"{what}: {sentence(cause, run)}")
+        spans = fits and (spans or _hosts(run.run_dir) > 1)
+        workers = _what_is_left(run, resources) if spans else workers
+
+
+def _what_is_left(run: Run, resources: Resources) -> int:
+    """Workers to go on with after a loss, said when they are less than the pool; the whole pool where none fits."""
+    workers = places(resources) or resources.workers
+    if workers < resources.workers:
+        say(run, f"goes on with {workers} of its {resources.workers} workers until the others' places are free again")
+    return workers
+
+
+def places(resources: Resources) -> int:
+    """Workers, up to a pool, for which the cluster has room now.
+
+    Each place is reserved for a moment, so what a dead host had or another row holds does not count.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    groups = [placement_group([resources.per_worker]) for _ in range(resources.workers)]
+    try:
+        ready, _ = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=COUNT_S)
+        return len(ready)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+
+
+@contextlib.contextmanager
+def _growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
+    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to leave then.
+
+    The reservation, which waits until the workers have their own places, is also what makes an autoscaler start
+    machines. It is given back when the block ends, so that the whole pool can be taken.
+    """
+    from pipeline.train_loop import LEAVE
+
+    ask = run.run_dir / LEAVE
+    ask.unlink(missing_ok=True)  # of a driver that was killed
+    missing = resources.workers - workers
+    if missing == 0:
+        yield
+        return
+    from ray.util import placement_group, remove_placement_group
+
+    before, over = note_of(run.run_dir, "pools"), threading.Event()
+
+    def watch() -> None:
+        while note_of(run.run_dir, "pools") == before:
+            if over.wait(0.5):
+                return
+        rest = placement_group([resources.per_worker] * missing, strategy="PACK")
+        while not (over.wait(0.5) or rest.wait(1)):
+            pass
+        if not over.is_set():
+            say(run, f"goes on with all {resources.workers} workers after its next checkpoint: there is room again")
+            write_json(ask, {"workers": resources.workers})
+            over.wait()
+        remove_placement_group(rest)
+
+    thread = threading.Thread(target=watch, daemon=True, name="the rest of the pool")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        ask.unlink(missing_ok=True)
+
+
+def _sized(run: Run, resources: Resources, workers: int) -> Run:
+    """The run for this many of its pool's workers: each takes as many groups at once as in the whole pool, for which
+    its memory is known to suffice, and the others after them."""
+    if workers == resources.workers or run.groups_at_once or needs_synchronised_norm(run.row):
+        return run
+    return dataclasses.replace(run, groups_at_once=math.ceil(run.row.train.groups / resources.workers))
 
 
 def _fit(run: Run, resources: Resources, lines: Queue) -> None:
-    """One Ray Train run on a pool; raises what ended it."""
+    """One Ray Train run on a pool, which is one placement group, on one host if it fits there; raises what ended it."""
     for name, value in _RAY_TRAIN.items():
         os.environ.setdefault(name, value)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -168,6 +280,8 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
             num_workers=resources.workers,
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_worker,
+            placement_strategy="PACK",
+            accelerator_type=resources.kind,
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",  # a new one each time, for Ray takes up any it knows
@@ -179,6 +293,7 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
 
 def work(config: Mapping[str, Any]) -> None:
     """What every worker of a Ray training runs; what it has to say goes to the row's driver."""
+    import ray
     import torch
     from ray.train.torch import get_device
 
@@ -190,7 +305,40 @@ def work(config: Mapping[str, Any]) -> None:
         torch.cuda.set_device(get_device())
     run: Run = config["run"]
     with relayed(config["lines"], run_name(run)):
+        note_pool(run, ray.get_runtime_context().get_node_id())
         train(run)
+
+
+def note_pool(run: Run, host: str) -> None:
+    """Write down in pools.json, on rank 0, which workers go on with the run and from which step.
+
+    Each pool in turn that made steps which are still there. `host`: what this worker calls its own.
+    """
+    import torch.distributed as dist
+
+    from pipeline.provenance import device_name
+    from pipeline.train_loop import Worker
+
+    worker = Worker.here()
+    places = [(host, device_name())] * worker.size
+    if worker.size > 1:
+        dist.all_gather_object(places, places[0])
+    if worker.rank == 0:
+        pool = {
+            "from_step": _saved_steps(run.run_dir),
+            "time_ms": int(time.time() * 1000),
+            "workers": worker.size,
+            "hosts": len({host for host, _ in places}),
+            "devices": sorted({device for _, device in places}),
+        }
+        before = note_of(run.run_dir, "pools") or []
+        write_json(run.run_dir / "pools.json", [*(p for p in before if p["from_step"] < pool["from_step"]), pool])
+
+
+def _hosts(run_dir: Path) -> int:
+    """Hosts of the newest pool; 0 before the first."""
+    pools = note_of(run_dir, "pools")
+    return pools[-1]["hosts"] if pools else 0
 
 
 def run_name(run: Run) -> str:
@@ -198,17 +346,18 @@ def run_name(run: Run) -> str:
     return f"{run.row.name} seed {run.seed}"
 
 
-def what_failed(error: BaseException) -> tuple[Literal["no pool", "lost", "final", "bug"], BaseException]:
+def what_failed(error: BaseException) -> tuple[Literal["no pool", "left", "lost", "final", "bug"], BaseException]:
     """What ended a Ray Train run, and the exception that says most about it.
 
-    no pool: none got free in time. lost: a worker died, with which the others' connections break. final: what a retry
-    would meet again. bug: any other exception of the loop.
+    no pool: none got free in time. left: it was asked to make place for its whole pool. lost: a worker died, with which
+    the others' connections break. final: what a retry would meet again. bug: any other exception of the loop.
     """
     import torch
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
     from m2f.losses import Divergence
+    from pipeline.train_loop import Left
 
     if isinstance(error, ControllerError):
         cause = error.controller_failure
@@ -220,6 +369,9 @@ def what_failed(error: BaseException) -> tuple[Literal["no pool", "lost", "final
     for failure in failures:
         if isinstance(failure, mendable):
             return "final", failure
+    for failure in failures:
+        if isinstance(failure, Left):
+            return "left", failure
     for failure in failures:
         if isinstance(failure, RayTrainError) or _is_broken_connection(failure):
             return "lost", failure

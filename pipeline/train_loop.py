@@ -51,6 +51,14 @@ if TYPE_CHECKING:
 _INIT, _STEPS_TO_ESTIMATE = 4, 20
 
 
+LEAVE = "leave.json"
+"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
+
+
+class Left(Exception):
+    """The run has left its workers after a checkpoint, because it was asked to: it is to go on from there on others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What one training needs to know besides its row."""
@@ -121,7 +129,7 @@ def train(run: Run) -> dict[str, Any]:
 
     Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
-    after saving step, positions and norms in `diverged.json`.
+    after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
     """
     from pipeline.loader import training_batches  # here: a benchmark can do without albumentations and Arrow
 
@@ -219,6 +227,9 @@ def train(run: Run) -> dict[str, Any]:
                     run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
                 )
                 keep_only(run.run_dir, {done, state["best"]["step"]} if state["best"] else {done})
+                if not (last or stop) and (run.run_dir / LEAVE).exists():
+                    curve.close()
+                    raise Left(f"left after step {done}, as it was asked to")
         if stop:
             break
 

@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +24,13 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from m2f.losses import Divergence
 from pipeline import train_job
 from pipeline.cluster import Resources, ray_storage
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.params import Row, load_params
 from pipeline.provenance import run_key
-from pipeline.seeds import refuse_if_too_costly, train_row
-from pipeline.train_loop import Run
+from pipeline.seeds import _workers, refuse_if_too_costly, train_row
+from pipeline.train_loop import Left, Run
 from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.ray_hosts import RayHosts
 from tests.pipeline.train_process import Job
 from tests.shared import PROJECT
 
@@ -130,30 +128,8 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of two cores that several drivers join: the variables they need."""
-    folder = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")
-    settings = {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["start", "--head", f"--port={port}", "--num-cpus=2", "--object-store-memory=100000000", "--block"]
-    command += ["--include-dashboard=false", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"]
-    head = subprocess.Popen(
-        [Path(sys.executable).parent / "ray", *command],
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert head.stdout is not None
-        assert any("Ray runtime started" in line for line in head.stdout)
-        yield {**settings, "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    finally:
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            process.send_signal(signal.SIGKILL)
-        head.wait(20)
-        shutil.rmtree(folder, ignore_errors=True)
+    with RayHosts(head_cpus=2) as hosts:
+        yield hosts.settings
 
 
 @pytest.mark.ray
@@ -264,12 +240,17 @@ def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
 
 
 @pytest.fixture
-def failing(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[str | None, int]]:
-    """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
+def small_run(two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path) -> Run:
+    """A run that has not begun."""
     run = Run(row=two_steps, seed=1, run_key="k", run_dir=tmp_path / "run", manifest=small_data[1])
     (run.run_dir / "checkpoints").mkdir(parents=True)
+    return run
+
+
+@pytest.fixture
+def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str | None, int]]:
+    """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
+    run = small_run
     monkeypatch.setattr(train_job, "_pool_is_free", lambda resources: True)
     monkeypatch.setattr(train_job, "_say_it_waits", lambda run, resources: time.monotonic())
 
@@ -285,12 +266,15 @@ def failing(
                 raise error
 
         monkeypatch.setattr(train_job, "_fit", fit)
-        resources = Resources(workers=2, use_gpu=False, cpus_per_worker=1, loader_processes=0, groups_at_once=None)
-        train_job._train_on_pool(run, resources, None)  # type: ignore[arg-type]
+        train_job._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
         note = run.run_dir / "failed.json"
         return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
 
     return go
+
+
+def pool_of(workers: int) -> Resources:
+    return Resources(workers=workers, use_gpu=False, cpus_per_worker=1, loader_processes=0, groups_at_once=None)
 
 
 def test_lost_workers_are_replaced_three_times_in_a_row_but_not_counted_when_the_training_got_further(
@@ -319,6 +303,111 @@ def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
     reason, launches = failing((WorkerGroupError("", {1: memory}), 4))
     assert launches == 1 and reason is not None
     assert "set M2F_GROUPS_AT_ONCE below that, or use more workers (CUDA out of memory. Tried" in reason
+
+
+# How many workers go on
+
+
+LEFT = WorkerGroupError("", {0: Left("left after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")})
+NO_POOL = ControllerError(WorkerGroupStartupTimeoutError(2))
+NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory")})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "failures", "room", "launches"),
+    [
+        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to leave for it
+        (2, [lost(), LEFT], [2], [4, 2, 4]),
+        # a lost process: its place is there
+        (2, [lost()], [4], [4, 4]),
+        # nothing is left: it waits for its pool, and takes what there is by then
+        (2, [lost(), NO_POOL, NO_POOL], [0, 0, 1], [4, 4, 4, 1]),
+        # another row was quicker to take the whole pool's places
+        (2, [lost(), LEFT, NO_POOL], [2, 1], [4, 2, 4, 1]),
+        # what is left has not the memory: only the whole pool will do, also after another loss
+        (2, [lost(), NO_MEMORY, NO_POOL, lost()], [1], [4, 1, 4, 4, 4]),
+        # on one host, or before it ever had a pool: the whole pool only
+        (1, [lost(), NO_POOL, lost()], [], [4, 4, 4, 4]),
+        (0, [NO_POOL, NO_POOL], [], [4, 4, 4]),
+    ],
+)
+def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for_all_of_it(
+    hosts: int,
+    failures: list[Exception],
+    room: list[int],
+    launches: list[int],
+    small_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts, began, errors = iter(room), [], iter(failures)
+
+    def fit(run: Run, resources: Resources, lines: Any) -> None:
+        began.append(resources.workers)
+        if hosts:
+            write_json(run.run_dir / "pools.json", [{"from_step": 0, "workers": 4, "hosts": hosts, "devices": ["x"]}])
+        if (error := next(errors, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(train_job, "_fit", fit)
+    monkeypatch.setattr(train_job, "_growing", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(train_job, "_pool_is_free", lambda resources: True)
+    monkeypatch.setattr(train_job, "_say_it_waits", lambda run, resources: time.monotonic())
+    monkeypatch.setattr(train_job, "places", lambda resources: next(counts))
+    train_job._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
+    assert began == launches and list(counts) == []
+    assert not (small_run.run_dir / "failed.json").exists()
+
+
+def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:
+    # 4 groups: one each for 4 workers, so one at once for 3 of them; two each for 2
+    assert train_job._sized(small_run, pool_of(4), 3).groups_at_once == 1
+    assert train_job._sized(small_run, pool_of(2), 1).groups_at_once == 2
+    assert train_job._sized(small_run, pool_of(4), 4) is small_run
+    few = dataclasses.replace(small_run, groups_at_once=1)
+    assert train_job._sized(few, pool_of(2), 1) is few
+    # batch statistics are of the whole step: all of a worker's groups go through together
+    row = load_params(PROJECT / "params.yaml").rows["ade20k_r50"]
+    synchronised = dataclasses.replace(small_run, row=row)
+    assert train_job._sized(synchronised, pool_of(8), 4) is synchronised
+
+
+def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
+    def noted() -> list[tuple[int, int, int]]:
+        pools = json.loads((small_run.run_dir / "pools.json").read_text())
+        return [(pool["from_step"], pool["workers"], pool["hosts"]) for pool in pools]
+
+    train_job.note_pool(small_run, "a")
+    train_job.note_pool(small_run, "a")  # lost before its first checkpoint
+    assert noted() == [(0, 1, 1)]
+    (small_run.run_dir / "checkpoints/step-00000004.safetensors").touch()
+    train_job.note_pool(small_run, "a")
+    assert noted() == [(0, 1, 1), (4, 1, 1)]
+    assert train_job._workers_in_turn(small_run) == {}
+    pools = json.loads((small_run.run_dir / "pools.json").read_text())
+    counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
+    pools = [{**pools[0], "from_step": step, "workers": workers} for step, workers in counts]
+    write_json(small_run.run_dir / "pools.json", pools)
+    assert train_job._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
+
+
+def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> None:
+    def of(*pools: tuple[int, int]) -> int | None:
+        return _workers([{"from_step": step, "workers": workers} for step, workers in pools], 100)
+
+    assert of((0, 8)) == 8
+    assert of((0, 8), (30, 4)) == 4  # 30 and 70 steps
+    assert of((0, 8), (30, 4), (60, 8)) == 8  # 30 + 40 and 30
+    assert of((0, 4), (50, 8)) == 8  # 50 and 50: the larger
+    assert of() is None
+
+
+def test_a_training_in_this_process_says_so_in_its_result(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    (pool,) = seed["pools"]
+    assert (seed["workers"], pool["from_step"], pool["workers"], pool["hosts"]) == (1, 0, 1, 1)
+    assert pool["devices"] == [seed["environment"]["device"]]
 
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +22,11 @@ from mlflow import MlflowClient
 from pipeline import tracking, train_loop
 from pipeline.params import Row
 from pipeline.seeds import train_row
+from pipeline.tracking import read_curve
 from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.ray_hosts import RayHosts
 from tests.pipeline.train_process import STEPS, Job
+from tests.shared import PROJECT
 
 
 @pytest.mark.ray
@@ -68,6 +78,125 @@ def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable
     last_line = job.log().splitlines()[-1]
     assert "no seed of row small finished" in last_line and shard.name in last_line
     assert job.result()["seeds"][0]["status"] == "failed"  # which the report shows
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_back(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("lossy")
+    # longer than the test: it ends when all has been seen
+    train = dataclasses.replace(job.row.train, steps=5000, val_interval=5000, checkpoint_interval=5)
+    job.row = dataclasses.replace(job.row, train=train)
+    with RayHosts() as hosts:
+        both = hosts.add(cpus=2)
+        job.start(**hosts.settings)
+        job.wait_for_step(8)
+        hosts.lose(both)
+        job.until(lambda: "waits for a pool of 2 workers" in job.log())
+        one = hosts.add(cpus=1)  # room for one worker, which will not do
+        time.sleep(6)  # Ray gives up once meanwhile
+        assert len(pools(job)) == 1 and "goes on with" not in job.log()
+
+        other = hosts.add(cpus=1)
+        job.until(lambda: len(pools(job)) == 2)
+        assert (pools(job)[-1]["workers"], pools(job)[-1]["hosts"]) == (2, 2)
+        began = pools(job)[-1]["from_step"]
+        job.wait_for_step(began + 8)
+        hosts.lose(other)
+        lost_s, by_two = time.monotonic(), job.curve()
+        job.until(lambda: len(pools(job)) == 3)
+        assert time.monotonic() - lost_s < 60
+        assert (pools(job)[-1]["workers"], pools(job)[-1]["hosts"]) == (1, 1)
+        assert "goes on with 1 of its 2 workers until the others' places are free again" in job.log()
+        shrunk = pools(job)[-1]["from_step"]
+        assert began < shrunk < by_two[-1]["step"]  # so some steps are made again
+        job.wait_for_step(by_two[-1]["step"])
+        assert [point["loss"] for point in job.curve()][shrunk : len(by_two)] == pytest.approx(
+            [point["loss"] for point in by_two][shrunk:], rel=1e-5
+        )
+
+        hosts.add(cpus=1)
+        job.until(lambda: len(pools(job)) == 4)
+        grown = pools(job)[-1]["from_step"]
+        shutil.copytree(job.run_dir(5), tmp_path / "copy")
+        assert pools(job)[-1]["workers"] == 2 and one.poll() is None
+        assert "goes on with all 2 workers after its next checkpoint: there is room again" in job.log()
+        job.wait_for_step(grown + 5)
+    assert job.log().count("lost a worker") == 2
+
+    # the same steps by one worker, from the checkpoint at which it made place for the whole pool
+    monkeypatch.setenv("M2F_STORAGE", str(job.storage))
+    copy = tmp_path / "copy"
+    run = train_loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
+    (copy / train_loop.LEAVE).touch()
+    with pytest.raises(train_loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
+        train_loop.train(run)
+    alone = read_curve(copy / "curve.jsonl")[grown:]
+    assert [point["step"] for point in job.curve()][: grown + 5] == list(range(1, grown + 6))
+    assert [point["loss"] for point in alone] == pytest.approx(
+        [point["loss"] for point in job.curve()[grown : grown + 5]], rel=1e-5
+    )
+
+
+def pools(job: Job) -> list[dict[str, Any]]:
+    """The pools that have made the job's steps in turn."""
+    found: list[dict[str, Any]] = json.loads((folder / "pools.json").read_text()) if (folder := job.run_dir(5)) else []
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
+    code = """
+        import collections, dataclasses, ray
+        from ray.util import placement_group, placement_group_table
+        from pipeline.cluster import Host, resources_for
+        from pipeline.params import load_params
+        from pipeline.train_job import places
+
+        ray.init(log_to_driver=False)
+        rows = load_params("params.yaml").rows
+        hosts = [Host.of(node["Resources"]) for node in ray.nodes()]
+        small, large = (resources_for(rows[name], hosts) for name in ("ade20k_swin-t", "coco_panoptic_swin-l-in22k"))
+
+        def reserved(resources, workers, wait_s):
+            group = placement_group([resources.per_worker] * workers, strategy="PACK")
+            ready = group.wait(wait_s)
+            hosts = placement_group_table(group)["bundles_to_node_id"].values()
+            return group, sorted(collections.Counter(hosts).values()) if ready else None
+
+        def free():
+            return ray.available_resources().get("GPU", 0)
+
+        sixteen, where = reserved(large, 16, 20)
+        print(where)
+        ray.util.remove_placement_group(sixteen)
+        few, _ = reserved(small, 2, 20)
+        eight, where = reserved(small, 8, 20)  # 6 and 8 places: on the host that has 8
+        print(where)
+        print(places(small))
+        second, where = reserved(small, 8, 3)  # 6 are free: it holds none of them
+        third, also = reserved(small, 8, 3)
+        print(where, also, free())
+        ray.util.remove_placement_group(eight)
+        print(second.wait(20) or third.wait(20), free())  # one of the two has all of the eight
+        ray.util.remove_placement_group(few)
+    """
+    with RayHosts() as hosts:
+        for _ in range(2):
+            hosts.add(cpus=16, gpus=8)
+        answer = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=PROJECT,
+            env={**os.environ, **hosts.settings, "M2F_WORKERS": ""},
+            capture_output=True,
+            text=True,
+        )
+    assert answer.stdout.splitlines() == ["[8, 8]", "[8]", "6", "None None 6.0", "True 6.0"], answer.stderr
 
 
 def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
