@@ -65,7 +65,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     run_id = open_tracked(run, workers)
     launched = {"mlflow_run_id": run_id, "workers": workers}
     write_json(run_dir / "launch.json", launched)
-    for note in ("failed", "stopped"):
+    for note in ("failed", "stopped", "leave"):
         (run_dir / f"{note}.json").unlink(missing_ok=True)
     run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
@@ -223,9 +223,7 @@ def _growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
     """
     from pipeline.train_loop import LEAVE
 
-    ask = run.run_dir / LEAVE
-    ask.unlink(missing_ok=True)  # of a driver that was killed
-    missing = resources.workers - workers
+    ask, missing = run.run_dir / LEAVE, resources.workers - workers
     if missing == 0:
         yield
         return

@@ -131,6 +131,7 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
     monkeypatch.setenv("M2F_STORAGE", str(job.storage))
     copy = tmp_path / "copy"
     run = train_loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
+    (copy / "run.json").unlink()  # nothing for MLflow
     (copy / train_loop.LEAVE).touch()
     with pytest.raises(train_loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
         train_loop.train(run)
@@ -152,7 +153,7 @@ def pools(job: Job) -> list[dict[str, Any]]:
 @pytest.mark.timeout(300)
 def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
     code = """
-        import collections, dataclasses, ray
+        import collections, os, ray
         from ray.util import placement_group, placement_group_table
         from pipeline.cluster import Host, resources_for
         from pipeline.params import load_params
@@ -184,11 +185,19 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
         print(where, also, free())
         ray.util.remove_placement_group(eight)
         print(second.wait(20) or third.wait(20), free())  # one of the two has all of the eight
-        ray.util.remove_placement_group(few)
+        for group in (second, third, few):
+            ray.util.remove_placement_group(group)
+
+        os.environ["M2F_ACCELERATOR_TYPE"] = "H100"
+        named = resources_for(rows["coco_panoptic_swin-l-in22k"], hosts)
+        group, where = reserved(named, named.workers, 20)
+        (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
+        kinds = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
+        print(where, "accelerator_type:H100" in kinds[0], free())
     """
     with RayHosts() as hosts:
-        for _ in range(2):
-            hosts.add(cpus=16, gpus=8)
+        for kind in ("A100", "H100"):
+            hosts.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{kind}": 1}))
         answer = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)],
             cwd=PROJECT,
@@ -196,7 +205,8 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
             capture_output=True,
             text=True,
         )
-    assert answer.stdout.splitlines() == ["[8, 8]", "[8]", "6", "None None 6.0", "True 6.0"], answer.stderr
+    lines = ["[8, 8]", "[8]", "6", "None None 6.0", "True 6.0", "[8] True 8.0"]
+    assert answer.stdout.splitlines() == lines, answer.stderr
 
 
 def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
