@@ -209,6 +209,28 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
     assert answer.stdout.splitlines() == lines, answer.stderr
 
 
+def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
+    small_row: Row, small_manifest: dict[str, Any], tmp_path: Path
+) -> None:
+    def run(name: str) -> train_loop.Run:  # 6 steps, a checkpoint after every second
+        return train_loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
+
+    undisturbed = train_loop.train(run("undisturbed"))
+    asked, leave = run("asked"), tmp_path / "asked" / train_loop.LEAVE
+    asked.run_dir.mkdir()
+    leave.touch()
+    for step in (2, 3, 4):  # 3: validation saves too
+        with pytest.raises(train_loop.Left, match=f"left after step {step}"):
+            train_loop.train(asked)
+        assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
+    result = train_loop.train(asked)  # the last step is an end
+    assert result["metrics"] == undisturbed["metrics"]
+    losses = [
+        [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
 def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
