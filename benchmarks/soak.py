@@ -1,0 +1,689 @@
+"""A training under random faults for a given time, on hosts in network namespaces: docs/soak.md shows what came out.
+
+Needs what `make test-cluster` needs: Linux, root, openssh-server, rsync and iproute2. The faults, their times and
+targets follow from the seed. Every 15 s the memory and open files of all processes are sampled, and a slope is fitted.
+
+python -m benchmarks.soak [--minutes 45] [--seed 1] [--steps 1000] [--out soak.json] [--samples samples.csv]
+python -m benchmarks.soak --show soak.json                     # the tables of an earlier one
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+import math
+import os
+import pickle
+import platform
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.conftest import Cluster
+from tests.cluster.hosts import Hosts, why_not
+from tests.mlflow_server import free_port
+from tests.shared import PROJECT
+
+ROW = "shapes_tiny"
+WORKERS = ("worker1", "worker2")
+"""Hosts that train, one worker each."""
+
+EVERY_S = (60.0, 120.0)
+"""From one fault to the next."""
+SAMPLE_EVERY_S = 15.0
+PATIENCE_S = 180.0
+"""How long the last fault may take to be got over."""
+WARM_UP_S = 60.0
+"""What a process takes before this age, and before a quarter of its observed life, says nothing about growth."""
+LEAST_SAMPLES = 4
+"""Of a process after its warm-up."""
+SIGNIFICANT = 3.0
+"""A slope of more standard errors than this is growth."""
+
+LOG_EVERY, CHECKPOINT_EVERY, VALIDATE_EVERY = 2, 20, 200
+"""Steps. A training's position is known from its curve, so to LOG_EVERY steps."""
+
+
+# Faults
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is done to whom, and when."""
+
+    at_s: float
+    """From the first step of the training."""
+    kind: str
+    host: str
+    lasts_s: float = 0.0
+    """Of a cut link and a stopped process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault."""
+
+    weight: int
+    """How often it is drawn, compared with the others."""
+    lasts_s: tuple[float, float] = (0.0, 0.0)
+    """Least and greatest duration."""
+    hosts: tuple[str, ...] = WORKERS
+    process: str = ""
+    """Name of the process that gets `sends`; empty: the host's link is cut."""
+    sends: int = signal.SIGKILL
+
+
+KINDS: Mapping[str, Kind] = {
+    "worker killed": Kind(3, process="RayTrainWorker"),
+    "raylet killed": Kind(2, process="raylet"),
+    "link cut": Kind(4, lasts_s=(2.0, 20.0)),
+    "MLflow killed": Kind(2, hosts=("head",), process="mlflow"),
+    "worker stopped": Kind(2, lasts_s=(2.0, 8.0), process="RayTrainWorker", sends=signal.SIGSTOP),
+}
+
+
+def schedule(seed: int, minutes: float) -> list[Fault]:
+    """The faults of a seed, oldest first. A longer time adds some and changes none."""
+    draws = random.Random(seed)
+    faults: list[Fault] = []
+    at_s = draws.uniform(*EVERY_S)
+    while at_s < minutes * 60:
+        name = draws.choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
+        kind = KINDS[name]
+        host, lasts_s = draws.choice(kind.hosts), draws.uniform(*kind.lasts_s)
+        faults.append(Fault(round(at_s, 1), name, host, round(lasts_s, 1)))
+        at_s += draws.uniform(*EVERY_S)
+    return faults
+
+
+def inject(lab: Hosts, fault: Fault) -> int:
+    """Do it, and where it lasts undo it; how many processes were hit (1: the link)."""
+    kind = KINDS[fault.kind]
+    if not kind.process:
+        lab.cut(fault.host)
+        time.sleep(fault.lasts_s)
+        lab.heal(fault.host)
+        return 1
+    hit = lab.pids(fault.host, kind.process)  # some bear another's name among their arguments
+    hit = [pid for pid in hit if Path(f"/proc/{pid}/comm").read_text().strip() == kind.process] or hit
+    for pid in hit:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, kind.sends)
+    if kind.sends == signal.SIGSTOP:
+        time.sleep(fault.lasts_s)
+        for pid in hit:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    return len(hit)
+
+
+# What a training does meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A look at a run's curve that found more than the one before, or less."""
+
+    at_s: float
+    run: str
+    step: int
+    """The last one in the curve."""
+    kept: int | None = None
+    """Where the training had gone back: the last step that it kept. What came after is done twice."""
+
+
+class Watch:
+    """Looks at the curves of all runs and at the job's log twice a second, from a thread of its own."""
+
+    def __init__(self, runs: Path, log: Path, begun_s: float) -> None:
+        self.runs, self.log, self.begun_s = runs, log, begun_s
+        self.seen: list[Seen] = []
+        self.said: list[tuple[float, str]] = []
+        """Lines of the log, with the time at which they came."""
+        self._last: dict[str, int] = {}
+        self._read = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.begun_s
+
+    def _work(self) -> None:
+        while not self._end.wait(0.5):
+            for path in sorted(self.runs.glob("*/curve.jsonl")):
+                with contextlib.suppress(OSError):
+                    self.look(path.parent.name, path.read_text().splitlines())
+            with contextlib.suppress(OSError), self.log.open(errors="replace") as file:
+                file.seek(self._read)
+                whole, _, _ = file.read().rpartition("\n")
+                self._read += len(whole.encode()) + bool(whole)
+                self.said += [(self.now_s(), line.rstrip()) for line in whole.splitlines()]
+
+    def look(self, run: str, lines: Sequence[str]) -> None:
+        """Compare a curve with how it was."""
+        steps = [int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+),.*}$', line))]
+        before, now = self._last.get(run, 0), steps[-1] if steps else 0
+        if now < before:
+            self.seen.append(Seen(self.now_s(), run, before, kept=now))
+        if now > before or now < before:
+            self._last[run] = now
+        if now > before:
+            self.seen.append(Seen(self.now_s(), run, now))
+
+
+_NOTICED = re.compile(
+    r"lost a worker|fewer workers|waits for a pool|kept on disk|is tried once more|going on from step"
+)
+"""What a job says when something has happened."""
+
+
+def consequences(
+    fault: Fault, at_s: float, until_s: float, seen: Sequence[Seen], said: Sequence[tuple[float, str]]
+) -> dict[str, Any]:
+    """What a fault at `at_s` did to the training until `until_s`, the next one.
+
+    noticed_s, noticed: the first line of the log that says so (None: none does). pause_s: the longest time without a
+    new point of the curve. again_s: from the fault to the end of that pause; None: no point came any more. twice:
+    steps that were done again. seed_change: whether a seed ended meanwhile, which is a pause of its own.
+    """
+    points = [look for look in seen if look.kept is None]
+    before = [look for look in points if look.at_s <= at_s]
+    after = [look for look in points if at_s < look.at_s <= until_s]
+    times = [before[-1].at_s if before else at_s, *(look.at_s for look in after)]
+    gaps = [(end - start, end - at_s) for start, end in itertools.pairwise(times)]
+    pause_s, again_s = max(gaps, default=(None, None))
+    line = next((each for each in said if at_s < each[0] <= until_s and _NOTICED.search(each[1])), None)
+    runs = {look.run for look in (*before[-1:], *after)}
+    return {
+        "noticed_s": line and round(line[0] - at_s, 1),
+        "noticed": line and line[1],
+        "pause_s": pause_s and round(pause_s, 1),
+        "again_s": again_s and round(again_s, 1),
+        "twice": sum(look.step - look.kept for look in seen if look.kept is not None and at_s < look.at_s <= until_s),
+        "seed_change": len(runs) > 1,
+        "survived": bool(after),
+    }
+
+
+# Memory and open files
+
+
+ROLES: Mapping[str, str] = {
+    "gcs_server": "gcs_server",
+    "raylet/raylet": "raylet",
+    "RayTrainWorker": "training worker",
+    "TrainController": "train controller",
+    "ImplicitFunc": "trial (driver of a seed)",
+    "_QueueActor": "queue of log lines",
+    "JobSupervisor": "job supervisor",
+    "ray::IDLE": "idle Ray worker",
+    "ray::": "other Ray actor",
+    "runtime_env/agent": "runtime environment agent",
+    "runtime_env_agent": "runtime environment agent",
+    "dashboard/agent": "dashboard agent",
+    "DashboardAgent": "dashboard agent",
+    "dashboard": "dashboard",
+    "log_monitor": "log monitor",
+    "autoscaler": "autoscaler",
+    "monitor.py": "autoscaler",
+    "mlflow": "MLflow server",
+    "stages.train": "stage of the row (stages.train)",
+    "dvc": "dvc repro",
+    "submit.py": "job driver (pipeline/submit.py)",
+}
+"""What a command line holds, and the role of its process; the first that fits."""
+
+
+def role(command: str) -> str | None:
+    """The role of a process; None: it is none of ours (sshd, shells)."""
+    program = command.partition(" ")[0]
+    if not command or program.rpartition("/")[2] in ("sshd", "sshd:", "bash", "sh", "flock", "setsid", "sleep"):
+        return None
+    return next((name for needle, name in ROLES.items() if needle in command), "other")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A process at one moment."""
+
+    at_s: float
+    host: str
+    role: str
+    pid: int
+    pss_mib: float
+    """Its memory; of what it shares with others, its part."""
+    rss_mib: float
+    files: int
+    """Open ones."""
+
+
+def sample(lab: Hosts, hosts: Iterable[str], at_s: float) -> Iterator[Sample]:
+    """Every process of ours on the hosts."""
+    for host in hosts:
+        for pid in lab.pids(host, ""):
+            with contextlib.suppress(OSError, ValueError):
+                proc = Path(f"/proc/{pid}")
+                name = role(proc.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
+                if name is None:
+                    continue
+                memory = dict(re.findall(r"^(\w+): +(\d+) kB", proc.joinpath("smaps_rollup").read_text(), re.MULTILINE))
+                pss_mib, rss_mib = (int(memory[key]) / 1024 for key in ("Pss", "Rss"))
+                yield Sample(at_s, host, name, pid, pss_mib, rss_mib, len(list(proc.joinpath("fd").iterdir())))
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """How fast something grows, in its unit per hour."""
+
+    per_hour: float
+    error: float
+    """Standard error of `per_hour`."""
+    processes: int
+    samples: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is more than noise."""
+        return self.per_hour > SIGNIFICANT * self.error
+
+
+def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
+    """The common slope of several processes of one role by least squares; None: too few samples.
+
+    `series`: for each process (seconds, value), oldest first. Each has a level of its own, so that a restarted one that
+    needs less says nothing about growth. Warm-ups are left out. Successive samples resemble each other, so the
+    standard error is widened by sqrt((1 + r) / (1 - r)) where r is the correlation of a residual with
+    the one before it.
+    """
+    kept = []
+    for points in series:
+        if not points:
+            continue
+        first, last = points[0][0], points[-1][0]
+        settled = [(at, value) for at, value in points if at - first >= max(WARM_UP_S, (last - first) / 4)]
+        if len(settled) >= LEAST_SAMPLES:
+            mean_t, mean_v = (statistics.fmean(column) for column in zip(*settled, strict=True))
+            kept.append([((at - mean_t) / 3600, value - mean_v) for at, value in settled])
+    count = sum(map(len, kept))
+    freedom = count - len(kept) - 1
+    spread = sum(t * t for points in kept for t, _ in points)
+    if freedom < 2 or spread == 0:
+        return None
+    per_hour = sum(t * v for points in kept for t, v in points) / spread
+    rests = [[v - per_hour * t for t, v in points] for points in kept]
+    square = sum(rest * rest for rests_of_one in rests for rest in rests_of_one)
+    error = math.sqrt(square / freedom / spread)
+    if square > 0:
+        pairs = sum(a * b for each in rests for a, b in itertools.pairwise(each))
+        r = min(0.95, max(0.0, pairs / square))
+        error *= math.sqrt((1 + r) / (1 - r))
+    return Slope(per_hour, error, len(kept), count)
+
+
+def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """By role: number of processes, most memory and files of one, and both slopes."""
+    lines = []
+    for name in dict.fromkeys(each.role for each in sorted(samples, key=lambda each: each.role)):
+        by_process: dict[tuple[str, int], list[Sample]] = {}
+        for each in samples:
+            if each.role == name:
+                by_process.setdefault((each.host, each.pid), []).append(each)
+        processes = list(by_process.values())
+        memory = slope([(each.at_s, each.pss_mib) for each in process] for process in processes)
+        files = slope([(each.at_s, float(each.files)) for each in process] for process in processes)
+        lines.append(
+            {
+                "role": name,
+                "processes": len(processes),
+                "longest_min": max((process[-1].at_s - process[0].at_s) / 60 for process in processes),
+                "most_mib": max(each.pss_mib for process in processes for each in process),
+                "most_files": max(each.files for process in processes for each in process),
+                "mib": memory and asdict(memory) | {"grows": memory.grows},
+                "files": files and asdict(files) | {"grows": files.grows},
+            }
+        )
+    return lines
+
+
+# The whole
+
+
+@dataclass
+class Soak:
+    """The lab, the cluster and the job."""
+
+    minutes: float
+    seed: int
+    steps: int
+    lab: Hosts
+    record: dict[str, Any] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    workers_seen: dict[str, set[int]] = field(default_factory=dict)
+    """By run: how many workers it was seen to train with."""
+
+    def go(self) -> dict[str, Any]:
+        """Cluster up, training, faults, end, checks; the record."""
+        cluster = Cluster(self.lab)
+        params = cluster.project / "params.yaml"
+        config = yaml.safe_load(params.read_text())
+        row = config["rows"][ROW]
+        row["train"] |= {"steps": self.steps, "val_interval": VALIDATE_EVERY, "log_every": LOG_EVERY}
+        row["train"] |= {"checkpoint_interval": CHECKPOINT_EVERY}
+        row["seeds"] = list(range(math.ceil(self.minutes * 60 / (self.steps * 0.02))))  # more than can be trained
+        params.write_text(yaml.safe_dump(config))
+        cluster.up()
+        log = self.lab.folder / "soak.log"
+        command = f"python -m pipeline.submit run cluster.yaml repro train@{ROW} M2F_WORKERS=2"
+        job = self.lab.start("laptop", f"cd ~/project && {command}", log)
+        try:
+            with Watch(self.lab.folder / "shared/storage/runs", log, time.monotonic()) as watch:
+                self._wait(lambda: bool(watch.seen), 240, job, "the first step", log)
+                say("the training has begun")
+                self._disturb(watch, job)
+                self.record["job_ended_by_itself"] = job.poll() is not None
+                mlflow = self._steps_in_mlflow()
+                cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=120, check=False)
+            job.wait(timeout=120)
+            manifest = self.lab.home("head") / "m2f/results/shard/shapes.json"
+            shutil.copy(manifest, self.lab.folder / "manifest.json")
+            say("ray down")
+            cluster.down()
+            time.sleep(3)
+            self.record["left"] = self._left()
+        finally:
+            if job.poll() is None:
+                job.kill()
+            self.record["log_tail"] = log.read_text(errors="replace").splitlines()[-40:]
+        self.record["memory"] = growth(self.samples)
+        self.record["seeds"] = self._check(cluster, mlflow)
+        return self.record
+
+    def _disturb(self, watch: Watch, job: subprocess.Popen[bytes]) -> None:
+        """Faults at their times, samples in between; then until the last fault is got over."""
+        start_s = watch.now_s()
+        sampler = threading.Thread(target=self._sample, args=(watch, end := threading.Event()), daemon=True)
+        sampler.start()
+        faults = schedule(self.seed, self.minutes)
+        entries: list[dict[str, Any]] = []
+        for fault in faults:
+            while watch.now_s() - start_s < fault.at_s and job.poll() is None:
+                time.sleep(0.2)
+            if job.poll() is not None:
+                break
+            at_s = watch.now_s()
+            say(f"{at_s - start_s:6.0f} s: {fault.kind} on {fault.host}" + f", {fault.lasts_s} s" * bool(fault.lasts_s))
+            entries.append({**asdict(fault), "done_at_s": at_s, "hit": inject(self.lab, fault)})
+        deadline_s = max(start_s + self.minutes * 60, watch.now_s() + 1)
+        while watch.now_s() < deadline_s and job.poll() is None:
+            time.sleep(0.2)
+        last_s = entries[-1]["done_at_s"] + entries[-1]["lasts_s"] if entries else 0.0
+        while watch.now_s() < last_s + PATIENCE_S and job.poll() is None:
+            if any(look.at_s > last_s + 30 and look.kept is None for look in watch.seen):
+                break
+            time.sleep(0.2)
+        end.set()
+        sampler.join()
+        until = [entry["done_at_s"] for entry in entries[1:]] + [math.inf]
+        for fault, entry, until_s in zip(faults, entries, until, strict=False):
+            entry |= consequences(fault, entry["done_at_s"], until_s, watch.seen, watch.said)
+            entry["done_at_s"] = round(entry["done_at_s"] - start_s, 1)
+        self.record["faults"] = entries
+        self.record["trained_min"] = round((watch.now_s() - start_s) / 60, 1)
+        self.record["steps_done_twice"] = sum(look.step - look.kept for look in watch.seen if look.kept is not None)
+
+    def _sample(self, watch: Watch, end: threading.Event) -> None:
+        while not end.wait(SAMPLE_EVERY_S):
+            now_s = watch.now_s()
+            found = list(sample(self.lab, ("head", *WORKERS), now_s))
+            self.samples += found
+            training = sum(each.role == "training worker" for each in found)
+            near = {look.run for look in watch.seen[-20:] if look.kept is None and abs(look.at_s - now_s) < 2}
+            for run in near:
+                self.workers_seen.setdefault(run, set()).add(training)
+
+    def _steps_in_mlflow(self) -> dict[str, list[int]]:
+        """By run key, the steps of the loss that MLflow has, in the order it has them."""
+        ask = (
+            "from mlflow import MlflowClient; c = MlflowClient('http://10.77.0.10:5000'); import json;"
+            "e = [x.experiment_id for x in c.search_experiments()];"
+            "h = lambda r: [m.step for m in c.get_metric_history(r.info.run_id, 'loss')];"
+            "print(json.dumps({r.data.tags['m2f.run_key']: h(r) for r in c.search_runs(e)"
+            " if 'm2f.run_key' in r.data.tags}))"
+        )
+        answer = self.lab.on("worker1", f'python -c "{ask}"', timeout_s=90)
+        found: dict[str, list[int]] = json.loads(answer.stdout.splitlines()[-1])
+        return found
+
+    def _left(self) -> list[str]:
+        """Processes of ours that `ray down` has left, but for the tracking server, which is to stay."""
+        found = sample(self.lab, ("head", *WORKERS), 0.0)
+        return [f"{each.role} on {each.host}" for each in found if each.role not in ("MLflow server", "other")]
+
+    def _check(self, cluster: Cluster, mlflow: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+        """Every run: steps in MLflow; the finished ones also beside an undisturbed training of the same seed."""
+        entries = []
+        for folder in sorted((self.lab.folder / "shared/storage/runs").iterdir()):
+            finished = folder / "finished.json"
+            steps = list(mlflow.get(folder.name, ()))
+            entry: dict[str, Any] = {
+                "run": folder.name,
+                "finished": finished.exists(),
+                "mlflow_doubled": len(steps) - len(set(steps)),
+                "workers_seen": sorted(self.workers_seen.get(folder.name, ())),
+            }
+            if finished.exists():
+                entry |= {"seed": json.loads(finished.read_text())["seed"]}
+                entry["mlflow_lost"] = len(set(range(LOG_EVERY, self.steps + 1, LOG_EVERY)) - set(steps))
+                say(f"seed {entry['seed']} again, undisturbed")
+                entry["equal"] = self._equals_undisturbed(folder, entry["seed"], cluster.project / "params.yaml")
+            entries.append(entry)
+        return entries
+
+    def _equals_undisturbed(self, disturbed: Path, seed: int, params: Path) -> bool:
+        """Whether two processes without Ray that train the seed end with the same bits in weights and optimiser."""
+        from safetensors.torch import load_file, save
+
+        again = self.lab.folder / "again" / disturbed.name
+        job = {"params": str(params), "seed": seed, "run_key": disturbed.name, "run_dir": again}
+        (self.lab.folder / "job.pickle").write_bytes(
+            pickle.dumps(job | {"manifest": json.loads((self.lab.folder / "manifest.json").read_text())})
+        )
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PROJECT),
+            "M2F_STORAGE": str(self.lab.folder / "shared/storage"),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": "2",
+        }
+        command = [sys.executable, "-c", _ALONE, str(self.lab.folder / "job.pickle")]
+        with open(self.lab.folder / "again.log", "wb") as log:
+            processes = [
+                subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stdout=log, stderr=log)
+                for rank in range(2)
+            ]
+            try:
+                failed = [process.wait(timeout=1800) for process in processes]
+            finally:
+                for process in processes:
+                    process.kill()
+        if any(failed):
+            raise RuntimeError((self.lab.folder / "again.log").read_text()[-2000:])
+        name = f"checkpoints/step-{self.steps:08d}.safetensors"
+        return save(load_file(disturbed / name)) == save(load_file(again / name))
+
+    def _wait(self, condition: Any, timeout_s: float, job: subprocess.Popen[bytes], what: str, log: Path) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline or job.poll() is not None:
+                raise RuntimeError(f"waited for {what} in vain: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.3)
+
+
+_ALONE = """
+import pickle, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from pipeline.params import load_params
+from pipeline.train_loop import Run, train
+job = pickle.loads(Path(sys.argv[1]).read_bytes())
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+row = load_params(job.pop("params")).row("shapes_tiny")
+train(Run(row=row, **job))
+dist.destroy_process_group()
+"""
+"""One rank of a training without Ray."""
+
+
+def say(line: str) -> None:
+    """On stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """The record as Markdown."""
+    text: list[str] = []
+
+    def table(title: str, headings: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+        text.append(f"\n{title}\n\n| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
+        text.extend(f"| {' | '.join('-' if cell is None else str(cell) for cell in line)} |" for line in lines)
+
+    faults = record["faults"]
+    table(
+        f"{len(faults)} faults in {record['trained_min']} min of training (seed {record['seed']})",
+        ["at, s", "fault", "lasted, s", "noticed after, s", "training again after, s", "steps done twice", "survived"],
+        (
+            [
+                f"{entry['done_at_s']:.0f}",
+                f"{entry['kind']}, {entry['host']}" + (" (none there)" if not entry["hit"] else ""),
+                entry["lasts_s"] or None,
+                entry["noticed_s"],
+                f"{entry['again_s']}{' (a seed ended)' if entry['seed_change'] else ''}" if entry["again_s"] else None,
+                entry["twice"],
+                "yes" if entry["survived"] else "no",
+            ]
+            for entry in faults
+        ),
+    )
+
+    def kind(name: str) -> list[object]:
+        mine = [entry for entry in faults if entry["kind"] == name]
+        again = sorted(entry["again_s"] for entry in mine if entry["again_s"] is not None and not entry["seed_change"])
+        survived = sum(entry["survived"] for entry in mine)
+        middle = f"{statistics.median(again)} ({again[0]} to {again[-1]})" if again else None
+        return [name, len(mine), survived, middle, max((entry["twice"] for entry in mine), default=None)]
+
+    table(
+        "By kind",
+        ["fault", "times", "survived", "training again after, s: median (range)", "most steps done twice"],
+        (kind(name) for name in KINDS if any(entry["kind"] == name for entry in faults)),
+    )
+
+    def rate(fit: Mapping[str, Any] | None) -> str:
+        if fit is None:
+            return "too short"
+        return f"{fit['per_hour']:+.1f} ± {fit['error']:.1f}" + (" **grows**" if fit["grows"] else "")
+
+    table(
+        "Memory (PSS) and open files of every kind of process; slopes with their standard error",
+        ["process", "how many", "longest life, min", "most MiB", "MiB per hour", "most files", "files per hour"],
+        (
+            [
+                line["role"],
+                line["processes"],
+                f"{line['longest_min']:.0f}",
+                f"{line['most_mib']:.0f}",
+                rate(line["mib"]),
+                line["most_files"],
+                rate(line["files"]),
+            ]
+            for line in record["memory"]
+        ),
+    )
+    table(
+        "Seeds",
+        ["seed", "workers seen", "equals an undisturbed training", "steps MLflow lacks", "steps MLflow has twice"],
+        (
+            [
+                line["seed"] if line["finished"] else "(not finished)",
+                ", ".join(map(str, line["workers_seen"])),
+                ("bit for bit" if line["equal"] else "no") if line["finished"] else None,
+                line.get("mlflow_lost"),
+                line["mlflow_doubled"],
+            ]
+            for line in record["seeds"]
+        ),
+    )
+    left = ", ".join(record["left"]) or "nothing"
+    text.append(f"\nSteps done twice: {record['steps_done_twice']}. After `down` there was still: {left}.")
+    return "\n".join(text)
+
+
+def machine() -> str:
+    """Processor, cores and memory."""
+    words = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = words[1] if words else platform.processor()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {gib:.0f} GiB, load {os.getloadavg()[0]:.1f} at the start"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=45, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of the faults; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=1000, help="of one training; default: %(default)s")
+    parser.add_argument("--out", type=Path, help="JSON file for the record; default: only the tables, on stdout")
+    parser.add_argument("--samples", type=Path, help="CSV file for every sample of memory and files")
+    parser.add_argument("--show", type=Path, help="print the tables of this record; nothing is run")
+    arguments = parser.parse_args()
+    if arguments.show:
+        print(tables(json.loads(arguments.show.read_text())))
+        return
+    if reason := why_not():
+        sys.exit(f"error: {reason}")
+    facts = {"machine": machine(), "minutes": arguments.minutes, "seed": arguments.seed, "steps": arguments.steps}
+    folder = Path("/tmp/m2f-lab")
+    with Hosts(folder) as lab:
+        soak = Soak(arguments.minutes, arguments.seed, arguments.steps, lab, record=facts)
+        try:
+            soak.go()
+        finally:
+            if arguments.samples:
+                with arguments.samples.open("w", newline="") as file:
+                    writer = csv.writer(file)
+                    writer.writerow(Sample.__slots__)
+                    writer.writerows([getattr(each, name) for name in Sample.__slots__] for each in soak.samples)
+            if arguments.out:
+                arguments.out.write_text(json.dumps(soak.record, indent=1) + "\n")
+    shutil.rmtree(folder)
+    print(tables(soak.record))
+
+
+if __name__ == "__main__":
+    main()
