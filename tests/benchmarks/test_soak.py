@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
+
+HOUR_S = 3600.0
+
+
+# Faults
+
+
+def test_the_same_seed_gives_the_same_faults_wherever_it_is_drawn() -> None:
+    assert schedule(1, 4) == [
+        Fault(68.1, "worker stopped", "worker1", 3.5),
+        Fault(157.8, "link cut", "worker2", 16.2),
+        Fault(223.4, "worker killed", "worker2", 0.0),
+    ]
+    assert schedule(2, 45) != schedule(1, 45)
+
+
+def test_a_longer_time_adds_faults_and_changes_none() -> None:
+    short, long = schedule(1, 10), schedule(1, 45)
+    assert long[: len(short)] == short and len(long) > len(short)
+    assert all(fault.at_s < 45 * 60 for fault in long)
+
+
+def test_faults_keep_their_distance_and_stay_within_what_their_kind_allows() -> None:
+    faults = schedule(3, 600)
+    for one, next_one in itertools.pairwise(faults):
+        assert EVERY_S[0] - 0.1 <= next_one.at_s - one.at_s <= EVERY_S[1] + 0.1
+    for fault in faults:
+        kind = KINDS[fault.kind]
+        assert kind.lasts_s[0] <= fault.lasts_s <= kind.lasts_s[1] and fault.host in kind.hosts
+    # ten hours have some 400 faults: every kind comes about as often as its weight says
+    weights = sum(kind.weight for kind in KINDS.values())
+    for name, kind in KINDS.items():
+        share = sum(fault.kind == name for fault in faults) / len(faults)
+        assert share == pytest.approx(kind.weight / weights, abs=0.06)
+
+
+# What they do
+
+
+def test_a_curve_tells_how_far_a_training_is_and_how_far_it_went_back(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, tmp_path / "log", 0.0)
+    lines = [f'{{"step": {step}, "loss": 1.0, "time_ms": 5}}' for step in (2, 4, 6, 8)]
+    watch.look("a", lines[:2])
+    watch.look("a", lines[:2])  # nothing new
+    watch.look("a", [*lines, '{"step": 1'])  # a line that is being written
+    watch.look("a", lines[:2])  # it goes on from a checkpoint after 4 steps
+    watch.look("a", lines[:3])
+    assert [(look.step, look.kept) for look in watch.seen] == [(4, None), (8, None), (8, 4), (6, None)]
+
+
+def test_the_consequences_of_a_fault_are_its_longest_pause_and_what_was_done_twice() -> None:
+    fault = Fault(100.0, "worker killed", "worker1")
+    seen = [
+        Seen(98.0, "a", 40),
+        Seen(99.0, "a", 42),
+        Seen(121.0, "a", 42, kept=30),  # 12 steps are done again
+        Seen(124.0, "a", 32),  # 25 s after the last point, 24 s after the fault
+        Seen(125.0, "a", 34),
+        Seen(190.0, "a", 34, kept=20),  # that is the next fault's
+    ]
+    said = [(90.0, "lost a worker (earlier)"), (101.0, "step 42"), (103.5, "x: lost a worker (1 of 3 times): killed")]
+    assert consequences(fault, 100.0, 170.0, seen, said) == {
+        "noticed_s": 3.5,
+        "noticed": "x: lost a worker (1 of 3 times): killed",
+        "pause_s": 25.0,
+        "again_s": 24.0,
+        "twice": 12,
+        "seed_change": False,
+        "survived": True,
+    }
+
+
+def test_a_fault_after_which_no_step_comes_is_not_survived() -> None:
+    fault = Fault(100.0, "raylet killed", "worker1")
+    found = consequences(fault, 100.0, 170.0, [Seen(99.0, "a", 42)], [])
+    assert (found["survived"], found["again_s"], found["noticed"]) == (False, None, None)
+
+
+def test_a_seed_that_ends_after_a_fault_is_named_since_it_pauses_too() -> None:
+    fault = Fault(100.0, "link cut", "worker1", 2.0)
+    assert consequences(fault, 100.0, 170.0, [Seen(99.0, "a", 42), Seen(130.0, "b", 2)], [])["seed_change"]
+
+
+# Growth
+
+
+def test_a_slope_and_its_error_are_those_of_least_squares() -> None:
+    # The first quarter of five hours is warm-up. Left are t = 1, 2, 3, 4 h with 0, 1, 1, 2; around their means
+    # -1.5, -0.5, 0.5, 1.5 and -1, 0, 0, 1: slope 3 / 5. Rests -0.1, 0.3, -0.3, 0.1, their squares 0.2, two degrees of
+    # freedom: error sqrt(0.1 / 5). They alternate, so it is not widened.
+    found = slope([[(hour * HOUR_S, value) for hour, value in enumerate((50.0, 0.0, 1.0, 1.0, 2.0))]])
+    assert found is not None
+    assert found.per_hour == pytest.approx(0.6) and found.error == pytest.approx(0.02**0.5)
+    assert (found.processes, found.samples) == (1, 4)
+    assert found.grows  # 4.2 errors
+
+
+def test_samples_that_resemble_each_other_say_less() -> None:
+    # t = 2 to 7 h: around its mean +-0.5, 1.5, 2.5, squares 17.5. Values are even around it: slope 0. Squares of the
+    # rests 12, four degrees of freedom: sqrt(3 / 17.5). Neighbours: 1 - 2 + 4 - 2 + 1 = 2, so r = 2 / 12, and the
+    # error is sqrt(7 / 5) of that.
+    values = (0.0, 0.0, 1.0, 1.0, -2.0, -2.0, 1.0, 1.0)
+    found = slope([[(hour * HOUR_S, value) for hour, value in enumerate(values)]])
+    assert found is not None
+    assert found.per_hour == pytest.approx(0.0) and found.error == pytest.approx((3 / 17.5 * 7 / 5) ** 0.5)
+    assert not found.grows
+
+
+def test_a_restarted_process_with_another_level_is_no_growth_and_a_common_slope_is() -> None:
+    minutes = [60.0 * minute for minute in range(20)]
+    flat = [[(at, 300.0 + at % 120 / 60) for at in minutes], [(at + 2000, 500.0 + at % 120 / 60) for at in minutes]]
+    found = slope(flat)
+    assert found is not None and abs(found.per_hour) < 3 * found.error and not found.grows
+    growing = [[(at, value + 6 * at / HOUR_S) for at, value in series] for series in flat]
+    steeper = slope(growing)
+    assert steeper is not None and steeper.per_hour == pytest.approx(found.per_hour + 6) and steeper.processes == 2
+
+
+def test_what_lives_too_short_or_not_at_all_has_no_slope() -> None:
+    assert slope([]) is None
+    assert slope([[(15.0 * count, 100.0) for count in range(7)], []]) is None  # 3 samples after the first minute
+
+
+def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_two() -> None:
+    samples = [
+        Sample(60.0 * minute, host, "raylet", 7, 100.0 + minute / 60, 150.0, 30)
+        for minute in range(20)
+        for host in ("worker1", "worker2")
+    ]
+    (line,) = growth([*samples])
+    assert (line["role"], line["processes"], line["longest_min"], line["most_files"]) == ("raylet", 2, 19.0, 30)
+    assert line["mib"]["per_hour"] == pytest.approx(1.0) and line["mib"]["grows"]
+    assert line["files"]["per_hour"] == 0 and not line["files"]["grows"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("/env/lib/python3.11/site-packages/ray/core/src/ray/raylet/raylet --raylet_socket_name=x", "raylet"),
+        ("/env/lib/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray/raylet", "gcs_server"),
+        ("ray::RayTrainWorker.execute", "training worker"),
+        ("ray::SomethingElse", "other Ray actor"),
+        ("/env/bin/python /env/bin/mlflow server --port 5000", "MLflow server"),
+        ("bash --login -c ray start", None),
+        ("sshd: /usr/sbin/sshd -D [listener]", None),
+        ("/usr/bin/python3 something.py", "other"),
+        ("", None),
+    ],
+)
+def test_a_process_is_known_by_its_command_line(command: str, expected: str | None) -> None:
+    assert role(command) == expected
+
+
+# The record
+
+
+RECORD = {
+    "seed": 1,
+    "trained_min": 4.0,
+    "steps_done_twice": 12,
+    "faults": [
+        {
+            "done_at_s": 68.2, "kind": "worker killed", "host": "worker1", "lasts_s": 0.0, "hit": 1, "noticed_s": 3.5,
+            "again_s": 24.0, "twice": 12, "seed_change": False, "survived": True,
+        },
+        {
+            "done_at_s": 150.0, "kind": "link cut", "host": "worker2", "lasts_s": 16.2, "hit": 1, "noticed_s": None,
+            "again_s": None, "twice": 0, "seed_change": False, "survived": False,
+        },
+    ],
+    "memory": [
+        {
+            "role": "raylet", "processes": 2, "longest_min": 19.0, "most_mib": 100.3, "most_files": 30,
+            "mib": {"per_hour": 1.0, "error": 0.1, "grows": True}, "files": None,
+        }
+    ],
+    "seeds": [
+        {
+            "run": "ab", "finished": True, "seed": 0, "equal": True, "workers_seen": [2], "mlflow_lost": 0,
+            "mlflow_doubled": 0,
+        },
+        {"run": "cd", "finished": False, "workers_seen": [], "mlflow_doubled": 3},
+    ],
+    "left": [],
+}  # fmt: skip
+
+
+def test_a_record_is_shown_as_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "soak.json").write_text(json.dumps(RECORD))
+    monkeypatch.setattr(sys, "argv", ["soak", "--show", str(tmp_path / "soak.json")])
+    soak.main()
+    shown = capsys.readouterr().out
+    assert "| 68 | worker killed, worker1 | - | 3.5 | 24.0 | 12 | yes |" in shown
+    assert "| 150 | link cut, worker2 | 16.2 | - | - | 0 | no |" in shown
+    assert "| link cut | 1 | 0 | - | 0 |" in shown
+    assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short |" in shown
+    assert "| 0 | 2 | bit for bit | 0 | 0 |" in shown and "| (not finished) |  | - | - | 3 |" in shown
+    assert "After `down` there was still: nothing." in shown
