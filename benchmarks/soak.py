@@ -119,8 +119,9 @@ def inject(lab: Hosts, fault: Fault) -> int:
         time.sleep(fault.lasts_s)
         lab.heal(fault.host)
         return 1
-    hit = lab.pids(fault.host, kind.process)  # some bear another's name among their arguments
-    hit = [pid for pid in hit if Path(f"/proc/{pid}/comm").read_text().strip() == kind.process] or hit
+    hit = lab.pids(fault.host, kind.process)
+    if kind.process == "raylet":  # the agents beside it bear its name among their arguments
+        hit = [pid for pid in hit if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet"]
     for pid in hit:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, kind.sends)
@@ -239,19 +240,17 @@ ROLES: Mapping[str, str] = {
     "ImplicitFunc": "trial (driver of a seed)",
     "_QueueActor": "queue of log lines",
     "JobSupervisor": "job supervisor",
+    "RuntimeEnvAgent": "runtime environment agent",
+    "DashboardAgent": "dashboard agent",
     "ray::IDLE": "idle Ray worker",
     "ray::": "other Ray actor",
-    "runtime_env/agent": "runtime environment agent",
-    "runtime_env_agent": "runtime environment agent",
-    "dashboard/agent": "dashboard agent",
-    "DashboardAgent": "dashboard agent",
     "dashboard": "dashboard",
     "log_monitor": "log monitor",
     "autoscaler": "autoscaler",
-    "monitor.py": "autoscaler",
+    "ray.util.client": "Ray client server",
     "mlflow": "MLflow server",
     "stages.train": "stage of the row (stages.train)",
-    "dvc": "dvc repro",
+    "-m dvc": "dvc repro",
     "submit.py": "job driver (pipeline/submit.py)",
 }
 """What a command line holds, and the role of its process; the first that fits."""
@@ -383,9 +382,16 @@ class Soak:
     samples: list[Sample] = field(default_factory=list)
     workers_seen: dict[str, set[int]] = field(default_factory=dict)
     """By run: how many workers it was seen to train with."""
+    mlflow: dict[str, list[int]] = field(default_factory=dict)
+    """By run: the steps of its loss that MLflow has, in the order it has them."""
 
-    def go(self) -> dict[str, Any]:
-        """Cluster up, training, faults, end, checks; the record."""
+    @property
+    def runs(self) -> Path:
+        """The run folders."""
+        return self.lab.folder / "shared/storage/runs"
+
+    def go(self) -> None:
+        """Cluster up, training, faults, end; the record of it."""
         cluster = Cluster(self.lab)
         params = cluster.project / "params.yaml"
         config = yaml.safe_load(params.read_text())
@@ -399,16 +405,16 @@ class Soak:
         command = f"python -m pipeline.submit run cluster.yaml repro train@{ROW} M2F_WORKERS=2"
         job = self.lab.start("laptop", f"cd ~/project && {command}", log)
         try:
-            with Watch(self.lab.folder / "shared/storage/runs", log, time.monotonic()) as watch:
+            with Watch(self.runs, log, time.monotonic()) as watch:
                 self._wait(lambda: bool(watch.seen), 240, job, "the first step", log)
                 say("the training has begun")
                 self._disturb(watch, job)
                 self.record["job_ended_by_itself"] = job.poll() is not None
-                mlflow = self._steps_in_mlflow()
+                self.mlflow = self._steps_in_mlflow()
                 cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=120, check=False)
             job.wait(timeout=120)
-            manifest = self.lab.home("head") / "m2f/results/shard/shapes.json"
-            shutil.copy(manifest, self.lab.folder / "manifest.json")
+            shutil.copy(self.lab.home("head") / "m2f/results/shard/shapes.json", self.lab.folder / "manifest.json")
+            shutil.copy(params, self.lab.folder / "params.yaml")
             say("ray down")
             cluster.down()
             time.sleep(3)
@@ -418,8 +424,6 @@ class Soak:
                 job.kill()
             self.record["log_tail"] = log.read_text(errors="replace").splitlines()[-40:]
         self.record["memory"] = growth(self.samples)
-        self.record["seeds"] = self._check(cluster, mlflow)
-        return self.record
 
     def _disturb(self, watch: Watch, job: subprocess.Popen[bytes]) -> None:
         """Faults at their times, samples in between; then until the last fault is got over."""
@@ -482,12 +486,13 @@ class Soak:
         found = sample(self.lab, ("head", *WORKERS), 0.0)
         return [f"{each.role} on {each.host}" for each in found if each.role not in ("MLflow server", "other")]
 
-    def _check(self, cluster: Cluster, mlflow: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-        """Every run: steps in MLflow; the finished ones also beside an undisturbed training of the same seed."""
-        entries = []
-        for folder in sorted((self.lab.folder / "shared/storage/runs").iterdir()):
+    def check(self) -> None:
+        """Every run: steps in MLflow; the finished ones also beside an undisturbed training of the same seed. Needs the
+        lab's folder, not its hosts."""
+        entries = self.record["seeds"] = []
+        for folder in sorted(self.runs.iterdir()):
             finished = folder / "finished.json"
-            steps = list(mlflow.get(folder.name, ()))
+            steps = self.mlflow.get(folder.name, [])
             entry: dict[str, Any] = {
                 "run": folder.name,
                 "finished": finished.exists(),
@@ -498,16 +503,16 @@ class Soak:
                 entry |= {"seed": json.loads(finished.read_text())["seed"]}
                 entry["mlflow_lost"] = len(set(range(LOG_EVERY, self.steps + 1, LOG_EVERY)) - set(steps))
                 say(f"seed {entry['seed']} again, undisturbed")
-                entry["equal"] = self._equals_undisturbed(folder, entry["seed"], cluster.project / "params.yaml")
+                entry["equal"] = self._equals_undisturbed(folder, entry["seed"])
             entries.append(entry)
-        return entries
 
-    def _equals_undisturbed(self, disturbed: Path, seed: int, params: Path) -> bool:
+    def _equals_undisturbed(self, disturbed: Path, seed: int) -> bool:
         """Whether two processes without Ray that train the seed end with the same bits in weights and optimiser."""
         from safetensors.torch import load_file, save
 
         again = self.lab.folder / "again" / disturbed.name
-        job = {"params": str(params), "seed": seed, "run_key": disturbed.name, "run_dir": again}
+        params = str(self.lab.folder / "params.yaml")
+        job = {"params": params, "seed": seed, "run_key": disturbed.name, "run_dir": again}
         (self.lab.folder / "job.pickle").write_bytes(
             pickle.dumps(job | {"manifest": json.loads((self.lab.folder / "manifest.json").read_text())})
         )
@@ -667,20 +672,27 @@ def main() -> None:
         return
     if reason := why_not():
         sys.exit(f"error: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was recorded is written
     facts = {"machine": machine(), "minutes": arguments.minutes, "seed": arguments.seed, "steps": arguments.steps}
-    folder = Path("/tmp/m2f-lab")
-    with Hosts(folder) as lab:
-        soak = Soak(arguments.minutes, arguments.seed, arguments.steps, lab, record=facts)
-        try:
+    folder = Path("/tmp/m2f-soak")  # not that of the tests, which may run while seeds are compared
+    soak = Soak(arguments.minutes, arguments.seed, arguments.steps, Hosts(folder), record=facts)
+
+    def write() -> None:
+        if arguments.out:
+            arguments.out.write_text(json.dumps(soak.record, indent=1) + "\n")
+        if arguments.samples:
+            with arguments.samples.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(Sample.__slots__)
+                writer.writerows([getattr(each, name) for name in Sample.__slots__] for each in soak.samples)
+
+    try:
+        with soak.lab:
             soak.go()
-        finally:
-            if arguments.samples:
-                with arguments.samples.open("w", newline="") as file:
-                    writer = csv.writer(file)
-                    writer.writerow(Sample.__slots__)
-                    writer.writerows([getattr(each, name) for name in Sample.__slots__] for each in soak.samples)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(soak.record, indent=1) + "\n")
+        write()  # what follows takes as long again as the finished seeds did
+        soak.check()
+    finally:
+        write()
     shutil.rmtree(folder)
     print(tables(soak.record))
 
