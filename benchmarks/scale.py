@@ -11,6 +11,7 @@ python -m benchmarks.scale --measure checkpoint [--folder /tmp]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import math
@@ -573,26 +574,34 @@ def measure_mlflow(database: str, seconds: float) -> None:
         try:
             _wait_for(port, server, Path(folder, "log"))
             lines = []
-            for senders, points in ((1, 1), (8, 1), (64, 1), (8, 30)):
-                counts, times = _send(port, senders=senders, values=POINT * points, seconds=seconds)
+            for senders, points, every_s in ((1, 1, 0.0), (8, 1, 0.0), (8, 30, 0.0), (64, 1, SEND_TWICE_S)):
+                values = POINT * points
+                times, failed = _send(port, senders=senders, values=values, every_s=every_s, seconds=seconds)
                 lines.append(
                     [
-                        str(senders),
-                        str(POINT * points),
-                        f"{counts / seconds:.1f}",
-                        f"{counts * POINT * points / seconds:,.0f}",
-                        f"{1000 * statistics.median(times):.0f}",
-                        f"{1000 * max(times):.0f}",
+                        f"{senders}, {f'each every {every_s:g} s' if every_s else 'without a pause'}",
+                        str(values),
+                        f"{len(times) / seconds:.1f}",
+                        f"{len(times) * values / seconds:,.0f}",
+                        f"{1000 * statistics.median(times or [math.nan]):,.0f}",
+                        f"{1000 * max(times, default=math.nan):,.0f}",
+                        str(failed),
                     ]
                 )
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+    kind = database.partition(":")[0] or "sqlite"
     table(
-        f"One MLflow server, {database.partition(':')[0] or 'sqlite'}, load {os.getloadavg()[0]:.1f}",
-        ["senders", "values in a request", "requests/s", "values/s", "median, ms", "longest, ms"],
+        f"One MLflow server, {kind}, {seconds:g} s each, load {os.getloadavg()[0]:.1f}",
+        ["senders", "values in a request", "requests/s", "values/s", "median, ms", "longest, ms", "refused"],
         lines,
     )
+
+
+SEND_TWICE_S = SAMPLE_EVERY_S / 2
+"""A training sends its load every 10 s, and a point of its curve about as often: a request every 5 s."""
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -610,41 +619,49 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.3)
 
 
-def _send(port: int, *, senders: int, values: int, seconds: float) -> tuple[int, list[float]]:
-    """Requests that were answered in the time, and how long each took. Every sender has a run of its own."""
-    ends_s = time.monotonic() + seconds + 2  # the first two are left for opening runs
-    begins_s = ends_s - seconds
+def _send(port: int, *, senders: int, values: int, every_s: float, seconds: float) -> tuple[list[float], int]:
+    """How long each answered request took, and how many were refused. Every sender has a run of its own; `every_s`: the
+    time from one of its requests to the next, 0: at once."""
     took: list[list[float]] = [[] for _ in range(senders)]
+    refused = [0] * senders
 
-    def ask(connection: http.client.HTTPConnection, path: str, body: object) -> dict[str, dict[str, dict[str, str]]]:
+    def ask(connection: http.client.HTTPConnection, path: str, body: object) -> tuple[int, str]:
         connection.request("POST", f"/api/2.0/mlflow/{path}", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
-        text = answer.read()
-        if answer.status != 200:
-            raise ValueError(f"MLflow answers {answer.status} to {path}: {text[:200]!r}")
-        return dict(json.loads(text))
+        return answer.status, answer.read().decode()
+
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=120) for _ in range(senders)]
+    runs = []
+    for connection in connections:
+        status, text = ask(connection, "runs/create", {"experiment_id": "0"})
+        if status != 200:
+            raise ValueError(f"MLflow answers {status} when a run is opened: {text[:200]}")
+        runs.append(json.loads(text)["run"]["info"]["run_id"])
+    begun_s = time.monotonic()
 
     def work(place: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        run = ask(connection, "runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
-        step = 0
-        while (now_s := time.monotonic()) < ends_s:
+        step, due_s = 0, begun_s + every_s * place / senders
+        while due_s < begun_s + seconds:
+            time.sleep(max(0.0, due_s - time.monotonic()))
             metrics = [
                 {"key": f"loss_{number % POINT}", "value": 0.5, "timestamp": 1, "step": step + number // POINT}
                 for number in range(values)
             ]
             step += values // POINT
-            ask(connection, "runs/log-batch", {"run_id": run, "metrics": metrics})
-            if begins_s <= time.monotonic() < ends_s:
-                took[place].append(time.monotonic() - now_s)
+            sent_s = time.monotonic()
+            status, _ = ask(connections[place], "runs/log-batch", {"run_id": runs[place], "metrics": metrics})
+            if status != 200:
+                refused[place] += 1
+            elif time.monotonic() < begun_s + seconds:
+                took[place].append(time.monotonic() - sent_s)
+            due_s = max(time.monotonic(), due_s + every_s)
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(senders)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    times = [each for of_one in took for each in of_one]
-    return len(times), times
+    return [each for of_one in took for each in of_one], sum(refused)
 
 
 def measure_checkpoint(params: Params, folder: str) -> None:

@@ -400,23 +400,23 @@ class Soak:
         row["train"] |= {"checkpoint_interval": CHECKPOINT_EVERY}
         row["seeds"] = list(range(math.ceil(self.minutes * 60 / (self.steps * 0.02))))  # more than can be trained
         params.write_text(yaml.safe_dump(config))
-        cluster.up()
+        cluster.laptop("python -m pipeline.submit up cluster.yaml", timeout_s=600)
         log = self.lab.folder / "soak.log"
         command = f"python -m pipeline.submit run cluster.yaml repro train@{ROW} M2F_WORKERS=2"
         job = self.lab.start("laptop", f"cd ~/project && {command}", log)
         try:
             with Watch(self.runs, log, time.monotonic()) as watch:
-                self._wait(lambda: bool(watch.seen), 240, job, "the first step", log)
+                self._wait(lambda: bool(watch.seen), 600, job, "the first step", log)
                 say("the training has begun")
                 self._disturb(watch, job)
                 self.record["job_ended_by_itself"] = job.poll() is not None
                 self.mlflow = self._steps_in_mlflow()
-                cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=120, check=False)
-            job.wait(timeout=120)
+                cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=300, check=False)
+            job.wait(timeout=300)
             shutil.copy(self.lab.home("head") / "m2f/results/shard/shapes.json", self.lab.folder / "manifest.json")
             shutil.copy(params, self.lab.folder / "params.yaml")
             say("ray down")
-            cluster.down()
+            cluster.laptop("python -m pipeline.submit down cluster.yaml", timeout_s=300)
             time.sleep(3)
             self.record["left"] = self._left()
         finally:
@@ -477,7 +477,7 @@ class Soak:
             "print(json.dumps({r.data.tags['m2f.run_key']: h(r) for r in c.search_runs(e)"
             " if 'm2f.run_key' in r.data.tags}))"
         )
-        answer = self.lab.on("worker1", f'python -c "{ask}"', timeout_s=90)
+        answer = self.lab.on("worker1", f'python -c "{ask}"', timeout_s=300)
         found: dict[str, list[int]] = json.loads(answer.stdout.splitlines()[-1])
         return found
 
