@@ -48,6 +48,8 @@ EVERY_S = (60.0, 120.0)
 SAMPLE_EVERY_S = 15.0
 PATIENCE_S = 180.0
 """How long the last fault may take to be got over."""
+FINISH_S = 900.0
+"""How much longer the training may take than it was given, until a seed has finished that can be compared."""
 WARM_UP_S = 60.0
 """What a process takes before this age, and before a quarter of its observed life, says nothing about growth."""
 LEAST_SAMPLES = 4
@@ -426,7 +428,7 @@ class Soak:
         self.record["memory"] = growth(self.samples)
 
     def _disturb(self, watch: Watch, job: subprocess.Popen[bytes]) -> None:
-        """Faults at their times, samples in between; then until the last fault is got over."""
+        """Faults at their times, samples in between; then until the last fault is got over and a seed has finished."""
         start_s = watch.now_s()
         sampler = threading.Thread(target=self._sample, args=(watch, end := threading.Event()), daemon=True)
         sampler.start()
@@ -448,6 +450,10 @@ class Soak:
             if any(look.at_s > last_s + 30 and look.kept is None for look in watch.seen):
                 break
             time.sleep(0.2)
+        while watch.now_s() < deadline_s + FINISH_S and job.poll() is None:
+            if any(self.runs.glob("*/finished.json")):
+                break
+            time.sleep(1)
         end.set()
         sampler.join()
         until = [entry["done_at_s"] for entry in entries[1:]] + [math.inf]
