@@ -57,6 +57,9 @@ LEAST_SAMPLES = 4
 SIGNIFICANT = 3.0
 """A slope of more standard errors than this is growth."""
 
+PAUSE_S = 10.0
+"""A shorter pause is a validation, a checkpoint or a busy machine."""
+
 LOG_EVERY, CHECKPOINT_EVERY, VALIDATE_EVERY = 2, 20, 200
 """Steps. A training's position is known from its curve, so to LOG_EVERY steps."""
 
@@ -209,7 +212,7 @@ def consequences(
     """What a fault at `at_s` did to the training until `until_s`, the next one.
 
     noticed_s, noticed: the first line of the log that says so (None: none does). pause_s: the longest time without a
-    new point of the curve. again_s: from the fault to the end of that pause; None: no point came any more. twice:
+    new point of the curve. again_s: from the fault to the end of that pause, where it was longer than PAUSE_S. twice:
     steps that were done again. seed_change: whether a seed ended meanwhile, which is a pause of its own.
     """
     points = [look for look in seen if look.kept is None]
@@ -217,14 +220,14 @@ def consequences(
     after = [look for look in points if at_s < look.at_s <= until_s]
     times = [before[-1].at_s if before else at_s, *(look.at_s for look in after)]
     gaps = [(end - start, end - at_s) for start, end in itertools.pairwise(times)]
-    pause_s, again_s = max(gaps, default=(None, None))
+    pause_s, again_s = max(gaps, default=(0.0, 0.0))
     line = next((each for each in said if at_s < each[0] <= until_s and _NOTICED.search(each[1])), None)
     runs = {look.run for look in (*before[-1:], *after)}
     return {
         "noticed_s": line and round(line[0] - at_s, 1),
         "noticed": line and line[1],
-        "pause_s": pause_s and round(pause_s, 1),
-        "again_s": again_s and round(again_s, 1),
+        "pause_s": round(pause_s, 1) if gaps else None,
+        "again_s": round(again_s, 1) if pause_s > PAUSE_S else None,
         "twice": sum(look.step - look.kept for look in seen if look.kept is not None and at_s < look.at_s <= until_s),
         "seed_change": len(runs) > 1,
         "survived": bool(after),
@@ -263,7 +266,7 @@ def role(command: str) -> str | None:
     program = command.partition(" ")[0]
     if not command or program.rpartition("/")[2] in ("sshd", "sshd:", "bash", "sh", "flock", "setsid", "sleep"):
         return None
-    return next((name for needle, name in ROLES.items() if needle in command), "other")
+    return next((name for needle, name in ROLES.items() if needle in command), f"other: {program.rpartition('/')[2]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +493,7 @@ class Soak:
     def _left(self) -> list[str]:
         """Processes of ours that `ray down` has left, but for the tracking server, which is to stay."""
         found = sample(self.lab, ("head", *WORKERS), 0.0)
-        return [f"{each.role} on {each.host}" for each in found if each.role not in ("MLflow server", "other")]
+        return [f"{each.role} on {each.host}" for each in found if each.role != "MLflow server"]
 
     def check(self) -> None:
         """Every run: steps in MLflow; the finished ones also beside an undisturbed training of the same seed. Needs the
@@ -587,13 +590,23 @@ def tables(record: Mapping[str, Any]) -> str:
     faults = record["faults"]
     table(
         f"{len(faults)} faults in {record['trained_min']} min of training (seed {record['seed']})",
-        ["at, s", "fault", "lasted, s", "noticed after, s", "training again after, s", "steps done twice", "survived"],
+        [
+            "at, s",
+            "fault",
+            "lasted, s",
+            "noticed after, s",
+            "longest pause, s",
+            "training again after, s",
+            "steps done twice",
+            "survived",
+        ],
         (
             [
                 f"{entry['done_at_s']:.0f}",
                 f"{entry['kind']}, {entry['host']}" + (" (none there)" if not entry["hit"] else ""),
                 entry["lasts_s"] or None,
                 entry["noticed_s"],
+                entry["pause_s"],
                 f"{entry['again_s']}{' (a seed ended)' if entry['seed_change'] else ''}" if entry["again_s"] else None,
                 entry["twice"],
                 "yes" if entry["survived"] else "no",
@@ -607,11 +620,18 @@ def tables(record: Mapping[str, Any]) -> str:
         again = sorted(entry["again_s"] for entry in mine if entry["again_s"] is not None and not entry["seed_change"])
         survived = sum(entry["survived"] for entry in mine)
         middle = f"{statistics.median(again)} ({again[0]} to {again[-1]})" if again else None
-        return [name, len(mine), survived, middle, max((entry["twice"] for entry in mine), default=None)]
+        return [name, len(mine), survived, len(again), middle, max((entry["twice"] for entry in mine), default=None)]
 
     table(
         "By kind",
-        ["fault", "times", "survived", "training again after, s: median (range)", "most steps done twice"],
+        [
+            "fault",
+            "times",
+            "survived",
+            "paused",
+            "then training again after, s: median (range)",
+            "most steps done twice",
+        ],
         (kind(name) for name in KINDS if any(entry["kind"] == name for entry in faults)),
     )
 

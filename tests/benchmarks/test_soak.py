@@ -87,6 +87,12 @@ def test_a_fault_after_which_no_step_comes_is_not_survived() -> None:
     assert (found["survived"], found["again_s"], found["noticed"]) == (False, None, None)
 
 
+def test_a_short_pause_is_told_but_is_no_interruption() -> None:
+    fault = Fault(100.0, "MLflow killed", "head")
+    found = consequences(fault, 100.0, 170.0, [Seen(99.0, "a", 42), Seen(102.5, "a", 44), Seen(103.0, "a", 46)], [])
+    assert (found["pause_s"], found["again_s"], found["survived"]) == (3.5, None, True)
+
+
 def test_a_seed_that_ends_after_a_fault_is_named_since_it_pauses_too() -> None:
     fault = Fault(100.0, "link cut", "worker1", 2.0)
     assert consequences(fault, 100.0, 170.0, [Seen(99.0, "a", 42), Seen(130.0, "b", 2)], [])["seed_change"]
@@ -154,7 +160,7 @@ def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_t
         ("/env/bin/python /env/bin/mlflow server --port 5000", "MLflow server"),
         ("bash --login -c ray start", None),
         ("sshd: /usr/sbin/sshd -D [listener]", None),
-        ("/usr/bin/python3 something.py", "other"),
+        ("/usr/bin/python3 something.py", "other: python3"),
         ("", None),
     ],
 )
@@ -172,11 +178,11 @@ RECORD = {
     "faults": [
         {
             "done_at_s": 68.2, "kind": "worker killed", "host": "worker1", "lasts_s": 0.0, "hit": 1, "noticed_s": 3.5,
-            "again_s": 24.0, "twice": 12, "seed_change": False, "survived": True,
+            "pause_s": 25.0, "again_s": 24.0, "twice": 12, "seed_change": False, "survived": True,
         },
         {
             "done_at_s": 150.0, "kind": "link cut", "host": "worker2", "lasts_s": 16.2, "hit": 1, "noticed_s": None,
-            "again_s": None, "twice": 0, "seed_change": False, "survived": False,
+            "pause_s": None, "again_s": None, "twice": 0, "seed_change": False, "survived": False,
         },
     ],
     "memory": [
@@ -203,9 +209,9 @@ def test_a_record_is_shown_as_tables(
     monkeypatch.setattr(sys, "argv", ["soak", "--show", str(tmp_path / "soak.json")])
     soak.main()
     shown = capsys.readouterr().out
-    assert "| 68 | worker killed, worker1 | - | 3.5 | 24.0 | 12 | yes |" in shown
-    assert "| 150 | link cut, worker2 | 16.2 | - | - | 0 | no |" in shown
-    assert "| link cut | 1 | 0 | - | 0 |" in shown
+    assert "| 68 | worker killed, worker1 | - | 3.5 | 25.0 | 24.0 | 12 | yes |" in shown
+    assert "| 150 | link cut, worker2 | 16.2 | - | - | - | 0 | no |" in shown
+    assert "| link cut | 1 | 0 | 0 | - | 0 |" in shown
     assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short |" in shown
     assert "| 0 | 2 | bit for bit | 0 | 0 |" in shown and "| (not finished) |  | - | - | 3 |" in shown
     assert "After `down` there was still: nothing." in shown
