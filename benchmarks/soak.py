@@ -279,7 +279,8 @@ class Sample:
     pid: int
     pss_mib: float
     """Its memory; of what it shares with others, its part."""
-    rss_mib: float
+    own_mib: float
+    """Its own (anonymous) memory, which no other process's start or end moves."""
     files: int
     """Open ones."""
 
@@ -294,8 +295,8 @@ def sample(lab: Hosts, hosts: Iterable[str], at_s: float) -> Iterator[Sample]:
                 if name is None:
                     continue
                 memory = dict(re.findall(r"^(\w+): +(\d+) kB", proc.joinpath("smaps_rollup").read_text(), re.MULTILINE))
-                pss_mib, rss_mib = (int(memory[key]) / 1024 for key in ("Pss", "Rss"))
-                yield Sample(at_s, host, name, pid, pss_mib, rss_mib, len(list(proc.joinpath("fd").iterdir())))
+                pss_mib, own_mib = (int(memory[key]) / 1024 for key in ("Pss", "Anonymous"))
+                yield Sample(at_s, host, name, pid, pss_mib, own_mib, len(list(proc.joinpath("fd").iterdir())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +349,7 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
 
 
 def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """By role: number of processes, most memory and files of one, and both slopes."""
+    """By role: number of processes, most memory (PSS) and files of one, the slopes of their own memory and files."""
     lines = []
     for name in dict.fromkeys(each.role for each in sorted(samples, key=lambda each: each.role)):
         by_process: dict[tuple[str, int], list[Sample]] = {}
@@ -356,7 +357,7 @@ def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
             if each.role == name:
                 by_process.setdefault((each.host, each.pid), []).append(each)
         processes = list(by_process.values())
-        memory = slope([(each.at_s, each.pss_mib) for each in process] for process in processes)
+        memory = slope([(each.at_s, each.own_mib) for each in process] for process in processes)
         files = slope([(each.at_s, float(each.files)) for each in process] for process in processes)
         lines.append(
             {
@@ -517,8 +518,6 @@ class Soak:
 
     def _equals_undisturbed(self, disturbed: Path, seed: int) -> bool:
         """Whether two processes without Ray that train the seed end with the same bits in weights and optimiser."""
-        from safetensors.torch import load_file, save
-
         again = self.lab.folder / "again" / disturbed.name
         params = str(self.lab.folder / "params.yaml")
         job = {"params": params, "seed": seed, "run_key": disturbed.name, "run_dir": again}
@@ -547,7 +546,7 @@ class Soak:
         if any(failed):
             raise RuntimeError((self.lab.folder / "again.log").read_text()[-2000:])
         name = f"checkpoints/step-{self.steps:08d}.safetensors"
-        return save(load_file(disturbed / name)) == save(load_file(again / name))
+        return equal(disturbed / name, again / name)
 
     def _wait(self, condition: Any, timeout_s: float, job: subprocess.Popen[bytes], what: str, log: Path) -> None:
         deadline = time.monotonic() + timeout_s
@@ -555,6 +554,13 @@ class Soak:
             if time.monotonic() > deadline or job.poll() is not None:
                 raise RuntimeError(f"waited for {what} in vain: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.3)
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same tensors, bit for bit; their headers say how long a training took."""
+    from safetensors.torch import load_file, save
+
+    return save(load_file(one)) == save(load_file(other))
 
 
 _ALONE = """
@@ -641,7 +647,7 @@ def tables(record: Mapping[str, Any]) -> str:
         return f"{fit['per_hour']:+.1f} ± {fit['error']:.1f}" + (" **grows**" if fit["grows"] else "")
 
     table(
-        "Memory (PSS) and open files of every kind of process; slopes with their standard error",
+        "Memory (PSS) and open files of every kind of process; slopes of own memory and files, with standard error",
         ["process", "how many", "longest life, min", "most MiB", "MiB per hour", "most files", "files per hour"],
         (
             [

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmarks import soak
 from benchmarks.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
+from tests.cluster.hosts import Hosts
+from tests.project_copy import Copy
 
 HOUR_S = 3600.0
 
@@ -140,7 +145,7 @@ def test_what_lives_too_short_or_not_at_all_has_no_slope() -> None:
 
 def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_two() -> None:
     samples = [
-        Sample(60.0 * minute, host, "raylet", 7, 100.0 + minute / 60, 150.0, 30)
+        Sample(60.0 * minute, host, "raylet", 7, 150.0, 100.0 + minute / 60, 30)
         for minute in range(20)
         for host in ("worker1", "worker2")
     ]
@@ -215,3 +220,35 @@ def test_a_record_is_shown_as_tables(
     assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short |" in shown
     assert "| 0 | 2 | bit for bit | 0 | 0 |" in shown and "| (not finished) |  | - | - | 3 |" in shown
     assert "After `down` there was still: nothing." in shown
+
+
+# The comparison
+
+
+def test_checkpoints_are_equal_when_every_bit_is_whatever_their_headers_say(tmp_path: Path) -> None:
+    weights = {"model.w": torch.tensor([1.0, -0.0]), "optimizer.step.w": torch.tensor(3.0)}
+    save_file(weights, tmp_path / "one", metadata={"state": "12 s"})
+    save_file(weights, tmp_path / "other", metadata={"state": "99 s"})
+    save_file({**weights, "model.w": torch.tensor([1.0, 0.0])}, tmp_path / "sign")
+    save_file({"model.w": weights["model.w"]}, tmp_path / "fewer")
+    assert soak.equal(tmp_path / "one", tmp_path / "other")
+    assert not soak.equal(tmp_path / "one", tmp_path / "sign")
+    assert not soak.equal(tmp_path / "one", tmp_path / "fewer")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    copy = Copy(tmp_path / "copy")
+    copy.params["datasets"]["shapes"]["generate"] |= {"train": 8, "val": 2}
+    copy.params["rows"]["shapes_tiny"]["train"] |= {"steps": 3, "val_interval": 3, "log_every": 1}
+    copy.write_params()
+    copy.dvc("repro", "--no-run-cache", "shard@shapes", M2F_STORAGE=str(tmp_path / "shared/storage"))
+    shutil.copy(copy.folder / "params.yaml", tmp_path)
+    shutil.copy(copy.folder / "results/shard/shapes.json", tmp_path / "manifest.json")
+    whole = soak.Soak(minutes=1.0, seed=1, steps=3, lab=Hosts(tmp_path))
+    with pytest.raises(FileNotFoundError):  # it trains, and there is nothing to compare with yet
+        whole._equals_undisturbed(whole.runs / "key", 0)
+    shutil.move(tmp_path / "again/key", whole.runs / "key")
+    assert whole._equals_undisturbed(whole.runs / "key", 0)
