@@ -237,8 +237,8 @@ def test_checkpoints_are_equal_when_every_bit_is_whatever_their_headers_say(tmp_
     assert not soak.equal(tmp_path / "one", tmp_path / "fewer")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     copy = Copy(tmp_path / "copy")
