@@ -14,6 +14,9 @@ import yaml
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 """What is to be filled in stands in angle brackets: <id of the private subnet>."""
 
+PASSWORD = re.compile(r"\w://[^\s/@:]*:[^\s/@]+@")
+"""http://user:password@host."""
+
 PROVIDER_KEYS = {
     "aws": {
         *("type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip"),
@@ -169,6 +172,14 @@ def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield "file_mounts brings no ~/.ray/auth_token to the machines; they could not join"
     if "--dashboard-host=0.0.0.0" in commands:
         yield "--dashboard-host=0.0.0.0 shows the dashboard to the network; use 127.0.0.1 and an ssh tunnel"
+    if re.search(r"tracking_server\.sh (0\.0\.0\.0|::)", commands):
+        yield "tracking_server.sh shows MLflow to every network of the head; name the address that the workers reach"
+    key = (config.get("auth") or {}).get("ssh_private_key") or ""
+    for source in (config.get("file_mounts") or {}).values() if key and not PLACEHOLDER.search(key) else ():
+        if Path(key).expanduser().resolve().is_relative_to(Path(str(source)).expanduser().resolve()):
+            yield f"auth.ssh_private_key lies in {source}, which goes to every machine; keep it in ~/.ssh"
+    if any(PASSWORD.search(text) for _, text in _texts(config, "")):
+        yield "a password stands in an address; the file goes to every machine and into logs: see docs/security.md"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AKIA[0-9A-Z]{16}", str(dict(config))):
         yield "an AWS key stands in the file; give the machines an instance profile (IamInstanceProfile) instead"
 
@@ -185,6 +196,14 @@ def _rays_problems(config: dict[str, Any]) -> Iterator[str]:
         yield f"Ray: {error.message}"
     except Exception as error:  # jsonschema's and Ray's own, of many classes
         yield f"Ray: {str(error).strip().splitlines()[0]}"
+
+
+def token_file(config: Mapping[str, Any]) -> Path | None:
+    """Ray's token on this side, which file_mounts brings to the machines."""
+    for target, source in (config.get("file_mounts") or {}).items():
+        if str(target).endswith(".ray/auth_token"):
+            return Path(str(source)).expanduser()
+    return None
 
 
 def machines(config: Mapping[str, Any]) -> list[Machines]:

@@ -86,6 +86,7 @@ def up(words: list[str]) -> int:
     """`ray up` of a checked file."""
     if check(words):
         return 1
+    _hide_token(words[0])
     return _ray("up", "--yes", "--no-config-cache", *words, path=words[0])
 
 
@@ -94,8 +95,10 @@ def run(words: list[str]) -> int:
     path, *rest = words or ["cluster.yaml"]
     if not rest or rest[0] not in _HEAD_COMMANDS:
         raise ValueError(f"say what to run: run {path} repro evaluate@<row>, or {', '.join(_HEAD_COMMANDS[1:])}")
-    if rest[0] == "repro" and (code := _ray("rsync-up", path, path=path)):
-        return code
+    if rest[0] == "repro":
+        _hide_token(path)
+        if code := _ray("rsync-up", path, path=path):
+            return code
     code = _ray("submit", path, str(Path(__file__).resolve()), "--", *rest, path=path)
     if rest[0] in ("repro", "attach"):
         results([path])
@@ -149,6 +152,14 @@ def _cluster(words: list[str], command: str) -> str:
     if len(words) != 1:
         raise ValueError(f"name one cluster file: python -m pipeline.submit {command} cluster.yaml")
     return words[0]
+
+
+def _hide_token(path: str) -> None:
+    """Ray writes its token for everybody on this machine to read, and the machines' copies get the same permissions."""
+    from pipeline.cluster_file import read_cluster_file, token_file
+
+    if (token := token_file(read_cluster_file(path))) and token.is_file():
+        token.chmod(0o600)
 
 
 def _ray(command: str, *words: str, path: str, quiet: bool = False) -> int:

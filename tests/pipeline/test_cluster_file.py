@@ -19,6 +19,7 @@ def filled(name: str, tmp_path: Path, **changes: Any) -> Path:
     """The project's file with something in every place that is to be filled in; changes: key__key=value."""
     text = PLACEHOLDER.sub(lambda found: re.sub(r"\W+", "-", found.group()), (PROJECT / name).read_text())
     config = yaml.safe_load(text)
+    config["auth"]["ssh_private_key"] = "~/.ssh/m2f"
     for path, value in changes.items():
         *keys, last = path.split("__")
         inner = config
@@ -68,6 +69,12 @@ def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
         ({"file_mounts": {"~/m2f-upload": "."}}, "no ~/.ray/auth_token"),
         ({"initialization_commands": ["export AWS_SECRET_ACCESS_KEY=x"]}, "an AWS key stands in the file"),
         ({"head_start_ray_commands": ["ray start --head --dashboard-host=0.0.0.0"]}, "shows the dashboard"),
+        ({"head_start_ray_commands": ["bash tracking_server.sh 0.0.0.0"]}, "shows MLflow to every network of the head"),
+        ({"auth__ssh_private_key": "./keys/id"}, "ssh_private_key lies in ., which goes to every machine"),
+        (
+            {"head_setup_commands": ["export MLFLOW_TRACKING_URI=https://me:secret@host"]},
+            "a password stands in an addr",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_cloud_file_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -88,6 +95,28 @@ def test_what_is_wrong_with_the_cloud_file_is_said(changes: dict[str, Any], sent
 def test_what_is_wrong_with_the_rack_file_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     found = problems(filled("cluster.onprem.yaml", tmp_path, **changes))
     assert any(re.search(sentence, each) for each in found), found
+
+
+def test_what_is_said_of_a_password_does_not_hold_it(tmp_path: Path) -> None:
+    path = filled("cluster.onprem.yaml", tmp_path, setup_commands=["echo https://me:secret@host"])
+    assert not any("secret@" in sentence for sentence in problems(path))
+
+
+def test_up_hides_the_token_from_other_users_of_the_laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As `ray get-auth-token --generate` leaves it; the machines' copies get its permissions.
+    from pipeline import submit
+
+    token = tmp_path / "auth_token"
+    token.write_text("a token")
+    token.chmod(0o644)
+    path = filled("cluster.onprem.yaml", tmp_path, file_mounts={"~/m2f-upload": ".", "~/.ray/auth_token": str(token)})
+    calls: list[str] = []
+    monkeypatch.setattr(submit, "_ray", lambda command, *words, **_: calls.append(command) or 0)
+    assert submit.main(["up", str(path)]) == 0 and calls == ["up"]
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.chmod(0o644)
+    assert submit.main(["run", str(path), "repro", "train@shapes_tiny"]) == 0 and "rsync-up" in calls
+    assert token.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
@@ -181,3 +210,21 @@ def test_the_stack_makes_what_it_names_and_what_the_cluster_file_asks_for() -> N
     assert _named(stack["Resources"]) | _named(stack["Outputs"]) <= known
     asked = set(re.findall(r"<(\w+) of the stack", (PROJECT / "cluster.yaml").read_text()))
     assert asked == {*stack["Outputs"]}
+
+
+def test_the_head_may_tag_and_end_machines_of_the_cluster_alone() -> None:
+    # A head that might tag any machine of the account might end any: the tag is what its right to end them asks for.
+    stack = yaml.load((PROJECT / "aws-account.yaml").read_text(), _Intrinsics)
+    policies = stack["Resources"]["HeadRole"]["Properties"]["Policies"]
+    statements = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+    conditions = {action: [] for action in ("ec2:CreateTags", "ec2:TerminateInstances", "ec2:StopInstances")}
+    for statement in statements:
+        for action in conditions:
+            if action in statement["Action"]:
+                conditions[action].append(statement.get("Condition", {}).get("StringEquals"))
+    ours = {"ec2:ResourceTag/ray-cluster-name": "m2f"}
+    assert conditions == {
+        "ec2:CreateTags": [{"ec2:CreateAction": "RunInstances"}, ours],
+        "ec2:TerminateInstances": [ours],
+        "ec2:StopInstances": [ours],
+    }
