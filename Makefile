@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo test test-full test-cluster lint clean
+.PHONY: help install demo test test-full test-cluster lint audit clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-full     and those that train every row, or need a GPU or several hosts"
 	@echo "make test-cluster  ray up, submit, results, ray down on hosts in namespaces; as root, with sshd and rsync"
 	@echo "make lint          ruff and mypy"
+	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
 	@echo "make clean         remove caches; results/, storage/ and .venv stay"
 
 demo: export M2F_WORKERS ?= 2
@@ -42,6 +43,13 @@ lint: $(INSTALLED)
 	@ruff check
 	@ruff format --check
 	@mypy
+
+# In an environment of its own. A package that cannot be looked up is an error; the one left out has no fixed version.
+audit:
+	@"$(PYTHON)" -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check "pip-audit>=2.10"
+	@$(VENV)/audit/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip \
+	  --ignore-vuln CVE-2025-69872
 
 install: $(INSTALLED)
 
