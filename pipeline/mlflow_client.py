@@ -52,7 +52,12 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """`tracking_uri()` to be printed: without the user and password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//", tracking_uri())
+    return _without_login(tracking_uri())
+
+
+def _without_login(text: str) -> str:
+    """Addresses in a text without user and password; a password may hold an @."""
+    return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
 
 
 def mlflow_client() -> MlflowClient:
@@ -141,7 +146,7 @@ def in_background(loss: str, action: Callable[[], object]) -> None:
 
 def warn(loss: str, error: Exception) -> None:
     """One line that says what MLflow lacks for now, and why."""
-    reason = " ".join(str(error).split())
+    reason = _without_login(" ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
     print(f"warning: {loss} ({shown_uri()}: {reason[:200]})", file=sys.stderr, flush=True)
 
 
