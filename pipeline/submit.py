@@ -99,6 +99,7 @@ def run(words: list[str]) -> int:
         _hide_token(path)
         if code := _ray("rsync-up", path, path=path):
             return code
+        rest += _commit(rest)
     code = _ray("submit", path, str(Path(__file__).resolve()), "--", *rest, path=path)
     if rest[0] in ("repro", "attach"):
         results([path])
@@ -152,6 +153,14 @@ def _cluster(words: list[str], command: str) -> str:
     if len(words) != 1:
         raise ValueError(f"name one cluster file: python -m pipeline.submit {command} cluster.yaml")
     return words[0]
+
+
+def _commit(words: Sequence[str]) -> list[str]:
+    """The checkout's commit as a setting of the job, whose code is a copy without it; none where the words have one."""
+    from pipeline.provenance import commit_word
+
+    word = None if any(word.startswith("M2F_GIT_COMMIT=") for word in words) else commit_word()
+    return [f"M2F_GIT_COMMIT={word}"] if word else []
 
 
 def _hide_token(path: str) -> None:

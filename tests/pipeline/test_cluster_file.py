@@ -119,6 +119,28 @@ def test_up_hides_the_token_from_other_users_of_the_laptop(tmp_path: Path, monke
     assert token.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_job_is_told_the_commit_of_the_laptops_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import provenance, submit
+
+    path = str(filled("cluster.onprem.yaml", tmp_path, file_mounts={"~/m2f-upload": "."}))
+    submitted: list[tuple[str, ...]] = []
+    monkeypatch.setattr(submit, "_ray", lambda command, *words, **_: submitted.append((command, *words)) or 0)
+    monkeypatch.setattr(submit, "results", lambda words: 0)
+
+    def settings(*words: str) -> list[str]:
+        submitted.clear()
+        assert submit.main(["run", path, *words]) == 0
+        (job,) = [rest for command, *rest in submitted if command == "submit"]
+        return [word for word in job[job.index("--") + 1 :] if word.startswith("M2F_")]
+
+    for word, told in (("1f3c-changed", ["M2F_GIT_COMMIT=1f3c-changed"]), (None, [])):
+        monkeypatch.setattr(provenance, "commit_word", lambda word=word: word)
+        assert settings("repro", "train@shapes_tiny") == told
+    monkeypatch.setattr(provenance, "commit_word", lambda: "1f3c")
+    assert settings("repro", "train@shapes_tiny", "M2F_GIT_COMMIT=mine") == ["M2F_GIT_COMMIT=mine"]
+    assert settings("attach") == []
+
+
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.yaml does not exist; the project's examples are cluster.yaml"):
         problems(tmp_path / "none.yaml")
