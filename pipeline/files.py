@@ -6,6 +6,7 @@ paths are universal-pathlib's, and a file is uploaded when it is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,10 @@ def store_of(path: Any) -> Any:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary local file; its contents become `path` if the block ends without an error."""
+    """Yields a temporary local file; its contents become `path` if the block ends without an error.
+
+    ValueError where the disk is full.
+    """
     path = Path(path) if isinstance(path, str) else path
     if store_of(path) is not None:
         with tempfile.TemporaryDirectory(prefix="m2f-") as folder:
@@ -33,20 +37,43 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             yield partial
             move(partial, path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            partial.chmod(0o666 & ~mask)  # mkstemp's 0600 would hide shared results from other users
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """A full disk is something to be mended, not a fault to be tried again: a ValueError that says how."""
     try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # mkstemp's 0600 would hide shared results from other users
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise ValueError(
+            f"{path} could not be written, for its disk is full; make room (python -m stages.storage shows what lies "
+            f"under the storage root) and run the same again: it goes on where it was"
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that there is no space left, or none that this user may take."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)  # as Rust's libraries say it: safetensors
 
 
 def move(source: Path, target: Path) -> None:
@@ -138,9 +165,10 @@ class Lines:
         return self.file.closed
 
     def add(self, line: str) -> None:
-        """Append a line."""
-        self.file.write(line + "\n")
-        self.file.flush()
+        """Append a line. ValueError where the disk is full."""
+        with _room_for(self.path):
+            self.file.write(line + "\n")
+            self.file.flush()
         self.saved = False
 
     def save(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import uuid
@@ -44,6 +45,31 @@ def test_a_file_is_written_whole_or_not_at_all(root: Path) -> None:
         interrupted()
     assert read_json(path, made_by="x") == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
+     RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")],
+)  # fmt: skip
+def test_a_full_disk_is_said_with_what_to_do(tmp_path: Path, error: Exception) -> None:
+    def write() -> None:
+        with whole_file(tmp_path / "checkpoint") as partial:
+            partial.write_bytes(bytes(100))
+            raise error
+
+    with pytest.raises(ValueError, match="checkpoint could not be written, for its disk is full; make room"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file of Linux that is always full")
+def test_lines_that_find_no_room_say_so(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "curve.jsonl", "")
+    lines.file.close()
+    lines.file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(ValueError, match="curve.jsonl could not be written, for its disk is full"):
+        lines.add("{}")
 
 
 def test_values_that_are_not_json_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
