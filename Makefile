@@ -15,7 +15,7 @@ help:
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test          the tests: quick ones, those that start Ray, slow ones"
 	@echo "make test-full     and those that train every row, or need a GPU or several hosts"
-	@echo "make test-cluster  ray up, submit, results, ray down on hosts in namespaces; as root, with sshd and rsync"
+	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
 	@echo "make clean         remove caches; results/, storage/ and .venv stay"

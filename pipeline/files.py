@@ -63,8 +63,8 @@ def _room_for(path: Path) -> Iterator[None]:
         if not _is_full(error):
             raise
         raise ValueError(
-            f"{path} could not be written, for its disk is full; make room (python -m stages.storage shows what lies "
-            f"under the storage root) and run the same again: it goes on where it was"
+            f"{path} could not be written, for its disk is full; make room (python -m stages.storage list shows what "
+            f"lies under the storage root) and run the same again: it goes on where it was"
         ) from error
 
 

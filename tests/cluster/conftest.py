@@ -18,6 +18,9 @@ from tests.shared import PROJECT
 
 FILE = "cluster.onprem.yaml"
 
+STEPS, CHECKPOINT_INTERVAL = 60, 10
+"""Of the row `faults`, which test_faults.py trains."""
+
 
 def filled_in(text: str, folder: Path) -> dict[str, Any]:
     """cluster.onprem.yaml as somebody fills it in for these hosts, on which a worker has one core and the head none."""
@@ -53,6 +56,9 @@ class Cluster:
         copy.params["datasets"]["shapes"]["generate"] |= {"train": 12, "val": 4}
         row["train"] |= {"steps": 80, "val_interval": 40, "checkpoint_interval": 10, "log_every": 2}
         row["seeds"] = [0]
+        short = {"steps": STEPS, "val_interval": STEPS, "checkpoint_interval": CHECKPOINT_INTERVAL, "log_every": 1}
+        copy.params["rows"]["faults"] = {**row, "train": {**row["train"], **short}}
+        copy.params["rows"]["faults_seeds"] = {**copy.params["rows"]["faults"], "seeds": [1, 2]}
         copy.params["rows"]["broken"] = {**row, "train": {**row["train"], "groups": 1}}  # for two workers: too few
         copy.write_params()
         for name in (".gitignore", "requirements.lock"):
@@ -77,6 +83,12 @@ class Cluster:
 
     def ray_is_running(self) -> list[str]:
         return [host for host in ADDRESSES if self.lab.pids(host, "raylet") or self.lab.pids(host, "gcs_server")]
+
+    def ready(self) -> None:
+        """See to it that the cluster is up, with both workers in it."""
+        if not self.ray_is_running():
+            self.up()
+        wait_for("two free workers", lambda: "0.0/2.0 CPU" in self.head("ray status"), 120)
 
     def result(self, name: str) -> Any:
         """A result in the laptop's copy."""
@@ -107,3 +119,15 @@ def cluster(lab: Hosts) -> Cluster:
     cluster = Cluster(lab)
     cluster.up()
     return cluster
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The rows of docs/reliability.md that these tests have measured."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = [row for report in reports for name, row in getattr(report, "user_properties", ()) if name == "fault"]
+    if rows:
+        terminalreporter.section("faults: seconds since the fault, and steps done twice")
+        terminalreporter.line("| fault | noticed | training again | finished | steps done twice |")
+        terminalreporter.line("| --- | --- | --- | --- | --- |")
+        for row in dict.fromkeys(rows):
+            terminalreporter.line(row)

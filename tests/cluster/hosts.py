@@ -9,6 +9,7 @@ which lies in a namespace of its own: the machine itself gets no address, no rou
         lab.on("laptop", "ssh 10.77.0.10 hostname")   # as a login shell there
         lab.cut("worker1"); lab.heal("worker1")       # its cable
         lab.kill("worker1", "raylet")
+    with lab.full(): ...                          # the folder that all of them share
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PREFIX = "m2flab"
 """Of every network namespace and interface: what bears it and is still there when a lab starts is removed."""
+
+SHARED_MIB = 512
+"""Size of the folder that all hosts share, a file system of its own, in memory."""
 
 ADDRESSES = {"laptop": "10.77.0.1", "head": "10.77.0.10", "worker1": "10.77.0.11", "worker2": "10.77.0.12"}
 
@@ -36,7 +40,7 @@ host=$1 lab=$2 environment=$3
 hostname "$host"
 mount -t tmpfs -o size=3g,mode=1777 tmpfs /mnt
 mkdir -p "/mnt/${lab#/tmp/}" /mnt/home/.ssh /mnt/home/m2f-environment
-mount --bind "$lab" "/mnt/${lab#/tmp/}"
+mount --rbind "$lab" "/mnt/${lab#/tmp/}"
 case $environment in /tmp/*)
   mkdir -p "/mnt/${environment#/tmp/}"; mount --bind "$environment" "/mnt/${environment#/tmp/}" ;;
 esac
@@ -89,6 +93,7 @@ class Hosts:
     def __init__(self, folder: Path) -> None:
         assert folder.is_relative_to("/tmp"), folder
         self.folder = folder
+        self.shared = folder / "shared"
         self._init: dict[str, int] = {}
         self._started: list[subprocess.Popen[bytes]] = []
         self._lock = open(f"/tmp/{PREFIX}.lock", "w")  # noqa: SIM115 - held as long as the lab
@@ -110,6 +115,7 @@ class Hosts:
 
     def _start(self) -> None:
         self._write_files()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SHARED_MIB}m", "tmpfs", self.shared], check=True)
         _ip("netns", "add", f"{PREFIX}-switch")
         _ip("-n", f"{PREFIX}-switch", "link", "add", "bridge", "type", "bridge")
         _ip("-n", f"{PREFIX}-switch", "link", "set", "bridge", "up")
@@ -125,7 +131,7 @@ class Hosts:
     def _write_files(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "key").mkdir(parents=True)
-        (self.folder / "shared").mkdir()
+        self.shared.mkdir()
         for name in ("id", "host"):
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key" / name], check=True
@@ -181,6 +187,8 @@ class Hosts:
         self._init.clear()
         for space in spaces:
             _ip("netns", "delete", space, check=False)
+        if self.shared.is_mount():
+            subprocess.run(["umount", "--lazy", self.shared], check=True)
 
     # What a test does
 
@@ -245,6 +253,19 @@ class Hosts:
     def heal(self, host: str) -> None:
         """Plug it in again."""
         _ip("-n", f"{PREFIX}-switch", "link", "set", f"{PREFIX}-{host}", "up")
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """While the block runs, the folder that all hosts share has no byte left, but what is deleted there."""
+        ballast = self.shared / "ballast"
+        try:
+            with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):  # no space left on device
+                while True:
+                    file.write(bytes(2**20))
+            assert shutil.disk_usage(self.shared).free == 0
+            yield
+        finally:
+            ballast.unlink()
 
 
 def _status(pid: int) -> Mapping[str, str]:
