@@ -79,7 +79,7 @@ class Training:
         """Lines of the log that hold a pattern."""
         return [line for line in list(self.lines) if line.at_s >= since_s and re.search(pattern, line.text)]
 
-    def reaches(self, step: int, timeout_s: float = 120) -> None:
+    def reaches(self, step: int, timeout_s: float = 240) -> None:
         """Wait until the training is at a step."""
 
         def there() -> bool:
@@ -98,7 +98,7 @@ class Training:
         self.ended_s = time.monotonic()
         return max(step for _, step in self.steps)
 
-    def ends(self, timeout_s: float = 240) -> int:
+    def ends(self, timeout_s: float = 300) -> int:
         """Wait for the end of the job; its exit code."""
         try:
             wait_for("the end of the job", lambda: self.ended_s, timeout_s)
