@@ -66,10 +66,12 @@ def _save(run_dir: Path, step: int, run_key: str, tensors: Mapping[str, Tensor],
 
 
 def keep_only(run_dir: Path, steps: set[int]) -> None:
-    """Delete all checkpoints but those of `steps`."""
+    """Delete all checkpoints but those of `steps`, and halves that a killed process has left."""
     for step, path in _all(run_dir):
         if step not in steps:
             path.unlink(missing_ok=True)
+    for half in (run_dir / "checkpoints").glob(".step-*.part"):  # pipeline.files.whole_file's; nobody else writes here
+        half.unlink(missing_ok=True)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -58,6 +58,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
 def test_only_the_wanted_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
+    (tmp_path / "checkpoints" / ".step-00000004.safetensors.x7_2.part").touch()  # of a process that was killed
     keep_only(tmp_path, {1, 3})
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
         checkpoint_path(tmp_path, 1).name,
