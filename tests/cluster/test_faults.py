@@ -25,6 +25,7 @@ from tests.cluster.training import (
     done_twice,
     ending,
     forget,
+    last_step,
     result_file,
     run_folder,
 )
@@ -202,7 +203,7 @@ def test_after_the_loss_of_the_heads_processes_the_job_is_submitted_again_and_go
     fault_s = time.monotonic()
     cluster.up()
     cluster.ready()
-    furthest = first.abandon()  # the workers may have gone on for a while without the head
+    furthest = last_step(cluster)  # the workers may have gone on for a while without the head
     again = Training(cluster, "head-2")
     check(again, undisturbed)
     (goes_on,) = again.said(r"going on from step \d+")

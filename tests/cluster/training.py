@@ -58,10 +58,9 @@ class Training:
         read = 0
         while self.ended_s is None:
             ended = self.process.poll() is not None
-            with contextlib.suppress(OSError, IndexError):
-                step = json.loads(curve_file(self.cluster).read_text().splitlines()[-1])["step"]
-                if step != self.steps[-1][1]:
-                    self.steps.append((time.monotonic(), step))
+            step = last_step(self.cluster)
+            if step not in (0, self.steps[-1][1]):
+                self.steps.append((time.monotonic(), step))
             text = self.log.read_text(errors="replace")
             whole = text.rfind("\n") + 1
             for line in text[read:whole].splitlines():
@@ -92,11 +91,6 @@ class Training:
         """The steps that were made after a time, and when each was seen."""
         pairs = pairwise(list(self.steps))
         return [(now_s, step) for (_, before), (now_s, step) in pairs if now_s > at_s and step > before]
-
-    def abandon(self) -> int:
-        """Watch no longer; the last step that was seen."""
-        self.ended_s = time.monotonic()
-        return max(step for _, step in self.steps)
 
     def ends(self, timeout_s: float = 300) -> int:
         """Wait for the end of the job; its exit code."""
@@ -150,6 +144,13 @@ def run_folder(cluster: Cluster) -> Path:
 def curve_file(cluster: Cluster) -> Path:
     """The curve of the one training there is."""
     return next((cluster.lab.shared / "storage" / "runs").glob("*/curve.jsonl"), Path("there is none yet"))
+
+
+def last_step(cluster: Cluster) -> int:
+    """The last step in the curve of the one training there is; 0: there is none yet."""
+    with contextlib.suppress(OSError, IndexError, json.JSONDecodeError):
+        return int(json.loads(curve_file(cluster).read_text().splitlines()[-1])["step"])
+    return 0
 
 
 def ending(cluster: Cluster) -> Ending:
