@@ -47,7 +47,7 @@ class Training:
         self.cluster, self.lab = cluster, cluster.lab
         self.log = self.lab.folder / f"{name}.log"
         self.lines: list[Seen] = []
-        self.steps: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self.steps = [(time.monotonic(), last_step(cluster))]
         submit = f"python ~/m2f-upload/pipeline/submit.py repro train@{row} M2F_WORKERS=2"
         self.process = self.lab.start("head", submit, self.log)
         self.begun_s = time.monotonic()
