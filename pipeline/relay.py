@@ -22,19 +22,26 @@ def printing() -> Iterator[Queue]:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    over = threading.Event()
 
     def follow() -> None:
-        with contextlib.suppress(Exception):  # Ray is shut down under it after an interruption
-            while (line := queue.get()) is not None:
+        while not over.is_set():
+            try:
+                if (line := queue.get()) is None:
+                    return
                 print(line, file=sys.stderr, flush=True)
+            except Exception:  # one call went wrong, the queue is lost, or Ray is shut down after an interruption
+                over.wait(1)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield queue
-        queue.put(None)
-        thread.join()
+        with contextlib.suppress(Exception):  # what was trained does not depend on it
+            queue.put(None)
+            thread.join(timeout=10)
     finally:
+        over.set()
         with contextlib.suppress(Exception):
             queue.shutdown(force=True)
 
