@@ -99,7 +99,11 @@ def pools() -> int:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)],
+    ids=["SIGTERM", "SIGINT"],
+)
 def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_with_all_seeds(
     make_job: Callable[..., Job], number: signal.Signals, code: int
 ) -> None:
