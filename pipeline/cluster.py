@@ -177,6 +177,7 @@ def connect() -> None:
     the tracking server's password would be among what Ray shows of a job.
     """
     import logging
+    import secrets
     import signal
     import threading
 
@@ -200,8 +201,10 @@ def connect() -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env=places)
-    else:  # a cluster of this machine's own: no dashboard, no token file in the home folder, little shared memory
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    else:  # a cluster of this machine's own: no dashboard, a token that is in no file, little shared memory
+        # Ray listens on every address of the machine and wants a token, unless RAY_AUTH_MODE is set; with none here it
+        # would write one into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",
             include_dashboard=False,
