@@ -15,12 +15,9 @@ login() {
   python -c '
 import configparser, os, secrets, shlex
 try:
-    import flask_wtf
     there = configparser.ConfigParser()
     there.read(os.path.expanduser("~/.mlflow/credentials"))
     user, password = (there["mlflow"]["mlflow_tracking_" + key] for key in ("username", "password"))
-except ImportError:
-    raise SystemExit("error: ~/.mlflow/credentials asks for a login, and that needs: pip install Flask-WTF")
 except (configparser.Error, KeyError):  # whose message may quote the password
     raise SystemExit("error: ~/.mlflow/credentials is not in its format, which docs/security.md shows")
 print("export", shlex.join(f"{key}={value}" for key, value in {
@@ -63,7 +60,14 @@ if [ -e ~/.mlflow/credentials ]; then
   export MLFLOW_AUTH_CONFIG_PATH=$folder/login.ini
   options+=(--app-name basic-auth)
 fi
+# What it starts itself would keep the port when it alone is killed: it has a process group, which ends with it.
+set -m
+trap exit HUP INT TERM
+trap 'kill -KILL -- "-$server" 2>/dev/null || true' EXIT
 while true; do
-  mlflow server --artifacts-destination "$M2F_STORAGE/mlflow" --host "$address" --port 5000 --workers 1 "${options[@]}" || true
+  mlflow server --artifacts-destination "$M2F_STORAGE/mlflow" --host "$address" --port 5000 --workers 1 "${options[@]}" &
+  server=$!
+  wait "$server" || true
+  kill -KILL -- "-$server" 2>/dev/null || true
   sleep 2
 done

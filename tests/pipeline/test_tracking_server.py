@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,6 @@ def login(password: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The home folder of a user whose server runs."""
-    pytest.importorskip("flask_wtf", reason="MLflow's login needs Flask-WTF: pip install Flask-WTF")
     home = tmp_path_factory.mktemp("home")
     (home / ".mlflow").mkdir()
     (home / ".mlflow/credentials").write_text(CREDENTIALS)
@@ -103,9 +103,39 @@ def test_the_password_is_on_no_command_line_and_in_no_file_but_its_own(home: Pat
     assert modes == {".mlflow/credentials": 0o600, "m2f/tracking": 0o700, "login.db": 0o600, "login.ini": 0o600}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_server_of_which_a_part_is_killed_is_started_again_and_one_that_is_ended_leaves_nothing(home: Path) -> None:
+    def servers() -> list[int]:
+        return sorted(pid for pid, command in processes(home).items() if "mlflow server" in command)
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return status(EXPERIMENT, login(PASSWORD)) == 200
+        return False
+
+    def until(what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 90
+        while not what():
+            assert time.monotonic() < deadline, (home / "m2f/tracking/server.log").read_text()[-2000:]
+            time.sleep(0.3)
+
+    before = processes(home)
+    (first,) = servers()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: servers() not in ([], [first]) and answers())
+    assert len(servers()) == 1
+    kept = [pid for pid, command in before.items() if pid in processes(home)]
+    assert all("tracking_server.sh" in before[pid] for pid in kept)  # nothing of the first server
+
+    for pid in kept:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    until(lambda: not processes(home))
+
+
 @pytest.mark.parametrize("text", ["mlflow_tracking_password = a secret", "[mlflow]\nmlflow_tracking_password = 50%a\n"])
 def test_credentials_that_cannot_be_read_start_no_server_and_are_not_quoted(text: str, tmp_path: Path) -> None:
-    pytest.importorskip("flask_wtf", reason="MLflow's login needs Flask-WTF: pip install Flask-WTF")
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow/credentials").write_text(text)
     answer = start(tmp_path)
