@@ -170,7 +170,10 @@ def evaluate_checkpoint(
 
     connect()
     task = ray.remote(_evaluate_part).options(
-        num_cpus=resources.cpus_per_worker, num_gpus=1 if resources.use_gpu else 0, max_retries=3
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=1 if resources.use_gpu else 0,
+        accelerator_type=resources.kind,
+        max_retries=3,
     )
     parts = [
         task.remote(

@@ -75,7 +75,7 @@ def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_back(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
