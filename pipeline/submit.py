@@ -286,11 +286,13 @@ def _running(client: Any) -> dict[str, list[str]]:
 def _follow(client: Any, job: str) -> int:
     """Print a job's log until the job ends; its exit code. Ctrl-C leaves the job running."""
     printed = 0
+    silent_since: float | None = None
 
     async def stream() -> None:
-        nonlocal printed
+        nonlocal printed, silent_since
         position = 0
         async for lines in client.tail_job_logs(job):
+            silent_since = None
             position += len(lines)
             if position > printed:  # after a lost connection the log comes from its beginning
                 print(lines[len(lines) - (position - printed) :], end="", flush=True)
@@ -298,17 +300,17 @@ def _follow(client: Any, job: str) -> int:
 
     from aiohttp import ClientError
 
-    answered = time.monotonic()
     try:
         while True:
             try:
                 asyncio.run(stream())
                 details = client.get_job_info(job)
-                answered = time.monotonic()
+                silent_since = None
                 if details.status.is_terminal():
                     break
             except (OSError, RuntimeError, ClientError) as error:
-                if time.monotonic() - answered > _SILENCE_S:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > _SILENCE_S:
                     raise ValueError(f"the head's job server is gone ({error}); see `ray status` there") from None
             time.sleep(1)
     except KeyboardInterrupt:

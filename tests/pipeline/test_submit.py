@@ -6,14 +6,15 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline import cluster_job, workspace
+from pipeline import cluster_job, submit, workspace
 from pipeline.cluster_file import Machines
 from pipeline.cluster_job import Need, Plan, at_once, missing, need, plan, run_plan
 from pipeline.params import Row, load_params
@@ -22,6 +23,57 @@ from tests.shared import PROJECT
 
 PIPELINE: Mapping[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
 PARAMS: Mapping[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+
+class JobServer:
+    """A job that writes a line every 40 s of a clock that only it moves; after some lines connections break."""
+
+    def __init__(self, breaks_after: Sequence[int], ends_after: int) -> None:
+        self.clock, self.lines = 0.0, 0
+        self.breaks_after, self.ends_after = set(breaks_after), ends_after
+
+    def monotonic(self) -> float:
+        return self.clock
+
+    def sleep(self, seconds: float) -> None:
+        self.clock += seconds
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "".join(f"line {n}\n" for n in range(self.lines))
+        while self.lines < self.ends_after:
+            if self.lines in self.breaks_after:
+                self.breaks_after.remove(self.lines)
+                raise OSError("broken")
+            self.clock += 40
+            yield f"line {self.lines}\n"
+            self.lines += 1
+
+    def get_job_info(self, job: str) -> Any:
+        ended = SimpleNamespace(is_terminal=lambda: self.lines == self.ends_after, value="SUCCEEDED")
+        return SimpleNamespace(status=ended, message="")
+
+
+def test_a_connection_that_breaks_after_a_long_log_is_joined_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = JobServer(breaks_after=[3, 5], ends_after=6)
+    monkeypatch.setattr(submit, "time", server)
+    assert submit._follow(server, "m2f-1") == 0
+    assert capsys.readouterr().out == "".join(f"line {n}\n" for n in range(6))
+
+
+def test_a_server_that_stays_away_for_a_minute_ends_the_log_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = JobServer(breaks_after=[], ends_after=6)
+
+    def gone(job: str) -> Any:
+        raise OSError("refused")
+
+    server.tail_job_logs = gone  # type: ignore[method-assign]
+    monkeypatch.setattr(submit, "time", server)
+    with pytest.raises(ValueError, match="the head's job server is gone .refused."):
+        submit._follow(server, "m2f-1")
+    assert 60 < server.clock < 65
+
 
 # The file that `ray submit` copies alone
 
