@@ -238,7 +238,8 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
 
     if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
         open_tracked(next(iter(runs.values())), resources.workers)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what becomes of a trial, we say ourselves
+    for library in ("ray.tune", "ray.train"):  # what becomes of a trial, we say ourselves
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     connect()
     try:
         with printing() as lines, contextlib.redirect_stdout(io.StringIO()):  # Tune's lines about trials
