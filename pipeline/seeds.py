@@ -38,6 +38,10 @@ _RAY_TUNE = {
 }
 
 
+_SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+"""What Ray Tune copies from the driver's environment to trials, in a setting that every host logs."""
+
+
 def train_row(
     row: Row,
     *,
@@ -231,6 +235,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
         os.environ.setdefault(name, value)
     import ray
     from ray import tune
+    from ray.tune.execution import class_cache
 
     from pipeline.cluster import connect, ray_storage
     from pipeline.relay import printing
@@ -240,6 +245,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
         open_tracked(next(iter(runs.values())), resources.workers)
     for library in ("ray.tune", "ray.train"):  # what becomes of a trial, we say ourselves
         logging.getLogger(library).setLevel(logging.CRITICAL)
+    class_cache.ENV_VARS_TO_PROPAGATE -= _SECRETS
     connect()
     try:
         with printing() as lines, contextlib.redirect_stdout(io.StringIO()):  # Tune's lines about trials

@@ -34,7 +34,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "m2f-secret-aws",
     "MLFLOW_TRACKING_PASSWORD": "m2f-secret-mlflow",
 }
-"""In the environment of the shells that submit a job: the laptop's, and all but AWS's the head's that it calls."""
+"""In the environment of the shells that submit a job: the laptop's, and the head's that it calls."""
 
 REFUSED = "[Aa]uthenti|Unauthorized|Forbidden|Failed to connect to Ray|ray client connection timeout"
 
@@ -97,9 +97,7 @@ def training(up: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     params["rows"]["shapes_tiny"]["train"] |= {"steps": 60, "val_interval": 60, "checkpoint_interval": 30}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
     for host in ("laptop", "head"):
-        # on a cluster's machines, a key of AWS in the environment is what docs/security.md warns of
-        here = {name: value for name, value in SECRETS.items() if host == "laptop" or not name.startswith("AWS_")}
-        exports = "".join(f"export {name}={value}\n" for name, value in here.items())
+        exports = "".join(f"export {name}={value}\n" for name, value in SECRETS.items())
         (up.lab.home(host) / "secrets.sh").write_text(exports)
         up.lab.on(
             host, "chmod 600 ~/secrets.sh && cp -p ~/.bashrc ~/bashrc-before && echo '. ~/secrets.sh' >> ~/.bashrc"
