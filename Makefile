@@ -31,7 +31,7 @@ demo: $(INSTALLED)
 	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	@python -m pytest -q -m "not full and not cluster and not gpu"
+	@python -m pytest -q -m "not full and not cluster and not gpu" --durations=20
 
 test-full: $(INSTALLED)
 	@python -m pytest -q

@@ -137,7 +137,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_saying_for_what(
     make_job: Callable[..., Job], cluster: dict[str, str]

@@ -30,7 +30,7 @@ from tests.shared import PROJECT
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_killed_worker_and_then_a_killed_job_end_with_the_weights_of_an_undisturbed_run(
     make_job: Callable[..., Job],

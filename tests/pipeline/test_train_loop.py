@@ -146,7 +146,7 @@ def train_on(workers: int, run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("swin", [False, True])
+@pytest.mark.parametrize("swin", [pytest.param(False, marks=pytest.mark.full), True])
 def test_one_two_and_three_workers_see_the_same_samples_and_the_same_first_ten_losses(
     make_run: Callable[..., Run], small_row: Row, swin: bool
 ) -> None:
