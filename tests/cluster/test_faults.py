@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -38,7 +37,6 @@ WAITS = "waits for a pool of 2 workers"
 RESTARTS = "goes on with both workers, or with one until both are there"
 FAULT_AT = CHECKPOINT_INTERVAL + 5
 """The step at which faults begin: between two checkpoints."""
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 Record = Callable[[str, object], None]
 
@@ -248,7 +246,7 @@ def test_a_tracking_server_that_is_away_costs_no_step_and_is_brought_up_to_date(
     finally:
         cluster.head(start, timeout_s=150)
     assert not training.said(LOST) and done_twice(training) == []
-    assert "1 of" in cluster.head("cd ~/m2f && python -m stages.track faults", timeout_s=120)
+    assert "2 of 2 runs are up to date" in cluster.head("cd ~/m2f && python -m stages.track faults", timeout_s=120)
     check(training, undisturbed)
     promise = "the training waits for nobody; `python -m stages.track` brings MLflow up to date"
     measured(record_property, "MLflow server killed, back after the end", promise, training, fault_s, "kept on disk")
@@ -267,7 +265,7 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_the_same_again_goes_on(
     first.reaches(FAULT_AT)
     with cluster.lab.full():
         fault_s = time.monotonic()
-        assert first.ends() == 1
+        assert first.ends() != 0
     noticed = first.said("could not be written, for its disk is full; make room", fault_s)
     assert noticed, first.output()
     checkpoints = sorted(path.name for path in (run_folder(cluster) / "checkpoints").iterdir())
@@ -282,33 +280,6 @@ def test_a_full_disk_ends_the_job_with_a_sentence_and_the_same_again_goes_on(
     times = [noticed[0].at_s - fault_s, again.steps_since(0)[0][0] - freed_s, again.ended_s - freed_s]
     promise = "the job ends with a sentence; submitted again when there is room (other times: since then), it goes on"
     line(record_property, "disk of the storage root full", promise, times, furthest - CHECKPOINT_INTERVAL)
-
-
-@pytest.mark.full
-@pytest.mark.skipif(not FAKETIME.exists(), reason="needs libfaketime (Debian's package)")
-def test_a_host_whose_clock_is_an_hour_ahead_joins_and_trains_like_any_other(
-    cluster: Cluster, undisturbed: Ending, record_property: Record
-) -> None:
-    """Its raylet, and with it all of Ray's processes there, see a wrong time."""
-    lab = cluster.lab
-    cluster.ready()
-    settings = f"export LD_PRELOAD={FAKETIME} FAKETIME=+1h FAKETIME_DONT_FAKE_MONOTONIC=1"
-    lab.on("worker1", f"cp ~/.bashrc ~/.bashrc.kept && echo '{settings}' >> ~/.bashrc")
-    try:
-        lab.kill("worker1", "raylet")  # started again with the wrong clock
-        time.sleep(10)
-        training = begin(cluster, "clock")
-        fault_s = training.begun_s
-        training.reaches(FAULT_AT)
-        (worker,) = lab.pids("worker1", WORKER)
-        assert b"FAKETIME=+1h" in Path(f"/proc/{worker}/environ").read_bytes()
-        check(training, undisturbed)
-        assert not training.said(LOST) and done_twice(training) == []
-        measured(record_property, "clock of a worker an hour ahead, from the start", "nothing", training, fault_s, None)
-    finally:
-        lab.on("worker1", "mv ~/.bashrc.kept ~/.bashrc")
-        lab.kill("worker1", "raylet")
-        time.sleep(10)
 
 
 @pytest.mark.full

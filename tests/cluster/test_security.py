@@ -94,7 +94,7 @@ def training(up: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A job that trains on both workers, and its log; shells that submit it have secrets in their environment."""
     path = up.project / "params.yaml"
     params = yaml.safe_load(path.read_text())
-    params["rows"]["shapes_tiny"]["train"] |= {"steps": 60, "val_interval": 60, "checkpoint_interval": 30}
+    params["rows"]["shapes_tiny"]["train"] |= {"steps": 200, "val_interval": 200, "checkpoint_interval": 100}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
     for host in ("laptop", "head"):
         exports = "".join(f"export {name}={value}\n" for name, value in SECRETS.items())
@@ -200,15 +200,16 @@ def test_no_secret_is_on_a_command_line_in_a_log_a_result_or_the_tracking_server
 
     (lab.folder / "patterns").write_text("".join(f"{secret}\n" for secret in secrets.values()))
     places = f"/tmp/home {PRIVATE} /tmp/ray* {lab.folder}/shared {lab.folder}/*.log"
-    search = f"grep -rlF --exclude-dir=m2f-environment -f {lab.folder}/patterns {places} 2>/dev/null"
-    holders = {host: set(lab.on(host, search, check=False).stdout.split()) for host in ADDRESSES}
-    token = "/tmp/home/.ray/auth_token"
-    assert holders == {
-        "laptop": {token, "/tmp/home/.ssh/id", "/tmp/home/secrets.sh"},
-        "head": {token, "/tmp/home/ray_bootstrap_key.pem", "/tmp/home/secrets.sh"},
-        "worker1": {token},
-        "worker2": {token},
-    }
+    search = f"grep -roF --exclude-dir=m2f-environment -f {lab.folder}/patterns {places} 2>/dev/null"
+    names = {secret: name for name, secret in secrets.items()}
+    holders = {}
+    for host in ADDRESSES:
+        lines = [line.partition(":") for line in lab.on(host, search, check=False).stdout.splitlines()]
+        holders[host] = sorted({(path, names[secret]) for path, _, secret in lines})
+    token, exported = ("/tmp/home/.ray/auth_token", "Ray's token"), [("/tmp/home/secrets.sh", name) for name in SECRETS]
+    assert holders["laptop"] == sorted([token, ("/tmp/home/.ssh/id", "ssh key"), *exported])
+    assert holders["head"] == sorted([token, ("/tmp/home/ray_bootstrap_key.pem", "ssh key"), *exported])
+    assert holders["worker1"] == holders["worker2"] == [token]
     # what was searched has the run in it
     lab.on("head", "grep -qrF shapes_tiny ~/m2f/tracking ~/m2f/results/train")
     logs = f"{PRIVATE}/ray/session_latest/logs"
