@@ -147,7 +147,7 @@ def _workers(pools: Sequence[Mapping[str, Any]], steps: int) -> int | None:
 
 def _reason(end: Outcome | None, key: str) -> str | None:
     if end is None:
-        return "it ended without a word"
+        return "it could not write down how it ended; its last line above says why"
     if end.status == "diverged":
         return f"{end.reason}; a retry would replay it; to try all the same, delete runs/{key} in the storage root"
     return end.reason
@@ -273,11 +273,14 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
 def _trial(config: Mapping[str, Any], *, runs: Mapping[int, Run], resources: Resources, lines: Queue) -> None:
     """One seed, as the driver of its Ray Train run."""
     from pipeline.relay import relayed
-    from pipeline.train_job import run_name, train_seed
+    from pipeline.train_job import run_name, say, sentence, train_seed
 
     run = runs[config["seed"]]
     with relayed(lines, run_name(run)):
-        train_seed(run, resources, lines)
+        try:
+            train_seed(run, resources, lines)
+        except (ValueError, OSError) as error:  # the disk is full: neither we nor Tune can write down why it ended
+            say(run, f"failed: {sentence(error, run)}")
 
 
 def _forget_rays_notes(runs: Mapping[int, Run]) -> None:
