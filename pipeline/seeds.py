@@ -147,7 +147,7 @@ def _workers(pools: Sequence[Mapping[str, Any]], steps: int) -> int | None:
 
 def _reason(end: Outcome | None, key: str) -> str | None:
     if end is None:
-        return "it could not write down how it ended; its last line above says why"
+        return "it could not write down how it ended; its last line in the log says why"
     if end.status == "diverged":
         return f"{end.reason}; a retry would replay it; to try all the same, delete runs/{key} in the storage root"
     return end.reason
