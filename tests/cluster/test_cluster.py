@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 
 import pytest
 
@@ -43,14 +44,25 @@ def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(clu
     laptop = lab.start("laptop", f"cd ~/project && ray submit cluster.yaml pipeline/submit.py -- {REPRO}", log)
     wait_for("steps", lambda: "shapes_tiny seed 0: step" in log.read_text() or laptop.poll() is not None, 120)
     assert laptop.poll() is None, log.read_text()
-    assert [len(lab.pids(host, "RayTrainWorker")) > 0 for host in ("head", "worker1", "worker2")] == [False, True, True]
-    lab.cut("laptop")
-    assert laptop.wait(timeout=60) != 0  # ssh gives up
-    lab.heal("laptop")
-
-    # The same submitted again joins the job that runs; its log comes from the start.
-    output = cluster.laptop(f"python -m pipeline.submit run cluster.yaml {REPRO}", timeout_s=150)[1]
-    assert re.search(r"m2f-\d{8}-\d{6} does this already; joining it", output)
+    training = {host: lab.pids(host, "RayTrainWorker") for host in ("head", "worker1", "worker2")}
+    for host in training:  # held, so that it is still under way when the laptop is back, however fast this machine is
+        lab.kill(host, "RayTrainWorker", signal.SIGSTOP)
+    assert {host: bool(pids) for host, pids in training.items()} == {"head": False, "worker1": True, "worker2": True}
+    try:
+        lab.cut("laptop")
+        assert laptop.wait(timeout=60) != 0  # ssh gives up
+        lab.heal("laptop")
+        # The same submitted again joins the job that runs; its log comes from the start.
+        log = lab.folder / "joined.log"
+        again = lab.start("laptop", f"cd ~/project && python -m pipeline.submit run cluster.yaml {REPRO}", log)
+        joins = re.compile(r"m2f-\d{8}-\d{6} does this already; joining it")
+        wait_for("the job is joined", lambda: joins.search(log.read_text()) or again.poll() is not None, 60)
+    finally:
+        lab.heal("laptop")
+        for host in training:
+            lab.kill(host, "RayTrainWorker", signal.SIGCONT)
+    code, output = again.wait(timeout=150), log.read_text()
+    assert code == 0 and joins.search(output), output
     assert "shapes_tiny | Running stage 'train@shapes_tiny'" in output
     assert re.search(r"^  shapes_tiny: done after \d+ s", output, re.MULTILINE)
     assert "results brought home: " in output and "train@shapes_tiny" in output
