@@ -1,7 +1,8 @@
 """A training under random faults for a given time, on hosts in network namespaces: docs/soak.md shows what came out.
 
 Needs what `make test-cluster` needs: Linux, root, openssh-server, rsync and iproute2. The faults, their times and
-targets follow from the seed. Every 15 s the memory and open files of all processes are sampled, and a slope is fitted.
+targets follow from the seed. Every 15 s the memory, open files and processor time of all processes are sampled, and
+slopes are fitted to the first two.
 
 python -m benchmarks.soak [--minutes 45] [--seed 1] [--steps 1000] [--out soak.json] [--samples samples.csv]
 python -m benchmarks.soak --show soak.json                     # the tables of an earlier one
@@ -283,6 +284,8 @@ class Sample:
     """Its own (anonymous) memory, which no other process's start or end moves."""
     files: int
     """Open ones."""
+    cpu_s: float
+    """Processor time since its start, of user and system."""
 
 
 def sample(lab: Hosts, hosts: Iterable[str], at_s: float) -> Iterator[Sample]:
@@ -296,7 +299,10 @@ def sample(lab: Hosts, hosts: Iterable[str], at_s: float) -> Iterator[Sample]:
                     continue
                 memory = dict(re.findall(r"^(\w+): +(\d+) kB", proc.joinpath("smaps_rollup").read_text(), re.MULTILINE))
                 pss_mib, own_mib = (int(memory[key]) / 1024 for key in ("Pss", "Anonymous"))
-                yield Sample(at_s, host, name, pid, pss_mib, own_mib, len(list(proc.joinpath("fd").iterdir())))
+                after_name = proc.joinpath("stat").read_text().rpartition(")")[2].split()
+                cpu_s = sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+                files = len(list(proc.joinpath("fd").iterdir()))
+                yield Sample(at_s, host, name, pid, pss_mib, own_mib, files, cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +355,11 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
 
 
 def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """By role: number of processes, most memory (PSS) and files of one, the slopes of their own memory and files."""
+    """By role: number of processes, most memory (PSS) and files of one, the slopes of their own memory and files, and
+    how many cores all of them together kept busy in the mean of the whole time."""
     lines = []
+    times = [each.at_s for each in samples]
+    observed_s = max(times, default=0.0) - min(times, default=0.0)
     for name in dict.fromkeys(each.role for each in sorted(samples, key=lambda each: each.role)):
         by_process: dict[tuple[str, int], list[Sample]] = {}
         for each in samples:
@@ -359,6 +368,7 @@ def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         processes = list(by_process.values())
         memory = slope([(each.at_s, each.own_mib) for each in process] for process in processes)
         files = slope([(each.at_s, float(each.files)) for each in process] for process in processes)
+        cpu_s = sum(process[-1].cpu_s - process[0].cpu_s for process in processes)
         lines.append(
             {
                 "role": name,
@@ -366,6 +376,7 @@ def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
                 "longest_min": max((process[-1].at_s - process[0].at_s) / 60 for process in processes),
                 "most_mib": max(each.pss_mib for process in processes for each in process),
                 "most_files": max(each.files for process in processes for each in process),
+                "cores": cpu_s / observed_s if observed_s else 0.0,
                 "mib": memory and asdict(memory) | {"grows": memory.grows},
                 "files": files and asdict(files) | {"grows": files.grows},
             }
@@ -647,8 +658,17 @@ def tables(record: Mapping[str, Any]) -> str:
         return f"{fit['per_hour']:+.1f} ± {fit['error']:.1f}" + (" **grows**" if fit["grows"] else "")
 
     table(
-        "Memory (PSS) and open files of every kind of process; slopes of own memory and files, with standard error",
-        ["process", "how many", "longest life, min", "most MiB", "MiB per hour", "most files", "files per hour"],
+        "Memory (PSS), files and busy cores of every kind of process; slopes, of own memory, with standard error",
+        [
+            "process",
+            "how many",
+            "longest life, min",
+            "most MiB",
+            "MiB per hour",
+            "most files",
+            "files per hour",
+            "cores",
+        ],
         (
             [
                 line["role"],
@@ -658,6 +678,7 @@ def tables(record: Mapping[str, Any]) -> str:
                 rate(line["mib"]),
                 line["most_files"],
                 rate(line["files"]),
+                f"{line['cores']:.3f}",
             ]
             for line in record["memory"]
         ),

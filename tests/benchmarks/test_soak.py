@@ -146,7 +146,7 @@ def test_what_lives_too_short_or_not_at_all_has_no_slope() -> None:
 
 def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_two() -> None:
     samples = [
-        Sample(60.0 * minute, host, "raylet", 7, 150.0, 100.0 + minute / 60, 30)
+        Sample(60.0 * minute, host, "raylet", 7, 150.0, 100.0 + minute / 60, 30, 5.0 + 6.0 * minute)
         for minute in range(20)
         for host in ("worker1", "worker2")
     ]
@@ -154,6 +154,7 @@ def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_t
     assert (line["role"], line["processes"], line["longest_min"], line["most_files"]) == ("raylet", 2, 19.0, 30)
     assert line["mib"]["per_hour"] == pytest.approx(1.0) and line["mib"]["grows"]
     assert line["files"]["per_hour"] == 0 and not line["files"]["grows"]
+    assert line["cores"] == pytest.approx(0.2)  # 6 of 60 s each, of two
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ RECORD = {
     ],
     "memory": [
         {
-            "role": "raylet", "processes": 2, "longest_min": 19.0, "most_mib": 100.3, "most_files": 30,
+            "role": "raylet", "processes": 2, "longest_min": 19.0, "most_mib": 100.3, "most_files": 30, "cores": 0.2,
             "mib": {"per_hour": 1.0, "error": 0.1, "grows": True}, "files": None,
         }
     ],
@@ -218,7 +219,7 @@ def test_a_record_is_shown_as_tables(
     assert "| 68 | worker killed, worker1 | - | 3.5 | 25.0 | 24.0 | 12 | yes |" in shown
     assert "| 150 | link cut, worker2 | 16.2 | - | - | - | 0 | no |" in shown
     assert "| link cut | 1 | 0 | 0 | - | 0 |" in shown
-    assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short |" in shown
+    assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short | 0.200 |" in shown
     assert "| 0 | 2 | bit for bit | 0 | 0 |" in shown and "| (not finished) |  | - | - | 3 |" in shown
     assert "After `down` there was still: nothing." in shown
 
