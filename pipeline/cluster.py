@@ -10,7 +10,6 @@ M2F_ACCELERATOR_TYPE   only hosts with GPUs of this kind, by Ray's name for it: 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -220,7 +219,9 @@ def connect() -> None:
 def refuse_password(uri: str) -> None:
     """ValueError for a tracking URI with a password: workers get it as a setting of the job, which Ray's dashboard and
     log files show."""
-    if re.match(r"[\w+.-]+://[^/@]*:[^/@]*@", uri):
+    from pipeline.mlflow_client import LOGIN
+
+    if (login := LOGIN.search(uri)) and login[2]:
         raise ValueError(
             "MLFLOW_TRACKING_URI holds a password, which Ray would show on its dashboard; take it out, and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every machine, or write ~/.mlflow/credentials"

@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
+from pipeline.mlflow_client import LOGIN
+
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 """What is to be filled in stands in angle brackets: <id of the private subnet>."""
-
-PASSWORD = re.compile(r"\w://[^\s/@:]*:[^\s/@]+@")
-"""http://user:password@host."""
 
 PROVIDER_KEYS = {
     "aws": {
@@ -178,7 +177,7 @@ def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
     for source in (config.get("file_mounts") or {}).values() if key and not PLACEHOLDER.search(key) else ():
         if Path(key).expanduser().resolve().is_relative_to(Path(str(source)).expanduser().resolve()):
             yield f"auth.ssh_private_key lies in {source}, which goes to every machine; keep it in ~/.ssh"
-    if any(PASSWORD.search(text) for _, text in _texts(config, "")):
+    if any(login[2] for _, text in _texts(config, "") for login in LOGIN.finditer(text)):
         yield "a password stands in an address; the file goes to every machine and into logs: see docs/security.md"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AKIA[0-9A-Z]{16}", str(dict(config))):
         yield "an AWS key stands in the file; give the machines an instance profile (IamInstanceProfile) instead"

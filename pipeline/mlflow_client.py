@@ -28,6 +28,9 @@ a training and its evaluation are three processes, and a curve's close waits onc
 QUICK_S = 1.5
 """A call that takes longer is part of an outage too: only a quicker one brings patience back."""
 
+LOGIN = re.compile(r"(?<=\w://)([^/\s:]*)(:[^/\s]*)?@")
+"""user@ or user:password@ in an address, in two groups; a password may hold an @."""
+
 _CLIENT_SETTINGS = {
     # One attempt, where MLflow's own settings block for about 4 minutes; what failed is sent again later.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -52,12 +55,7 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """`tracking_uri()` to be printed: without the user and password that it may hold."""
-    return _without_login(tracking_uri())
-
-
-def _without_login(text: str) -> str:
-    """Addresses in a text without user and password; a password may hold an @."""
-    return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
+    return LOGIN.sub("", tracking_uri())
 
 
 def mlflow_client() -> MlflowClient:
@@ -146,7 +144,7 @@ def in_background(loss: str, action: Callable[[], object]) -> None:
 
 def warn(loss: str, error: Exception) -> None:
     """One line that says what MLflow lacks for now, and why."""
-    reason = _without_login(" ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
+    reason = LOGIN.sub("", " ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
     print(f"warning: {loss} ({shown_uri()}: {reason[:200]})", file=sys.stderr, flush=True)
 
 
