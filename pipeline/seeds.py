@@ -73,8 +73,8 @@ def train_row(
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published)
-        ends = [outcome(_run_dir(key)) for key in keys.values()]
-        tracking.log_row(dataset=row.dataset, row=row.name, statuses=[end.status for end in ends if end])
+    # Also where all were found finished: a driver that was lost with its host did not say so.
+    tracking.track_row(row, [_entry(row, seed, key) for seed, key in keys.items() if outcome(_run_dir(key))])
     entries = [{**_entry(row, seed, keys[seed]), "accepted": notes.get(seed)} for seed in seeds]
     result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
     if out is not None:
@@ -126,6 +126,7 @@ def _entry(row: Row, seed: int, key: str) -> dict[str, Any]:
         "behind": state.get("behind", []),
         "peak_memory_mib": result["peak_memory_mib"] if result else None,
         "train_s": result["train_s"] if result else None,
+        "worker_s": _worker_s(pools, result["train_s"]) if result and pools else None,
         "workers": _workers(pools, row.train.steps) or launched["workers"],
         "pools": pools,
         "images_per_s": result["images_per_s"] if result else None,
@@ -143,6 +144,12 @@ def _workers(pools: Sequence[Mapping[str, Any]], steps: int) -> int | None:
     for pool, end in zip(pools, [*(later["from_step"] for later in pools[1:]), steps], strict=False):
         made[pool["workers"]] = made.get(pool["workers"], 0) + end - pool["from_step"]
     return max(made, key=lambda workers: (made[workers], workers), default=None)
+
+
+def _worker_s(pools: Sequence[Mapping[str, Any]], train_s: float) -> float:
+    """The time of a training times its workers, pool by pool; what was lost and done again counts once."""
+    ends = [*(later["train_s"] for later in pools[1:]), train_s]
+    return round(sum((end - pool["train_s"]) * pool["workers"] for pool, end in zip(pools, ends, strict=True)), 1)
 
 
 def _reason(end: Outcome | None, key: str) -> str | None:

@@ -308,12 +308,13 @@ def work(config: Mapping[str, Any]) -> None:
 
 
 def note_pool(run: Run, host: str) -> None:
-    """Write down in pools.json, on rank 0, which workers go on with the run and from which step.
+    """Write down in pools.json, on rank 0, which workers go on with the run, and from where.
 
     Each pool in turn that made steps which are still there. `host`: what this worker calls its own.
     """
     import torch.distributed as dist
 
+    from pipeline.checkpoints import newest_checkpoint, read_header, step_of
     from pipeline.provenance import device_name
     from pipeline.train_loop import Worker
 
@@ -322,8 +323,10 @@ def note_pool(run: Run, host: str) -> None:
     if worker.size > 1:
         dist.all_gather_object(places, places[0])
     if worker.rank == 0:
+        newest = newest_checkpoint(run.run_dir)
         pool = {
-            "from_step": _saved_steps(run.run_dir),
+            "from_step": step_of(newest) if newest else 0,
+            "train_s": read_header(newest)["state"]["train_s"] if newest else 0.0,
             "time_ms": int(time.time() * 1000),
             "workers": worker.size,
             "hosts": len({host for host, _ in places}),

@@ -217,12 +217,13 @@ def _seeds(
             seed["per_class"] = _per_class(entry["checkpoints"][decides]["per_class"])
         training = trainings.get(entry["run_key"], {})
         environment = training.get("environment") or {}
-        seed |= {key: training.get(key) for key in ("train_s", "workers", "images_per_s", "peak_memory_mib")}
+        timed = ("train_s", "worker_s", "workers", "images_per_s", "peak_memory_mib")
+        seed |= {key: training.get(key) for key in timed}
         seed["accepted"] = training.get("accepted")
         seed["device"] = environment.get("device")
         seed["gpu"] = bool(environment.get("cuda"))
-        known = seed["gpu"] and seed["train_s"] is not None
-        seed["gpu_hours"] = seed["train_s"] * (seed["workers"] or 1) / 3600 if known else None
+        known = seed["gpu"] and seed["worker_s"] is not None
+        seed["gpu_hours"] = seed["worker_s"] / 3600 if known else None
         seed["behind"] = [
             {**point, "value": 100 * point["value"], "expected": 100 * point["expected"]}
             for point in training.get("behind") or ()

@@ -110,7 +110,8 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
                     for kind, step in (("last", row.train.steps), ("best", row.train.steps - row.train.val_interval))
                 },
                 "metrics": {},
-                "train_s": 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number),
+                "train_s": (train_s := 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number)),
+                "worker_s": train_s * (2 if cpu else 8),
                 "workers": 2 if cpu else 8,
                 "images_per_s": 10.0 if cpu else 51.0,
                 "peak_memory_mib": None if cpu else 1024 * (row.published.get("train_mem_gib", 14.0) + 0.1),

@@ -23,11 +23,13 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 
 from m2f.losses import Divergence
 from pipeline import train_job
+from pipeline.checkpoints import save_checkpoint
 from pipeline.cluster import Resources, ray_storage
 from pipeline.files import sha256, write_json
+from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
 from pipeline.provenance import run_key
-from pipeline.seeds import _workers, refuse_if_too_costly, train_row
+from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
 from pipeline.train_loop import Left, Run
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.ray_hosts import RayHosts
@@ -194,10 +196,19 @@ def test_finished_seeds_need_neither_ray_nor_torch(
         "from pipeline.seeds import train_row\n"
         "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
         "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
-        "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch', 'mlflow', 'pyarrow') if n in sys.modules])"
+        "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch') if n in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout == "finished []\n"
+
+
+def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_found_again(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    mlflow_client().update_run(seed["mlflow_run_id"], status="RUNNING")
+    train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    assert mlflow_client().get_run(seed["mlflow_run_id"]).info.status == "FINISHED"
 
 
 def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
@@ -383,9 +394,13 @@ def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: R
     train_job.note_pool(small_run, "a")
     train_job.note_pool(small_run, "a")  # lost before its first checkpoint
     assert noted() == [(0, 1, 1)]
-    (small_run.run_dir / "checkpoints/step-00000004.safetensors").touch()
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = {"train_s": 60.0}
+    save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
     train_job.note_pool(small_run, "a")
     assert noted() == [(0, 1, 1), (4, 1, 1)]
+    assert [pool["train_s"] for pool in json.loads((small_run.run_dir / "pools.json").read_text())] == [0.0, 60.0]
     assert train_job._workers_in_turn(small_run) == {}
     pools = json.loads((small_run.run_dir / "pools.json").read_text())
     counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
@@ -405,13 +420,19 @@ def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> 
     assert of() is None
 
 
+def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_pools() -> None:
+    # 60 s on 8 workers, 30 s on 4 and 10 s on 8 again: 480 + 120 + 80
+    pools = [{"train_s": 0.0, "workers": 8}, {"train_s": 60.0, "workers": 4}, {"train_s": 90.0, "workers": 8}]
+    assert _worker_s(pools, 100.0) == 680.0
+
+
 def test_a_training_in_this_process_says_so_in_its_result(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     (pool,) = seed["pools"]
     assert (seed["workers"], pool["from_step"], pool["workers"], pool["hosts"]) == (1, 0, 1, 1)
-    assert pool["devices"] == [seed["environment"]["device"]]
+    assert pool["devices"] == [seed["environment"]["device"]] and seed["worker_s"] == seed["train_s"] > 0
 
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
