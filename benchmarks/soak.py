@@ -397,15 +397,16 @@ class Soak:
     lab: Hosts
     record: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
-    workers_seen: dict[str, set[int]] = field(default_factory=dict)
-    """By run: how many workers it was seen to train with."""
-    mlflow: dict[str, list[int]] = field(default_factory=dict)
-    """By run: the steps of its loss that MLflow has, in the order it has them."""
 
     @property
     def runs(self) -> Path:
-        """The run folders."""
-        return self.lab.folder / "shared/storage/runs"
+        """The run folders, while there are hosts."""
+        return self.lab.shared / "storage/runs"
+
+    @property
+    def kept(self) -> Path:
+        """A copy of the storage root: what the hosts share is gone with them."""
+        return self.lab.folder / "kept"
 
     def go(self) -> None:
         """Cluster up, training, faults, end; the record of it."""
@@ -427,7 +428,7 @@ class Soak:
                 say("the training has begun")
                 self._disturb(watch, job)
                 self.record["job_ended_by_itself"] = job.poll() is not None
-                self.mlflow = self._steps_in_mlflow()
+                in_mlflow = self._steps_in_mlflow()
                 cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=300, check=False)
             job.wait(timeout=300)
             shutil.copy(self.lab.home("head") / "m2f/results/shard/shapes.json", self.lab.folder / "manifest.json")
@@ -436,6 +437,10 @@ class Soak:
             cluster.laptop("python -m pipeline.submit down cluster.yaml", timeout_s=300)
             time.sleep(3)
             self.record["left"] = self._left()
+            shutil.copytree(self.lab.shared / "storage", self.kept)
+            self.record["seeds"] = [
+                about(folder, in_mlflow.get(folder.name, []), self.steps) for folder in sorted(self.runs.iterdir())
+            ]
         finally:
             if job.poll() is None:
                 job.kill()
@@ -481,13 +486,7 @@ class Soak:
 
     def _sample(self, watch: Watch, end: threading.Event) -> None:
         while not end.wait(SAMPLE_EVERY_S):
-            now_s = watch.now_s()
-            found = list(sample(self.lab, ("head", *WORKERS), now_s))
-            self.samples += found
-            training = sum(each.role == "training worker" for each in found)
-            near = {look.run for look in watch.seen[-20:] if look.kept is None and abs(look.at_s - now_s) < 2}
-            for run in near:
-                self.workers_seen.setdefault(run, set()).add(training)
+            self.samples += sample(self.lab, ("head", *WORKERS), watch.now_s())
 
     def _steps_in_mlflow(self) -> dict[str, list[int]]:
         """By run key, the steps of the loss that MLflow has, in the order it has them."""
@@ -508,37 +507,24 @@ class Soak:
         return [f"{each.role} on {each.host}" for each in found if each.role != "MLflow server"]
 
     def check(self) -> None:
-        """Every run: steps in MLflow; the finished ones also beside an undisturbed training of the same seed. Needs the
-        lab's folder, not its hosts."""
-        entries = self.record["seeds"] = []
-        for folder in sorted(self.runs.iterdir()):
-            finished = folder / "finished.json"
-            steps = self.mlflow.get(folder.name, [])
-            entry: dict[str, Any] = {
-                "run": folder.name,
-                "finished": finished.exists(),
-                "mlflow_doubled": len(steps) - len(set(steps)),
-                "workers_seen": sorted(self.workers_seen.get(folder.name, ())),
-            }
-            if finished.exists():
-                entry |= {"seed": json.loads(finished.read_text())["seed"]}
-                entry["mlflow_lost"] = len(set(range(LOG_EVERY, self.steps + 1, LOG_EVERY)) - set(steps))
+        """Put finished runs beside undisturbed trainings of their seeds. Needs the lab's folder, not its hosts."""
+        for entry in self.record["seeds"]:
+            if entry["finished"]:
                 say(f"seed {entry['seed']} again, undisturbed")
-                entry["equal"] = self._equals_undisturbed(folder, entry["seed"])
-            entries.append(entry)
+                entry |= beside(self.kept / "runs" / entry["run"], self._undisturbed(entry), self.steps)
 
-    def _equals_undisturbed(self, disturbed: Path, seed: int) -> bool:
-        """Whether two processes without Ray that train the seed end with the same bits in weights and optimiser."""
-        again = self.lab.folder / "again" / disturbed.name
+    def _undisturbed(self, entry: Mapping[str, Any]) -> Path:
+        """The run folder of two processes that train a run's seed without Ray."""
+        again = self.lab.folder / "again" / entry["run"]
         params = str(self.lab.folder / "params.yaml")
-        job = {"params": params, "seed": seed, "run_key": disturbed.name, "run_dir": again}
+        job = {"params": params, "seed": entry["seed"], "run_key": entry["run"], "run_dir": again}
         (self.lab.folder / "job.pickle").write_bytes(
             pickle.dumps(job | {"manifest": json.loads((self.lab.folder / "manifest.json").read_text())})
         )
         environment = {
             **os.environ,
             "PYTHONPATH": str(PROJECT),
-            "M2F_STORAGE": str(self.lab.folder / "shared/storage"),
+            "M2F_STORAGE": str(self.kept),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "WORLD_SIZE": "2",
@@ -556,8 +542,7 @@ class Soak:
                     process.kill()
         if any(failed):
             raise RuntimeError((self.lab.folder / "again.log").read_text()[-2000:])
-        name = f"checkpoints/step-{self.steps:08d}.safetensors"
-        return equal(disturbed / name, again / name)
+        return again
 
     def _wait(self, condition: Any, timeout_s: float, job: subprocess.Popen[bytes], what: str, log: Path) -> None:
         deadline = time.monotonic() + timeout_s
@@ -565,6 +550,54 @@ class Soak:
             if time.monotonic() > deadline or job.poll() is not None:
                 raise RuntimeError(f"waited for {what} in vain: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.3)
+
+
+def about(folder: Path, in_mlflow: Sequence[int], steps: int) -> dict[str, Any]:
+    """A run: whether it finished, its pools, and what MLflow lacks of it or has twice.
+
+    `in_mlflow`: steps of its loss that MLflow has. `steps`: of a whole training.
+    """
+    finished, pools = folder / "finished.json", folder / "pools.json"
+    entry: dict[str, Any] = {
+        "run": folder.name,
+        "finished": finished.exists(),
+        "pools": [
+            (pool["from_step"], pool["workers"]) for pool in (json.loads(pools.read_text()) if pools.exists() else ())
+        ],
+        "mlflow_doubled": len(in_mlflow) - len(set(in_mlflow)),
+    }
+    if finished.exists():
+        entry["seed"] = json.loads(finished.read_text())["seed"]
+        entry["mlflow_lost"] = len(set(range(LOG_EVERY, steps + 1, LOG_EVERY)) - set(in_mlflow))
+    return entry
+
+
+def beside(disturbed: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
+    """Two finished runs of a seed.
+
+    `equal`: weights and optimiser are, bit for bit. `same_to`: the step to which all losses are. `apart`: by what part
+    of it the next loss differs; None: there is none. `pq`: of both at the end.
+    """
+    name = f"checkpoints/step-{steps:08d}.safetensors"
+    ours, theirs = losses(disturbed), losses(undisturbed)
+    same_to, apart = 0, None
+    for step, loss in theirs.items():
+        if ours.get(step) != loss:
+            apart = abs(ours.get(step, math.nan) / loss - 1)
+            break
+        same_to = step
+    return {
+        "equal": equal(disturbed / name, undisturbed / name),
+        "same_to": same_to,
+        "apart": apart,
+        "pq": [json.loads((run / "finished.json").read_text())["metrics"]["pq"] for run in (disturbed, undisturbed)],
+    }
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """A run's loss by step, oldest first."""
+    points = (json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines())
+    return {point["step"]: point["loss"] for point in points if "loss" in point}
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -683,23 +716,51 @@ def tables(record: Mapping[str, Any]) -> str:
             for line in record["memory"]
         ),
     )
+
+    def compared(line: Mapping[str, Any]) -> str | None:
+        if not line["finished"]:
+            return None
+        if line["equal"]:
+            return "bit for bit"
+        apart = "" if line["apart"] is None else f", the next {line['apart']:.0e} apart"
+        return f"no: losses equal to step {line['same_to']}{apart}"
+
+    seeds = sorted(record["seeds"], key=lambda line: line.get("seed", math.inf))
     table(
         "Seeds",
-        ["seed", "workers seen", "equals an undisturbed training", "steps MLflow lacks", "steps MLflow has twice"],
+        [
+            "seed",
+            "workers",
+            "equals an undisturbed training",
+            "PQ, undisturbed",
+            "steps MLflow lacks",
+            "steps MLflow has twice",
+        ],
         (
             [
                 line["seed"] if line["finished"] else "(not finished)",
-                ", ".join(map(str, line["workers_seen"])),
-                ("bit for bit" if line["equal"] else "no") if line["finished"] else None,
+                in_turn(line["pools"]),
+                compared(line),
+                ", ".join(f"{100 * value:.2f}" for value in line["pq"]) if line["finished"] else None,
                 line.get("mlflow_lost"),
                 line["mlflow_doubled"],
             ]
-            for line in record["seeds"]
+            for line in seeds
         ),
     )
     left = ", ".join(record["left"]) or "nothing"
     text.append(f"\nSteps done twice: {record['steps_done_twice']}. After `down` there was still: {left}.")
     return "\n".join(text)
+
+
+def in_turn(pools: Sequence[tuple[int, int]]) -> str | None:
+    """How many workers there were: 2, 1 from step 120, 2 from step 140; None before the first."""
+    before, text = None, []
+    for step, workers in pools:
+        if workers != before:
+            text.append(f"{workers} from step {step}" if text else str(workers))
+        before = workers
+    return ", ".join(text) or None
 
 
 def machine() -> str:

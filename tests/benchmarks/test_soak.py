@@ -200,10 +200,15 @@ RECORD = {
     ],
     "seeds": [
         {
-            "run": "ab", "finished": True, "seed": 0, "equal": True, "workers_seen": [2], "mlflow_lost": 0,
+            "run": "ab", "finished": True, "seed": 1, "equal": False, "same_to": 118, "apart": 2.4e-7,
+            "pools": [[0, 2], [40, 2], [120, 1], [140, 2]], "pq": [0.3514, 0.349], "mlflow_lost": 0,
             "mlflow_doubled": 0,
         },
-        {"run": "cd", "finished": False, "workers_seen": [], "mlflow_doubled": 3},
+        {
+            "run": "ef", "finished": True, "seed": 0, "equal": True, "same_to": 1000, "apart": None,
+            "pools": [[0, 2], [60, 2]], "pq": [0.36, 0.36], "mlflow_lost": 0, "mlflow_doubled": 0,
+        },
+        {"run": "cd", "finished": False, "pools": [], "mlflow_doubled": 3},
     ],
     "left": [],
 }  # fmt: skip
@@ -220,7 +225,12 @@ def test_a_record_is_shown_as_tables(
     assert "| 150 | link cut, worker2 | 16.2 | - | - | - | 0 | no |" in shown
     assert "| link cut | 1 | 0 | 0 | - | 0 |" in shown
     assert "| raylet | 2 | 19 | 100 | +1.0 ± 0.1 **grows** | 30 | too short | 0.200 |" in shown
-    assert "| 0 | 2 | bit for bit | 0 | 0 |" in shown and "| (not finished) |  | - | - | 3 |" in shown
+    apart = "no: losses equal to step 118, the next 2e-07 apart"
+    assert shown.splitlines()[-5:-2] == [
+        "| 0 | 2 | bit for bit | 36.00, 36.00 | 0 | 0 |",
+        f"| 1 | 2, 1 from step 120, 2 from step 140 | {apart} | 35.14, 34.90 | 0 | 0 |",
+        "| (not finished) | - | - | - | - | 3 |",
+    ]
     assert "After `down` there was still: nothing." in shown
 
 
@@ -238,6 +248,14 @@ def test_checkpoints_are_equal_when_every_bit_is_whatever_their_headers_say(tmp_
     assert not soak.equal(tmp_path / "one", tmp_path / "fewer")
 
 
+def test_a_run_is_told_by_its_pools_and_by_what_mlflow_has_of_it(tmp_path: Path) -> None:
+    (tmp_path / "pools.json").write_text('[{"from_step": 0, "workers": 2}, {"from_step": 4, "workers": 1}]')
+    unfinished = {"run": tmp_path.name, "finished": False, "pools": [(0, 2), (4, 1)], "mlflow_doubled": 1}
+    assert soak.about(tmp_path, [2, 4, 4], 8) == unfinished
+    (tmp_path / "finished.json").write_text('{"seed": 5}')
+    assert soak.about(tmp_path, [2, 4, 4], 8) == unfinished | {"finished": True, "seed": 5, "mlflow_lost": 2}  # 6 and 8
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
@@ -246,14 +264,21 @@ def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
     copy.params["datasets"]["shapes"]["generate"] |= {"train": 8, "val": 2}
     copy.params["rows"]["shapes_tiny"]["train"] |= {"steps": 3, "val_interval": 3, "log_every": 1}
     copy.write_params()
-    copy.dvc("repro", "--no-run-cache", "shard@shapes", M2F_STORAGE=str(tmp_path / "shared/storage"))
+    copy.dvc("repro", "--no-run-cache", "shard@shapes", M2F_STORAGE=str(tmp_path / "kept"))
     shutil.copy(copy.folder / "params.yaml", tmp_path)
     shutil.copy(copy.folder / "results/shard/shapes.json", tmp_path / "manifest.json")
-    whole = soak.Soak(minutes=1.0, seed=1, steps=3, lab=Hosts(tmp_path))
-    with pytest.raises(FileNotFoundError):  # it trains, and there is nothing to compare with yet
-        whole._equals_undisturbed(whole.runs / "key", 0)
-    shutil.move(tmp_path / "again/key", whole.runs / "key")
-    assert whole._equals_undisturbed(whole.runs / "key", 0)
+    entry = {"run": "key", "seed": 0, "finished": True}
+    whole = soak.Soak(minutes=1.0, seed=1, steps=3, lab=Hosts(tmp_path), record={"seeds": [entry]})
+    shutil.move(whole._undisturbed(entry), whole.kept / "runs/key")
+    whole.check()
+    assert (entry["equal"], entry["same_to"], entry["apart"]) == (True, 3, None)
+    # and one whose second loss is another: 1 % more
+    curve = whole.kept / "runs/key/curve.jsonl"
+    points = [json.loads(line) for line in curve.read_text().splitlines()]
+    points[1]["loss"] *= 1.01
+    curve.write_text("".join(json.dumps(point) + "\n" for point in points))
+    found = soak.beside(curve.parent, tmp_path / "again/key", 3)
+    assert found["same_to"] == 1 and found["apart"] == pytest.approx(0.01)
 
 
 def test_the_page_names_the_command_and_the_bounds_of_the_faults() -> None:
