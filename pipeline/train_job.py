@@ -386,6 +386,10 @@ def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
+_GUESSES = re.compile(r" Some common causes| This is typically caused by")
+"""From here on, Ray and gloo guess."""
+
+
 def sentence(error: BaseException, run: Run) -> str:
     """An exception in one sentence: our own as it is, another with its type and last line."""
     import torch
@@ -399,7 +403,7 @@ def sentence(error: BaseException, run: Run) -> str:
         )
     if isinstance(error, (ValueError, OSError)):
         return " ".join(text.split())
-    return f"{type(error).__name__}: {_last_line(text).partition(' Some common causes')[0]}"
+    return f"{type(error).__name__}: {_GUESSES.split(_last_line(text))[0]}"
 
 
 def _first_line(text: str) -> str:

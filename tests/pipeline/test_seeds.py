@@ -249,6 +249,15 @@ def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(e
     assert train_job.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
 
 
+def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None:
+    error = RuntimeError(
+        "Traceback:\n[gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033. This is typically "
+        "caused by a remote worker crashing."
+    )
+    said = train_job.sentence(error, small_run)
+    assert said == "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033."
+
+
 def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
     assert train_job.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
     assert train_job.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
