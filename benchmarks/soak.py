@@ -51,10 +51,8 @@ PATIENCE_S = 180.0
 """How long the last fault may take to be got over."""
 FINISH_S = 900.0
 """How much longer the training may take than it was given, until a seed has finished that can be compared."""
-WARM_UP_S = 60.0
-"""What a process takes before this age, and before a quarter of its observed life, says nothing about growth."""
-LEAST_SAMPLES = 4
-"""Of a process after its warm-up."""
+LEAST_LIFE_S = 600.0
+"""A process that lived shorter, and the first quarter of another's observed life, say nothing about growth."""
 SIGNIFICANT = 3.0
 """A slope of more standard errors than this is growth."""
 
@@ -246,6 +244,7 @@ ROLES: Mapping[str, str] = {
     "ImplicitFunc": "trial (driver of a seed)",
     "_QueueActor": "queue of log lines",
     "JobSupervisor": "job supervisor",
+    "TrainStateActor": "Ray Train's record of runs",
     "RuntimeEnvAgent": "runtime environment agent",
     "DashboardAgent": "dashboard agent",
     "ray::IDLE": "idle Ray worker",
@@ -262,10 +261,14 @@ ROLES: Mapping[str, str] = {
 """What a command line holds, and the role of its process; the first that fits."""
 
 
+_NOT_OURS = {"sshd", "sshd:", "bash", "sh", "flock", "setsid", "sleep", "unshare"}
+"""Programs of a host and its shells."""
+
+
 def role(command: str) -> str | None:
-    """The role of a process; None: it is none of ours (sshd, shells)."""
+    """The role of a process; None: it is none of ours."""
     program = command.partition(" ")[0]
-    if not command or program.rpartition("/")[2] in ("sshd", "sshd:", "bash", "sh", "flock", "setsid", "sleep"):
+    if not command or program.rpartition("/")[2] in _NOT_OURS:
         return None
     return next((name for needle, name in ROLES.items() if needle in command), f"other: {program.rpartition('/')[2]}")
 
@@ -325,7 +328,7 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
     """The common slope of several processes of one role by least squares; None: too few samples.
 
     `series`: for each process (seconds, value), oldest first. Each has a level of its own, so that a restarted one that
-    needs less says nothing about growth. Warm-ups are left out. Successive samples resemble each other, so the
+    needs less says nothing about growth. LEAST_LIFE_S counts. Successive samples resemble each other, so the
     standard error is widened by sqrt((1 + r) / (1 - r)) where r is the correlation of a residual with
     the one before it.
     """
@@ -334,8 +337,8 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
         if not points:
             continue
         first, last = points[0][0], points[-1][0]
-        settled = [(at, value) for at, value in points if at - first >= max(WARM_UP_S, (last - first) / 4)]
-        if len(settled) >= LEAST_SAMPLES:
+        if last - first >= LEAST_LIFE_S:
+            settled = [(at, value) for at, value in points if at - first >= (last - first) / 4]
             mean_t, mean_v = (statistics.fmean(column) for column in zip(*settled, strict=True))
             kept.append([((at - mean_t) / 3600, value - mean_v) for at, value in settled])
     count = sum(map(len, kept))

@@ -141,7 +141,8 @@ def test_a_restarted_process_with_another_level_is_no_growth_and_a_common_slope_
 
 def test_what_lives_too_short_or_not_at_all_has_no_slope() -> None:
     assert slope([]) is None
-    assert slope([[(15.0 * count, 100.0) for count in range(7)], []]) is None  # 3 samples after the first minute
+    assert slope([[(15.0 * count, 100.0) for count in range(40)], []]) is None  # 585 s
+    assert slope([[(15.0 * count, 100.0) for count in range(41)], []]) is not None
 
 
 def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_two() -> None:
@@ -166,6 +167,7 @@ def test_growth_is_told_by_role_and_processes_of_two_hosts_with_one_number_are_t
         ("ray::SomethingElse", "other Ray actor"),
         ("/env/bin/python /env/bin/mlflow server --port 5000", "MLflow server"),
         ("bash --login -c ray start", None),
+        ("unshare --mount --pid bash -c ray", None),
         ("sshd: /usr/sbin/sshd -D [listener]", None),
         ("/usr/bin/python3 something.py", "other: python3"),
         ("", None),
