@@ -6,13 +6,16 @@ or 16 GPUs, so more GPUs are more trainings side by side. Equal settings print e
 python -m benchmarks.scale [--chart docs/scale.svg]
 python -m benchmarks.scale --measure mlflow [--database sqlite:////tmp/x.db] [--seconds 20]
 python -m benchmarks.scale --measure checkpoint [--folder /tmp]
+python -m benchmarks.scale --measure head --samples samples.csv   # of benchmarks.soak
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import http.client
+import itertools
 import json
 import math
 import os
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +68,7 @@ STORAGE: Mapping[str, tuple[float, float]] = {
 """Kind of storage root -> bytes a second that one host gets, and that all get together."""
 RAY_LIMITS = {"machines": 250, "actors": 10_000, "placement groups": 1_000}
 """That Ray's own release tests go up to."""
-HEAD_MIB = 32 * 1024
+HEAD_MIB, HEAD_CORES = 32 * 1024, 8
 """An m6i.2xlarge, the head of cluster.yaml."""
 NODE_DAYS: Mapping[str, float] = {
     "Meta's research clusters, 8-GPU jobs": 47.7,
@@ -76,20 +80,30 @@ NODE_DAYS: Mapping[str, float] = {
 # Measured here
 
 
+@dataclass(frozen=True, slots=True)
+class HeadLoad:
+    """What some processes take on a cluster's head."""
+
+    mib: float
+    """Memory (PSS)."""
+    cores: float
+    """Cores kept busy in the mean."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """On an AMD EPYC with 2 cores, beside other work; docs/scale.md has the commands."""
+    """On an AMD EPYC with 2 cores, all but the head beside other work; docs/scale.md has the commands."""
 
     mlflow_metrics_s: Mapping[str, float]
     """Database -> values a second that one MLflow server stores, of eight senders of a point at a time."""
     checkpoint_bytes_s: float
     """Of writing a checkpoint to a local disk."""
-    head_base_mib: float
-    """Ray, the dashboard and MLflow on a head without work."""
-    head_row_mib: float
-    """What a row takes on the head: dvc repro, stages.train, the queue of its log lines."""
-    head_pool_mib: float
-    """What a training takes on the head: the driver of its seed, Ray Train's controller and its helpers."""
+    head_base: HeadLoad
+    """Ray, the dashboard, MLflow and a job on a head."""
+    head_row: HeadLoad
+    """What a row takes there: dvc repro, stages.train, the queue of its log lines."""
+    head_pool: HeadLoad
+    """What a training takes there: the driver of its seed, Ray Train's controller and its helpers."""
     actors_per_pool: int
     """Besides its workers."""
 
@@ -97,9 +111,9 @@ class Measured:
 MEASURED = Measured(
     mlflow_metrics_s={"sqlite": 724, "PostgreSQL": 781},
     checkpoint_bytes_s=166e6,
-    head_base_mib=1143,
-    head_row_mib=630,
-    head_pool_mib=1424,
+    head_base=HeadLoad(1463, 0.144),
+    head_row=HeadLoad(677, 0.017),
+    head_pool=HeadLoad(1507, 0.039),
     actors_per_pool=5,
 )
 
@@ -284,15 +298,23 @@ def bounds(found: Sequence[Training], measured: Measured = MEASURED) -> list[Bou
     reads = mean(each.read_bytes_s / each.pools for each in found) / GB
     writes = mean(each.checkpoint_bytes / each.interval_s / each.pools for each in found) / GB
     metrics = mean(each.metrics_s / each.pools for each in found)
-    head = measured.head_pool_mib + measured.head_row_mib / rows
+    head, row, pool = measured.head_base, measured.head_row, measured.head_pool
     return [
         Bound(
             name="head: memory",
             unit="GiB",
-            base=measured.head_base_mib / 1024,
-            per_pool=head / 1024,
+            base=head.mib / 1024,
+            per_pool=(pool.mib + row.mib / rows) / 1024,
             limit=HEAD_MIB / 1024,
             change="a larger head: m6i.8xlarge (128 GiB)",
+        ),
+        Bound(
+            name="head: processor",
+            unit="cores",
+            base=head.cores,
+            per_pool=pool.cores + row.cores / rows,
+            limit=HEAD_CORES,
+            change="a larger head: m6i.8xlarge (32 cores)",
         ),
         Bound(
             name="MLflow on sqlite",
@@ -521,12 +543,17 @@ def show_inputs(found: Sequence[Training]) -> None:
         ["MLflow: values a second of a pool, least to most", f"{min(metrics):.1f} to {max(metrics):.1f}"],
         *([f"MLflow on {name}: values a second", f"{rate:,.0f}"] for name, rate in MEASURED.mlflow_metrics_s.items()),
         ["writing a checkpoint to this machine's disk, MB/s", f"{MEASURED.checkpoint_bytes_s / 1e6:,.0f}"],
-        ["head without work, MiB", f"{MEASURED.head_base_mib:,.0f}"],
-        ["head, for each row, MiB", f"{MEASURED.head_row_mib:,.0f}"],
-        ["head, for each training, MiB", f"{MEASURED.head_pool_mib:,.0f}"],
+        *(
+            [f"head, {what}: MiB, busy cores", f"{load.mib:,.0f}, {load.cores:.3f}"]
+            for what, load in (
+                ("without a row", MEASURED.head_base),
+                ("for each row", MEASURED.head_row),
+                ("for each training", MEASURED.head_pool),
+            )
+        ),
         ["Ray actors of a training besides its workers", str(MEASURED.actors_per_pool)],
     ]
-    table("Measured on an AMD EPYC with 2 cores, beside other work", ["", ""], lines)
+    table("Measured on an AMD EPYC with 2 cores; MLflow and the disk beside other work", ["", ""], lines)
 
 
 def chart(found: Sequence[Training], path: str) -> None:
@@ -540,9 +567,9 @@ def chart(found: Sequence[Training], path: str) -> None:
     figure, axis = pyplot.subplots(figsize=(9.5, 4.2))
     sizes = [8 * 2**power for power in range(10)]
     axis.axhspan(1, 100, color="#f3e3e0", linewidth=0)
-    colours = ["#2f8f6b", "#b5483c", "#3c6fb0", "#7aa2d0", "#c08a2e", "#82bfa4", "#555555", "#aaaaaa"]
+    colours = ["#2f8f6b", "#b5483c", "#3c6fb0", "#7aa2d0", "#c08a2e", "#82bfa4", "#8d5fa8", "#555555", "#aaaaaa"]
     steepest = sorted(bounds(found), key=lambda bound: -bound.load(4096) / bound.limit)
-    for bound, colour, style in zip(steepest, colours, ["-", "--"] * 4, strict=True):
+    for bound, colour, style in zip(steepest, colours, itertools.cycle(["-", "--"]), strict=False):
         parts = [bound.load(gpus) / bound.limit for gpus in sizes]
         axis.plot(sizes, parts, color=colour, linestyle=style, label=bound.name)
     axis.set(xscale="log", yscale="log", ylim=(1e-3, 20), xlim=(8, 4096), xlabel="GPUs", ylabel="part of the limit")
@@ -702,13 +729,54 @@ def measure_checkpoint(params: Params, folder: str) -> None:
     )
 
 
+OF_A_ROW = {"stage of the row (stages.train)", "dvc repro", "queue of log lines"}
+OF_A_TRAINING = {"trial (driver of a seed)", "train controller", "other Ray actor"}
+"""Roles of benchmarks.soak; what else runs on a head is there without a row."""
+
+
+def head_loads(samples: Iterable[Mapping[str, str]]) -> dict[str, HeadLoad]:
+    """What the head's processes take, by "base", "row" and "training", of benchmarks.soak's samples with one training
+    at a time: memory, for each role the median over the samples of all its processes together; processor time, that of
+    all of them over the whole time."""
+    mib: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
+    cpu_s: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for each in samples:
+        if each["host"] == "head":
+            mib[each["role"]][float(each["at_s"])] += float(each["pss_mib"])
+            cpu_s[each["role"], each["pid"]].append(float(each["cpu_s"]))
+    times = sorted({at_s for of_role in mib.values() for at_s in of_role})
+    loads = {}
+    for name in ("base", "row", "training"):
+        roles = {
+            role
+            for role in mib
+            if name == ("row" if role in OF_A_ROW else "training" if role in OF_A_TRAINING else "base")
+        }
+        loads[name] = HeadLoad(
+            mib=sum(statistics.median(mib[role].get(at_s, 0.0) for at_s in times) for role in roles),
+            cores=sum(of[-1] - of[0] for (role, _), of in cpu_s.items() if role in roles) / (times[-1] - times[0]),
+        )
+    return loads
+
+
+def measure_head(path: str) -> None:
+    """What the head took in a soak."""
+    with open(path, newline="") as file:
+        loads = head_loads(csv.DictReader(file))
+    lines = [[name, f"{load.mib:,.0f}", f"{load.cores:.3f}"] for name, load in loads.items()]
+    table(f"The head in {path}", ["", "MiB", "busy cores"], lines)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
     parser.add_argument("--chart", help="file to draw a chart into, .svg or .png; default: none is drawn")
-    parser.add_argument("--measure", choices=("mlflow", "checkpoint"), help="measure this, instead of the tables")
+    parser.add_argument(
+        "--measure", choices=("mlflow", "checkpoint", "head"), help="measure this, instead of the tables"
+    )
     parser.add_argument("--database", default="", help="of the MLflow server; default: a new sqlite")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement; default: %(default)s")
+    parser.add_argument("--samples", default="samples.csv", help="of a soak; default: %(default)s")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="that checkpoints are written to")
     arguments = parser.parse_args()
     params = load_params(PROJECT / "params.yaml")
@@ -717,6 +785,9 @@ def main() -> None:
         return
     if arguments.measure == "checkpoint":
         measure_checkpoint(params, arguments.folder)
+        return
+    if arguments.measure == "head":
+        measure_head(arguments.samples)
         return
     found = trainings(params)
     show_inputs(found)

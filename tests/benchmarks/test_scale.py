@@ -120,6 +120,28 @@ def test_checkpoints_of_many_pools_wait_for_each_other_only_on_a_shared_link(r50
     assert scale.checkpoint_stall_s(r50, pools=64, each=1.25e9, together=1.25e9) > 1.05 * alone
 
 
+def test_the_head_is_measured_by_what_runs_on_it_for_a_row_and_for_a_training() -> None:
+    # Two moments, 10 s apart. A training's driver is replaced between them: 500 MiB either way, 0 and 0 s seen of its
+    # processor time. The raylet takes 1 s of 10; workers on other hosts do not count.
+    seen = [
+        ("head", "raylet", "1", 0, 20, 5.0),
+        ("head", "raylet", "1", 10, 30, 6.0),
+        ("head", "dvc repro", "2", 0, 44, 1.0),
+        ("head", "dvc repro", "2", 10, 44, 1.5),
+        ("head", "trial (driver of a seed)", "3", 0, 500, 7.0),
+        ("head", "trial (driver of a seed)", "4", 10, 500, 2.0),
+        ("worker1", "raylet", "1", 0, 999, 0.0),
+        ("worker1", "raylet", "1", 10, 999, 9.0),
+    ]
+    names = ("host", "role", "pid", "at_s", "pss_mib", "cpu_s")
+    loads = scale.head_loads(dict(zip(names, map(str, each), strict=True)) for each in seen)
+    assert loads == {
+        "base": scale.HeadLoad(25.0, pytest.approx(0.1)),
+        "row": scale.HeadLoad(44.0, pytest.approx(0.05)),
+        "training": scale.HeadLoad(500.0, 0.0),
+    }
+
+
 # The page
 
 
