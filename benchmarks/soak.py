@@ -296,16 +296,24 @@ def sample(lab: Hosts, hosts: Iterable[str], at_s: float) -> Iterator[Sample]:
     for host in hosts:
         for pid in lab.pids(host, ""):
             with contextlib.suppress(OSError, ValueError):
-                proc = Path(f"/proc/{pid}")
-                name = role(proc.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip())
-                if name is None:
-                    continue
-                memory = dict(re.findall(r"^(\w+): +(\d+) kB", proc.joinpath("smaps_rollup").read_text(), re.MULTILINE))
-                pss_mib, own_mib = (int(memory[key]) / 1024 for key in ("Pss", "Anonymous"))
-                after_name = proc.joinpath("stat").read_text().rpartition(")")[2].split()
-                cpu_s = sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
-                files = len(list(proc.joinpath("fd").iterdir()))
-                yield Sample(at_s, host, name, pid, pss_mib, own_mib, files, cpu_s)
+                name = role(
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                )
+                if name is not None:
+                    yield sample_of(pid, host, name, at_s)
+
+
+def sample_of(pid: int, host: str, name: str, at_s: float) -> Sample:
+    """One process; OSError or ValueError when it has ended."""
+    proc = Path(f"/proc/{pid}")
+    memory = dict(re.findall(r"^(\w+): +(\d+) kB", proc.joinpath("smaps_rollup").read_text(), re.MULTILINE))
+    if not memory:
+        raise ValueError(f"process {pid} has no memory any more")
+    pss_mib, own_mib = (int(memory[key]) / 1024 for key in ("Pss", "Anonymous"))
+    after_name = proc.joinpath("stat").read_text().rpartition(")")[2].split()
+    cpu_s = sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+    files = len(list(proc.joinpath("fd").iterdir()))
+    return Sample(at_s, host, name, pid, pss_mib, own_mib, files, cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,10 +367,8 @@ def slope(series: Iterable[Sequence[tuple[float, float]]]) -> Slope | None:
 
 def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """By role: number of processes, most memory (PSS) and files of one, the slopes of their own memory and files, and
-    how many cores all of them together kept busy in the mean of the whole time."""
+    how many cores all of them together kept busy, in the mean between the first and the last sample of one."""
     lines = []
-    times = [each.at_s for each in samples]
-    observed_s = max(times, default=0.0) - min(times, default=0.0)
     for name in dict.fromkeys(each.role for each in sorted(samples, key=lambda each: each.role)):
         by_process: dict[tuple[str, int], list[Sample]] = {}
         for each in samples:
@@ -371,6 +377,8 @@ def growth(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         processes = list(by_process.values())
         memory = slope([(each.at_s, each.own_mib) for each in process] for process in processes)
         files = slope([(each.at_s, float(each.files)) for each in process] for process in processes)
+        times = [each.at_s for process in processes for each in process]
+        observed_s = max(times) - min(times)
         cpu_s = sum(process[-1].cpu_s - process[0].cpu_s for process in processes)
         lines.append(
             {
@@ -400,6 +408,7 @@ class Soak:
     lab: Hosts
     record: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    begun_s: float = field(default_factory=time.monotonic)
 
     @property
     def runs(self) -> Path:
@@ -426,7 +435,7 @@ class Soak:
         command = f"python -m pipeline.submit run cluster.yaml repro train@{ROW} M2F_WORKERS=2"
         job = self.lab.start("laptop", f"cd ~/project && {command}", log)
         try:
-            with Watch(self.runs, log, time.monotonic()) as watch:
+            with Watch(self.runs, log, self.begun_s) as watch:
                 self._wait(lambda: bool(watch.seen), 600, job, "the first step", log)
                 say("the training has begun")
                 self._disturb(watch, job)
@@ -448,7 +457,7 @@ class Soak:
             if job.poll() is None:
                 job.kill()
             self.record["log_tail"] = log.read_text(errors="replace").splitlines()[-40:]
-        self.record["memory"] = growth(self.samples)
+            self.record["memory"] = growth(self.samples)
 
     def _disturb(self, watch: Watch, job: subprocess.Popen[bytes]) -> None:
         """Faults at their times, samples in between; then until the last fault is got over and a seed has finished."""
@@ -515,6 +524,7 @@ class Soak:
             if entry["finished"]:
                 say(f"seed {entry['seed']} again, undisturbed")
                 entry |= beside(self.kept / "runs" / entry["run"], self._undisturbed(entry), self.steps)
+        self.record["memory"] = growth(self.samples)
 
     def _undisturbed(self, entry: Mapping[str, Any]) -> Path:
         """The run folder of two processes that train a run's seed without Ray."""
@@ -539,13 +549,26 @@ class Soak:
                 for rank in range(2)
             ]
             try:
-                failed = [process.wait(timeout=1800) for process in processes]
+                failed = self._wait_for_both(processes)
             finally:
                 for process in processes:
                     process.kill()
         if any(failed):
             raise RuntimeError((self.lab.folder / "again.log").read_text()[-2000:])
         return again
+
+    def _wait_for_both(self, processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+        """Exit statuses of two that train alone; meanwhile they are sampled as well."""
+        while all(process.poll() is None for process in processes):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                processes[0].wait(SAMPLE_EVERY_S)
+            for process in processes:
+                with contextlib.suppress(OSError, ValueError):
+                    self.samples.append(sample_of(process.pid, "", "training without Ray", self._now_s()))
+        return [process.wait(timeout=60) for process in processes]
+
+    def _now_s(self) -> float:
+        return time.monotonic() - self.begun_s
 
     def _wait(self, condition: Any, timeout_s: float, job: subprocess.Popen[bytes], what: str, log: Path) -> None:
         deadline = time.monotonic() + timeout_s
@@ -672,7 +695,7 @@ def tables(record: Mapping[str, Any]) -> str:
         mine = [entry for entry in faults if entry["kind"] == name]
         again = sorted(entry["again_s"] for entry in mine if entry["again_s"] is not None and not entry["seed_change"])
         survived = sum(entry["survived"] for entry in mine)
-        middle = f"{statistics.median(again)} ({again[0]} to {again[-1]})" if again else None
+        middle = f"{statistics.median(again):.1f} ({again[0]} to {again[-1]})" if again else None
         return [name, len(mine), survived, len(again), middle, max((entry["twice"] for entry in mine), default=None)]
 
     table(
