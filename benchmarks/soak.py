@@ -244,7 +244,7 @@ ROLES: Mapping[str, str] = {
     "ImplicitFunc": "trial (driver of a seed)",
     "_QueueActor": "queue of log lines",
     "JobSupervisor": "job supervisor",
-    "TrainStateActor": "Ray Train's record of runs",
+    "_AutoscalingCoordinator": "autoscaling coordinator",
     "RuntimeEnvAgent": "runtime environment agent",
     "DashboardAgent": "dashboard agent",
     "ray::IDLE": "idle Ray worker",
