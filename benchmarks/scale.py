@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import csv
 import http.client
-import itertools
 import json
 import math
 import os
@@ -569,9 +568,9 @@ def chart(found: Sequence[Training], path: str) -> None:
     axis.axhspan(1, 100, color="#f3e3e0", linewidth=0)
     colours = ["#2f8f6b", "#b5483c", "#3c6fb0", "#7aa2d0", "#c08a2e", "#82bfa4", "#8d5fa8", "#555555", "#aaaaaa"]
     steepest = sorted(bounds(found), key=lambda bound: -bound.load(4096) / bound.limit)
-    for bound, colour, style in zip(steepest, colours, itertools.cycle(["-", "--"]), strict=False):
+    for number, (bound, colour) in enumerate(zip(steepest, colours, strict=True)):
         parts = [bound.load(gpus) / bound.limit for gpus in sizes]
-        axis.plot(sizes, parts, color=colour, linestyle=style, label=bound.name)
+        axis.plot(sizes, parts, color=colour, linestyle=["-", "--"][number % 2], label=bound.name)
     axis.set(xscale="log", yscale="log", ylim=(1e-3, 20), xlim=(8, 4096), xlabel="GPUs", ylabel="part of the limit")
     axis.set_xticks(sizes, [f"{gpus:,}" for gpus in sizes])
     axis.set_yticks([0.001, 0.01, 0.1, 1, 10], ["0.1 %", "1 %", "10 %", "100 %", "10 x"])
