@@ -728,15 +728,21 @@ def measure_checkpoint(params: Params, folder: str) -> None:
     )
 
 
-OF_A_ROW = {"stage of the row (stages.train)", "dvc repro", "queue of log lines"}
-OF_A_TRAINING = {"trial (driver of a seed)", "train controller", "other Ray actor"}
-"""Roles of benchmarks.soak; what else runs on a head is there without a row."""
+PARTS: Mapping[str, str] = {
+    "stage of the row (stages.train)": "row",
+    "dvc repro": "row",
+    "queue of log lines": "row",
+    "trial (driver of a seed)": "training",
+    "train controller": "training",
+    "other Ray actor": "training",
+}
+"""Role of benchmarks.soak -> what needs it; what else runs on a head is there without a row ("base")."""
 
 
 def head_loads(samples: Iterable[Mapping[str, str]]) -> dict[str, HeadLoad]:
     """What the head's processes take, by "base", "row" and "training", of benchmarks.soak's samples with one training
     at a time: memory, for each role the median over the samples of all its processes together; processor time, that of
-    all of them over the whole time."""
+    all of them over the whole time. ValueError without two moments of the head."""
     mib: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     cpu_s: dict[tuple[str, str], list[float]] = defaultdict(list)
     for each in samples:
@@ -744,13 +750,11 @@ def head_loads(samples: Iterable[Mapping[str, str]]) -> dict[str, HeadLoad]:
             mib[each["role"]][float(each["at_s"])] += float(each["pss_mib"])
             cpu_s[each["role"], each["pid"]].append(float(each["cpu_s"]))
     times = sorted({at_s for of_role in mib.values() for at_s in of_role})
+    if len(times) < 2:
+        raise ValueError("these samples show the head less than twice; a soak of a minute or more has enough")
     loads = {}
     for name in ("base", "row", "training"):
-        roles = {
-            role
-            for role in mib
-            if name == ("row" if role in OF_A_ROW else "training" if role in OF_A_TRAINING else "base")
-        }
+        roles = {role for role in mib if PARTS.get(role, "base") == name}
         loads[name] = HeadLoad(
             mib=sum(statistics.median(mib[role].get(at_s, 0.0) for at_s in times) for role in roles),
             cores=sum(of[-1] - of[0] for (role, _), of in cpu_s.items() if role in roles) / (times[-1] - times[0]),
@@ -786,7 +790,10 @@ def main() -> None:
         measure_checkpoint(params, arguments.folder)
         return
     if arguments.measure == "head":
-        measure_head(arguments.samples)
+        try:
+            measure_head(arguments.samples)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}; python -m benchmarks.soak --samples {arguments.samples} writes them")
         return
     found = trainings(params)
     show_inputs(found)

@@ -717,7 +717,7 @@ def tables(record: Mapping[str, Any]) -> str:
         return f"{fit['per_hour']:+.1f} ± {fit['error']:.1f}" + (" **grows**" if fit["grows"] else "")
 
     table(
-        "Memory (PSS), files and busy cores of every kind of process; slopes, of own memory, with standard error",
+        "Memory (PSS), files and busy cores by kind of process; slopes of own memory and of files, with standard error",
         [
             "process",
             "how many",
@@ -808,7 +808,11 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="print the tables of this record; nothing is run")
     arguments = parser.parse_args()
     if arguments.show:
-        print(tables(json.loads(arguments.show.read_text())))
+        try:
+            record = json.loads(arguments.show.read_text())
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {arguments.show} is no record of a soak ({error}); --out writes one")
+        print(tables(record))
         return
     if reason := why_not():
         sys.exit(f"error: {reason}")

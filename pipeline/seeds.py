@@ -74,8 +74,9 @@ def train_row(
     if pending:
         _train(row, pending, keys, manifest, weights, published)
     # Also where all were found finished: a driver that was lost with its host did not say so.
-    tracking.track_row(row, [_entry(row, seed, key) for seed, key in keys.items() if outcome(_run_dir(key))])
-    entries = [{**_entry(row, seed, keys[seed]), "accepted": notes.get(seed)} for seed in seeds]
+    found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
+    tracking.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
+    entries = [{**found[seed], "accepted": notes.get(seed)} for seed in seeds]
     result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
     if out is not None:
         write_json(out, result)

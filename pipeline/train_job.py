@@ -326,7 +326,9 @@ def note_pool(run: Run, host: str) -> None:
         newest = newest_checkpoint(run.run_dir)
         pool = {
             "from_step": step_of(newest) if newest else 0,
-            "train_s": read_header(newest)["state"]["train_s"] if newest else 0.0,
+            "train_s": read_header(newest)["state"].get("train_s", 0.0)
+            if newest
+            else 0.0,  # a foreign one is refused later
             "time_ms": int(time.time() * 1000),
             "workers": worker.size,
             "hosts": len({host for host, _ in places}),

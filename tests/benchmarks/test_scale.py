@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import scale, soak
 from benchmarks.scale import (
     MEASURED,
     SIZES,
@@ -133,6 +133,7 @@ def test_the_head_is_measured_by_what_runs_on_it_for_a_row_and_for_a_training() 
         ("worker1", "raylet", "1", 0, 999, 0.0),
         ("worker1", "raylet", "1", 10, 999, 9.0),
     ]
+    assert set(scale.PARTS) <= {*soak.ROLES.values()}
     names = ("host", "role", "pid", "at_s", "pss_mib", "cpu_s")
     loads = scale.head_loads(dict(zip(names, map(str, each), strict=True)) for each in seen)
     assert loads == {
@@ -140,6 +141,16 @@ def test_the_head_is_measured_by_what_runs_on_it_for_a_row_and_for_a_training() 
         "row": scale.HeadLoad(44.0, pytest.approx(0.05)),
         "training": scale.HeadLoad(500.0, 0.0),
     }
+
+
+def test_samples_that_are_missing_or_too_few_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "samples.csv"
+    monkeypatch.setattr(sys, "argv", ["scale", "--measure", "head", "--samples", str(path)])
+    with pytest.raises(SystemExit, match=r"error: .*No such file .*; python -m benchmarks.soak --samples"):
+        scale.main()
+    path.write_text("host,role,pid,at_s,pss_mib,cpu_s\nhead,raylet,1,0,20,5\n")
+    with pytest.raises(SystemExit, match="show the head less than twice"):
+        scale.main()
 
 
 # The page

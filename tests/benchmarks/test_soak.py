@@ -236,6 +236,12 @@ def test_a_record_is_shown_as_tables(
     assert "After `down` there was still: nothing." in shown
 
 
+def test_a_record_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["soak", "--show", str(tmp_path / "soak.json")])
+    with pytest.raises(SystemExit, match=r"error: .*soak.json is no record of a soak \(.*No such file"):
+        soak.main()
+
+
 # The comparison
 
 

@@ -23,13 +23,14 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 
 from m2f.losses import Divergence
 from pipeline import train_job
-from pipeline.checkpoints import save_checkpoint
+from pipeline.checkpoints import save_checkpoint, save_model
 from pipeline.cluster import Resources, ray_storage
 from pipeline.files import sha256, write_json
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
 from pipeline.provenance import run_key
 from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
+from pipeline.storage import storage_root
 from pipeline.train_loop import Left, Run
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.ray_hosts import RayHosts
@@ -209,6 +210,17 @@ def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_f
     mlflow_client().update_run(seed["mlflow_run_id"], status="RUNNING")
     train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     assert mlflow_client().get_run(seed["mlflow_run_id"]).info.status == "FINISHED"
+
+
+def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
+    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+) -> None:
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    run_dir = storage_root() / seed["run_dir"]
+    (run_dir / "finished.json").unlink()
+    save_model(run_dir, step=3, run_key="another", tensors={"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"no seed .* finished \(seed 1: checkpoint .* belongs to run another, not to"):
+        train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
 
 
 def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
