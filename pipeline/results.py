@@ -1,0 +1,102 @@
+"""What a stage writes for others to read: results/<stage>/<name>.json, as frozen dataclasses.
+
+These files are what DVC tracks: small, and written whole or not at all. Each holds the version of its layout. A file of
+another version is refused with the command that makes it again, and so is one with an unknown, missing or wrong value.
+No other module spells a path below results/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pipeline.files import read_json, write_json
+from pipeline.params import parse
+
+RESULTS = Path("results")
+"""The folder of all results, in the working directory."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedSource:
+    """An archive or folder that a dataset is made of, as it lies here."""
+
+    name: str
+    path: str
+    """Under the storage root; of a folder that is read where it lies, its folder.json."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedDataset:
+    """results/fetch/<dataset>.json."""
+
+    dataset: str
+    sources: tuple[FetchedSource, ...]
+    """Empty: the pictures are generated."""
+    terms: str
+    generate: Mapping[str, int] = field(default_factory=dict)
+    """What generated pictures are like; of other datasets empty."""
+
+
+class _File(NamedTuple):
+    """Where a kind of result lies, and how its file is read."""
+
+    stage: str
+    version: int
+    """Rises whenever the fields or their meaning change."""
+
+
+_FILES: Mapping[type, _File] = {
+    FetchedDataset: _File("fetch", 1),
+}
+
+
+def result_path(kind: type, name: str, *, results: Path = RESULTS) -> Path:
+    """The file of a stage's result for a row, dataset or entry of weights."""
+    return results / _FILES[kind].stage / f"{name}.json"
+
+
+def made_by(kind: type, name: str) -> str:
+    """The command that makes a result again."""
+    return f"dvc repro -f {_FILES[kind].stage}@{name}"
+
+
+def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
+    """A stage's result. ValueError, with the command that makes it, where it is missing, torn, of another version of
+    its layout, or holds a key or value that it should not."""
+    path, command = result_path(kind, name, results=results), made_by(kind, name)
+    content = read_json(path, made_by=command)
+    version, wanted = content.pop("version", None) if isinstance(content, dict) else None, _FILES[kind].version
+    if version != wanted:
+        raise ValueError(
+            f"{path} was written by another version of this project (its layout is {version or 'not numbered'}, not "
+            f"{wanted}); make it again with: {command}"
+        )
+    try:
+        return parse(kind, content, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; make it again with: {command}") from None
+
+
+def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+    """`read_result`, or None where the stage has not run."""
+    return read_result(kind, name, results=results) if result_path(kind, name, results=results).exists() else None
+
+
+def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
+    """Write a stage's result, whole or not at all; its path."""
+    path = result_path(type(result), name, results=results)
+    write_json(path, {"version": _FILES[type(result)].version, **dataclasses.asdict(result)})
+    return path
+
+
+def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
+    """The rows, datasets or weights that have such a result, sorted."""
+    return (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
