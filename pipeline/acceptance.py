@@ -29,7 +29,7 @@ def accept(
 
     ValueError when `earlier` is no finished training, differs in seed, task, network or steps, or is not needed.
     """
-    from pipeline.provenance import run_key
+    from pipeline.provenance.run_key import run_key
 
     key = run_key(row, seed=seed, data_digest=manifest["digest"], weights_sha256=weights["sha256"])
     run_dir, other = storage_root() / "runs" / key, storage_root() / "runs" / earlier

@@ -26,7 +26,7 @@ from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
 from pipeline.progress import Progress
-from pipeline.provenance import environment
+from pipeline.provenance.environment import environment
 from pipeline.train_loop import Run, Worker, backward, build
 
 if TYPE_CHECKING:

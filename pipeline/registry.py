@@ -137,8 +137,8 @@ def register(
 
 def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
-    from pipeline.provenance import code_digest
-    from pipeline.registered_model import ANSWERING_MODULES
+    from pipeline.provenance.code import code_digest
+    from pipeline.registered_model import ANSWERING
 
     return {
         "task": row.task,
@@ -147,7 +147,7 @@ def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "tf32": row.train.tf32,
         "class_names": class_names(row, manifest),
         "thing_ids": thing_ids(row, manifest),
-        "code": code_digest(ANSWERING_MODULES),
+        "code": code_digest(ANSWERING),
     }
 
 
@@ -342,11 +342,12 @@ def _example() -> Any:
 
 def copy_code(folder: Path) -> None:
     """The modules that a registered model needs, in their packages below `folder`."""
-    from pipeline.provenance import PROJECT, source_file
-    from pipeline.registered_model import ANSWERING_MODULES, OTHER_MODULES
+    from pipeline.provenance.sources import PROJECT, source_file
+    from pipeline.registered_model import MODULES
 
-    for module in (*ANSWERING_MODULES, *OTHER_MODULES):
+    for module in MODULES:
         source = source_file(module)
+        assert source is not None, module
         target = folder / source.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -59,7 +59,7 @@ def train_row(
     early warning compares with. `only`: this seed alone. ValueError, after writing, when no seed finished.
     """
     from pipeline import tracking
-    from pipeline.provenance import run_key
+    from pipeline.provenance.run_key import run_key
 
     digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
     seeds = row.seeds if only is None else (only,)

@@ -37,7 +37,8 @@ from pipeline.download import check_space
 from pipeline.files import copy_file, delete, files_below, link_or_copy, read_json, store_of, whole_file, write_json
 from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
-from pipeline.provenance import code_digest
+from pipeline.provenance.code import Code, code_digest
+from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of, settings_facts
 from pipeline.shard_file import ShardJob, expected_bytes, finished_shard, make_shard, read_rows, same_labels
 from pipeline.storage import storage_root
 
@@ -61,21 +62,21 @@ _MIB = 1 << 20
 _SAMPLED = 8
 """Records of a split that are read to tell how many make a shard."""
 
-_SHAPING = ("pipeline.datasets.source", "pipeline.pictures", "pipeline.shard_file")
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "pycocotools", "scipy")
-"""Modules, beside the layout's own, and libraries, beside OpenCV, whose code decides the bytes of a shard."""
+"""Libraries, beside OpenCV, whose code decides the bytes of a shard."""
 
-_SETTINGS = (
-    "layout",
-    "splits",
-    "class_names",
-    "ignore_label",
-    "label_offset",
-    "thing_classes",
-    "generate",
-    "pixels",
+_SHAPES_NO_RECORD = (
+    "sources",
+    "bytes",
+    "sha256",
+    "mirrors",
+    "login",
+    "terms",
+    "accept_terms",
+    "shard_mib",
+    "on_error",
 )
-"""Fields of DatasetConfig that decide the bytes of a record."""
+"""Fields of DatasetConfig that do not decide the bytes of a record."""
 
 
 def build(
@@ -224,6 +225,16 @@ def _plan(
     return jobs, record_bytes
 
 
+def shaping(config: DatasetConfig) -> Code:
+    """The definitions that decide the bytes of a dataset's shards."""
+    return Code(
+        roots=("pipeline.shard_file.make_shard", f"{LAYOUTS[config.layout].__name__}.records"),
+        left_out=KEEPS_BYTES,
+        sinks=PROGRESS,
+        settings="pipeline.params.DatasetConfig",
+    )
+
+
 def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[Mapping[str, Any]]) -> str:
     """A digest, 16 hexadecimal digits, of all that decides the shards' bytes; leaves out `on_error` (a shard without
     skipped records is the same either way) and what does not concern the records."""
@@ -233,16 +244,14 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
     for job in jobs:
         for record in job.records:
             records.update(f"{job.name}\0{record.name}\0{record.image_file}\0{record.label_file}\n".encode())
-    draws = ("m2f.draws",) if config.layout == "shapes" else ()
-    deciding = {
-        "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "sources": [source["sha256"] for source in facts],
-        "records": records.hexdigest(),
-        "code": code_digest([*_SHAPING, LAYOUTS[config.layout].__name__, *draws]),
-        "libraries": [cv2.__version__, *(importlib.metadata.version(name) for name in _LIBRARIES)],
-    }
-    text = json.dumps(deciding, sort_keys=True, default=dict)  # a mapping of the settings
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    settings = settings_facts(config)
+    return key_of(
+        settings={name: value for name, value in settings.items() if name not in _SHAPES_NO_RECORD},
+        sources=[source["sha256"] for source in facts],
+        records=records.hexdigest(),
+        code=code_digest(shaping(config)),
+        libraries=[cv2.__version__, *(importlib.metadata.version(name) for name in _LIBRARIES)],
+    )
 
 
 # What is there already

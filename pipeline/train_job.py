@@ -315,7 +315,7 @@ def note_pool(run: Run, host: str) -> None:
     import torch.distributed as dist
 
     from pipeline.checkpoints import newest_checkpoint, read_header, step_of
-    from pipeline.provenance import device_name
+    from pipeline.provenance.environment import device_name
     from pipeline.train_loop import Worker
 
     worker = Worker.here()

@@ -39,7 +39,7 @@ from pipeline.files import read_json, sha256, write_json
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
-from pipeline.provenance import environment
+from pipeline.provenance.environment import environment
 from pipeline.run_folder import finished_result
 from pipeline.storage import local_file
 from pipeline.tasks import LABELS, in_words, primary

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import provenance, train_loop
+from pipeline import train_loop
 from pipeline.acceptance import accept
 from pipeline.files import delete, write_json
 from pipeline.params import Row
+from pipeline.provenance import run_key
 from pipeline.seeds import train_row
 from pipeline.storage import inventory
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -31,7 +32,7 @@ def train(row: Row, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "code_digest", lambda modules: "other code")
+    monkeypatch.setattr(run_key, "code_digest", lambda code: "other code")
 
 
 def never(run: train_loop.Run) -> Any:

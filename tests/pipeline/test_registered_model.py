@@ -31,8 +31,8 @@ from pipeline.checkpoints import load_checkpoint
 from pipeline.loader import Picture
 from pipeline.measures import measure
 from pipeline.params import MsFlipConfig, Row
-from pipeline.provenance import code_digest
-from pipeline.registered_model import ANSWERING_MODULES, LIBRARIES, OTHER_MODULES, _png
+from pipeline.provenance.code import code_digest
+from pipeline.registered_model import ANSWERING, LIBRARIES, MODULES, _png
 from pipeline.registry import candidates, register, save_model, served_settings, trained_network
 from tests.imports import imported, reached
 from tests.pipeline.pictures import encoded, image
@@ -230,13 +230,13 @@ def test_a_model_with_other_code_than_the_process_has_imported_is_refused(
 ) -> None:
     folder = saved(row_of("semantic", small_row), manifest_of(storage), storage, tmp_path / "model")
     path = folder / "artifacts/settings.json"
-    path.write_text(path.read_text().replace(code_digest(ANSWERING_MODULES), "another"))
+    path.write_text(path.read_text().replace(code_digest(ANSWERING), "another"))
     with pytest.raises(ValueError, match="which are not the code that the model was registered with, .* of its own"):
         mlflow.pyfunc.load_model(str(folder))
 
 
 def test_the_code_registered_with_a_model_is_what_it_imports() -> None:
-    assert reached("pipeline.registered_model") == set(ANSWERING_MODULES) | set(OTHER_MODULES)
+    assert reached("pipeline.registered_model") == set(MODULES)
     names = {"cv2": "opencv-python-headless"}
     used = {
         names.get(top, top)

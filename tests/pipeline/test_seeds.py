@@ -28,7 +28,7 @@ from pipeline.cluster import Resources, ray_storage
 from pipeline.files import sha256, write_json
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
-from pipeline.provenance import run_key
+from pipeline.provenance.run_key import run_key
 from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
 from pipeline.storage import storage_root
 from pipeline.train_loop import Left, Run
