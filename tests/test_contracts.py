@@ -41,6 +41,7 @@ NOT_TRAINING = {
     "pipeline.tasks": "validation watches a training",
     "pipeline.checkpoints": "keeps weights as they are",
     "pipeline.cluster": "where it runs is not what is computed",
+    "pipeline.disk": "keeps bytes as they are",
     "pipeline.early_warning": "watches; a training that it stops has no result",
     "pipeline.files": "keeps bytes as they are",
     "pipeline.mlflow_client": "watches",
@@ -50,6 +51,7 @@ NOT_TRAINING = {
     "pipeline.sender": "watches",
     "pipeline.shard_cache": "keeps bytes as they are",
     "pipeline.storage": "where bytes lie",
+    "pipeline.stores": "keeps bytes as they are",
     "pipeline.tracking": "watches",
 }
 """Modules that the training loop imports and that are not in its run key, and why not."""
