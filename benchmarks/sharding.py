@@ -105,7 +105,8 @@ def measured(
         ignore_label=ignore_label,
         pixels=pixels,
     )
-    facts = [{"name": archive.name, "bytes": archive.stat().st_size, "sha256": sha256(archive)}]
+    size, digest = archive.stat().st_size, sha256(archive)
+    facts = [{"name": archive.name, "path": str(archive.absolute()), "bytes": size, "sha256": digest}]
     before_s, begun_s = cpu_s(), time.monotonic()
     with Ready() as ready:
         manifest = shards.build("benchmark", config, [archive], facts=facts, processes=processes)

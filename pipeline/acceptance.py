@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json, write_json
 from pipeline.params import Row
 from pipeline.run_folder import finished_result, note_of, outcome
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 
 NOTE = "accepted"
 
@@ -61,7 +61,7 @@ def accept(
     return note
 
 
-def accepted(run_dir: Path) -> dict[str, Any] | None:
+def accepted(run_dir: StoredPath) -> dict[str, Any] | None:
     """The note in a run's folder that another run stands for it; None without one.
 
     Nor does it hold when this run has been trained since, or when checkpoints of the other are gone.

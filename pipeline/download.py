@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
-from pipeline.files import in_gib, move, store_of, write_json
+from pipeline.files import matching, write_json
 from pipeline.progress import Progress
-from pipeline.shard_cache import cache_folder
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath, store_of
 
 ATTEMPTS = 8
 """Tries in a row without a new byte before a download is given up, two minutes after the first."""
@@ -73,7 +73,7 @@ LOGINS = {
 class Fetched(NamedTuple):
     """A file in archives/<first 16 digits of its SHA-256>/ under the storage root."""
 
-    path: Path
+    path: StoredPath
     sha256: str
 
 
@@ -81,7 +81,7 @@ class _WebPageError(Exception):
     """The server answers with a web page where a file was asked for."""
 
 
-def download(url: str, *, sha256_prefix: str = "", attempts: int = ATTEMPTS, pause_s: float = 1.0) -> Path:
+def download(url: str, *, sha256_prefix: str = "", attempts: int = ATTEMPTS, pause_s: float = 1.0) -> StoredPath:
     """Download a file once, into archives/<digest>/ under the storage root; its path there. See `downloaded`."""
     return downloaded(url, sha256_prefix=sha256_prefix, attempts=attempts, pause_s=pause_s).path
 
@@ -130,9 +130,7 @@ def downloaded(
             raise
         target = storage_root() / "archives" / digest[:16] / name
         write_json(target.parent / "url.json", {"url": url})
-        if store_of(target) is not None:
-            print(f"uploading {name} to {target.parent}", file=sys.stderr)
-        move(partial, target)
+        store_of(target).take(partial)
         shutil.rmtree(partial.parent)
     return Fetched(target, digest)
 
@@ -149,7 +147,7 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
     if len(sha256_prefix) >= 16:
         folders = [archives / sha256_prefix[:16]]
     else:
-        notes = sorted(archives.glob("*/url.json"))
+        notes = matching(archives, "*/url.json")
         folders = [note.parent for note in notes if json.loads(note.read_text()).get("url") == url]
     for folder in folders:
         path = folder / name
@@ -176,7 +174,7 @@ def published_size(url: str) -> int:
         return 0  # the download will say what is the matter
 
 
-def file_digest(path: Path, name: str = "") -> str:
+def file_digest(path: StoredPath, name: str = "") -> str:
     """SHA-256 of a file, hexadecimal; reading a large one shows how far it is."""
     digest = hashlib.sha256()
     progress = Progress(f"reading {name or path.name}", path.stat().st_size, unit="MiB", scale=MIB)
@@ -198,25 +196,14 @@ def check_digest(what: str, digest: str, expected: str) -> None:
 
 
 def check_space(what: str, needed: int) -> None:
-    """ValueError unless there is room for `needed` more bytes where they are written; what: "downloading coco"."""
-    root = storage_root()
-    at_url = store_of(root) is not None
-    folder = cache_folder() if at_url else root
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        place = "this host's copies" if at_url else "the storage root"
-        raise ValueError(
-            f"{what} takes {in_gib(needed)} more, but only {in_gib(free)} are free under {place} {folder}; make room, "
-            f"or set {'M2F_SHARD_CACHE' if at_url else 'M2F_STORAGE'} to a folder on another file system"
-        )
+    """ValueError unless there is room for `needed` more bytes where downloads grow; what: "downloading coco"."""
+    store_of(storage_root()).room_for_downloads().check(what, needed)
 
 
 def _partial(url: str, name: str) -> Path:
     """Where a download grows: on a disk, for an object store cannot append to a file."""
-    root = storage_root()
-    folder = root / "archives" if store_of(root) is None else cache_folder()
-    return folder / "incoming" / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
+    folder = store_of(storage_root()).incoming()
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
 
 
 def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, pause_s: float) -> None:

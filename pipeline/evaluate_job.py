@@ -7,7 +7,6 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.overlays import write_overlay
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.run_folder import OVERLAYS
+from pipeline.stores import StoredPath
 from pipeline.tasks import FIGURES, primary
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     from pipeline import tracking
     from pipeline.checkpoints import check_digest
     from pipeline.cluster import cluster_resources
+    from pipeline.files import matching
     from pipeline.storage import storage_root, stored
 
     resources = cluster_resources(row, training=False)
@@ -64,7 +65,7 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
                     title = f"seed {trained['seed']} of {row.name}, step {step}"
                     keep_evaluation(folder.parent / tracking.EVALUATION, by_step[step], measures, title)
                 if folder is not None and not overlays:
-                    overlays = [str(p.relative_to(storage_root())) for p in sorted(folder.glob("*.png"))]
+                    overlays = [str(p.relative_to(str(storage_root()))) for p in matching(folder, "*.png")]
             entry["checkpoints"][kind] = by_step[step]
 
     run_ids = tracking.track_row(row, seeds, decides=decides)
@@ -117,7 +118,7 @@ def described(measures: Measures, step: int) -> dict[str, Any]:
     return {"step": step, **measures.figures(), "per_class": measures.per_class()}
 
 
-def keep_evaluation(folder: Path, described: Mapping[str, Any], measures: Measures, title: str) -> None:
+def keep_evaluation(folder: StoredPath, described: Mapping[str, Any], measures: Measures, title: str) -> None:
     """Write what MLflow shows of an evaluated checkpoint: figures.json, classes as a table and a chart, confusions.
 
     confusion.json holds pixels by true class (rows) and predicted class (columns).
@@ -149,12 +150,12 @@ def _table(per_class: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: StoredPath,
     run_key: str,
     row: Row,
     manifest: Mapping[str, Any],
     resources: Resources,
-    overlays: Path | None,
+    overlays: StoredPath | None,
     *,
     digest: str | None = None,
 ) -> Measures:
@@ -194,14 +195,14 @@ def evaluate_checkpoint(
 
 
 def _evaluate_part(
-    path: Path,
+    path: StoredPath,
     digest: str | None,
     run_key: str,
     row: Row,
     manifest: Mapping[str, Any],
     worker: int,
     workers: int,
-    overlays: Path | None,
+    overlays: StoredPath | None,
     processes: int,
 ) -> Measures:
     """One worker's share of the measures; draws its share of the overlays."""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from pipeline.disk import in_gib
 from pipeline.download import (
     BLOCK,
     MIB,
@@ -27,10 +28,10 @@ from pipeline.download import (
     file_name,
     published_size,
 )
-from pipeline.files import in_gib, link_or_copy, read_json, sha256, store_of, write_json
+from pipeline.files import link_or_copy, read_json, sha256, write_json
 from pipeline.progress import Progress
-from pipeline.shard_cache import local_copy
 from pipeline.storage import storage_root, stored
+from pipeline.stores import store_of
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
@@ -86,16 +87,14 @@ def open_sources(facts: Mapping[str, Any]) -> list[Path]:
     made_by = f"python -m stages.fetch {facts['dataset']}"
     paths = []
     for source in facts["sources"]:
-        path = stored(source["path"], made_by=made_by)
-        if path.name == "folder.json":
-            path = Path(read_json(path, made_by=made_by)["folder"])
+        entry = stored(source["path"], made_by=made_by)
+        if entry.name == "folder.json":
+            path = Path(read_json(entry, made_by=made_by)["folder"])
             if not path.is_dir():
                 raise ValueError(f"folder {path} is gone, or on another host; put it back or run {made_by}")
             digest = folder_digest(path)[0]
-        elif store_of(path) is not None:
-            path, digest = local_copy(path, source["sha256"]), source["sha256"]
         else:
-            digest = file_digest(path)
+            path, digest = store_of(entry).local_and_digest(source["sha256"], file_digest)
         if digest != source["sha256"]:
             raise ValueError(
                 f"{path} has changed since it was fetched (sha256 {digest[:16]}, was {source['sha256'][:16]}); "
@@ -229,33 +228,24 @@ def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
     check_digest(str(path), digest, wanted.sha256)
     target = storage_root() / "archives" / digest[:16] / path.name
     # What lies there has been checked before it was put there.
-    if not (target.is_file() and (_same_file(target, path) or sha256(target) == digest)):
+    if not (target.is_file() and (store_of(target).is_same_file(path) or sha256(target) == digest)):
         if len(wanted.sha256) < WHOLE_DIGEST:
             _check_zip(path, str(path))
         link_or_copy(path.resolve(), target)
     return _facts(Fetched(target, digest))
 
 
-def _same_file(target: Path, path: Path) -> bool:
-    return store_of(target) is None and target.samefile(path)
-
-
 def _folder_facts(path: Path, expected: str) -> dict[str, Any]:
     digest, size = folder_digest(path)
     check_digest(str(path), digest, expected)
     pointer = f"archives/{digest[:16]}/folder.json"
-    if store_of(storage_root()) is not None:
-        print(
-            f"{path} is read where it is, and not copied to {storage_root()}: only hosts that see it there can make "
-            "shards of it; list a zip archive of it instead to have it copied",
-            file=sys.stderr,
-        )
+    store_of(storage_root()).say_not_copied(path)
     write_json(storage_root() / pointer, {"folder": str(path)})
     return {"name": path.name, "path": pointer, "bytes": size, "sha256": digest}
 
 
 def _facts(found: Fetched) -> dict[str, Any]:
-    relative = found.path.relative_to(storage_root()).as_posix()
+    relative = found.path.relative_to(str(storage_root())).as_posix()
     return {"name": found.path.name, "path": relative, "bytes": found.path.stat().st_size, "sha256": found.sha256}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.download import downloaded
-from pipeline.files import copy_file, sha256
-from pipeline.storage import local_file, storage_root
+from pipeline.files import copy_file, local_file, sha256
+from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
     from pipeline.params import WeightsConfig

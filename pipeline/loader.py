@@ -13,11 +13,9 @@ RandomCrop which of them a crop keeps, FilterAnnotations when another picture is
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import mmap
 import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -32,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
-from pipeline.files import files_below, read_json, sha256, store_of, write_json
+from pipeline.files import local_copy, local_file, sha256
 from pipeline.pictures import (
     IGNORE,
     decode_image,
@@ -42,10 +40,9 @@ from pipeline.pictures import (
     nothing_of,
     raw_pixels,
 )
-from pipeline.progress import Progress
 from pipeline.resizing import network_picture
-from pipeline.shard_cache import local_copy
-from pipeline.storage import local_file, storage_root, stored
+from pipeline.storage import storage_root, stored
+from pipeline.stores import Expected, store_of
 from pipeline.transforms import (
     label_counts,
     look_up,
@@ -186,58 +183,21 @@ _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epoc
 
 
 def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
-    """Check the digest of a split's shards, once per host: a note under the storage root says what was checked.
+    """Check a split's shards before they are read: their digests, once per host, where they are read in place; of those
+    that every host copies, which verifies them, that they are there in their lengths.
 
-    A file of the note's size and modification time is not read again. From a URL shards are read through this host's
-    copies only, which are verified when they are made: here it is enough that they are there, in their lengths.
     ValueError names a missing or altered shard.
     """
-    made_by = _made_by(manifest)
-    if store_of(storage_root()) is not None:
-        _check_lengths(manifest["splits"][split]["shards"], made_by)
-        return
-    note = storage_root() / "verified" / socket.gethostname() / f"{manifest['digest'][:16]}-{split}.json"
-    try:
-        known = read_json(note, made_by=made_by) if note.exists() else {}
-    except ValueError:
-        known = {}
-    seen: dict[str, list[Any]] = {}
-    shards = manifest["splits"][split]["shards"]
-    progress = Progress(
-        f"verifying shards of {manifest['dataset']}", sum(s["bytes"] for s in shards), unit="MiB", scale=2.0**-20
+    shards = {shard["path"]: Expected(shard["bytes"], shard["sha256"]) for shard in manifest["splits"][split]["shards"]}
+    wrong = store_of(storage_root()).first_wrong(
+        shards,
+        note=f"{manifest['digest'][:16]}-{split}",
+        digest=sha256,
+        doing=f"verifying shards of {manifest['dataset']}",
     )
-    for shard in shards:
-        path = stored(shard["path"], made_by=made_by)
-        status = path.stat()
-        seen[shard["path"]] = [status.st_size, status.st_mtime_ns, shard["sha256"]]
-        if known.get(shard["path"]) != seen[shard["path"]]:
-            digest = sha256(path)
-            if digest != shard["sha256"]:
-                raise ValueError(
-                    f"shard {path} is truncated or altered: its sha256 is {digest}, the manifest "
-                    f"says {shard['sha256']} ({status.st_size:,} of {shard['bytes']:,} bytes); "
-                    f"make it again with: {made_by}"
-                )
-        progress.add(shard["bytes"])
-    if seen != known:
-        with contextlib.suppress(OSError):  # a storage root that cannot be written: checked again next time
-            write_json(note, seen)
-
-
-def _check_lengths(shards: Sequence[Mapping[str, Any]], made_by: str) -> None:
-    """ValueError unless the store holds every shard in its length; one question for each of their folders."""
-    folders = {shard["path"].rpartition("/")[0] for shard in shards}
-    found = {
-        f"{folder}/{name}": size for folder in folders for name, size in files_below(storage_root() / folder).items()
-    }
-    for shard in shards:
-        if shard["path"] not in found:
-            stored(shard["path"], made_by=made_by)
-        elif found[shard["path"]] != shard["bytes"]:
-            raise ValueError(
-                f"shard {storage_root() / shard['path']} is truncated or altered: {found[shard['path']]:,} of "
-                f"{shard['bytes']:,} bytes; make it again with: {made_by}"
-            )
+    if wrong is not None:
+        path = stored(wrong[0], made_by=_made_by(manifest))
+        raise ValueError(f"shard {path} is truncated or altered: {wrong[1]}; make it again with: {_made_by(manifest)}")
 
 
 def _made_by(manifest: Mapping[str, Any]) -> str:

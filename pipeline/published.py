@@ -8,7 +8,6 @@ import re
 import statistics
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipeline import tracking
@@ -16,10 +15,11 @@ from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
 from pipeline.download import downloaded
 from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, keep_evaluation
-from pipeline.files import write_text
+from pipeline.files import local_file, write_text
 from pipeline.params import PublishedConfig, Row
 from pipeline.sender import point_line
-from pipeline.storage import local_file, storage_root
+from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 from pipeline.tasks import primary
 
 _TRAINING = {
@@ -95,7 +95,7 @@ def digest_prefix(url: str) -> str:
     return found[1] if found else ""
 
 
-def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path) -> str | None:
+def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: StoredPath) -> str | None:
     """Write the published training log as a curve of ours and into MLflow; the run's id, None if no server answers."""
     points = sorted(read_log(downloaded(config.log_url).path).items())
     now_ms = int(time.time() * 1000)
@@ -113,7 +113,7 @@ def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path
     return tracking.catch_up(run_dir, status="published")
 
 
-def read_log(path: Path) -> dict[int, dict[str, float]]:
+def read_log(path: StoredPath) -> dict[int, dict[str, float]]:
     """Points by step of a training log in mmengine's format: JSON lines, training and validation mixed.
 
     Metrics get our names and become fractions. ValueError when a line is no JSON object, or none has a step.
@@ -135,7 +135,7 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
     return points
 
 
-def logged_step_s(path: Path) -> float | None:
+def logged_step_s(path: StoredPath) -> float | None:
     """Median seconds of a training step by a log in mmengine's format; None where it gives no times."""
     entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     times = [entry["time"] for entry in entries if "loss" in entry and "time" in entry]  # validation lines have a time

@@ -6,10 +6,10 @@ finished.json, diverged.json, stopped.json or failed.json; none of them: the tra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.files import read_json
+from pipeline.stores import StoredPath
 
 OVERLAYS = 8
 """Validation pictures of an evaluated seed that are drawn with prediction and truth."""
@@ -24,7 +24,7 @@ class Outcome:
     """One sentence; None when it finished."""
 
 
-def outcome(run_dir: Path) -> Outcome | None:
+def outcome(run_dir: StoredPath) -> Outcome | None:
     """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
     if finished_result(run_dir) is not None:
         return Outcome("finished")
@@ -34,7 +34,7 @@ def outcome(run_dir: Path) -> Outcome | None:
     return None
 
 
-def finished_result(run_dir: Path) -> dict[str, Any] | None:
+def finished_result(run_dir: StoredPath) -> dict[str, Any] | None:
     """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
     result: dict[str, Any] | None = note_of(run_dir, "finished")
     if result is None:
@@ -43,7 +43,7 @@ def finished_result(run_dir: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def note_of(run_dir: Path, name: str) -> Any:
+def note_of(run_dir: StoredPath, name: str) -> Any:
     """What <name>.json in the folder says; None without it."""
     path = run_dir / f"{name}.json"
     return read_json(path, made_by="training this row again") if path.exists() else None

@@ -20,6 +20,7 @@ from pipeline.files import delete, write_json
 from pipeline.params import Row
 from pipeline.run_folder import Outcome, finished_result, note_of, outcome
 from pipeline.storage import storage_root, stored
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -90,11 +91,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _run_dir(key: str) -> Path:
+def _run_dir(key: str) -> StoredPath:
     return storage_root() / "runs" / key
 
 
-def _has_ended(row: Row, run_dir: Path) -> bool:
+def _has_ended(row: Row, run_dir: StoredPath) -> bool:
     """Whether a seed is not to be trained, or not any more."""
     end = outcome(run_dir)
     if end is None:
@@ -102,7 +103,7 @@ def _has_ended(row: Row, run_dir: Path) -> bool:
     return end.status in ("finished", "diverged") or (end.status == "stopped" and row.early_warning.stop)
 
 
-def _in_words(run_dir: Path) -> str:
+def _in_words(run_dir: StoredPath) -> str:
     end = outcome(run_dir)
     assert end is not None
     return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]

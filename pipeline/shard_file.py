@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
-from pipeline.files import sha256, store_of, whole_file, write_json
+from pipeline.files import sha256, whole_file, write_json
 from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image, encode_segments
-from pipeline.shard_cache import local_copy
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath, store_of
 
 Pixels = Literal["encoded", "raw"]
 """How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
@@ -220,10 +220,10 @@ class ShardJob:
     sources: tuple[Path, ...]
     """The dataset's archives and folders, as files of this host."""
     archives: tuple[tuple[str, str], ...] = ()
-    """Where the storage root is a URL: path under it and SHA-256 of the archives, which `sources` are copies of."""
+    """Path under the storage root and SHA-256 of the archives that `sources` are, or are this host's copies of."""
 
 
-def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
+def make_shard(job: ShardJob, folder: StoredPath, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
     """Read and verify the records of a shard, write <name>.arrow and then <name>.json; returns what the latter holds.
 
     One record is in memory at a time: less than 40 bytes for every pixel of the largest picture, however many
@@ -233,9 +233,9 @@ def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None
     import cv2
 
     for path, digest in job.archives:
-        local_copy(storage_root() / path, digest)
-    for place in (*([folder] if store_of(folder) is None else []), *job.sources):
-        if not place.exists():
+        store_of(storage_root() / path).local(digest)  # which makes the copy
+    for place in (folder, *job.sources):
+        if not store_of(place).is_visible():
             raise OSError(
                 f"host {socket.gethostname()} does not see {place}; on a cluster the storage root and the sources must "
                 "be on a file system that all hosts share, under the same path"
@@ -305,7 +305,7 @@ def same_labels(known: tuple[str, str] | None, found: tuple[str, str]) -> tuple[
     return known
 
 
-def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
+def finished_shard(folder: StoredPath, name: str) -> dict[str, Any] | None:
     """The facts of a shard that is there and as it was written; None otherwise."""
     path = folder / f"{name}.arrow"
     try:
@@ -317,7 +317,7 @@ def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
     return None
 
 
-def read_rows(path: Path, places: Sequence[int]) -> list[dict[str, Any]]:
+def read_rows(path: StoredPath, places: Sequence[int]) -> list[dict[str, Any]]:
     """Some rows of a shard."""
     with path.open("rb") as file:
         reader = pa.ipc.open_file(file)

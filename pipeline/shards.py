@@ -13,16 +13,12 @@ within the store, at the end of which build.json says that the folder is complet
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -33,14 +29,14 @@ from pipeline.cluster import share
 from pipeline.dataset_card import counted, sample_places, sample_sheet
 from pipeline.datasets import cityscapes, coco, folder, shapes
 from pipeline.datasets.source import Record
-from pipeline.download import check_space
-from pipeline.files import copy_file, delete, files_below, link_or_copy, read_json, store_of, whole_file, write_json
+from pipeline.files import files_below, link_or_copy, matching, read_json, whole_file, write_json
 from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of, settings_facts
 from pipeline.shard_file import ShardJob, expected_bytes, finished_shard, make_shard, read_rows, same_labels
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath, store_of
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
@@ -89,9 +85,9 @@ def build(
 ) -> dict[str, Any]:
     """Verify every record of every split and write the shards; returns the manifest (results/shard/<dataset>.json).
 
-    facts: name, bytes and sha256 of each source; what an earlier build left is taken up only where these are the same.
-    processes: shards made at once by Ray tasks; None: as many as the cluster has cores; 0: all in this process, as with
-    few records. The same input gives the same bytes.
+    facts: name, path under the storage root, bytes and sha256 of each source; what an earlier build left is taken up
+    only where bytes and digests are the same. processes: shards made at once by Ray tasks; None: as many as the cluster
+    has cores; 0: all in this process, as with few records. The same input gives the same bytes.
 
     ValueError names the first file that is wrong, or the first record that is not labelled as the others are; with
     `on_error: skip`, wrong records are listed in the manifest instead, up to MAX_SKIPPED of a split. Shards that were
@@ -108,18 +104,17 @@ def build(
     for split, records in listed.items():
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
-    at_url = store_of(storage_root()) is not None
-    archives = [
-        (fact["path"], fact["sha256"]) for fact in facts if at_url and not fact["path"].endswith("/folder.json")
-    ]
+    archives = [(fact["path"], fact["sha256"]) for fact in facts if not fact["path"].endswith("/folder.json")]
     jobs, record_bytes = _plan(listed, config, tuple(sources), tuple(archives))
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
-    with _building(shards_root / f".building-{key}", dataset) as partial:
+    partial = shards_root / f".building-{key}"
+    busy = f"another process is sharding {dataset} in {partial}; wait for it to end"
+    with store_of(partial).held_alone(busy):
         found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
         rest = [job for job in jobs if job.name not in found]
-        if not at_url:
-            check_space(f"sharding {dataset}", round(sum(record_bytes[job.split] * len(job.records) for job in rest)))
+        to_come = round(sum(record_bytes[job.split] * len(job.records) for job in rest))
+        store_of(storage_root()).check_space(f"sharding {dataset}", to_come)
         shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
         for job in jobs:
             if job.name in found:
@@ -139,7 +134,7 @@ def build(
             if place not in (partial, target):
                 for suffix in (".arrow", ".json"):
                     link_or_copy(place / f"{name}{suffix}", partial / f"{name}{suffix}")
-        _settle(partial, target)
+        store_of(partial).move_folder_to(target, last="build.json")
     for entry in manifest["splits"].values():
         for shard in entry["shards"]:
             shard["path"] = f"shards/{target.name}/{shard['path']}"
@@ -257,10 +252,10 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
 # What is there already
 
 
-def _finished_builds(shards_root: Path, key: str) -> list[Path]:
+def _finished_builds(shards_root: StoredPath, key: str) -> list[StoredPath]:
     """Folders of finished builds with this key."""
     found = []
-    for note in sorted(shards_root.glob("*/build.json")):
+    for note in matching(shards_root, "*/build.json"):
         with contextlib.suppress(ValueError):
             if read_json(note, made_by="python -m stages.shard")["key"] == key:
                 found.append(note.parent)
@@ -268,8 +263,8 @@ def _finished_builds(shards_root: Path, key: str) -> list[Path]:
 
 
 def _take_up(
-    dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[Path]
-) -> dict[str, tuple[dict[str, Any], Path]]:
+    dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[StoredPath]
+) -> dict[str, tuple[dict[str, Any], StoredPath]]:
     """Facts and folder of every shard that one of the folders holds as it was written, by name."""
     listed = [files_below(folder) for folder in folders]
     there = [job for job in jobs if any(f"{job.name}.json" in files for files in listed)]
@@ -318,7 +313,7 @@ class _Shards:
 
 def _make_here(
     jobs: Sequence[ShardJob],
-    folder: Path,
+    folder: StoredPath,
     shards: _Shards,
     record_bytes: Mapping[str, float],
     processes: int | None,
@@ -334,7 +329,7 @@ def _make_here(
 
 def _make_with_ray(
     jobs: Sequence[ShardJob],
-    folder: Path,
+    folder: StoredPath,
     shards: _Shards,
     record_bytes: Mapping[str, float],
     processes: int | None,
@@ -391,68 +386,16 @@ def _progress(dataset: str, jobs: Sequence[ShardJob]) -> Progress:
     return Progress(f"{dataset}: sharding", sum(len(job.records) for job in jobs), unit="pictures")
 
 
-def _begun(job: ShardJob, folder: Path, record_bytes: float) -> int:
-    """About the records that a running task has written; of an upload nothing is seen before its end."""
-    if store_of(folder) is not None:
-        return 0
-    written = 0
-    for path in folder.glob(f".{job.name}.arrow.*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            written = max(written, path.stat().st_size)
+def _begun(job: ShardJob, folder: StoredPath, record_bytes: float) -> int:
+    """About the records that a running task has written, as far as its store shows them before the end."""
+    written = store_of(folder / f"{job.name}.arrow").bytes_so_far()
     return min(len(job.records), int(written / record_bytes))
 
 
 # Files
 
 
-@contextmanager
-def _building(folder: Path, dataset: str) -> Iterator[Path]:
-    """The folder of a build, which this process holds alone. Of a build that fails it keeps only finished shards.
-
-    An object store has no locks and no half-written files: two builds do the same work twice, and write the same.
-    """
-    if store_of(folder) is not None:
-        yield folder
-        return
-    handle = _locked(folder, dataset)
-    try:
-        _clear(folder)
-        yield folder
-    finally:
-        _clear(folder)
-        if folder.is_dir() and [path.name for path in folder.iterdir()] == [".lock"]:
-            shutil.rmtree(folder)
-        handle.close()
-
-
-def _locked(folder: Path, dataset: str) -> Any:
-    """An open, locked file in the folder, which is made if it is not there."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = open(folder / ".lock", "a")  # noqa: SIM115
-        except FileNotFoundError:  # another build has just finished and moved the folder
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise ValueError(f"another process is sharding {dataset} in {folder}; wait for it to end") from None
-        except OSError:  # a file system without locks: two builds would do the same work twice, and write the same
-            return handle
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), os.stat(folder / ".lock")):
-                return handle
-        handle.close()
-
-
-def _clear(folder: Path) -> None:
-    """Delete what killed processes had not finished."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
-
-
-def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, Path]) -> None:
+def _paint_samples(folder: StoredPath, manifest: dict[str, Any], files: Mapping[str, StoredPath]) -> None:
     """Write samples.png, of the training pictures or those of the first split, and enter it into the manifest."""
     split = "train" if "train" in manifest["splits"] else next(iter(manifest["splits"]))
     entry = manifest["splits"][split]
@@ -466,23 +409,3 @@ def _paint_samples(folder: Path, manifest: dict[str, Any], files: Mapping[str, P
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)
     manifest["samples"] = {"path": "samples.png", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _settle(partial: Path, target: Path) -> None:
-    """Move a finished build to its place; files of an earlier one with the same contents are replaced by themselves."""
-    if store_of(partial) is not None:
-        for name in sorted(files_below(partial), key=lambda name: name == "build.json"):  # last: it is the mark
-            copy_file(partial / name, target / name)
-        delete(partial)
-        return
-    _clear(partial)  # of tasks that were lost
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        for path in partial.iterdir():
-            if path.name != ".lock":
-                path.replace(target / path.name)
-        shutil.rmtree(partial)
-    (target / ".lock").unlink(missing_ok=True)

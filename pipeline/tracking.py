@@ -25,10 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import Lines, read_json, store_of, write_json
+from pipeline.files import Lines, matching, read_json, write_json
 from pipeline.mlflow_client import attempt, in_background, metric_name, mlflow_client, tracking_uri
 from pipeline.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +69,9 @@ _STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 """A training's status in results/train/, and MLflow's word for it."""
 
 
-def open_training(run_dir: Path, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int) -> str | None:
+def open_training(
+    run_dir: StoredPath, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int
+) -> str | None:
     """`open_run` for one seed of a row; its run folder remembers how, for a server that is down now."""
     return open_run(
         run_dir=run_dir,
@@ -95,7 +98,7 @@ def open_run(
     run_key: str,
     params: Mapping[str, object],
     tags: Mapping[str, str],
-    run_dir: Path | None = None,
+    run_dir: StoredPath | None = None,
     running: bool = True,
 ) -> str | None:
     """The MLflow run of one training: found again by `run_key`, or created with its settings below the row's
@@ -117,7 +120,7 @@ def open_run(
 
 
 def catch_up(
-    run_dir: Path, *, status: str | None = None, tags: Mapping[str, str] | None = None, patient: bool = False
+    run_dir: StoredPath, *, status: str | None = None, tags: Mapping[str, str] | None = None, patient: bool = False
 ) -> str | None:
     """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
 
@@ -224,7 +227,9 @@ class Curve:
     only a worker knows, and for the machine's load.
     """
 
-    def __init__(self, path: Path, run_id: str | None, first_step: int, *, run_dir: Path | None = None) -> None:
+    def __init__(
+        self, path: StoredPath, run_id: str | None, first_step: int, *, run_dir: StoredPath | None = None
+    ) -> None:
         points = [line for line in _lines(path) for point in read_points([line]) if point["step"] < first_step]
         self._file = Lines(path, "".join(points))
         self._load: Lines | None = None
@@ -263,20 +268,20 @@ class Curve:
         self.close()
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
+def read_curve(path: StoredPath) -> list[dict[str, Any]]:
     """The points of a curve file, {"step": 50, "loss": 3.1}, oldest first; none if there is no file. A torn last line
     is left out."""
     return [{key: value for key, value in point.items() if key != "time_ms"} for point in read_points(_lines(path))]
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: StoredPath) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
 
 
-def _join(run_id: str | None, run_dir: Path | None) -> str:
+def _join(run_id: str | None, run_dir: StoredPath | None) -> str:
     """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
     if run_dir is None or not (run_dir / RUN).exists():
         assert run_id is not None
@@ -323,7 +328,9 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
     return run
 
 
-def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, more_tags: Mapping[str, str]) -> str:
+def _catch_up(
+    run_dir: StoredPath, described: Mapping[str, Any], status: str | None, more_tags: Mapping[str, str]
+) -> str:
     client = mlflow_client()
     run = _open_run(described, running=False)
     run_id: str = run.info.run_id
@@ -338,7 +345,7 @@ def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, m
     files = {
         f"{folder}/{path.name}": path
         for folder in ("overlays", EVALUATION)
-        for path in sorted((run_dir / folder).glob("*.*"))
+        for path in matching(run_dir / folder, "*.*")
         if path != figures
     }
     digest = _digest(files)
@@ -351,7 +358,7 @@ def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, m
     return run_id
 
 
-def _machine_tags(run_dir: Path) -> dict[str, str]:
+def _machine_tags(run_dir: StoredPath) -> dict[str, str]:
     """What environment.json, which a worker writes, says about where a training runs and from which code."""
     if not (run_dir / "environment.json").exists():
         return {}
@@ -370,7 +377,7 @@ def _user() -> str:
         return "unknown"
 
 
-def _digest(files: Mapping[str, Path]) -> str:
+def _digest(files: Mapping[str, StoredPath]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -398,7 +405,7 @@ def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) 
         client.log_batch(run.info.run_id, metrics=new[start : start + METRICS_PER_BATCH])
 
 
-def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, Path]) -> None:
+def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, StoredPath]) -> None:
     """One request per file and folder: MLflow keeps local names, so the files are laid out under theirs first."""
     with tempfile.TemporaryDirectory() as folder:
         for artifact, path in files.items():
@@ -408,7 +415,7 @@ def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, Path]) ->
         client.log_artifacts(run_id, folder)
 
 
-def _end(client: MlflowClient, run: Run, status: str, run_dir: Path | None = None) -> None:
+def _end(client: MlflowClient, run: Run, status: str, run_dir: StoredPath | None = None) -> None:
     """End a run, at its last point."""
     if run.info.status == status:
         return
@@ -424,8 +431,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     if experiment is None:
         artifacts = None  # a server knows its own place for artifacts
         if tracking_uri().startswith("sqlite:"):
-            folder = storage_root() / "mlflow" / name
-            artifacts = folder.as_uri() if store_of(folder) is None else str(folder)
+            artifacts = (storage_root() / "mlflow" / name).as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=artifacts, tags=_TRAINING_PAGES))
         except MlflowException:

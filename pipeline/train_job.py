@@ -21,12 +21,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.cluster import Resources, connect, needs_synchronised_norm, ray_storage
 from pipeline.files import write_json
 from pipeline.run_folder import note_of, outcome
+from pipeline.stores import StoredPath
 from pipeline.tasks import LABELS, primary
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def say(run: Run, text: str) -> None:
     print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
 
 
-def fail(run_dir: Path, reason: str) -> None:
+def fail(run_dir: StoredPath, reason: str) -> None:
     """Write down why a seed failed; its next start forgets it."""
     write_json(run_dir / "failed.json", {"reason": reason})
 
@@ -338,7 +338,7 @@ def note_pool(run: Run, host: str) -> None:
         write_json(run.run_dir / "pools.json", [*(p for p in before if p["from_step"] < pool["from_step"]), pool])
 
 
-def _hosts(run_dir: Path) -> int:
+def _hosts(run_dir: StoredPath) -> int:
     """Hosts of the newest pool; 0 before the first."""
     pools = note_of(run_dir, "pools")
     return pools[-1]["hosts"] if pools else 0
@@ -416,7 +416,7 @@ def _last_line(text: str) -> str:
     return next(iter(reversed(text.strip().splitlines())), "")[:400].strip()
 
 
-def _saved_steps(run_dir: Path) -> int:
+def _saved_steps(run_dir: StoredPath) -> int:
     """Steps of the newest checkpoint; 0 without one."""
     names = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in (run_dir / "checkpoints").glob("step-*"))
     return max((int(match[1]) for match in names if match), default=0)

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,13 +34,13 @@ from pipeline.checkpoints import (
 )
 from pipeline.cluster import needs_synchronised_norm, share
 from pipeline.early_warning import Behind, clearly_behind, curve_of, described
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import local_file, read_json, sha256, write_json
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance.environment import environment
 from pipeline.run_folder import finished_result
-from pipeline.storage import local_file
+from pipeline.stores import StoredPath
 from pipeline.tasks import LABELS, in_words, primary
 from pipeline.tracking import Curve, read_curve, set_tags
 
@@ -66,10 +65,10 @@ class Run:
     row: Row
     seed: int
     run_key: str
-    run_dir: Path
+    run_dir: StoredPath
     """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.run_folder)."""
     manifest: Mapping[str, Any]
-    weights: Path | None = None
+    weights: StoredPath | None = None
     """Converted initial weights of the backbone."""
     mlflow_run_id: str | None = None
     loader_processes: int = 0
@@ -77,7 +76,7 @@ class Run:
     """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
     published_curve: Sequence[tuple[int, float]] = ()
     """(step, the row's first figure) of the published training, which the early warning compares with."""
-    sisters: tuple[Path, ...] = ()
+    sisters: tuple[StoredPath, ...] = ()
     """Run folders of the row's other seeds, whose curves it compares with too."""
 
 

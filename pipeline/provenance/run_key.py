@@ -19,8 +19,8 @@ SETTINGS = "pipeline.params.Row"
 
 KEEPS_BYTES: Mapping[str, str] = {
     "pipeline.files": "keeps bytes as they are",
-    "pipeline.shard_cache": "keeps bytes as they are",
     "pipeline.storage": "says where bytes lie",
+    "pipeline.stores": "keeps bytes as they are",
 }
 """What every kind of work leaves out."""
 

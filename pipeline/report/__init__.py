@@ -20,6 +20,7 @@ from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.row_section import Details
 from pipeline.report.tables import markdown, text_table
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 from pipeline.tracking import read_curve, tracking_uri
 
 _T = TypeVar("_T")
@@ -52,7 +53,7 @@ class _Stored:
         self.missing = 0
         self.failure = ""
 
-    def read(self, relative: str, reader: Callable[[Path], _T]) -> _T | None:
+    def read(self, relative: str, reader: Callable[[StoredPath], _T]) -> _T | None:
         """What `reader` makes of the path; None: it is missing or cannot be read."""
         if self.failure:
             self.missing += 1
@@ -113,14 +114,14 @@ def _row_details(row: Row, params: Params, results: Path, overlays: list[str], l
     )
 
 
-def _curve(path: Path) -> list[dict[str, Any]]:
+def _curve(path: StoredPath) -> list[dict[str, Any]]:
     points = read_curve(path)
     if not points:
         raise FileNotFoundError(path)
     return points
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: StoredPath) -> bytes:
     with path.open("rb") as file:
         return file.read()
 

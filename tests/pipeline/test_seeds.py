@@ -457,7 +457,7 @@ def test_a_training_in_this_process_says_so_in_its_result(
 
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
-    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray"}
+    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray", "storage_filesystem": None}
 
 
 def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import shard_cache
-from pipeline.shard_cache import _lock, local_copy
+from pipeline.files import local_copy
+from pipeline.shard_cache import _lock
 
 KIB = 1 << 10
 
@@ -134,7 +135,7 @@ def _race(
     shards: list[tuple[Path, str]], start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue
 ) -> None:
     copies: list[str] = []
-    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[1])), copy(*args))
+    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[0])), copy(*args))
     start.wait()
     read = [hashlib.sha256(local_copy(*each).read_bytes()).hexdigest() == each[1] for each in shards]
     start.wait()  # nobody's copies are free for deletion before all have theirs

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -317,7 +318,7 @@ def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monke
 
 
 def test_too_little_room_is_one_sentence(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ValueError, match=r"sharding .* takes .* more, but only 0\.0 MiB are free under .*; make room"):
         build(write_folder(tmp_path / "d"))
     assert leftovers(storage) == []
@@ -625,7 +626,10 @@ def sample(name: str, storage: Path) -> tuple[list[Path], dict[str, Any]]:
     entry = dataclasses.replace(load_params(PROJECT / "params.yaml").dataset(name), pixels="encoded")
     if name == "coco":
         entry = dataclasses.replace(entry, splits={"val": "val2017"})
-    facts = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in archives]
+    facts = [
+        {"name": path.name, "path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in archives
+    ]
     return archives, shards.build(name, entry, archives, facts=facts)
 
 

@@ -25,11 +25,12 @@ from safetensors.torch import load_file
 from pipeline import shard_cache, shards, storage
 from pipeline.evaluate_job import evaluate_row
 from pipeline.fetch import fetch, open_sources
-from pipeline.files import copy_file, delete, files_below, sha256, whole_file, write_json
+from pipeline.files import copy_file, delete, files_below, local_file, sha256, whole_file, write_json
 from pipeline.loader import training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
-from pipeline.storage import copy_named, inventory, local_file, named_digests, root_at, storage_root, store_failure
+from pipeline.storage import copy_named, inventory, named_digests, root_at, storage_root, store_failure
+from pipeline.stores import ObjectStore
 from pipeline.tracking import read_curve
 from stages import run
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -313,23 +314,23 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     ]
 
     # the last step, the copy within the store, is interrupted too
-    copy, copied = shards.copy_file, list[Path]()
+    copy, copied = ObjectStore.copy_to, list[Path]()
 
-    def copy_three(source: Path, target: Path) -> None:
+    def copy_three(source: ObjectStore, target: Path) -> None:
         if len(copied) == 3:
             raise KeyboardInterrupt
         copied.append(target)
         copy(source, target)
 
     monkeypatch.setattr(shards, "make_shard", lambda job, *rest: (names.append(job.name), make(job, *rest))[1])
-    monkeypatch.setattr(shards, "copy_file", copy_three)
+    monkeypatch.setattr(ObjectStore, "copy_to", copy_three)
     with pytest.raises(KeyboardInterrupt):
         shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=0)
     assert len(names) == len(set(names)) == sum(len(split["shards"]) for split in expected[1]["splits"].values())
     half = copied[0].parent
     assert not (half / "build.json").exists(), "the mark of a whole set comes last"
 
-    monkeypatch.setattr(shards, "copy_file", copy)
+    monkeypatch.setattr(ObjectStore, "copy_to", copy)
     monkeypatch.setattr(shards, "make_shard", make_two)  # none is left to be made
     assert made(tmp_path, dataset) == expected
     assert [path.name for path in (bucket / "shards").iterdir()] == [half.name]
