@@ -20,6 +20,7 @@ from m2f.config import ModelConfig
 from pipeline.files import read_json
 from pipeline.params import Params, Row
 from pipeline.picture_sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.results import FetchedDataset, find_result
 from pipeline.run_folder import OVERLAYS
 from pipeline.schedule import Job, Placed, Preemptions, simulate, utilisation
 
@@ -434,9 +435,9 @@ def _preparation(params: Params, names: Sequence[str], settings: Settings, resul
     facts, ready_s = {}, 0.0
     for name in names:
         config = params.dataset(name)
-        fetched, manifest = _result(results, "fetch", name), _result(results, "shard", name)
+        fetched, manifest = find_result(FetchedDataset, name, results=results), _result(results, "shard", name)
         pictures = counted(name, manifest)
-        archives = sum(source["bytes"] for source in fetched["sources"]) if fetched else sum(config.bytes)
+        archives = sum(source.bytes for source in fetched.sources) if fetched else sum(config.bytes)
         pixels = (pictures.train + pictures.val) * area(pictures.usual) if pictures else 0
         if manifest is not None:
             shards = sum(manifest["bytes"].values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,14 +23,20 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FetchedSource:
-    """An archive or folder that a dataset is made of, as it lies here."""
+class Source:
+    """An archive or folder that a dataset is made of, wherever it lies."""
 
     name: str
-    path: str
-    """Under the storage root; of a folder that is read where it lies, its folder.json."""
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedSource(Source):
+    """A source as it lies here."""
+
+    path: str
+    """Under the storage root; of a folder that is read where it lies, its folder.json."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +47,23 @@ class FetchedDataset:
     sources: tuple[FetchedSource, ...]
     """Empty: the pictures are generated."""
     terms: str
-    generate: Mapping[str, int] = field(default_factory=dict)
+    generate: Mapping[str, int]
     """What generated pictures are like; of other datasets empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertedWeights:
+    """results/weights/<name>.json. None, and an empty URL: there are none, and the backbone starts at random."""
+
+    name: str
+    url: str
+    """Where they were downloaded from."""
+    source_sha256: str | None
+    """Of the file that was downloaded."""
+    sha256: str | None
+    """Of the converted file."""
+    path: str | None
+    """The converted file, under the storage root."""
 
 
 class _File(NamedTuple):
@@ -55,6 +76,7 @@ class _File(NamedTuple):
 
 _FILES: Mapping[type, _File] = {
     FetchedDataset: _File("fetch", 1),
+    ConvertedWeights: _File("weights", 1),
 }
 
 
@@ -71,16 +93,16 @@ def made_by(kind: type, name: str) -> str:
 def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
     """A stage's result. ValueError, with the command that makes it, where it is missing, torn, of another version of
     its layout, or holds a key or value that it should not."""
-    path, command = result_path(kind, name, results=results), made_by(kind, name)
+    path, command, wanted = result_path(kind, name, results=results), made_by(kind, name), _FILES[kind].version
     content = read_json(path, made_by=command)
-    version, wanted = content.pop("version", None) if isinstance(content, dict) else None, _FILES[kind].version
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object; make it again with: {command}")
+    version = content.pop("version", None)
     if version != wanted:
-        raise ValueError(
-            f"{path} was written by another version of this project (its layout is {version or 'not numbered'}, not "
-            f"{wanted}); make it again with: {command}"
-        )
+        found = "no version of its layout" if version is None else f"version {version} of its layout"
+        raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
     try:
-        return parse(kind, content, str(path))
+        return parse(kind, content, str(path), in_file=True)
     except ValueError as error:
         raise ValueError(f"{error}; make it again with: {command}") from None
 

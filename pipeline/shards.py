@@ -43,6 +43,7 @@ from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
+    from pipeline.results import FetchedSource
 
 LAYOUTS: Mapping[str, ModuleType] = {"folder": folder, "cityscapes": cityscapes, "coco": coco, "shapes": shapes}
 """Modules whose `records(config, sources, split)` lists the records of a split."""
@@ -83,12 +84,12 @@ def build(
     config: DatasetConfig,
     sources: Sequence[Path],
     *,
-    facts: Sequence[Mapping[str, Any]],
+    facts: Sequence[FetchedSource],
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Verify every record of every split and write the shards; returns the manifest (results/shard/<dataset>.json).
 
-    facts: name, bytes and sha256 of each source; what an earlier build left is taken up only where these are the same.
+    facts: of each source; what an earlier build left is taken up only where their contents are the same.
     processes: shards made at once by Ray tasks; None: as many as the cluster has cores; 0: all in this process, as with
     few records. The same input gives the same bytes.
 
@@ -108,9 +109,7 @@ def build(
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
     at_url = store_of(storage_root()) is not None
-    archives = [
-        (fact["path"], fact["sha256"]) for fact in facts if at_url and not fact["path"].endswith("/folder.json")
-    ]
+    archives = [(fact.path, fact.sha256) for fact in facts if at_url and not fact.path.endswith("/folder.json")]
     jobs, record_bytes = _plan(listed, config, tuple(sources), tuple(archives))
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
@@ -153,7 +152,7 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _manifest(
-    dataset: str, config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards, facts: Sequence[Mapping[str, Any]]
+    dataset: str, config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards, facts: Sequence[FetchedSource]
 ) -> dict[str, Any]:
     """The manifest without its digest, with shards by name, and the title of the samples that are to be painted."""
     by_split = {split: [shards.facts[job.name] for job in jobs if job.split == split] for split in config.splits}
@@ -179,7 +178,7 @@ def _manifest(
         "splits": splits,
         **counted(by_split),
         "sources": [
-            {key: source[key] for key in ("name", "bytes", "sha256")} for source in facts
+            {"name": source.name, "bytes": source.bytes, "sha256": source.sha256} for source in facts
         ],  # paths say where, not what
         "terms": config.terms,
     }
@@ -224,7 +223,7 @@ def _plan(
     return jobs, record_bytes
 
 
-def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[Mapping[str, Any]]) -> str:
+def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[FetchedSource]) -> str:
     """A digest, 16 hexadecimal digits, of all that decides the shards' bytes; leaves out `on_error` (a shard without
     skipped records is the same either way) and what does not concern the records."""
     import cv2
@@ -236,7 +235,7 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
     draws = ("m2f.draws",) if config.layout == "shapes" else ()
     deciding = {
         "settings": {name: getattr(config, name) for name in _SETTINGS},
-        "sources": [source["sha256"] for source in facts],
+        "sources": [source.sha256 for source in facts],
         "records": records.hexdigest(),
         "code": code_digest([*_SHAPING, LAYOUTS[config.layout].__name__, *draws]),
         "libraries": [cv2.__version__, *(importlib.metadata.version(name) for name in _LIBRARIES)],

@@ -29,14 +29,15 @@ def main() -> None:
 
     from pipeline.dataset_card import class_table
     from pipeline.fetch import open_sources
-    from pipeline.files import read_json, write_json, write_text
+    from pipeline.files import write_json, write_text
     from pipeline.params import load_params
+    from pipeline.results import FetchedDataset, read_result
     from pipeline.shards import build
 
     dataset = arguments.dataset
     config = load_params(arguments.params).dataset(dataset)
-    facts = read_json(f"results/fetch/{dataset}.json", made_by=f"python -m stages.fetch {dataset}")
-    manifest = build(dataset, config, open_sources(facts), facts=facts["sources"], processes=arguments.processes)
+    fetched = read_result(FetchedDataset, dataset)
+    manifest = build(dataset, config, open_sources(fetched), facts=fetched.sources, processes=arguments.processes)
     write_text(f"results/shard/{dataset}.csv", class_table(manifest))
     write_json(f"results/shard/{dataset}.json", manifest)
     for split, skipped in manifest["skipped"].items():

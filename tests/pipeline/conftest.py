@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+from pipeline.results import ConvertedWeights
 from tests.pipeline.train_process import STEPS, Job
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-NO_WEIGHTS = {"name": "none", "path": None, "sha256": None}
+NO_WEIGHTS = ConvertedWeights(name="none", url="", source_sha256=None, sha256=None, path=None)
 """results/weights/none.json."""
 
 
@@ -36,7 +37,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M2F_STORAGE", str(root))
         facts = fetch("shapes", config, base=PROJECT)
-        manifest = build("shapes", config, open_sources(facts), facts=facts["sources"], processes=0)
+        manifest = build("shapes", config, open_sources(facts), facts=facts.sources, processes=0)
     return root, manifest
 
 

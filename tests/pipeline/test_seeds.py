@@ -191,12 +191,12 @@ def test_finished_seeds_need_neither_ray_nor_torch(
     train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     import pickle
 
-    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1])))
+    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1], NO_WEIGHTS)))
     code = (
         "import pickle, sys\n"
         "from pipeline.seeds import train_row\n"
-        "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
-        "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
+        "row, manifest, weights = pickle.loads(open('row.pickle', 'rb').read())\n"
+        "result = train_row(row, manifest=manifest, weights=weights)\n"
         "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch') if n in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

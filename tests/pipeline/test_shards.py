@@ -24,14 +24,15 @@ from pipeline.loader import training_batches, validation_pictures
 from pipeline.painting import class_colours
 from pipeline.params import AugmentationConfig, TestConfig, load_params
 from pipeline.pictures import decode_image, decode_segments
+from pipeline.results import FetchedSource
 from tests.pipeline.pictures import config, encoded, image, labels, put, write_folder
 from tests.shared import PROJECT, shared
 
 
-def facts_of(folder: Path) -> list[dict[str, Any]]:
+def facts_of(folder: Path) -> list[FetchedSource]:
     """What fetching says of a folder."""
     digest, size = folder_digest(folder)
-    return [{"name": folder.name, "path": "archives/00/folder.json", "bytes": size, "sha256": digest}]
+    return [FetchedSource(name=folder.name, path="archives/00/folder.json", bytes=size, sha256=digest)]
 
 
 def build(folder: Path, processes: int = 0, **changes: Any) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
     assert manifest["labels"] == ["semantic"]  # ids are classes: cars that touch are one region, and nobody counts it
     assert manifest["instances"] == {"train": [0, 0, 0], "val": [0, 0, 0]}
     (source,) = facts_of(tmp_path / "d")
-    assert manifest["sources"] == [{key: source[key] for key in ("name", "bytes", "sha256")}]
+    assert manifest["sources"] == [{"name": source.name, "bytes": source.bytes, "sha256": source.sha256}]
     for split, count in (("train", 3), ("val", 2)):
         assert manifest["splits"][split]["records"] == count
         for shard in manifest["splits"][split]["shards"]:
@@ -625,7 +626,10 @@ def sample(name: str, storage: Path) -> tuple[list[Path], dict[str, Any]]:
     entry = dataclasses.replace(load_params(PROJECT / "params.yaml").dataset(name), pixels="encoded")
     if name == "coco":
         entry = dataclasses.replace(entry, splits={"val": "val2017"})
-    facts = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in archives]
+    facts = [
+        FetchedSource(name=path.name, path=str(path), bytes=path.stat().st_size, sha256=sha256(path))
+        for path in archives
+    ]
     return archives, shards.build(name, entry, archives, facts=facts)
 
 

@@ -29,6 +29,7 @@ from pipeline.files import copy_file, delete, files_below, sha256, whole_file, w
 from pipeline.loader import training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
+from pipeline.results import write_result
 from pipeline.storage import copy_named, inventory, local_file, named_digests, root_at, storage_root, store_failure
 from pipeline.tracking import read_curve
 from stages import run
@@ -68,7 +69,7 @@ def entry(folder: Path, **changes: Any) -> DatasetConfig:
 def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """What fetching and sharding say."""
     facts = fetch("mine", dataset, base=folder)
-    return facts, shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=processes)
+    return facts, shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=processes)
 
 
 def drawn(manifest: dict[str, Any], processes: int = 0) -> list[np.ndarray]:
@@ -267,7 +268,7 @@ def test_an_archive_that_is_downloaded_goes_to_the_bucket_and_is_known_there(
         assert fetch("mine", dataset, base=tmp_path) == facts
         assert len(server.requests) == 3, "what is in the bucket is not downloaded again"
     digest = sha256(archive)
-    assert facts["sources"][0]["path"] == f"archives/{digest[:16]}/mine.zip"
+    assert facts.sources[0].path == f"archives/{digest[:16]}/mine.zip"
     assert set(files_below(bucket)) == {f"archives/{digest[:16]}/{name}" for name in ("mine.zip", "url.json")}
     assert not list((tmp_path / "cache").rglob("*.part"))
     (copy,) = open_sources(facts)
@@ -304,7 +305,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
 
     monkeypatch.setattr(shards, "make_shard", make_two)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=0)
+        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
     assert names == ["train-00000", "train-00001"]
     assert not [
         item
@@ -324,7 +325,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     monkeypatch.setattr(shards, "make_shard", lambda job, *rest: (names.append(job.name), make(job, *rest))[1])
     monkeypatch.setattr(shards, "copy_file", copy_three)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=0)
+        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
     assert len(names) == len(set(names)) == sum(len(split["shards"]) for split in expected[1]["splits"].values())
     half = copied[0].parent
     assert not (half / "build.json").exists(), "the mark of a whole set comes last"
@@ -340,7 +341,7 @@ def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
 ) -> None:
     dataset = entry(tmp_path)
     facts, manifest = made(tmp_path, dataset)
-    write_json(tmp_path / "results/fetch/mine.json", facts)
+    write_result(facts, "mine", results=tmp_path / "results")
     write_json(tmp_path / "results/shard/mine.json", manifest)
     shard = manifest["splits"]["train"]["shards"][0]
     right = (bucket / shard["path"]).read_bytes()
@@ -359,7 +360,7 @@ def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
     assert made(tmp_path, dataset) == (facts, manifest)
     assert (bucket / shard["path"]).read_bytes() == right
 
-    archive = bucket / facts["sources"][0]["path"]
+    archive = bucket / facts.sources[0].path
     archive.write_bytes(b"x" + archive.read_bytes()[1:])
     for copy in (tmp_path / "cache").rglob("mine.zip"):
         copy.unlink()
@@ -432,7 +433,7 @@ try:
     os.environ["RAY_ADDRESS"] = cluster.address
     config = DatasetConfig(**settings)
     facts = fetch("mine", config, base=folder)
-    manifest = shards.build("mine", config, open_sources(facts), facts=facts["sources"])
+    manifest = shards.build("mine", config, open_sources(facts), facts=facts.sources)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 finally:
     ray.shutdown()
@@ -475,7 +476,7 @@ def test_what_results_name_is_copied_to_a_bucket_and_back(
     use(monkeypatch, tmp_path / "one")
     facts, manifest = made(tmp_path, entry(tmp_path))
     results = tmp_path / "results"
-    write_json(results / "fetch/mine.json", facts)
+    write_result(facts, "mine", results=results)
     write_json(results / "shard/mine.json", manifest)
     put(tmp_path / "one/runs/abc/checkpoints/step-1.safetensors", b"weights")
     put(tmp_path / "one/runs/abc/curve.jsonl", b"{}\n")

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from pipeline.files import sha256
+from pipeline.results import ConvertedWeights, read_result
+from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
 from tests.pipeline.test_coco import published, write
 
@@ -82,7 +84,7 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
 
 def test_wrong_names_and_missing_facts_end_in_one_sentence(workspace: Path) -> None:
     assert "no dataset is called 'mines'; did you mean 'mine'?" in failure("stages.fetch", "mines")
-    assert "results/fetch/mine.json does not exist; make it with: python -m stages.fetch mine" in failure(
+    assert "results/fetch/mine.json does not exist; make it with: dvc repro -f fetch@mine" in failure(
         "stages.shard", "mine"
     )
     assert "no weights entry is called 'nine'" in failure("stages.weights", "nine")
@@ -148,8 +150,7 @@ def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: lis
 
 def test_no_weights_are_a_fact_too(workspace: Path) -> None:
     assert stage("stages.weights", "none").returncode == 0
-    facts = json.loads((workspace / "results/weights/none.json").read_text())
-    assert facts == {"name": "none", "path": None, "sha256": None}
+    assert read_result(ConvertedWeights, "none", results=workspace / "results") == NO_WEIGHTS
 
 
 def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: Path, storage: Path) -> None:
