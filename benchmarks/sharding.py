@@ -113,9 +113,9 @@ def measured(
         manifest = shards.build("benchmark", config, [archive], facts=facts, processes=processes)
     took_s = time.monotonic() - begun_s
     return {
-        "pictures": manifest["splits"]["train"]["records"],
-        "shards": len(manifest["splits"]["train"]["shards"]),
-        "bytes": manifest["bytes"]["train"],
+        "pictures": manifest.splits["train"].records,
+        "shards": len(manifest.splits["train"].shards),
+        "bytes": manifest.bytes["train"],
         "took_s": took_s,
         "cpu_s": cpu_s() - before_s,
         "ready": np.minimum(ready.counts, processes).mean() / processes,

@@ -56,6 +56,7 @@ from pipeline.transforms import (
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig, Task, TestConfig
+    from pipeline.results import Label, Manifest, Shard
 
 _Item = TypeVar("_Item")
 
@@ -132,7 +133,7 @@ class Picture:
 
 
 def training_batches(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     augmentation: AugmentationConfig,
     *,
     task: Task = "semantic",
@@ -164,7 +165,7 @@ def training_batches(
 
 
 def validation_pictures(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     test: TestConfig,
     *,
     task: Task = "semantic",
@@ -185,7 +186,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
 _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epochs
 
 
-def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
+def verify_shards(manifest: Manifest, split: str) -> None:
     """Check the digest of a split's shards, once per host: a note under the storage root says what was checked.
 
     A file of the note's size and modification time is not read again. From a URL shards are read through this host's
@@ -194,57 +195,57 @@ def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
     """
     made_by = _made_by(manifest)
     if store_of(storage_root()) is not None:
-        _check_lengths(manifest["splits"][split]["shards"], made_by)
+        _check_lengths(manifest.splits[split].shards, made_by)
         return
-    note = storage_root() / "verified" / socket.gethostname() / f"{manifest['digest'][:16]}-{split}.json"
+    note = storage_root() / "verified" / socket.gethostname() / f"{manifest.digest[:16]}-{split}.json"
     try:
         known = read_json(note, made_by=made_by) if note.exists() else {}
     except ValueError:
         known = {}
     seen: dict[str, list[Any]] = {}
-    shards = manifest["splits"][split]["shards"]
+    shards = manifest.splits[split].shards
     progress = Progress(
-        f"verifying shards of {manifest['dataset']}", sum(s["bytes"] for s in shards), unit="MiB", scale=2.0**-20
+        f"verifying shards of {manifest.dataset}", sum(s.bytes for s in shards), unit="MiB", scale=2.0**-20
     )
     for shard in shards:
-        path = stored(shard["path"], made_by=made_by)
+        path = stored(shard.path, made_by=made_by)
         status = path.stat()
-        seen[shard["path"]] = [status.st_size, status.st_mtime_ns, shard["sha256"]]
-        if known.get(shard["path"]) != seen[shard["path"]]:
+        seen[shard.path] = [status.st_size, status.st_mtime_ns, shard.sha256]
+        if known.get(shard.path) != seen[shard.path]:
             digest = sha256(path)
-            if digest != shard["sha256"]:
+            if digest != shard.sha256:
                 raise ValueError(
                     f"shard {path} is truncated or altered: its sha256 is {digest}, the manifest "
-                    f"says {shard['sha256']} ({status.st_size:,} of {shard['bytes']:,} bytes); "
+                    f"says {shard.sha256} ({status.st_size:,} of {shard.bytes:,} bytes); "
                     f"make it again with: {made_by}"
                 )
-        progress.add(shard["bytes"])
+        progress.add(shard.bytes)
     if seen != known:
         with contextlib.suppress(OSError):  # a storage root that cannot be written: checked again next time
             write_json(note, seen)
 
 
-def _check_lengths(shards: Sequence[Mapping[str, Any]], made_by: str) -> None:
+def _check_lengths(shards: Sequence[Shard], made_by: str) -> None:
     """ValueError unless the store holds every shard in its length; one question for each of their folders."""
-    folders = {shard["path"].rpartition("/")[0] for shard in shards}
+    folders = {shard.path.rpartition("/")[0] for shard in shards}
     found = {
         f"{folder}/{name}": size for folder in folders for name, size in files_below(storage_root() / folder).items()
     }
     for shard in shards:
-        if shard["path"] not in found:
-            stored(shard["path"], made_by=made_by)
-        elif found[shard["path"]] != shard["bytes"]:
+        if shard.path not in found:
+            stored(shard.path, made_by=made_by)
+        elif found[shard.path] != shard.bytes:
             raise ValueError(
-                f"shard {storage_root() / shard['path']} is truncated or altered: {found[shard['path']]:,} of "
-                f"{shard['bytes']:,} bytes; make it again with: {made_by}"
+                f"shard {storage_root() / shard.path} is truncated or altered: {found[shard.path]:,} of "
+                f"{shard.bytes:,} bytes; make it again with: {made_by}"
             )
 
 
-def _made_by(manifest: Mapping[str, Any]) -> str:
-    return f"python -m stages.shard {manifest['dataset']}"
+def _made_by(manifest: Manifest) -> str:
+    return f"python -m stages.shard {manifest.dataset}"
 
 
-_LABELS: Mapping[Task, str] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
+_LABELS: Mapping[Task, Label] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
 """What a manifest's `labels` must list for a task."""
 
 
@@ -395,34 +396,29 @@ class _Split:
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], split: str, task: Task) -> _Split:
+    def of(cls, manifest: Manifest, split: str, task: Task) -> _Split:
         """A verified split of a manifest, for a task."""
-        if split not in manifest["splits"]:
-            raise ValueError(f"dataset {manifest['dataset']} has no split {split}; `splits` in params.yaml names them")
-        if "pixel_layout" not in manifest:
+        if split not in manifest.splits:
+            raise ValueError(f"dataset {manifest.dataset} has no split {split}; `splits` in params.yaml names them")
+        if _LABELS[task] not in manifest.labels:
             raise ValueError(
-                f"the shards of dataset {manifest['dataset']} are of an earlier layout; make them again with: "
-                f"{_made_by(manifest)}"
-            )
-        if _LABELS[task] not in manifest["labels"]:
-            raise ValueError(
-                f"dataset {manifest['dataset']} has no {_LABELS[task]} labels, which the task {task} needs, but "
-                f"{' and '.join(manifest['labels'])}; give the row another `task` or another dataset"
+                f"dataset {manifest.dataset} has no {_LABELS[task]} labels, which the task {task} needs, but "
+                f"{' and '.join(manifest.labels)}; give the row another `task` or another dataset"
             )
         verify_shards(manifest, split)
-        shards = manifest["splits"][split]["shards"]
-        starts = itertools.accumulate((shard["records"] for shard in shards[:-1]), initial=0)
-        thing = np.array([name in manifest["thing_classes"] for name in manifest["class_names"]])
+        shards = manifest.splits[split].shards
+        starts = itertools.accumulate((shard.records for shard in shards[:-1]), initial=0)
+        thing = np.array([name in manifest.thing_classes for name in manifest.class_names])
         return cls(
-            dataset=manifest["dataset"],
+            dataset=manifest.dataset,
             task=task,
-            paths=tuple(shard["path"] for shard in shards),
-            digests=tuple(shard["sha256"] for shard in shards),
+            paths=tuple(shard.path for shard in shards),
+            digests=tuple(shard.sha256 for shard in shards),
             starts=tuple(starts),
-            records=manifest["splits"][split]["records"],
+            records=manifest.splits[split].records,
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
-            raw=manifest["pixel_layout"] == "raw",
+            raw=manifest.pixel_layout == "raw",
         )
 
     def __getstate__(self) -> dict[str, Any]:

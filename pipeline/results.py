@@ -11,13 +11,16 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.files import read_json, write_json
-from pipeline.params import parse
+from pipeline.params import Task, parse
 
 RESULTS = Path("results")
 """The folder of all results, in the working directory."""
+
+Label = Literal["instances", "panoptic", "semantic"]
+"""A kind of labels that pictures have."""
 
 _Result = TypeVar("_Result")
 
@@ -52,6 +55,98 @@ class FetchedDataset:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Arrow file."""
+
+    path: str
+    """Under the storage root."""
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The shards of a split, in the order of its records."""
+
+    records: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureSizes:
+    """Sides of a split's pictures, in pixels: least, median (the lower of two) and greatest."""
+
+    height: tuple[int, int, int]
+    width: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedRecord:
+    """A record that is in no shard, because it was wrong."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """A picture of some records with their labels."""
+
+    path: str
+    """Under the storage root."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """results/shard/<dataset>.json: what a dataset's shards hold, and where they lie.
+
+    A field that is added later gets a default, and with that value it leaves the digest as it was.
+    """
+
+    dataset: str
+    digest: str
+    """Of all fields but this one, `samples` and `terms` (pipeline.shards.manifest_digest); a part of run keys."""
+    class_names: tuple[str, ...]
+    thing_classes: tuple[str, ...]
+    """Classes with countable instances."""
+    ignore_label: int
+    labels: tuple[Label, ...]
+    """That every picture has."""
+    pixel_layout: Literal["encoded", "raw"]
+    """How pictures and segment ids are stored: as files, or decoded."""
+    splits: Mapping[str, Split]
+    pixels: Mapping[str, tuple[int, ...]]
+    """Of every class, crowds included, by split; so are the other counts."""
+    ignored_pixels: Mapping[str, int]
+    pictures: Mapping[str, tuple[int, ...]]
+    """That hold a class, for every class."""
+    instances: Mapping[str, tuple[int, ...]]
+    """Things that are no crowd, of every class."""
+    things_per_picture: Mapping[str, Mapping[int, int]]
+    """Number of things that are no crowd -> pictures with as many."""
+    picture_sizes: Mapping[str, PictureSizes]
+    bytes: Mapping[str, int]
+    skipped: Mapping[str, tuple[SkippedRecord, ...]]
+    sources: tuple[Source, ...]
+    """Where they lay is left out."""
+    samples: Samples
+    terms: str
+
+    def class_names_of(self, task: Task) -> tuple[str, ...]:
+        """The classes of a row with this task: the dataset's, or its things alone for an instance row."""
+        if task != "instance":
+            return self.class_names
+        return tuple(name for name in self.class_names if name in self.thing_classes)
+
+    def thing_ids_of(self, task: Task) -> list[int]:
+        """Which of the classes of a row with this task are things."""
+        return [place for place, name in enumerate(self.class_names_of(task)) if name in self.thing_classes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertedWeights:
     """results/weights/<name>.json. None, and an empty URL: there are none, and the backbone starts at random."""
 
@@ -76,6 +171,7 @@ class _File(NamedTuple):
 
 _FILES: Mapping[type, _File] = {
     FetchedDataset: _File("fetch", 1),
+    Manifest: _File("shard", 1),
     ConvertedWeights: _File("weights", 1),
 }
 

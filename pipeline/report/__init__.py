@@ -19,7 +19,7 @@ from pipeline.report.page import page
 from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.row_section import Details
 from pipeline.report.tables import markdown, text_table
-from pipeline.results import RESULTS, ConvertedWeights, find_result
+from pipeline.results import RESULTS, ConvertedWeights, Manifest, find_result
 from pipeline.storage import storage_root
 from pipeline.tracking import read_curve, tracking_uri
 
@@ -89,7 +89,8 @@ def _details(
 
 def _row_details(row: Row, params: Params, results: Path, overlays: list[str], limit: int, stored: _Stored) -> Details:
     trained, checked = (read(results, stage, row.name, row.task) for stage in ("train", "published"))
-    manifest, weights = read(results, "shard", row.dataset), find_result(ConvertedWeights, row.weights, results=results)
+    manifest = find_result(Manifest, row.dataset, results=results)
+    weights = find_result(ConvertedWeights, row.weights, results=results)
     trainings = trained["seeds"] if trained else []
     published = (checked or {}).get("curve")
     config = params.checkpoints.get(row.name)
@@ -107,7 +108,7 @@ def _row_details(row: Row, params: Params, results: Path, overlays: list[str], l
             if (pictures := stored.read(path, lambda file: panels(_bytes(file), limit)))
         ],
         overlays_left_out=max(0, len(overlays) - ROW_OVERLAYS),
-        data_digest=(manifest or {}).get("digest"),
+        data_digest=manifest.digest if manifest else None,
         weights=f"{row.weights}, SHA-256 {weights.sha256}" if weights and weights.sha256 else row.weights,
         trainings=trainings,
         links={name: url for name, url in links.items() if url},

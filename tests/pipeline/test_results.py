@@ -25,12 +25,14 @@ from pipeline.results import (
     result_path,
     write_result,
 )
+from tests.pipeline.manifests import made_up_manifest
 from tests.shared import PROJECT
 
 ARCHIVE = FetchedSource(name="mine.zip", bytes=12, sha256="5a" * 32, path="archives/5a5a5a5a5a5a5a5a/mine.zip")
 FETCHED = FetchedDataset(dataset="mine", sources=(ARCHIVE,), terms="CC0", generate={"train": 3})
 EXAMPLES = (
     FETCHED,
+    made_up_manifest(),
     ConvertedWeights(name="r50", url="https://host/r50.pth", source_sha256="0b", sha256="c1", path="weights/c1"),
 )
 """One of every kind."""
@@ -114,10 +116,14 @@ def test_a_missing_value_is_refused_with_the_command(tmp_path: Path) -> None:
     assert refusal(tmp_path, json.dumps(fetched)) == f": sources[0]: 'sha256' is missing{AGAIN}"
 
 
-def test_what_an_earlier_version_wrote_is_refused_with_the_command(tmp_path: Path) -> None:
-    # the facts of fetched archives before layouts had a number
-    earlier = {"dataset": "mine", "sources": [dataclasses.asdict(ARCHIVE)], "terms": "CC0"}
-    assert refusal(tmp_path, json.dumps(earlier)) == f" has no version of its layout, but version 1 is needed{AGAIN}"
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
+def test_what_was_written_before_layouts_had_versions_is_refused_with_the_command(tmp_path: Path, example: Any) -> None:
+    kind = type(example)
+    path = write_result(example, "mine", results=tmp_path)
+    path.write_text(json.dumps(dataclasses.asdict(example)))
+    with pytest.raises(ValueError, match=r"mine\.json has no version of its layout, but version ") as refused:
+        read_result(kind, "mine", results=tmp_path)
+    assert str(refused.value).endswith(f"; make it again with: dvc repro -f {path.parent.name}@mine")
 
 
 @pytest.mark.parametrize("text", ['["mine"]', '"mine"', "null", "3"])
@@ -136,6 +142,13 @@ def test_a_torn_file_is_refused_with_the_command(tmp_path: Path) -> None:
 def test_what_is_no_number_is_refused_with_the_command(tmp_path: Path, word: str) -> None:
     text = json.dumps(content(FETCHED)).replace("12", word)
     assert refusal(tmp_path, text) == f" is not JSON (it holds {word}){AGAIN}"
+
+
+def test_an_instance_rows_classes_are_the_things_alone() -> None:
+    manifest = made_up_manifest(class_names=("car", "sky", "dog"), thing_classes=("dog", "car"))
+    assert manifest.class_names_of("panoptic") == manifest.class_names_of("semantic") == ("car", "sky", "dog")
+    assert (manifest.class_names_of("instance"), manifest.thing_ids_of("instance")) == (("car", "dog"), [0, 1])
+    assert manifest.thing_ids_of("panoptic") == [0, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
