@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.files import read_json, write_json
 from pipeline.params import Row
+from pipeline.results import ConvertedWeights, Manifest
 from pipeline.run_folder import finished_result, note_of, outcome
 from pipeline.storage import storage_root
 from pipeline.stores import StoredPath
@@ -23,7 +24,7 @@ _MUST_AGREE = ("seed", "task", "model.", "train.steps")
 
 
 def accept(
-    row: Row, seed: int, earlier: str, *, manifest: Mapping[str, Any], weights: Mapping[str, Any], reason: str
+    row: Row, seed: int, earlier: str, *, manifest: Manifest, weights: ConvertedWeights, reason: str
 ) -> dict[str, Any]:
     """Let the finished run `earlier` stand for what the row would train for a seed now; the note that is written.
 
@@ -31,7 +32,7 @@ def accept(
     """
     from pipeline.provenance.run_key import run_key
 
-    key = run_key(row, seed=seed, data_digest=manifest["digest"], weights_sha256=weights["sha256"])
+    key = run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
     run_dir, other = storage_root() / "runs" / key, storage_root() / "runs" / earlier
     if key == earlier or finished_result(run_dir) is not None:
         raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to accept for it")
@@ -47,8 +48,8 @@ def accept(
     for difference in differences:
         if difference.startswith(_MUST_AGREE):
             raise ValueError(f"run {earlier} is another experiment than seed {seed} of row {row.name}: {difference}")
-    if trained["tags"]["m2f.data_digest"] != manifest["digest"]:
-        differences.append(f"data: {trained['tags']['m2f.data_digest']} there, {manifest['digest']} now")
+    if trained["tags"]["m2f.data_digest"] != manifest.digest:
+        differences.append(f"data: {trained['tags']['m2f.data_digest']} there, {manifest.digest} now")
     note = {
         "run_key": earlier,
         "instead_of": key,

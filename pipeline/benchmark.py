@@ -31,6 +31,7 @@ from pipeline.train_loop import Run, Worker, backward, build
 
 if TYPE_CHECKING:
     from pipeline.loader import Batch
+    from pipeline.results import Manifest
 
 WARM_UP, PICTURES = 5, 195
 """Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
@@ -93,7 +94,7 @@ class Machine(NamedTuple):
 
 
 def benchmark(
-    row: Row, dataset: DatasetConfig, *, manifest: Mapping[str, Any] | None, seconds: float = 60.0, groups: int = 1
+    row: Row, dataset: DatasetConfig, *, manifest: Manifest | None, seconds: float = 60.0, groups: int = 1
 ) -> dict[str, Any]:
     """Measure a row on this machine's GPU, or its CPU; the content of results/benchmark/<row>.json.
 
@@ -120,7 +121,7 @@ def benchmark(
     allow_tf32(row.train.tf32)
     worker = Worker.here()
     machine = Machine(worker.device)
-    run = Run(row=row, seed=0, run_key="benchmark", run_dir=Path("benchmark"), manifest=manifest or {})
+    run = Run(row=row, seed=0, run_key="benchmark", run_dir=Path("benchmark"), manifest=manifest)
     model, gradients = build(run, worker)
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -169,7 +170,7 @@ def _inference(
     row: Row,
     dataset: DatasetConfig,
     machine: Machine,
-    manifest: Mapping[str, Any] | None,
+    manifest: Manifest | None,
     usual: Size,
     seconds: float,
 ) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def _inference(
     }
 
 
-def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
+def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
     """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
     if manifest is not None:
         from pipeline.loader import validation_pictures
@@ -239,7 +240,7 @@ def _training(
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
         return {"skipped": f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"}
-    if run.manifest:
+    if run.manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
@@ -273,9 +274,10 @@ def _batches(run: Run, groups: int) -> Iterator[Batch]:
     """Batches of this many groups."""
     config = run.row.train
     count = groups * config.group_size
-    if not run.manifest:
+    if run.manifest is None:
         for step in itertools.count():
             yield cast("Batch", _Generated.of(run.row, count, step))
+        return
     from pipeline.loader import training_batches
 
     yield from training_batches(

@@ -26,9 +26,10 @@ from pipeline.tasks import FIGURES, primary
 
 if TYPE_CHECKING:
     from pipeline.cluster import Resources
+    from pipeline.results import Manifest
 
 
-def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_row(row: Row, *, manifest: Manifest, train_result: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the last and the best checkpoint of every finished seed; the content of results/evaluate/<row>.json.
 
     The row's checkpoint_rule says which of them decides the reported figure; the last where it is unknown. ValueError
@@ -103,14 +104,14 @@ def figure_names(checkpoint: Mapping[str, Any]) -> list[str]:
     return [name for name in checkpoint if name not in ("step", "per_class")]
 
 
-def commonest_class(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def commonest_class(manifest: Manifest) -> dict[str, Any]:
     """What predicting the training pictures' commonest class everywhere scores on the validation pictures."""
-    common = int(np.argmax(manifest["pixels"]["train"]))
-    metric = SemanticMetric(num_classes=len(manifest["class_names"]))
-    metric.confusion[:, common] = torch.tensor(manifest["pixels"]["val"])
+    common = int(np.argmax(manifest.pixels["train"]))
+    metric = SemanticMetric(num_classes=len(manifest.class_names))
+    metric.confusion[:, common] = torch.tensor(manifest.pixels["val"])
     result = metric.result()
     figures = {name: result[name] for name in FIGURES["semantic"]}  # type: ignore[literal-required]
-    return {"class": manifest["class_names"][common], **figures}
+    return {"class": manifest.class_names[common], **figures}
 
 
 def described(measures: Measures, step: int) -> dict[str, Any]:
@@ -153,7 +154,7 @@ def evaluate_checkpoint(
     path: StoredPath,
     run_key: str,
     row: Row,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     resources: Resources,
     overlays: StoredPath | None,
     *,
@@ -199,7 +200,7 @@ def _evaluate_part(
     digest: str | None,
     run_key: str,
     row: Row,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     worker: int,
     workers: int,
     overlays: StoredPath | None,
@@ -213,7 +214,7 @@ def _evaluate_part(
     load_checkpoint(path, model=model, run_key=run_key, digest=digest)
     if torch.cuda.is_available():
         model.cuda()
-    total = manifest["splits"]["val"]["records"]
+    total = manifest.splits["val"].records
     shown = set(np.linspace(0, total - 1, min(OVERLAYS, total)).round().astype(int).tolist())
 
     def draw(picture: Picture, outcome: Outcome) -> None:

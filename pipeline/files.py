@@ -121,14 +121,19 @@ def write_json(path: str | StoredPath, value: Any) -> None:
 
 
 def read_json(path: str | StoredPath, *, made_by: str) -> Any:
-    """Read a JSON file; ValueError with the command that makes it (`made_by`) when it is missing or torn."""
+    """Read a JSON file; ValueError with the command that makes it (`made_by`) when it is missing, torn or has NaN."""
     try:
         path = Path(path) if isinstance(path, str) else path
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it with: {made_by}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of json's, of UTF-8, of _no_number
         raise ValueError(f"{path} is not JSON ({error}); make it again with: {made_by}") from None
+
+
+def _no_number(name: str) -> None:
+    """What Python's json would take for a float: NaN, Infinity, -Infinity."""
+    raise ValueError(f"it holds {name}")
 
 
 def sha256(path: str | StoredPath) -> str:

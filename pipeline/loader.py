@@ -53,6 +53,7 @@ from pipeline.transforms import (
 
 if TYPE_CHECKING:
     from pipeline.params import AugmentationConfig, Task, TestConfig
+    from pipeline.results import Label, Manifest
 
 _Item = TypeVar("_Item")
 
@@ -129,7 +130,7 @@ class Picture:
 
 
 def training_batches(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     augmentation: AugmentationConfig,
     *,
     task: Task = "semantic",
@@ -161,7 +162,7 @@ def training_batches(
 
 
 def validation_pictures(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     test: TestConfig,
     *,
     task: Task = "semantic",
@@ -182,29 +183,29 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
 _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epochs
 
 
-def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
+def verify_shards(manifest: Manifest, split: str) -> None:
     """Check a split's shards before they are read: their digests, once per host, where they are read in place; of those
     that every host copies, which verifies them, that they are there in their lengths.
 
     ValueError names a missing or altered shard.
     """
-    shards = {shard["path"]: Expected(shard["bytes"], shard["sha256"]) for shard in manifest["splits"][split]["shards"]}
+    shards = {shard.path: Expected(shard.bytes, shard.sha256) for shard in manifest.splits[split].shards}
     wrong = store_of(storage_root()).first_wrong(
         shards,
-        note=f"{manifest['digest'][:16]}-{split}",
+        note=f"{manifest.digest[:16]}-{split}",
         digest=sha256,
-        doing=f"verifying shards of {manifest['dataset']}",
+        doing=f"verifying shards of {manifest.dataset}",
     )
     if wrong is not None:
         path = stored(wrong[0], made_by=_made_by(manifest))
         raise ValueError(f"shard {path} is truncated or altered: {wrong[1]}; make it again with: {_made_by(manifest)}")
 
 
-def _made_by(manifest: Mapping[str, Any]) -> str:
-    return f"python -m stages.shard {manifest['dataset']}"
+def _made_by(manifest: Manifest) -> str:
+    return f"python -m stages.shard {manifest.dataset}"
 
 
-_LABELS: Mapping[Task, str] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
+_LABELS: Mapping[Task, Label] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
 """What a manifest's `labels` must list for a task."""
 
 
@@ -355,34 +356,29 @@ class _Split:
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], split: str, task: Task) -> _Split:
+    def of(cls, manifest: Manifest, split: str, task: Task) -> _Split:
         """A verified split of a manifest, for a task."""
-        if split not in manifest["splits"]:
-            raise ValueError(f"dataset {manifest['dataset']} has no split {split}; `splits` in params.yaml names them")
-        if "pixel_layout" not in manifest:
+        if split not in manifest.splits:
+            raise ValueError(f"dataset {manifest.dataset} has no split {split}; `splits` in params.yaml names them")
+        if _LABELS[task] not in manifest.labels:
             raise ValueError(
-                f"the shards of dataset {manifest['dataset']} are of an earlier layout; make them again with: "
-                f"{_made_by(manifest)}"
-            )
-        if _LABELS[task] not in manifest["labels"]:
-            raise ValueError(
-                f"dataset {manifest['dataset']} has no {_LABELS[task]} labels, which the task {task} needs, but "
-                f"{' and '.join(manifest['labels'])}; give the row another `task` or another dataset"
+                f"dataset {manifest.dataset} has no {_LABELS[task]} labels, which the task {task} needs, but "
+                f"{' and '.join(manifest.labels)}; give the row another `task` or another dataset"
             )
         verify_shards(manifest, split)
-        shards = manifest["splits"][split]["shards"]
-        starts = itertools.accumulate((shard["records"] for shard in shards[:-1]), initial=0)
-        thing = np.array([name in manifest["thing_classes"] for name in manifest["class_names"]])
+        shards = manifest.splits[split].shards
+        starts = itertools.accumulate((shard.records for shard in shards[:-1]), initial=0)
+        thing = np.array([name in manifest.thing_classes for name in manifest.class_names])
         return cls(
-            dataset=manifest["dataset"],
+            dataset=manifest.dataset,
             task=task,
-            paths=tuple(shard["path"] for shard in shards),
-            digests=tuple(shard["sha256"] for shard in shards),
+            paths=tuple(shard.path for shard in shards),
+            digests=tuple(shard.sha256 for shard in shards),
             starts=tuple(starts),
-            records=manifest["splits"][split]["records"],
+            records=manifest.splits[split].records,
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
-            raw=manifest["pixel_layout"] == "raw",
+            raw=manifest.pixel_layout == "raw",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
 from pipeline.answers import Outcome, answer
 from pipeline.params import Row
-from pipeline.tasks import FIGURES, MS_FLIP, class_names, primary, thing_ids
+from pipeline.tasks import FIGURES, MS_FLIP, primary
 
 if TYPE_CHECKING:
     from pipeline.loader import Picture
+    from pipeline.results import Manifest
 
 
 class Measures:
     """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
 
-    def __init__(self, row: Row, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, row: Row, manifest: Manifest) -> None:
         classes = row.model.num_classes
         self.task = row.task
-        self.class_names = class_names(row, manifest)
-        self.thing_ids = thing_ids(row, manifest)
+        self.class_names = manifest.class_names_of(row.task)
+        self.thing_ids = manifest.thing_ids_of(row.task)
         self.semantic = SemanticMetric(num_classes=classes) if row.task != "instance" else None
         self.ms_flip = SemanticMetric(num_classes=classes) if row.test.ms_flip is not None else None
         self.panoptic = (
@@ -112,7 +113,7 @@ class Measures:
 
 def measure(
     model: nn.Module,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     row: Row,
     *,
     worker: int = 0,

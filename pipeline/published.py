@@ -17,6 +17,7 @@ from pipeline.download import downloaded
 from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, keep_evaluation
 from pipeline.files import local_file, write_text
 from pipeline.params import PublishedConfig, Row
+from pipeline.results import Manifest
 from pipeline.sender import point_line
 from pipeline.storage import storage_root
 from pipeline.stores import StoredPath
@@ -33,7 +34,7 @@ _VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pix
 """Names in the published logs (percent) and ours (fractions)."""
 
 
-def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest) -> dict[str, Any]:
     """Fetch, convert and evaluate a row's published checkpoint; the content of results/published/<row>.json.
 
     `difference` is our figures less the published ones, in percent points: they should be within the last digit. A

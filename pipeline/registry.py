@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import tracking
 from pipeline.mlflow_client import mlflow_client, shown_uri, tracking_uri
 from pipeline.params import Row
-from pipeline.tasks import LABELS, class_names, thing_ids
+from pipeline.results import Manifest
+from pipeline.tasks import LABELS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -97,7 +98,7 @@ def model_name(row: str) -> str:
 def register(
     row: Row,
     *,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     evaluated: Mapping[str, Any],
     trained: Mapping[str, Any],
     weights_terms: str,
@@ -116,8 +117,8 @@ def register(
         "row": row.name,
         "task": row.task,
         "metric": figure,
-        "dataset_digest": manifest["digest"],
-        "licence": licence(manifest["terms"], weights_terms),
+        "dataset_digest": manifest.digest,
+        "licence": licence(manifest.terms, weights_terms),
     }
     with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
         _open_model(client, name, row)
@@ -135,7 +136,7 @@ def register(
     }
 
 
-def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
     """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
     from pipeline.provenance.code import code_digest
     from pipeline.registered_model import ANSWERING
@@ -145,8 +146,8 @@ def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "model": asdict(row.model),
         "test": asdict(replace(row.test, ms_flip=None)),
         "tf32": row.train.tf32,
-        "class_names": class_names(row, manifest),
-        "thing_ids": thing_ids(row, manifest),
+        "class_names": list(manifest.class_names_of(row.task)),
+        "thing_ids": manifest.thing_ids_of(row.task),
         "code": code_digest(ANSWERING),
     }
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.acceptance import accepted
 from pipeline.files import delete, write_json
 from pipeline.params import Row
+from pipeline.results import RESULTS, ConvertedWeights, Manifest, made_by
 from pipeline.run_folder import Outcome, finished_result, note_of, outcome
 from pipeline.storage import storage_root, stored
 from pipeline.stores import StoredPath
@@ -46,8 +47,8 @@ _SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", 
 def train_row(
     row: Row,
     *,
-    manifest: Mapping[str, Any],
-    weights: Mapping[str, Any],
+    manifest: Manifest,
+    weights: ConvertedWeights,
     published: Mapping[str, Any] | None = None,
     only: int | None = None,
     out: Path | None = None,
@@ -62,9 +63,11 @@ def train_row(
     from pipeline import tracking
     from pipeline.provenance.run_key import run_key
 
-    digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
     seeds = row.seeds if only is None else (only,)
-    keys = {seed: run_key(row, seed=seed, **digests) for seed in dict.fromkeys((*seeds, *row.seeds))}
+    keys = {
+        seed: run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
+        for seed in dict.fromkeys((*seeds, *row.seeds))
+    }
     notes = {seed: note for seed, key in keys.items() if (note := accepted(_run_dir(key)))}
     keys |= {seed: note["run_key"] for seed, note in notes.items()}
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
@@ -166,8 +169,8 @@ def _train(
     row: Row,
     pending: Sequence[int],
     keys: Mapping[int, str],
-    manifest: Mapping[str, Any],
-    weights: Mapping[str, Any],
+    manifest: Manifest,
+    weights: ConvertedWeights,
     published: Mapping[str, Any] | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
@@ -178,7 +181,7 @@ def _train(
     resources = cluster_resources(row)
     if resources.use_gpu:
         refuse_if_too_costly(row)
-    initial = stored(weights["path"], made_by=f"dvc repro -f weights@{row.weights}") if weights["path"] else None
+    initial = stored(weights.path, made_by=made_by(ConvertedWeights, row.weights)) if weights.path else None
     curve = _published_curve(row, published)
     runs = {
         seed: Run(
@@ -186,7 +189,7 @@ def _train(
             seed=seed,
             run_key=keys[seed],
             run_dir=_run_dir(keys[seed]),
-            manifest=dict(manifest),
+            manifest=manifest,
             weights=initial,
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
@@ -210,7 +213,7 @@ def _train(
         _forget_rays_notes(runs)
 
 
-def refuse_if_too_costly(row: Row, results: Path = Path("results")) -> None:
+def refuse_if_too_costly(row: Row, results: Path = RESULTS) -> None:
     """ValueError when a seed is expected to cost more GPU-hours than the row allows.
 
     `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of

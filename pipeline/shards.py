@@ -13,6 +13,7 @@ within the store, at the end of which build.json says that the folder is complet
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -34,7 +35,17 @@ from pipeline.pictures import IGNORE
 from pipeline.progress import Progress
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of, settings_facts
-from pipeline.shard_file import ShardJob, expected_bytes, finished_shard, make_shard, read_rows, same_labels
+from pipeline.results import FetchedSource, Manifest, Samples, Shard, Source, Split
+from pipeline.shard_file import (
+    PictureLabels,
+    ShardFacts,
+    ShardJob,
+    expected_bytes,
+    finished_shard,
+    make_shard,
+    read_rows,
+    same_labels,
+)
 from pipeline.storage import storage_root
 from pipeline.stores import StoredPath, store_of
 
@@ -80,14 +91,14 @@ def build(
     config: DatasetConfig,
     sources: Sequence[Path],
     *,
-    facts: Sequence[Mapping[str, Any]],
+    facts: Sequence[FetchedSource],
     processes: int | None = None,
-) -> dict[str, Any]:
-    """Verify every record of every split and write the shards; returns the manifest (results/shard/<dataset>.json).
+) -> Manifest:
+    """Verify every record of every split and write the shards; returns the manifest.
 
-    facts: name, path under the storage root, bytes and sha256 of each source; what an earlier build left is taken up
-    only where bytes and digests are the same. processes: shards made at once by Ray tasks; None: as many as the cluster
-    has cores; 0: all in this process, as with few records. The same input gives the same bytes.
+    facts: of each source; what an earlier build left is taken up only where their contents are the same.
+    processes: shards made at once by Ray tasks; None: as many as the cluster has cores; 0: all in this process, as with
+    few records. The same input gives the same bytes.
 
     ValueError names the first file that is wrong, or the first record that is not labelled as the others are; with
     `on_error: skip`, wrong records are listed in the manifest instead, up to MAX_SKIPPED of a split. Shards that were
@@ -104,7 +115,7 @@ def build(
     for split, records in listed.items():
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
-    archives = [(fact["path"], fact["sha256"]) for fact in facts if not fact["path"].endswith("/folder.json")]
+    archives = [(fact.path, fact.sha256) for fact in facts if not fact.path.endswith("/folder.json")]
     jobs, record_bytes = _plan(listed, config, tuple(sources), tuple(archives))
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
@@ -122,63 +133,100 @@ def build(
         few = sum(len(job.records) for job in rest) < FEW_RECORDS
         make = _make_here if processes == 0 or few else _make_with_ray
         make(rest, partial, shards, record_bytes, processes)
-        manifest = _manifest(dataset, config, jobs, shards, facts)
-        content = hashlib.sha256(json.dumps(manifest["splits"], sort_keys=True).encode()).hexdigest()
+        splits = _splits(config, jobs, shards)
+        content = hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
         target = shards_root / content[:16]
         write_json(partial / "build.json", {"dataset": dataset, "key": key})
         places = {name: place / f"{name}.arrow" for name, (_, place) in found.items()}
-        _paint_samples(
-            partial, manifest, {job.name: places.get(job.name, partial / f"{job.name}.arrow") for job in jobs}
+        samples = _paint_samples(
+            partial, config, splits, {job.name: places.get(job.name, partial / f"{job.name}.arrow") for job in jobs}
         )
         for name, (_, place) in found.items():
             if place not in (partial, target):
                 for suffix in (".arrow", ".json"):
                     link_or_copy(place / f"{name}{suffix}", partial / f"{name}{suffix}")
         store_of(partial).move_folder_to(target, last="build.json")
-    for entry in manifest["splits"].values():
-        for shard in entry["shards"]:
-            shard["path"] = f"shards/{target.name}/{shard['path']}"
-    manifest["samples"]["path"] = f"shards/{target.name}/{manifest['samples']['path']}"
-    return {"dataset": dataset, "digest": manifest_digest(manifest), **manifest}
+    return _manifest(dataset, config, jobs, shards, facts, splits, samples, folder=f"shards/{target.name}")
 
 
-def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing."""
-    rest = {key: value for key, value in manifest.items() if key not in ("digest", "samples", "terms")}
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
+
+    A field that holds its default is left out: a new one changes no digest until it is used.
+    """
+    rest = {key: value for key, value in _plain(manifest).items() if key not in ("digest", "samples", "terms")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _manifest(
-    dataset: str, config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards, facts: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The manifest without its digest, with shards by name, and the title of the samples that are to be painted."""
-    by_split = {split: [shards.facts[job.name] for job in jobs if job.split == split] for split in config.splits}
-    splits = {
-        split: {
-            "records": sum(shard["records"] for shard in by_split[split]),
-            "shards": [
-                {"path": f"{job.name}.arrow"}
-                | {key: shards.facts[job.name][key] for key in ("records", "bytes", "sha256")}
-                for job in jobs
-                if job.split == split
-            ],
-        }
-        for split in config.splits
-    }
+def _plain(value: Any) -> Any:
+    """Dataclasses and what is in them as JSON values, without the fields that hold their defaults."""
+    if dataclasses.is_dataclass(value):
+        held = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+        return {entry.name: _plain(each) for entry, each in held if each != _default(entry)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    """MISSING: it has none."""
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+
+
+def _splits(config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards) -> dict[str, Split]:
+    """The splits with their shards, which are called by their names alone."""
+    listed: dict[str, list[Shard]] = {split: [] for split in config.splits}
+    for job in jobs:
+        facts = shards.facts[job.name]
+        listed[job.split].append(
+            Shard(path=f"{job.name}.arrow", records=facts.records, bytes=facts.bytes, sha256=facts.sha256)
+        )
     return {
-        "dataset": dataset,
-        "class_names": list(config.class_names),
-        "thing_classes": list(config.thing_classes),
-        "ignore_label": IGNORE,
-        "labels": shards.labels[0].split(" and ") if shards.labels else [],
-        "pixel_layout": config.pixels,
-        "splits": splits,
-        **counted(by_split),
-        "sources": [
-            {key: source[key] for key in ("name", "bytes", "sha256")} for source in facts
-        ],  # paths say where, not what
-        "terms": config.terms,
+        split: Split(records=sum(shard.records for shard in entries), shards=tuple(entries))
+        for split, entries in listed.items()
     }
+
+
+def _manifest(
+    dataset: str,
+    config: DatasetConfig,
+    jobs: Sequence[ShardJob],
+    shards: _Shards,
+    facts: Sequence[FetchedSource],
+    splits: Mapping[str, Split],
+    samples: Samples,
+    *,
+    folder: str,
+) -> Manifest:
+    """The manifest of shards and samples that lie in `folder`, under the storage root."""
+
+    def placed(split: Split) -> Split:
+        shards = (dataclasses.replace(shard, path=f"{folder}/{shard.path}") for shard in split.shards)
+        return dataclasses.replace(split, shards=tuple(shards))
+
+    counts = {split: counted([shards.facts[job.name] for job in jobs if job.split == split]) for split in splits}
+    manifest = Manifest(
+        dataset=dataset,
+        digest="",
+        class_names=config.class_names,
+        thing_classes=config.thing_classes,
+        ignore_label=IGNORE,
+        labels=shards.labels.kinds if shards.labels else (),
+        pixel_layout=config.pixels,
+        splits={name: placed(split) for name, split in splits.items()},
+        pixels={split: count.pixels for split, count in counts.items()},
+        ignored_pixels={split: count.ignored_pixels for split, count in counts.items()},
+        pictures={split: count.pictures for split, count in counts.items()},
+        instances={split: count.instances for split, count in counts.items()},
+        things_per_picture={split: count.things_per_picture for split, count in counts.items()},
+        picture_sizes={split: count.picture_sizes for split, count in counts.items()},
+        bytes={split: count.bytes for split, count in counts.items()},
+        skipped={split: count.skipped for split, count in counts.items()},
+        sources=tuple(Source(name=source.name, bytes=source.bytes, sha256=source.sha256) for source in facts),
+        samples=dataclasses.replace(samples, path=f"{folder}/{samples.path}"),
+        terms=config.terms,
+    )
+    return dataclasses.replace(manifest, digest=manifest_digest(manifest))
 
 
 # What is made
@@ -224,13 +272,13 @@ def shaping(config: DatasetConfig) -> Code:
     """The definitions that decide the bytes of a dataset's shards."""
     return Code(
         roots=("pipeline.shard_file.make_shard", f"{LAYOUTS[config.layout].__name__}.records"),
-        left_out=KEEPS_BYTES,
+        left_out={**KEEPS_BYTES, "pipeline.results": "says what was made"},
         sinks=PROGRESS,
         settings="pipeline.params.DatasetConfig",
     )
 
 
-def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[Mapping[str, Any]]) -> str:
+def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[FetchedSource]) -> str:
     """A digest, 16 hexadecimal digits, of all that decides the shards' bytes; leaves out `on_error` (a shard without
     skipped records is the same either way) and what does not concern the records."""
     import cv2
@@ -242,7 +290,7 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
     settings = settings_facts(config)
     return key_of(
         settings={name: value for name, value in settings.items() if name not in _SHAPES_NO_RECORD},
-        sources=[source["sha256"] for source in facts],
+        sources=[source.sha256 for source in facts],
         records=records.hexdigest(),
         code=code_digest(shaping(config)),
         libraries=[cv2.__version__, *(importlib.metadata.version(name) for name in _LIBRARIES)],
@@ -264,7 +312,7 @@ def _finished_builds(shards_root: StoredPath, key: str) -> list[StoredPath]:
 
 def _take_up(
     dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[StoredPath]
-) -> dict[str, tuple[dict[str, Any], StoredPath]]:
+) -> dict[str, tuple[ShardFacts, StoredPath]]:
     """Facts and folder of every shard that one of the folders holds as it was written, by name."""
     listed = [files_below(folder) for folder in folders]
     there = [job for job in jobs if any(f"{job.name}.json" in files for files in listed)]
@@ -273,7 +321,7 @@ def _take_up(
     for job in there:
         for place in folders:
             facts = finished_shard(place, job.name)
-            if facts is not None and (on_error == "skip" or not facts["skipped"]):
+            if facts is not None and (on_error == "skip" or not facts.skipped):
                 found[job.name] = facts, place
                 break
         progress.add()
@@ -287,24 +335,22 @@ class _Shards:
 
     def __init__(self, dataset: str, records: Mapping[str, int]) -> None:
         self.dataset, self.records = dataset, records
-        self.facts: dict[str, dict[str, Any]] = {}
+        self.facts: dict[str, ShardFacts] = {}
         self.skipped = dict.fromkeys(records, 0)
-        self.labels: tuple[str, str] | None = None
-        """Their kinds, and a picture that has them."""
+        self.labels: PictureLabels | None = None
 
-    def add(self, job: ShardJob, facts: dict[str, Any]) -> None:
+    def add(self, job: ShardJob, facts: ShardFacts) -> None:
         """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""
         self.facts[job.name] = facts
-        if facts["labels"]:
-            kinds, file = facts["labels"]
-            self.labels = same_labels(self.labels, (kinds, file))
-        for entry in facts["skipped"]:
-            print(f"{self.dataset}: skipped {entry['file']}: {entry['reason']}", file=sys.stderr)
-        self.skipped[job.split] += len(facts["skipped"])
+        if facts.labels is not None:
+            self.labels = same_labels(self.labels, facts.labels)
+        for record in facts.skipped:
+            print(f"{self.dataset}: skipped {record.file}: {record.reason}", file=sys.stderr)
+        self.skipped[job.split] += len(facts.skipped)
         if self.skipped[job.split] > MAX_SKIPPED * self.records[job.split]:
             raise ValueError(
                 f"{self.skipped[job.split]} of the {self.records[job.split]:,} records of split {job.split} are wrong, "
-                f"of which `on_error: skip` leaves out at most {MAX_SKIPPED:.0%}: {facts['skipped'][0]['reason']}"
+                f"of which `on_error: skip` leaves out at most {MAX_SKIPPED:.0%}: {facts.skipped[0].reason}"
             )
 
 
@@ -395,17 +441,19 @@ def _begun(job: ShardJob, folder: StoredPath, record_bytes: float) -> int:
 # Files
 
 
-def _paint_samples(folder: StoredPath, manifest: dict[str, Any], files: Mapping[str, StoredPath]) -> None:
-    """Write samples.png, of the training pictures or those of the first split, and enter it into the manifest."""
-    split = "train" if "train" in manifest["splits"] else next(iter(manifest["splits"]))
-    entry = manifest["splits"][split]
+def _paint_samples(
+    folder: StoredPath, config: DatasetConfig, splits: Mapping[str, Split], files: Mapping[str, StoredPath]
+) -> Samples:
+    """Write samples.png, of the training pictures or those of the first split."""
+    name = "train" if "train" in splits else next(iter(splits))
+    split = splits[name]
     rows = [
         row
-        for shard, place in sample_places([shard["records"] for shard in entry["shards"]])
-        for row in read_rows(files[entry["shards"][shard]["path"].removesuffix(".arrow")], [place])
+        for shard, place in sample_places([shard.records for shard in split.shards])
+        for row in read_rows(files[split.shards[shard].path.removesuffix(".arrow")], [place])
     ]
-    title = f"{len(rows)} of {entry['records']:,} pictures of the split {split}, with their labels"
-    data = sample_sheet(rows, manifest, title)
+    title = f"{len(rows)} of {split.records:,} pictures of the split {name}, with their labels"
+    data = sample_sheet(rows, config.class_names, config.pixels, title)
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)
-    manifest["samples"] = {"path": "samples.png", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return Samples(path="samples.png", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.disk import is_partial
 from pipeline.files import copy_file, delete, files_below, local_file, read_json, sha256
 from pipeline.progress import Progress
+from pipeline.results import RESULTS
 from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
@@ -152,11 +153,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _results(folder: Path) -> Iterator[Any]:
+    """Every result as JSON, whichever kind and version: what a file of an earlier version names is kept too."""
     for path in sorted(folder.rglob("*.json")):
         yield read_json(path, made_by="the stage that its folder is named after")
 
 
-def inventory(results: Path = Path("results")) -> list[Item]:
+def inventory(results: Path = RESULTS) -> list[Item]:
     """What lies under the storage root, by path: the entries of its folders, one level deep."""
     named = {text for value in _results(results) for text in _strings(value)}
     sizes: Counter[str] = Counter()
@@ -174,7 +176,7 @@ def _item(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def named_digests(results: Path = Path("results")) -> dict[str, str]:
+def named_digests(results: Path = RESULTS) -> dict[str, str]:
     """SHA-256 of every file that results/ names with one, by its path under the root; folders in place are left out."""
     found = (pair for value in _results(results) for pair in _digests(value))
     return {path: digest for path, digest in found if not path.endswith("/folder.json")}
@@ -194,7 +196,7 @@ def prune(item: Item) -> None:
     delete(storage_root() / item.path)
 
 
-def copy_named(target: StoredPath, results: Path = Path("results")) -> tuple[int, int]:
+def copy_named(target: StoredPath, results: Path = RESULTS) -> tuple[int, int]:
     """Copy every item that results/ names to another storage root: how many files there are, and how many were copied.
 
     A file that is there in its length is left as it is, for files come whole or not at all. ValueError when one that is

@@ -85,8 +85,9 @@ def open_tracked(run: Run, workers: int) -> str | None:
     """The seed's MLflow run, made if there is none; None while no server answers."""
     from pipeline import tracking
 
+    assert run.manifest is not None
     return tracking.open_training(
-        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest["digest"], workers=workers
+        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest.digest, workers=workers
     )
 
 

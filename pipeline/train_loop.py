@@ -46,6 +46,7 @@ from pipeline.tracking import Curve, read_curve, set_tags
 
 if TYPE_CHECKING:
     from pipeline.loader import Batch
+    from pipeline.results import Manifest
 
 _INIT, _STEPS_TO_ESTIMATE = 4, 20
 
@@ -67,7 +68,8 @@ class Run:
     run_key: str
     run_dir: StoredPath
     """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.run_folder)."""
-    manifest: Mapping[str, Any]
+    manifest: Manifest | None
+    """None: a benchmark on random pictures, which is no training."""
     weights: StoredPath | None = None
     """Converted initial weights of the backbone."""
     mlflow_run_id: str | None = None
@@ -137,6 +139,7 @@ def train(run: Run) -> dict[str, Any]:
         return finished
     if diverged.exists():
         raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
+    assert run.manifest is not None
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
     model, gradients = build(run, worker)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.files import whole_file, write_text
+from pipeline.results import RESULTS
 
 LOCK = "dvc.lock"
 _OURS = [
@@ -77,7 +78,7 @@ def _merge(source: Path, target: Path, wanted: Callable[[Path, Path], bool]) -> 
     in_lock = set()
     taken = []
     for stage, entry in theirs["stages"].items():
-        outs = [Path(out["path"]) for out in entry.get("outs", []) if out["path"].startswith("results/")]
+        outs = [Path(out["path"]) for out in entry.get("outs", []) if out["path"].startswith(f"{RESULTS}/")]
         in_lock.update(outs)
         if not outs or not all((source / out).is_file() for out in outs):
             continue
@@ -91,7 +92,7 @@ def _merge(source: Path, target: Path, wanted: Callable[[Path, Path], bool]) -> 
         if changed or stage not in ours["stages"]:
             ours["stages"][stage] = entry
     # of a stage that has not ended well, or of the report, which always runs
-    for file in sorted([*(source / "results").rglob("*"), *(source / "reports").rglob("*")]):
+    for file in sorted([*(source / RESULTS).rglob("*"), *(source / "reports").rglob("*")]):
         out = file.relative_to(source)
         if file.is_file() and out not in in_lock and not _same(file, target / out) and wanted(file, target / out):
             _copy(file, target / out)

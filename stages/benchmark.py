@@ -31,16 +31,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pathlib import Path
-
     from pipeline.benchmark import benchmark
-    from pipeline.files import read_json, write_json
+    from pipeline.files import write_json
     from pipeline.params import load_params
+    from pipeline.results import Manifest, find_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    shards = Path(f"results/shard/{row.dataset}.json")
-    manifest = read_json(shards, made_by=f"dvc repro shard@{row.dataset}") if shards.exists() else None
+    manifest = find_result(Manifest, row.dataset)
     result = benchmark(
         row, params.dataset(row.dataset), manifest=manifest, seconds=arguments.seconds, groups=arguments.groups
     )

@@ -17,10 +17,11 @@ def main() -> None:
     from pipeline.evaluate_job import evaluate_row
     from pipeline.files import read_json, write_json
     from pipeline.params import load_params
+    from pipeline.results import Manifest, read_result
     from pipeline.tasks import in_words
 
     row = load_params(arguments.params).row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    manifest = read_result(Manifest, row.dataset)
     trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
     result = evaluate_row(row, manifest=manifest, train_result=trained)
     write_json(f"results/evaluate/{row.name}.json", result)

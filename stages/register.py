@@ -23,11 +23,12 @@ def main() -> None:
     from pipeline.files import read_json, write_json
     from pipeline.params import load_params
     from pipeline.registry import register
+    from pipeline.results import Manifest, read_result
     from pipeline.tasks import LABELS
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    manifest = read_result(Manifest, row.dataset)
     trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
     evaluated = read_json(f"results/evaluate/{row.name}.json", made_by=f"dvc repro evaluate@{row.name}")
     terms = "" if row.weights == "none" else params.weights[row.weights].terms

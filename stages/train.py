@@ -20,11 +20,12 @@ def main() -> None:
 
     from pipeline.files import read_json
     from pipeline.params import load_params
+    from pipeline.results import ConvertedWeights, Manifest, read_result
     from pipeline.seeds import train_row
 
     row = load_params(arguments.params).row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
-    weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
+    manifest = read_result(Manifest, row.dataset)
+    weights = read_result(ConvertedWeights, row.weights)
     published = Path(f"results/published/{row.name}.json")  # taken where it is: nothing depends on it
     result = train_row(
         row,

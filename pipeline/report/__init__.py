@@ -19,6 +19,7 @@ from pipeline.report.page import page
 from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.row_section import Details
 from pipeline.report.tables import markdown, text_table
+from pipeline.results import RESULTS, ConvertedWeights, Manifest, find_result
 from pipeline.storage import storage_root
 from pipeline.stores import StoredPath
 from pipeline.tracking import read_curve, tracking_uri
@@ -26,7 +27,7 @@ from pipeline.tracking import read_curve, tracking_uri
 _T = TypeVar("_T")
 
 
-def write_report(params: Params, *, results: Path = Path("results"), out: Path = Path("reports")) -> str:
+def write_report(params: Params, *, results: Path = RESULTS, out: Path = Path("reports")) -> str:
     """Write results.json, results.md and index.html into `out`; returns the tables as text for a terminal.
 
     ValueError when a result file is torn, of another version's layout, or of another task than its row. What is
@@ -89,7 +90,8 @@ def _details(
 
 def _row_details(row: Row, params: Params, results: Path, overlays: list[str], limit: int, stored: _Stored) -> Details:
     trained, checked = (read(results, stage, row.name, row.task) for stage in ("train", "published"))
-    manifest, weights = read(results, "shard", row.dataset), read(results, "weights", row.weights)
+    manifest = find_result(Manifest, row.dataset, results=results)
+    weights = find_result(ConvertedWeights, row.weights, results=results)
     trainings = trained["seeds"] if trained else []
     published = (checked or {}).get("curve")
     config = params.checkpoints.get(row.name)
@@ -107,8 +109,8 @@ def _row_details(row: Row, params: Params, results: Path, overlays: list[str], l
             if (pictures := stored.read(path, lambda file: panels(_bytes(file), limit)))
         ],
         overlays_left_out=max(0, len(overlays) - ROW_OVERLAYS),
-        data_digest=(manifest or {}).get("digest"),
-        weights=f"{row.weights}, SHA-256 {weights['sha256']}" if weights and weights.get("sha256") else row.weights,
+        data_digest=manifest.digest if manifest else None,
+        weights=f"{row.weights}, SHA-256 {weights.sha256}" if weights and weights.sha256 else row.weights,
         trainings=trainings,
         links={name: url for name, url in links.items() if url},
     )

@@ -18,6 +18,7 @@ from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, 
 from m2f import build_model
 from pipeline.benchmark import benchmark, forward_flops
 from pipeline.params import DatasetConfig, Params, Row, load_params
+from pipeline.results import Manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +74,7 @@ def test_parameters_and_operations_are_the_papers(params: Params, name: str) -> 
 
 
 def test_a_row_is_measured_on_the_pictures_of_its_shards(
-    small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=1.0)
     json.dumps(result, allow_nan=False)
@@ -111,7 +112,7 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
 
 def test_a_step_is_the_training_loops(
     small_row: Row,
-    small_manifest: dict[str, Any],
+    small_manifest: Manifest,
     shapes: DatasetConfig,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -177,7 +178,7 @@ def test_pictures_of_unknown_size_need_shards(small_row: Row, shapes: DatasetCon
 
 
 def test_more_groups_than_the_row_has_are_refused(
-    small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig
 ) -> None:
     with pytest.raises(ValueError, match="row small has 4 groups; measure 1 to 4, not 5"):
         benchmark(small_row, shapes, manifest=small_manifest, groups=5)
@@ -201,7 +202,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
 
 
 @pytest.mark.gpu
-def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig) -> None:
+def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: Manifest, shapes: DatasetConfig) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
     assert result["device_kind"] == "cuda"
     for part in ("inference", "training"):

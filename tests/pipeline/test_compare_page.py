@@ -27,6 +27,7 @@ from pipeline.params import Row, load_params
 from pipeline.sender import Machine, point_line, read_points
 from tests.browser import CHROMIUM, Browser
 from tests.mlflow_server import Server, free_port
+from tests.pipeline.manifests import made_up_manifest
 from tests.shared import PROJECT
 
 ROW = "ade20k_swin-t"
@@ -54,7 +55,7 @@ LOSSES = (("loss_class", 0.2), ("loss_mask", 0.3), ("loss_dice", 0.5))
 def evaluated(row: Row, names: list[str], rng: np.random.Generator) -> Measures:
     """Measures of a network that confuses some classes."""
     classes = len(names)
-    measures = Measures(row, {"class_names": names, "thing_classes": [], "pixels": {}})
+    measures = Measures(row, made_up_manifest(class_names=tuple(names), thing_classes=()))
     pixels = 1e7 * np.exp(-np.arange(classes) / 30)
     right = np.clip(0.9 - 0.004 * np.arange(classes) + rng.normal(0, 0.05, classes), 0.05, 0.97)
     shares = np.random.default_rng(5).dirichlet(np.full(classes, 0.04), classes) * (1 - right)[:, None]

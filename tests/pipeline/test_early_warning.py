@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from pipeline.early_warning import Behind, clearly_behind, described
 from pipeline.params import EarlyWarningConfig, Row
+from pipeline.results import Manifest
 from pipeline.seeds import train_row
 from tests.pipeline.conftest import NO_WEIGHTS
 
@@ -70,7 +71,7 @@ def behind_row(two_steps: Row, tmp_path: Path) -> tuple[Row, dict[str, Any]]:
 
 def test_a_training_that_falls_behind_says_so_is_tagged_and_goes_on(
     behind_row: tuple[Row, dict[str, Any]],
-    small_data: tuple[Path, dict[str, Any]],
+    small_data: tuple[Path, Manifest],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -88,7 +89,7 @@ def test_a_training_that_falls_behind_says_so_is_tagged_and_goes_on(
 
 
 def test_where_the_user_wants_it_the_second_warning_in_a_row_stops_a_training_until_the_setting_is_off(
-    behind_row: tuple[Row, dict[str, Any]], small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    behind_row: tuple[Row, dict[str, Any]], small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     row, published = behind_row
     stopping = dataclasses.replace(row, early_warning=EarlyWarningConfig(stop=True))

@@ -34,6 +34,7 @@ from pipeline.params import MsFlipConfig, Row
 from pipeline.provenance.code import code_digest
 from pipeline.registered_model import ANSWERING, LIBRARIES, MODULES, _png
 from pipeline.registry import candidates, register, save_model, served_settings, trained_network
+from pipeline.results import Manifest
 from tests.imports import imported, reached
 from tests.pipeline.pictures import encoded, image
 from tests.pipeline.registered import SIZES, decided_network, manifest_of, results_of, row_of
@@ -48,14 +49,14 @@ def search_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def saved(row: Row, manifest: dict[str, Any], storage: Path, folder: Path) -> Path:
+def saved(row: Row, manifest: Manifest, storage: Path, folder: Path) -> Path:
     """The folder of a registered model of the row."""
     (candidate,) = candidates(**results_of(row, storage, {4: 0.5}))
     save_model(folder, trained_network(row, candidate), served_settings(row, manifest))
     return folder
 
 
-def measured(row: Row, manifest: dict[str, Any], storage: Path) -> list[Outcome]:
+def measured(row: Row, manifest: Manifest, storage: Path) -> list[Outcome]:
     """What evaluation makes of the row's checkpoint."""
     model = decided_network(row, seed=0)
     load_checkpoint(storage / "runs/run4/checkpoints/step-00000002.safetensors", model=model, run_key="run4")

@@ -53,7 +53,7 @@ def registered(row: Row, storage: Path, values: dict[int, float | str], **settin
     force, digest = settings.pop("force", False), settings.pop("digest", None)
     manifest = manifest_of(storage, sizes=[(64, 96)])
     if digest is not None:
-        manifest["digest"] = digest
+        manifest = dataclasses.replace(manifest, digest=digest)
     return register(
         row, manifest=manifest, weights_terms="", force=force, **results_of(row, storage, values, **settings)
     )
@@ -323,11 +323,13 @@ from pathlib import Path
 import mlflow, torch
 from pipeline.params import Row, parse
 from pipeline.registry import register
+from pipeline.results import Manifest
 given = json.loads(Path(sys.argv[1]).read_text())
+manifest = parse(Manifest, given["manifest"], "manifest")
 Path(sys.argv[1]).with_suffix(".ready").touch()
 while not Path(sys.argv[2]).exists():
     time.sleep(0.01)
-register(parse(Row, given["row"], "row"), manifest=given["manifest"], weights_terms="", **given["results"])
+register(parse(Row, given["row"], "row"), manifest=manifest, weights_terms="", **given["results"])
 """
 
 
@@ -340,8 +342,10 @@ def test_two_registrations_at_once_make_one_version_of_each_checkpoint_and_agree
     processes = []
     for number, given in enumerate(values):
         facts = {
-            "row": dataclasses.asdict(row), "manifest": manifest, "results": results_of(row, storage, given)
-        }  # fmt: skip
+            "row": dataclasses.asdict(row),
+            "manifest": dataclasses.asdict(manifest),
+            "results": results_of(row, storage, given),
+        }
         (tmp_path / f"{number}.json").write_text(json.dumps(facts))
         command = [sys.executable, "-c", AT_ONCE, str(tmp_path / f"{number}.json"), str(tmp_path / "go")]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}

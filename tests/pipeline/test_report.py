@@ -23,7 +23,9 @@ from pipeline.report.charts import thinned, ticks
 from pipeline.report.facts import counts, row_facts
 from pipeline.report.pictures import panels
 from pipeline.report.tables import attention, markdown, table_line, text_table
+from pipeline.results import write_result
 from pipeline.tasks import FIGURES
+from tests.pipeline.manifests import made_up_manifest
 from tests.pipeline.report_results import PageParser
 
 AUGMENTATION = {"crop": [64, 64], "short_sides": [64], "long_side_max": 128}
@@ -564,7 +566,7 @@ def test_the_page_is_whole_and_loads_nothing_from_outside(params: Params, tmp_pa
     facts["overlays"] = ["runs/k0/overlays/00000.png", "runs/gone.png"]
     write_json(results / "evaluate" / "ours.json", facts)
     write_json(results / "train" / "ours.json", trained("ours", 3))
-    write_json(results / "shard" / "d.json", {"digest": "da7a"})
+    write_result(made_up_manifest(digest="da7a"), "d", results=results)
     write_json(results / "evaluate" / "renamed.json", facts)
     (storage / "runs" / "k0" / "overlays").mkdir(parents=True)
     (storage / "runs" / "k0" / "overlays" / "00000.png").write_bytes(PNG)

@@ -29,6 +29,7 @@ from pipeline.files import sha256, write_json
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
 from pipeline.provenance.run_key import run_key
+from pipeline.results import Manifest
 from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
 from pipeline.storage import storage_root
 from pipeline.train_loop import Left, Run
@@ -44,7 +45,7 @@ def spoil(job: Job, seed: int) -> Path:
     """Make a seed fail: its run folder holds a checkpoint of another run. The file, to be deleted again."""
     from pipeline.checkpoints import save_model
 
-    key = run_key(job.row, seed=seed, data_digest=job.manifest["digest"], weights_sha256=None)
+    key = run_key(job.row, seed=seed, data_digest=job.manifest.digest, weights_sha256=None)
     return save_model(job.storage / "runs" / key, step=2, run_key="another", tensors={"a": torch.zeros(1)})
 
 
@@ -186,17 +187,17 @@ def other_row(cluster: dict[str, str]) -> Iterator[None]:
 
 
 def test_finished_seeds_need_neither_ray_nor_torch(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     import pickle
 
-    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1])))
+    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1], NO_WEIGHTS)))
     code = (
         "import pickle, sys\n"
         "from pipeline.seeds import train_row\n"
-        "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
-        "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
+        "row, manifest, weights = pickle.loads(open('row.pickle', 'rb').read())\n"
+        "result = train_row(row, manifest=manifest, weights=weights)\n"
         "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch') if n in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -204,7 +205,7 @@ def test_finished_seeds_need_neither_ray_nor_torch(
 
 
 def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_found_again(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     mlflow_client().update_run(seed["mlflow_run_id"], status="RUNNING")
@@ -213,7 +214,7 @@ def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_f
 
 
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     run_dir = storage_root() / seed["run_dir"]
@@ -224,7 +225,7 @@ def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
 
 
 def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     row = dataclasses.replace(two_steps, seeds=(1, 2))
     (alone,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, only=2)["seeds"]
@@ -276,7 +277,7 @@ def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
 
 
 @pytest.fixture
-def small_run(two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path) -> Run:
+def small_run(two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path) -> Run:
     """A run that has not begun."""
     run = Run(row=two_steps, seed=1, run_key="k", run_dir=tmp_path / "run", manifest=small_data[1])
     (run.run_dir / "checkpoints").mkdir(parents=True)
@@ -447,9 +448,7 @@ def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_pools(
     assert _worker_s(pools, 100.0) == 680.0
 
 
-def test_a_training_in_this_process_says_so_in_its_result(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
-) -> None:
+def test_a_training_in_this_process_says_so_in_its_result(two_steps: Row, small_data: tuple[Path, Manifest]) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
     (pool,) = seed["pools"]
     assert (seed["workers"], pool["from_step"], pool["workers"], pool["hosts"]) == (1, 0, 1, 1)

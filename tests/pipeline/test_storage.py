@@ -29,6 +29,8 @@ from pipeline.files import copy_file, delete, files_below, local_file, sha256, w
 from pipeline.loader import training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
+from pipeline.results import FetchedDataset, Manifest, read_result, write_result
+from pipeline.shard_file import ShardFacts
 from pipeline.storage import copy_named, inventory, named_digests, root_at, storage_root, store_failure
 from pipeline.stores import ObjectStore
 from pipeline.tracking import read_curve
@@ -66,13 +68,13 @@ def entry(folder: Path, **changes: Any) -> DatasetConfig:
     return config(sources=(str(archive),), shard_mib=0.002, **changes)
 
 
-def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[FetchedDataset, Manifest]:
     """What fetching and sharding say."""
     facts = fetch("mine", dataset, base=folder)
-    return facts, shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=processes)
+    return facts, shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=processes)
 
 
-def drawn(manifest: dict[str, Any], processes: int = 0) -> list[np.ndarray]:
+def drawn(manifest: Manifest, processes: int = 0) -> list[np.ndarray]:
     """Pixels and labels of some training batches and of all validation pictures."""
     batches = training_batches(
         manifest,
@@ -268,7 +270,7 @@ def test_an_archive_that_is_downloaded_goes_to_the_bucket_and_is_known_there(
         assert fetch("mine", dataset, base=tmp_path) == facts
         assert len(server.requests) == 3, "what is in the bucket is not downloaded again"
     digest = sha256(archive)
-    assert facts["sources"][0]["path"] == f"archives/{digest[:16]}/mine.zip"
+    assert facts.sources[0].path == f"archives/{digest[:16]}/mine.zip"
     assert set(files_below(bucket)) == {f"archives/{digest[:16]}/{name}" for name in ("mine.zip", "url.json")}
     assert not list((tmp_path / "cache").rglob("*.part"))
     (copy,) = open_sources(facts)
@@ -297,7 +299,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     facts = fetch("mine", dataset, base=tmp_path)
     make, names = shards.make_shard, list[str]()
 
-    def make_two(job: Any, *arguments: Any) -> dict[str, Any]:
+    def make_two(job: Any, *arguments: Any) -> ShardFacts:
         if len(names) == 2:
             raise KeyboardInterrupt
         names.append(job.name)
@@ -305,7 +307,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
 
     monkeypatch.setattr(shards, "make_shard", make_two)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=0)
+        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
     assert names == ["train-00000", "train-00001"]
     assert not [
         item
@@ -325,8 +327,8 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     monkeypatch.setattr(shards, "make_shard", lambda job, *rest: (names.append(job.name), make(job, *rest))[1])
     monkeypatch.setattr(ObjectStore, "copy_to", copy_three)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts["sources"], processes=0)
-    assert len(names) == len(set(names)) == sum(len(split["shards"]) for split in expected[1]["splits"].values())
+        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
+    assert len(names) == len(set(names)) == sum(len(split.shards) for split in expected[1].splits.values())
     half = copied[0].parent
     assert not (half / "build.json").exists(), "the mark of a whole set comes last"
 
@@ -341,26 +343,26 @@ def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
 ) -> None:
     dataset = entry(tmp_path)
     facts, manifest = made(tmp_path, dataset)
-    write_json(tmp_path / "results/fetch/mine.json", facts)
-    write_json(tmp_path / "results/shard/mine.json", manifest)
-    shard = manifest["splits"]["train"]["shards"][0]
-    right = (bucket / shard["path"]).read_bytes()
-    (bucket / shard["path"]).write_bytes(b"x" + right[1:])
+    write_result(facts, "mine", results=tmp_path / "results")
+    write_result(manifest, "mine", results=tmp_path / "results")
+    shard = manifest.splits["train"].shards[0]
+    right = (bucket / shard.path).read_bytes()
+    (bucket / shard.path).write_bytes(b"x" + right[1:])
     with pytest.raises(ValueError, match=r"train-00000\.arrow is truncated or altered: .*; make it again"):
         drawn(manifest)
-    assert storage.wrong_file(shard["path"], shard["sha256"]).startswith(f"{shard['path']} is altered")
-    (bucket / shard["path"]).write_bytes(right[:-1])
+    assert storage.wrong_file(shard.path, shard.sha256).startswith(f"{shard.path} is altered")
+    (bucket / shard.path).write_bytes(right[:-1])
     with pytest.raises(
         ValueError, match=r"train-00000\.arrow is truncated .*: .* bytes; make it again with: python -m"
     ):
         verify_shards(manifest, "train")
-    (bucket / shard["path"]).unlink()
+    (bucket / shard.path).unlink()
     with pytest.raises(ValueError, match=r"is missing from the storage root s3://.*; make it again with: python -m"):
         verify_shards(manifest, "train")
     assert made(tmp_path, dataset) == (facts, manifest)
-    assert (bucket / shard["path"]).read_bytes() == right
+    assert (bucket / shard.path).read_bytes() == right
 
-    archive = bucket / facts["sources"][0]["path"]
+    archive = bucket / facts.sources[0].path
     archive.write_bytes(b"x" + archive.read_bytes()[1:])
     for copy in (tmp_path / "cache").rglob("mine.zip"):
         copy.unlink()
@@ -374,21 +376,21 @@ def test_a_host_copies_a_file_once_and_says_when_it_has_no_room(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, manifest = made(tmp_path, entry(tmp_path))
-    shard = manifest["splits"]["train"]["shards"][0]
-    path = storage_root() / shard["path"]
-    with local_file(path, shard["sha256"]) as copy:
-        assert copy == tmp_path / "cache/m2f" / shard["sha256"] / "train-00000.arrow"
+    shard = manifest.splits["train"].shards[0]
+    path = storage_root() / shard.path
+    with local_file(path, shard.sha256) as copy:
+        assert copy == tmp_path / "cache/m2f" / shard.sha256 / "train-00000.arrow"
     path.unlink()
-    with local_file(path, shard["sha256"]) as again:
+    with local_file(path, shard.sha256) as again:
         assert again.read_bytes() == copy.read_bytes()
     monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "small"))
     monkeypatch.setenv("M2F_SHARD_CACHE_GIB", "0.000001")
-    other = manifest["splits"]["train"]["shards"][1]
+    other = manifest.splits["train"].shards[1]
     with (
         pytest.raises(
             ValueError, match=r"train-00001\.arrow \(0\.0 MiB\) has no room in .*small, .*M2F_SHARD_CACHE to a folder"
         ),
-        local_file(storage_root() / other["path"], other["sha256"]),
+        local_file(storage_root() / other.path, other.sha256),
     ):
         pass
 
@@ -411,6 +413,7 @@ from ray.cluster_utils import Cluster
 from pipeline import shards
 from pipeline.fetch import fetch, open_sources
 from pipeline.params import DatasetConfig
+from pipeline.results import write_result
 
 folder, ray_dir = map(Path, sys.argv[1:])
 settings = json.loads((folder / "dataset.json").read_text())
@@ -433,8 +436,8 @@ try:
     os.environ["RAY_ADDRESS"] = cluster.address
     config = DatasetConfig(**settings)
     facts = fetch("mine", config, base=folder)
-    manifest = shards.build("mine", config, open_sources(facts), facts=facts["sources"])
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = shards.build("mine", config, open_sources(facts), facts=facts.sources)
+    write_result(manifest, "mine", results=folder / "results")
 finally:
     ray.shutdown()
     cluster.shutdown()
@@ -461,9 +464,9 @@ def test_two_hosts_make_the_bytes_that_one_makes(bucket: Path, tmp_path: Path, m
             timeout=180,
         )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert json.loads((tmp_path / "manifest.json").read_text()) == alone
-    for shard in alone["splits"]["train"]["shards"]:
-        assert (bucket / shard["path"]).read_bytes() == (tmp_path / "storage" / shard["path"]).read_bytes()
+    assert read_result(Manifest, "mine", results=tmp_path / "results") == alone
+    for shard in alone.splits["train"].shards:
+        assert (bucket / shard.path).read_bytes() == (tmp_path / "storage" / shard.path).read_bytes()
     assert len(list((tmp_path / "hosts").iterdir())) == 2
 
 
@@ -476,8 +479,8 @@ def test_what_results_name_is_copied_to_a_bucket_and_back(
     use(monkeypatch, tmp_path / "one")
     facts, manifest = made(tmp_path, entry(tmp_path))
     results = tmp_path / "results"
-    write_json(results / "fetch/mine.json", facts)
-    write_json(results / "shard/mine.json", manifest)
+    write_result(facts, "mine", results=results)
+    write_result(manifest, "mine", results=results)
     put(tmp_path / "one/runs/abc/checkpoints/step-1.safetensors", b"weights")
     put(tmp_path / "one/runs/abc/curve.jsonl", b"{}\n")
     put(tmp_path / "one/runs/abc/.curve.jsonl.x.part", b"{")
@@ -525,7 +528,7 @@ def copy_shards(source: Path, target: Path) -> None:
             assert (target / name).stat().st_size == size
 
 
-def training(folder: Path, row: Row, manifest: dict[str, Any]) -> subprocess.Popen[bytes]:
+def training(folder: Path, row: Row, manifest: Manifest) -> subprocess.Popen[bytes]:
     """A process that trains a row with what is in the environment, and writes trained.json into the folder."""
     (folder / "job.pickle").write_bytes(pickle.dumps((row, manifest, NO_WEIGHTS)))
     with open(folder / "log", "ab") as log:
@@ -537,7 +540,7 @@ def training(folder: Path, row: Row, manifest: dict[str, Any]) -> subprocess.Pop
 def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_folder(
     bucket: Path,
     tmp_path: Path,
-    small_data: tuple[Path, dict[str, Any]],
+    small_data: tuple[Path, Manifest],
     small_row: Row,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -596,7 +599,7 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
 def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_there(
     bucket: Path,
     tmp_path: Path,
-    small_data: tuple[Path, dict[str, Any]],
+    small_data: tuple[Path, Manifest],
     small_row: Row,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 
 from pipeline import tracking, train_loop
 from pipeline.params import Row
+from pipeline.results import Manifest
 from pipeline.seeds import train_row
 from pipeline.tracking import read_curve
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -204,7 +205,7 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
 
 
 def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
-    small_row: Row, small_manifest: dict[str, Any], tmp_path: Path
+    small_row: Row, small_manifest: Manifest, tmp_path: Path
 ) -> None:
     def run(name: str) -> train_loop.Run:  # 6 steps, a checkpoint after every second
         return train_loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
@@ -226,7 +227,7 @@ def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothi
 
 
 def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     trained: list[int] = []
@@ -240,7 +241,7 @@ def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
 
 
 def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = train_loop.build
 
@@ -261,7 +262,7 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
 
 
 def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, answers = tracking.attempt, itertools.chain([False], itertools.repeat(True))
     monkeypatch.setattr(tracking, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)

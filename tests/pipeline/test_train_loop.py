@@ -18,12 +18,13 @@ from m2f.config import BackboneConfig
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
 from pipeline.loader import training_batches
 from pipeline.params import Row
+from pipeline.results import Manifest
 from pipeline.tracking import read_curve
 from pipeline.train_loop import Divergence, Run, Worker, train
 
 
 @pytest.fixture
-def make_run(small_manifest: dict[str, Any], small_row: Row, tmp_path: Path) -> Callable[..., Run]:
+def make_run(small_manifest: Manifest, small_row: Row, tmp_path: Path) -> Callable[..., Run]:
     """A Run of the small row in a folder of its own; keywords replace its fields."""
 
     def make(name: str, row: Row = small_row, **fields: Any) -> Run:

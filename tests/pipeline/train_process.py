@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from pipeline.params import Row
+from pipeline.results import Manifest
 from pipeline.tracking import read_curve
 from tests.shared import PROJECT
 
@@ -45,7 +46,7 @@ if __name__ == "__main__":
 class Job:
     """`train_row` as `stages.train` calls it, with its own workspace, storage root and Ray."""
 
-    def __init__(self, folder: Path, shards: Path, row: Row, manifest: dict[str, Any], *, workers: int) -> None:
+    def __init__(self, folder: Path, shards: Path, row: Row, manifest: Manifest, *, workers: int) -> None:
         folder.mkdir()
         self.folder, self.storage = folder, folder / "storage"
         shutil.copytree(shards, self.storage)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.loader import training_batches, validation_pictures
 from pipeline.params import load_params
+from pipeline.results import Manifest, read_result
 from tests.pipeline.http_server import Server, serving
 from tests.project_copy import Copy
 from tests.shared import PROJECT, shared
@@ -66,9 +65,9 @@ def test_published_archives_reach_the_loader(
     assert "a secret" not in said
     assert not any("a secret" in path.read_text() for path in (tmp_path / "results").rglob("*.json"))
 
-    manifest: dict[str, Any] = json.loads((tmp_path / f"results/shard/{dataset}.json").read_text())
-    assert manifest["pixel_layout"] == ("encoded" if dataset == "coco" else "raw")
-    assert [entry["name"] for entry in manifest["sources"]] == list(archives)
+    manifest = read_result(Manifest, dataset, results=tmp_path / "results")
+    assert manifest.pixel_layout == ("encoded" if dataset == "coco" else "raw")
+    assert [source.name for source in manifest.sources] == list(archives)
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     recipe = load_params(PROJECT / "params.yaml").rows[row]
     batches = training_batches(
@@ -87,5 +86,5 @@ def test_published_archives_reach_the_loader(
     assert all(len(labels) for labels in batch.labels)
     test = dataclasses.replace(recipe.test, ms_flip=None)
     pictures = list(validation_pictures(manifest, test, task=recipe.task))
-    assert len(pictures) == manifest["splits"]["val"]["records"] == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
+    assert len(pictures) == manifest.splits["val"].records == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
     assert all(picture.label_map is not None and picture.label_map.unique().numel() > 2 for picture in pictures)
