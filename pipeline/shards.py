@@ -20,9 +20,10 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +105,34 @@ def build(
     `on_error: skip`, wrong records are listed in the manifest instead, up to MAX_SKIPPED of a split. Shards that were
     finished by then stay for the next build; nothing half-written does.
     """
+    _check_classes(dataset, config)
+    listed = _listed(dataset, config, sources)
+    jobs, record_bytes = _plan(listed, config, tuple(sources), _archives(facts))
+    key = _build_key(jobs, config, facts)
+    shards_root = storage_root() / "shards"
+    building = shards_root / f".building-{key}"
+    with store_of(building).held_alone(f"another process is sharding {dataset} in {building}; wait for it to end"):
+        found = _take_up(dataset, jobs, config.on_error, [building, *_finished_builds(shards_root, key)])
+        shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
+        work = _Work([job for job in jobs if job.name not in found], record_bytes, building, shards)
+        store_of(storage_root()).check_space(f"sharding {dataset}", work.bytes)
+        for job in jobs:
+            if job.name in found:
+                shards.add(job, found[job.name].facts)
+        _make(work, processes)
+        splits = _splits(config, jobs, shards)
+        target = shards_root / _content_digest(splits)[:16]
+        write_json(building / "build.json", {"dataset": dataset, "key": key})
+        places = {job.name: found[job.name].folder if job.name in found else building for job in jobs}
+        files = {name: place / f"{name}.arrow" for name, place in places.items()}
+        samples = _paint_samples(building, config, splits, files)
+        _bring_together(places, building, target)
+        store_of(building).move_folder_to(target, last="build.json")
+    return _manifest(dataset, config, jobs, shards, facts, splits, samples, folder=f"shards/{target.name}")
+
+
+def _check_classes(dataset: str, config: DatasetConfig) -> None:
+    """ValueError unless the dataset has some classes, not too many, and its things are among them."""
     if not config.class_names or len(config.class_names) >= IGNORE:
         raise ValueError(
             f"datasets.{dataset}.class_names lists {len(config.class_names)} classes; 1 to 254 are possible"
@@ -111,42 +140,25 @@ def build(
     unknown = set(config.thing_classes) - set(config.class_names)
     if unknown:
         raise ValueError(f"datasets.{dataset}.thing_classes: {', '.join(sorted(unknown))} is not among class_names")
+
+
+def _listed(dataset: str, config: DatasetConfig, sources: Sequence[Path]) -> dict[str, Sequence[Record]]:
+    """The records of every split. ValueError for a split without any."""
     listed = {split: LAYOUTS[config.layout].records(config, sources, split) for split in config.splits}
     for split, records in listed.items():
         if not records:
             raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
-    archives = [(fact.path, fact.sha256) for fact in facts if not fact.path.endswith("/folder.json")]
-    jobs, record_bytes = _plan(listed, config, tuple(sources), tuple(archives))
-    key = _build_key(jobs, config, facts)
-    shards_root = storage_root() / "shards"
-    partial = shards_root / f".building-{key}"
-    busy = f"another process is sharding {dataset} in {partial}; wait for it to end"
-    with store_of(partial).held_alone(busy):
-        found = _take_up(dataset, jobs, config.on_error, [partial, *_finished_builds(shards_root, key)])
-        rest = [job for job in jobs if job.name not in found]
-        to_come = round(sum(record_bytes[job.split] * len(job.records) for job in rest))
-        store_of(storage_root()).check_space(f"sharding {dataset}", to_come)
-        shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
-        for job in jobs:
-            if job.name in found:
-                shards.add(job, found[job.name][0])
-        few = sum(len(job.records) for job in rest) < FEW_RECORDS
-        make = _make_here if processes == 0 or few else _make_with_ray
-        make(rest, partial, shards, record_bytes, processes)
-        splits = _splits(config, jobs, shards)
-        content = hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
-        target = shards_root / content[:16]
-        write_json(partial / "build.json", {"dataset": dataset, "key": key})
-        places = {name: place / f"{name}.arrow" for name, (_, place) in found.items()}
-        samples = _paint_samples(
-            partial, config, splits, {job.name: places.get(job.name, partial / f"{job.name}.arrow") for job in jobs}
-        )
-        for name, (_, place) in found.items():
-            if place not in (partial, target):
-                for suffix in (".arrow", ".json"):
-                    link_or_copy(place / f"{name}{suffix}", partial / f"{name}{suffix}")
-        store_of(partial).move_folder_to(target, last="build.json")
-    return _manifest(dataset, config, jobs, shards, facts, splits, samples, folder=f"shards/{target.name}")
+    return listed
+
+
+def _archives(facts: Sequence[FetchedSource]) -> tuple[tuple[str, str], ...]:
+    """Path under the storage root and SHA-256 of the sources that lie there; folders are read in place."""
+    return tuple((fact.path, fact.sha256) for fact in facts if not fact.path.endswith("/folder.json"))
+
+
+def _content_digest(splits: Mapping[str, Split]) -> str:
+    """SHA-256 of what the shards are: a digest of their names, lengths and digests."""
+    return hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
 
 
 def manifest_digest(manifest: Manifest) -> str:
@@ -310,10 +322,15 @@ def _finished_builds(shards_root: StoredPath, key: str) -> list[StoredPath]:
     return found
 
 
-def _take_up(
-    dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[StoredPath]
-) -> dict[str, tuple[ShardFacts, StoredPath]]:
-    """Facts and folder of every shard that one of the folders holds as it was written, by name."""
+class _Found(NamedTuple):
+    """A shard that is there and whole."""
+
+    facts: ShardFacts
+    folder: StoredPath
+
+
+def _take_up(dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[StoredPath]) -> dict[str, _Found]:
+    """Every shard that one of the folders holds as it was written, by name."""
     listed = [files_below(folder) for folder in folders]
     there = [job for job in jobs if any(f"{job.name}.json" in files for files in listed)]
     progress = Progress(f"{dataset}: checking shards that are here already", len(there), unit="shards")
@@ -322,7 +339,7 @@ def _take_up(
         for place in folders:
             facts = finished_shard(place, job.name)
             if facts is not None and (on_error == "skip" or not facts.skipped):
-                found[job.name] = facts, place
+                found[job.name] = _Found(facts, place)
                 break
         progress.add()
     if there:
@@ -357,29 +374,57 @@ class _Shards:
 # Making
 
 
-def _make_here(
-    jobs: Sequence[ShardJob],
-    folder: StoredPath,
-    shards: _Shards,
-    record_bytes: Mapping[str, float],
-    processes: int | None,
-) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """The shards that are still to be made."""
+
+    jobs: Sequence[ShardJob]
+    record_bytes: Mapping[str, float]
+    """Expected of a record, by split."""
+    folder: StoredPath
+    """Where they are written."""
+    shards: _Shards
+    """Gets the facts of every shard that is finished."""
+
+    @property
+    def records(self) -> int:
+        """How many there are in all shards."""
+        return sum(len(job.records) for job in self.jobs)
+
+    @property
+    def bytes(self) -> int:
+        """About what all shards will take."""
+        return round(sum(self.record_bytes[job.split] * len(job.records) for job in self.jobs))
+
+    def progress(self) -> Progress:
+        """A line that counts the records."""
+        return Progress(f"{self.shards.dataset}: sharding", self.records, unit="pictures")
+
+    def begun(self, job: ShardJob) -> int:
+        """About the records that a running task has written, as far as its store shows them before the end."""
+        written = store_of(self.folder / f"{job.name}.arrow").bytes_so_far()
+        return min(len(job.records), int(written / self.record_bytes[job.split]))
+
+
+def _make(work: _Work, processes: int | None) -> None:
+    """Make the shards in this process, or in `processes` Ray tasks at once (None: one for every core there is)."""
+    if processes == 0 or work.records < FEW_RECORDS:
+        _make_here(work)
+    else:
+        _make_with_ray(work, processes)
+
+
+def _make_here(work: _Work) -> None:
     """Make the shards one after the other in this process."""
-    if not jobs:
+    if not work.jobs:
         return
-    progress = _progress(shards.dataset, jobs)
-    for job in jobs:
-        shards.add(job, make_shard(job, folder, progress.add))
+    progress = work.progress()
+    for job in work.jobs:
+        work.shards.add(job, make_shard(job, work.folder, progress.add))
     progress.done()
 
 
-def _make_with_ray(
-    jobs: Sequence[ShardJob],
-    folder: StoredPath,
-    shards: _Shards,
-    record_bytes: Mapping[str, float],
-    processes: int | None,
-) -> None:
+def _make_with_ray(work: _Work, processes: int | None) -> None:
     """Make the shards in Ray tasks, `processes` at once; the first error by the order of the records is raised when the
     tasks that were running then have ended."""
     import ray
@@ -389,22 +434,22 @@ def _make_with_ray(
     connect()
     at_once = processes or int(ray.cluster_resources().get("CPU", 1))
     task = ray.remote(make_shard).options(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")
-    progress, done = _progress(shards.dataset, jobs), 0
-    waiting, running, errors = iter(enumerate(jobs)), dict[Any, tuple[int, ShardJob]](), dict[int, Exception]()
+    progress, done = work.progress(), 0
+    waiting, running, errors = iter(enumerate(work.jobs)), dict[Any, tuple[int, ShardJob]](), dict[int, Exception]()
     try:
         while True:
             while len(running) < at_once and not errors and (entry := next(waiting, None)) is not None:
-                running[task.remote(entry[1], folder)] = entry  # a task gets its own records only
+                running[task.remote(entry[1], work.folder)] = entry  # a task gets its own records only
             if not running:
                 break
             for reference in ray.wait(list(running), timeout=1.0)[0]:
                 place, job = running.pop(reference)
                 done += len(job.records)
                 try:
-                    shards.add(job, ray.get(reference))
+                    work.shards.add(job, ray.get(reference))
                 except (ValueError, OSError, ray.exceptions.RayError) as error:
                     errors[place] = _said(error)
-            begun = sum(_begun(job, folder, record_bytes[job.split]) for _, job in running.values())
+            begun = sum(work.begun(job) for _, job in running.values())
             progress.add(max(0, done + begun - progress.count))
     finally:
         for reference in running:  # only after an interruption
@@ -428,16 +473,6 @@ def _said(error: Exception) -> Exception:
     return error
 
 
-def _progress(dataset: str, jobs: Sequence[ShardJob]) -> Progress:
-    return Progress(f"{dataset}: sharding", sum(len(job.records) for job in jobs), unit="pictures")
-
-
-def _begun(job: ShardJob, folder: StoredPath, record_bytes: float) -> int:
-    """About the records that a running task has written, as far as its store shows them before the end."""
-    written = store_of(folder / f"{job.name}.arrow").bytes_so_far()
-    return min(len(job.records), int(written / record_bytes))
-
-
 # Files
 
 
@@ -457,3 +492,14 @@ def _paint_samples(
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)
     return Samples(path="samples.png", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _bring_together(places: Mapping[str, StoredPath], building: StoredPath, target: StoredPath) -> None:
+    """Put what other builds have left into this one's folder too, unless it is in `target`, where all will be.
+
+    places: the folder of every shard, by name.
+    """
+    for name, place in places.items():
+        if place not in (building, target):
+            for suffix in (".arrow", ".json"):
+                link_or_copy(place / f"{name}{suffix}", building / f"{name}{suffix}")

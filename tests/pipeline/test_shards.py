@@ -264,7 +264,7 @@ def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage:
     folder = storage / "shards/.building-x"
     folder.mkdir(parents=True)
     try:
-        shards._make_with_ray([job(number) for number in range(3)], folder, made, {"train": 1000.0}, 2)
+        shards._make_with_ray(shards._Work([job(number) for number in range(3)], {"train": 1000.0}, folder, made), 2)
         assert flag.read_text() == "xx"
         assert [made.facts[f"train-{number:05d}"].records for number in range(3)] == [3, 3, 3]
         assert shard_file.finished_shard(folder, "train-00001") == made.facts["train-00001"]
