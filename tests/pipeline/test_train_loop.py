@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipeline.loader import training_batches
 from pipeline.params import Row
 from pipeline.tracking import read_curve
 from pipeline.train_loop import Divergence, Run, Worker, train
+from tests.pipeline import golden
 
 
 @pytest.fixture
@@ -283,17 +283,34 @@ def test_batch_statistics_cannot_be_accumulated(make_run: Callable[..., Run], sm
         train(run)
 
 
-GOLDEN = Path(__file__).parent / "golden_losses.json"
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """(storage root, manifest) of the dataset of params.yaml."""
+    root = tmp_path_factory.mktemp("shapes") / "storage"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M2F_STORAGE", str(root))
+        return root, golden.make_shards()
 
 
-def test_ten_steps_follow_the_recorded_losses(make_run: Callable[..., Run], small_row: Row) -> None:
-    """Guards refactors. When numbers change on purpose: M2F_WRITE_GOLDEN=1 pytest -k recorded_losses, and say why."""
-    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=10, val_interval=10))
-    run = make_run("run", row=row)
-    train(run)
-    losses = [point["loss"] for point in read_curve(run.run_dir / "curve.jsonl")]
-    if os.environ.get("M2F_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
-    recorded = json.loads(GOLDEN.read_text())
-    assert losses[0] == pytest.approx(recorded[0], rel=1e-5)
-    assert losses == pytest.approx(recorded, rel=1e-2)  # rounding of another processor grows through matching
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("seed", golden.SEEDS)
+def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(
+    shapes: tuple[Path, dict[str, Any]], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A change that is meant to leave the numbers alone leaves all six digits; CONTRIBUTING says how to record others.
+    monkeypatch.setenv("M2F_STORAGE", str(shapes[0]))
+    losses, recorded = golden.trajectory(seed, shapes[1], tmp_path).losses, golden.recorded()
+    if recorded["made_on"] == golden.made_on():
+        assert losses == recorded["losses"][str(seed)]
+    else:
+        for step, (loss, expected) in enumerate(zip(losses, recorded["losses"][str(seed)], strict=True)):
+            assert loss == pytest.approx(expected, rel=golden.tolerance(step)), f"step {step}"
