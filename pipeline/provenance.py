@@ -42,7 +42,9 @@ TRAINING_MODULES = (
     "pipeline.precision",
     "pipeline.resizing",
     "pipeline.train_loop",
+    "pipeline.train_step",
     "pipeline.transforms",
+    "pipeline.worker",
 )
 """Modules whose code decides the weights a training ends with."""
 

@@ -316,7 +316,7 @@ def note_pool(run: Run, host: str) -> None:
 
     from pipeline.checkpoints import newest_checkpoint, read_header, step_of
     from pipeline.provenance import device_name
-    from pipeline.train_loop import Worker
+    from pipeline.worker import Worker
 
     worker = Worker.here()
     places = [(host, device_name())] * worker.size

@@ -1,30 +1,21 @@
 """One training run, read from top to bottom. Runs alone, in a notebook or under a debugger; Ray Train only
-launches it, restarts it and tells each worker its rank.
-
-A step is the recipe's, whatever the number of workers: `groups` groups of `group_size` pictures. Every worker takes
-some whole groups; its loss is the sum over them divided by the recipe's number of groups, and gradients are summed.
+launches it, restarts it and tells each worker its rank. What happens in a step is pipeline.train_step.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from m2f import Target, build_model
-from m2f.draws import mix
-from m2f.losses import Divergence, group_totals, set_losses
-from m2f.model import normalise
-from m2f.optim import build_optimizer, learning_rate_factor
-from m2f.weights import load_backbone, read_checkpoint
+from m2f.losses import Divergence
 from pipeline.checkpoints import (
     checkpoint_path,
     keep_only,
@@ -33,22 +24,20 @@ from pipeline.checkpoints import (
     save_checkpoint,
     step_of,
 )
-from pipeline.cluster import needs_synchronised_norm, share
+from pipeline.cluster import share
 from pipeline.early_warning import Behind, clearly_behind, curve_of, described
 from pipeline.files import read_json, sha256, write_json
-from pipeline.measures import Measures, measure, while_training
+from pipeline.measures import measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance import environment
 from pipeline.run_folder import finished_result
-from pipeline.storage import local_file
 from pipeline.tasks import LABELS, in_words, primary
 from pipeline.tracking import Curve, read_curve, set_tags
+from pipeline.train_step import StepDiverged, Training, build, training_step
+from pipeline.worker import Worker
 
-if TYPE_CHECKING:
-    from pipeline.loader import Batch
-
-_INIT, _STEPS_TO_ESTIMATE = 4, 20
+_STEPS_TO_ESTIMATE = 20
 
 
 LEAVE = "leave.json"
@@ -81,49 +70,6 @@ class Run:
     """Run folders of the row's other seeds, whose curves it compares with too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """This process's place: rank among `size` workers, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @classmethod
-    def here(cls) -> Worker:
-        """From torch.distributed when it is initialised; alone otherwise."""
-        alone = not (dist.is_available() and dist.is_initialized())
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        return cls(0, 1, device) if alone else cls(dist.get_rank(), dist.get_world_size(), device)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor summed over workers, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def largest(self, value: float) -> float:
-        """The largest of the workers' values, the same on every worker."""
-        if self.size > 1:
-            tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-            return tensor.item()
-        return value
-
-    def figures(self, measures: Measures) -> dict[str, float | None]:
-        """The figures of all workers' measures together, the same on every worker."""
-        if self.size == 1:
-            return measures.figures()
-        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(measures, parts)
-        for part in (parts or [])[1:]:
-            measures.merge(part)
-        figures: list[Any] = [measures.figures() if self.rank == 0 else None]
-        dist.broadcast_object_list(figures)
-        result: dict[str, float | None] = figures[0]
-        return result
-
-
 def train(run: Run) -> dict[str, Any]:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
 
@@ -131,7 +77,7 @@ def train(run: Run) -> dict[str, Any]:
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
     after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
     """
-    from pipeline.loader import training_batches  # here: a benchmark can do without albumentations and Arrow
+    from pipeline.loader import training_batches  # here: who only makes a Run does without albumentations and Arrow
 
     diverged = run.run_dir / "diverged.json"
     if (finished := finished_result(run.run_dir)) is not None:
@@ -140,10 +86,9 @@ def train(run: Run) -> dict[str, Any]:
         raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
-    model, gradients = build(run, worker)
-    optimizer = build_optimizer(model, config.optimizer)
-    first_step, state = resume(run, worker, model, optimizer)
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
+    training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
+    model, optimizer = training.model, training.optimizer
+    first_step, state = resume(run, training)
 
     group_range = share(config.groups, worker=worker.rank, workers=worker.size)
     picture_range = range(group_range.start * config.group_size, group_range.stop * config.group_size)
@@ -167,71 +112,59 @@ def train(run: Run) -> dict[str, Any]:
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
     progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
     begun_s, trained_s = time.monotonic(), state["train_s"]
-    checked, stop = NormCheck(run, curve), False
+    stop = False
     model.train()
 
-    for step, batch in enumerate(batches, start=first_step):
-        factor = learning_rate_factor(step, steps=config.steps, schedule=config.schedule)
-        for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
-            group["lr"] = lr * factor
-        gradients.zero_()
-        try:
-            losses = backward(model, batch, run, worker)
-        except Divergence as error:
-            raise checked.stop(step, batch, str(error)) from None
-        checked.now()  # the step before this one: its norm has long arrived
-        worker.sum(gradients)
-        norm = torch.linalg.vector_norm(gradients)
-        checked.expect(step, batch, norm)
-        gradients.mul_((config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        optimizer.step()
+    with divergence_noted(run, curve):
+        for step, batch in enumerate(batches, start=first_step):
+            result = training_step(training, batch, step=step)
 
-        done = step + 1
-        last = done == config.steps
-        logging, validating = last or done % config.log_every == 0, last or done % config.val_interval == 0
-        saving = validating or done % config.checkpoint_interval == 0
-        if logging or saving:
-            checked.now()  # nothing of a poisoned step is shown or kept
-        points: dict[str, float] = {}
-        if logging:
-            values = worker.sum(torch.stack(list(losses.values())).float())
-            points = dict(zip(losses, values.tolist(), strict=True))
-            points |= {"loss": sum(points.values()), "lr": max(base_lrs) * factor, "grad_norm": norm.item()}
-        if progress is not None:
-            progress.step(done, losses)
-        if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
-            refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
-        if saving:
-            state["peak_memory_mib"] = peak_memory_mib(worker, state["peak_memory_mib"])  # not validation's
-        if validating:
-            row = while_training(run.row)
-            metrics = worker.figures(measure(model, run.manifest, row, worker=worker.rank, workers=worker.size))
-            model.train()
-            state["metrics"] = metrics
-            value: float = metrics[primary(row.task)]  # type: ignore[assignment]  # never None: Measures.figures
-            if state["best"] is None or value > state["best"]["value"]:
-                state["best"] = {"step": done, "value": value}
-            points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
+            done = step + 1
+            last = done == config.steps
+            logging, validating = last or done % config.log_every == 0, last or done % config.val_interval == 0
+            saving = validating or done % config.checkpoint_interval == 0
+            if logging or saving:
+                training.norms.now()  # nothing of a poisoned step is shown or kept
+            points: dict[str, float] = {}
+            if logging:
+                values = worker.sum(torch.stack(list(result.losses.values())).float())
+                points = dict(zip(result.losses, values.tolist(), strict=True))
+                points |= {"loss": sum(points.values()), "lr": result.lr, "grad_norm": result.grad_norm.item()}
             if progress is not None:
-                progress.say(f"step {done}: validation {in_words(metrics, row.task)}")
-            stop = fell_behind(run, worker, done, value, state, progress) and not last
-            if worker.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-        if curve is not None and points:
-            curve.log(done, points)
-        if saving:
-            state["train_s"] = trained_s + time.monotonic() - begun_s
-            if curve is not None:
-                curve.save()  # first: a run that goes on from the checkpoint has its points
-                save_checkpoint(
-                    run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
-                )
-                keep_only(run.run_dir, {done, state["best"]["step"]} if state["best"] else {done})
-                if not (last or stop) and (run.run_dir / LEAVE).exists():
-                    curve.close()
-                    raise Left(f"left after step {done}, as it was asked to")
-        if stop:
-            break
+                progress.step(done, result.losses)
+            if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
+                refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
+            if saving:
+                state["peak_memory_mib"] = peak_memory_mib(worker, state["peak_memory_mib"])  # not validation's
+            if validating:
+                row = while_training(run.row)
+                metrics = worker.figures(measure(model, run.manifest, row, worker=worker.rank, workers=worker.size))
+                model.train()
+                state["metrics"] = metrics
+                value: float = metrics[primary(row.task)]  # type: ignore[assignment]  # never None: Measures.figures
+                if state["best"] is None or value > state["best"]["value"]:
+                    state["best"] = {"step": done, "value": value}
+                points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
+                if progress is not None:
+                    progress.say(f"step {done}: validation {in_words(metrics, row.task)}")
+                stop = fell_behind(run, worker, done, value, state, progress) and not last
+                if worker.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+            if curve is not None and points:
+                curve.log(done, points)
+            if saving:
+                state["train_s"] = trained_s + time.monotonic() - begun_s
+                if curve is not None:
+                    curve.save()  # first: a run that goes on from the checkpoint has its points
+                    save_checkpoint(
+                        run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
+                    )
+                    keep_only(run.run_dir, {done, state["best"]["step"]} if state["best"] else {done})
+                    if not (last or stop) and (run.run_dir / LEAVE).exists():
+                        curve.close()
+                        raise Left(f"left after step {done}, as it was asked to")
+            if stop:
+                break
 
     if curve is None:
         return {}
@@ -240,141 +173,48 @@ def train(run: Run) -> dict[str, Any]:
         note = {"reason": stop_reason(run, state), "step": done, "behind": state["behind"]}
         write_json(run.run_dir / "stopped.json", note)
         return {}
-    result = summary(run, state)
-    write_json(run.run_dir / "finished.json", result)
-    return result
+    finished = summary(run, state)
+    write_json(run.run_dir / "finished.json", finished)
+    return finished
 
 
-def build(run: Run, worker: Worker) -> tuple[nn.Module, Tensor]:
-    """The network at its start and the flat buffer all its gradients are views of.
-
-    Every worker draws the same initial weights. One buffer makes the sum over workers, the norm and the
-    clipping one operation each, in the same order in every run.
-    """
-    torch.manual_seed(mix(run.seed, _INIT))
-    model = build_model(run.row.model)
-    if run.weights is not None:
-        with local_file(run.weights, run.weights.stem) as file:  # named by its digest
-            load_backbone(model, read_checkpoint(file))
-    if worker.size > 1 and needs_synchronised_norm(run.row):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(worker.device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = torch.zeros(sum(p.numel() for p in trained), device=worker.device)
-    for parameter, view in zip(trained, gradients.split([p.numel() for p in trained]), strict=True):
-        parameter.grad = view.view_as(parameter)
-    return model, gradients
-
-
-def resume(run: Run, worker: Worker, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+def resume(run: Run, training: Training) -> tuple[int, dict[str, Any]]:
     """Load the newest checkpoint if there is one: finished steps, and the loop's own state.
 
     Rank 0 chooses, since a shared file system may show another worker an older folder.
     """
+    worker = training.worker
     newest = newest_checkpoint(run.run_dir) if worker.rank == 0 else None
     chosen = torch.tensor(0 if newest is None else step_of(newest), device=worker.device)
     step = int(worker.sum(chosen))
     if step == 0:
         return 0, {"train_s": 0.0, "best": None, "metrics": None, "behind": [], "peak_memory_mib": None}
     path = checkpoint_path(run.run_dir, step)
-    return step, load_checkpoint(path, model=model, optimizer=optimizer, run_key=run.run_key)["state"]
+    header = load_checkpoint(path, model=training.model, optimizer=training.optimizer, run_key=run.run_key)
+    return step, header["state"]
 
 
-def backward(model: nn.Module, batch: Batch, run: Run, worker: Worker) -> dict[str, Tensor]:
-    """Add this worker's share of the step's gradient; returns its share of every loss, detached."""
-    config, device = run.row.train, worker.device
-    targets = make_targets(batch, device)
-    size, groups = config.group_size, len(targets) // config.group_size
-    totals = [
-        group_totals(
-            [len(target) for target in targets[g * size : (g + 1) * size]],
-            queries=run.row.model.query_decoder.queries,
-            config=run.row.model.loss,
-        )
-        for g in range(groups)
-    ]
-    own_masks = torch.tensor(float(sum(total.masks for total in totals)), device=device)
-    num_masks = (worker.sum(own_masks) / config.groups).clamp(min=1)
-    at_once = run.groups_at_once or groups
-    if at_once < groups and needs_synchronised_norm(run.row):
-        raise ValueError(
-            f"row {run.row.name} normalises with statistics of the whole step, so its groups cannot be taken {at_once} "
-            f"at a time; unset M2F_GROUPS_AT_ONCE, and use more workers if {groups} groups do not fit in memory"
-        )
-    sums: dict[str, Tensor] = {}
-    for start in range(0, groups, at_once):
-        stop = min(start + at_once, groups)
-        part = slice(start * size, stop * size)
-        images = normalise(batch.images[part].to(device, non_blocking=True), batch.sizes[part])
-        seeds = batch.seeds[part]
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            prediction = model(images, seeds=seeds)
-        losses = set_losses(
-            prediction,
-            targets[part],
-            num_masks=num_masks,
-            config=run.row.model.loss,
-            seeds=seeds,
-            class_weight_totals=[total.class_weight for total in totals[start:stop] for _ in range(size)],
-        )
-        (sum(losses.values()) / config.groups).backward()  # type: ignore[union-attr]
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + value.detach() / config.groups
-    return sums
-
-
-def make_targets(batch: Batch, device: torch.device) -> list[Target]:
-    """One target per picture, from the batch's maps of mask indices or, where masks overlap, from the masks."""
-    labels = [labels_T.to(device, non_blocking=True) for labels_T in batch.labels]
-    if batch.masks is not None:
-        masks = [masks_THW.to(device, non_blocking=True) for masks_THW in batch.masks]
-        return [Target(labels_T, masks_THW) for labels_T, masks_THW in zip(labels, masks, strict=True)]
-    assert batch.segments is not None
-    segments = batch.segments.to(device, non_blocking=True)
-    return [Target.from_segments(labels_T, map_HW) for labels_T, map_HW in zip(labels, segments, strict=True)]
-
-
-class NormCheck:
-    """Stops a run whose gradient is not finite, without waiting for the device in every step.
-
-    The norm of a step is read after the next step's matching, which waits for the device anyway, and before
-    anything is saved.
-    """
-
-    def __init__(self, run: Run, curve: Curve | None) -> None:
-        self.run, self.curve = run, curve
-        self.pending: tuple[int, Batch, Tensor] | None = None
-
-    def expect(self, step: int, batch: Batch, norm: Tensor) -> None:
-        """Remember a step's gradient norm."""
-        self.pending = (step, batch, norm)
-
-    def now(self) -> None:
-        """Read the remembered norm; raises Divergence when it is not finite."""
-        if self.pending is None:
-            return
-        step, batch, norm = self.pending
-        self.pending = None
-        if not math.isfinite(norm.item()):
-            raise self.stop(step, batch, f"the gradient's norm is {norm.item()}")
-
-    def stop(self, step: int, batch: Batch, reason: str) -> Divergence:
-        """Save what is known in diverged.json; the exception to raise. A retry would replay it, so none follows."""
-        norms = None if self.pending is None else {"step": self.pending[0], "norm": repr(self.pending[2].item())}
-        message = f"row {self.run.row.name}, seed {self.run.seed} diverged in step {step}: {reason}"
-        if self.curve is not None:
-            self.curve.save()
+@contextlib.contextmanager
+def divergence_noted(run: Run, curve: Curve | None) -> Iterator[None]:
+    """Save what is known of a step that diverges in diverged.json, on the worker that finds it."""
+    try:
+        yield
+    except StepDiverged as error:
+        message = f"row {run.row.name}, seed {run.seed} diverged in step {error.step}: {error}"
+        if curve is not None:
+            curve.save()
+        last = None if error.last_norm is None else {"step": error.last_norm[0], "norm": repr(error.last_norm[1])}
         write_json(
-            self.run.run_dir / "diverged.json",
+            run.run_dir / "diverged.json",
             {
                 "reason": message,
-                "step": step,
-                "positions": list(batch.positions),
-                "names": list(batch.names),
-                "last_norm": norms,
+                "step": error.step,
+                "positions": list(error.batch.positions),
+                "names": list(error.batch.names),
+                "last_norm": last,
             },
         )
-        return Divergence(message)
+        raise Divergence(message) from None
 
 
 def peak_memory_mib(worker: Worker, before: float | None) -> float | None:

@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-import pipeline.train_loop as train_loop
 from m2f.config import BackboneConfig
+from m2f.losses import Divergence
+from pipeline import train_loop, train_step
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
 from pipeline.loader import training_batches
 from pipeline.params import Row
 from pipeline.tracking import read_curve
-from pipeline.train_loop import Divergence, Run, Worker, train
+from pipeline.train_loop import Run, train
+from pipeline.worker import Worker
 from tests.pipeline import golden
 
 
@@ -56,7 +58,7 @@ class Interrupted(Exception):
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     """The loop dies when it computes the learning rate of `stop` for the first time."""
-    original = train_loop.learning_rate_factor
+    original = train_step.learning_rate_factor
     armed = True
 
     def factor(step: int, **keywords: Any) -> float:
@@ -66,7 +68,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
             raise Interrupted
         return original(step, **keywords)
 
-    monkeypatch.setattr(train_loop, "learning_rate_factor", factor)
+    monkeypatch.setattr(train_step, "learning_rate_factor", factor)
 
 
 def with_swin(row: Row) -> Row:
@@ -175,12 +177,16 @@ def test_one_two_and_three_workers_see_the_same_samples_and_the_same_first_ten_l
             assert curves[workers][-1][name] == pytest.approx(curves[1][-1][name], abs=1e-3)
 
 
+def build(run: Run) -> train_step.Training:
+    """The run's training before its first step, as `train` builds it."""
+    return train_step.build(run.row, Worker.here(), seed=run.seed, groups_at_once=run.groups_at_once)
+
+
 def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..., Run]) -> None:
     runs = [make_run("all"), make_run("one", groups_at_once=1)]
     gradients = []
     for run in runs:
-        worker = Worker.here()
-        model, flat = train_loop.build(run, worker)
+        training = build(run)
         batches = training_batches(
             run.manifest,
             run.row.train.augmentation,
@@ -190,8 +196,8 @@ def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..
             global_batch=4,
             picture_range=range(4),
         )
-        losses = train_loop.backward(model.train(), next(iter(batches)), run, worker)
-        gradients.append((flat, sum(losses.values())))
+        losses = train_step.backward(training, next(iter(batches)))
+        gradients.append((training.gradients, sum(losses.values())))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=0)
     torch.testing.assert_close(
         gradients[0][0], gradients[1][0], rtol=1e-3, atol=1e-4 * gradients[0][0].abs().max().item()
@@ -204,11 +210,11 @@ def test_a_non_finite_loss_stops_the_run_for_good_and_says_where(
     run = make_run("run")
     original = train_loop.build
 
-    def poisoned(run: Run, worker: Worker) -> Any:
-        model, gradients = original(run, worker)
+    def poisoned(*arguments: Any, **keywords: Any) -> Any:
+        training = original(*arguments, **keywords)
         with torch.no_grad():
-            model.query_decoder.class_head.bias[0] = float("nan")
-        return model, gradients
+            training.model.query_decoder.class_head.bias[0] = float("nan")
+        return training
 
     monkeypatch.setattr(train_loop, "build", poisoned)
     with pytest.raises(Divergence, match="row small, seed 5 diverged in step 0"):
@@ -225,18 +231,18 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("run")
-    original = train_loop.backward
+    original = train_step.backward
     steps = 0
 
-    def poisoned(*arguments: Any) -> Any:
+    def poisoned(training: train_step.Training, batch: Any) -> Any:
         nonlocal steps
-        losses = original(*arguments)
+        losses = original(training, batch)
         steps += 1
         if steps == 2:  # step 1, after which a checkpoint is due
-            next(arguments[0].parameters()).grad.fill_(float("inf"))
+            next(training.model.parameters()).grad.fill_(float("inf"))
         return losses
 
-    monkeypatch.setattr(train_loop, "backward", poisoned)
+    monkeypatch.setattr(train_step, "backward", poisoned)
     with pytest.raises(Divergence, match="diverged in step 1: the gradient's norm is inf"):
         train(run)
     assert json.loads((run.run_dir / "diverged.json").read_text())["positions"] == [4, 5, 6, 7]
@@ -245,8 +251,7 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
 
 def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callable[..., Run]) -> None:
     run = make_run("run")
-    worker = Worker.here()
-    model, flat = train_loop.build(run, worker)
+    training = build(run)
     batches = training_batches(
         run.manifest, run.row.train.augmentation, seed=5, first_step=0, steps=1, global_batch=4, picture_range=range(4)
     )
@@ -255,12 +260,10 @@ def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callab
     for labels in (batch.labels[:3] + nothing[3:], nothing):
         segments = batch.segments.clone()
         segments[len(labels) - sum(len(x) == 0 for x in labels) :] = 255
-        flat.zero_()
-        losses = train_loop.backward(
-            model.train(), dataclasses.replace(batch, segments=segments, labels=labels), run, worker
-        )
+        training.gradients.zero_()
+        losses = train_step.backward(training, dataclasses.replace(batch, segments=segments, labels=labels))
         assert all(torch.isfinite(value) for value in losses.values())
-        assert torch.isfinite(flat).all() and flat.abs().sum() > 0
+        assert torch.isfinite(training.gradients).all() and training.gradients.abs().sum() > 0
     assert losses["loss_mask"] == 0  # no masks at all: only "no object" is learnt
 
 
