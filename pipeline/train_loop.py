@@ -5,15 +5,13 @@ launches it, restarts it and tells each worker its rank. What happens in a step 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from m2f.losses import Divergence
 from pipeline.checkpoints import (
@@ -32,13 +30,13 @@ from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance import environment
 from pipeline.run_folder import finished_result
-from pipeline.tasks import LABELS, in_words, primary
-from pipeline.tracking import Curve, read_curve, set_tags
-from pipeline.train_step import StepDiverged, Training, build, training_step
+from pipeline.tasks import LABELS, primary
+from pipeline.tracking import Curve, read_curve
+from pipeline.train_step import Step, StepDiverged, Training, build, training_step
+from pipeline.training_progress import NoCurve, NoProgress, TrainingProgress
 from pipeline.worker import Worker
 
 _STEPS_TO_ESTIMATE = 20
-
 
 LEAVE = "leave.json"
 """A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
@@ -70,6 +68,21 @@ class Run:
     """Run folders of the row's other seeds, whose curves it compares with too."""
 
 
+@dataclass(kw_only=True)
+class RunState:
+    """What a run knows of itself besides its weights; every checkpoint keeps it."""
+
+    train_s: float = 0.0
+    """Time in the loop so far, validation included."""
+    best: dict[str, Any] | None = None
+    """{"step": ..., "value": ...} of the best validation, by the task's first figure."""
+    metrics: dict[str, float | None] | None = None
+    """Of the newest validation."""
+    behind: list[dict[str, Any]] = field(default_factory=list)
+    """Validations that were clearly behind (pipeline.early_warning.Behind)."""
+    peak_memory_mib: float | None = None
+
+
 def train(run: Run) -> dict[str, Any]:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
 
@@ -80,18 +93,15 @@ def train(run: Run) -> dict[str, Any]:
     from pipeline.loader import training_batches  # here: who only makes a Run does without albumentations and Arrow
 
     diverged = run.run_dir / "diverged.json"
-    if (finished := finished_result(run.run_dir)) is not None:
-        return finished
+    if (result := finished_result(run.run_dir)) is not None:
+        return result
     if diverged.exists():
         raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
     training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
-    model, optimizer = training.model, training.optimizer
     first_step, state = resume(run, training)
-
-    group_range = share(config.groups, worker=worker.rank, workers=worker.size)
-    picture_range = range(group_range.start * config.group_size, group_range.stop * config.group_size)
+    groups = share(config.groups, worker=worker.rank, workers=worker.size)
     batches = training_batches(
         run.manifest,
         config.augmentation,
@@ -101,23 +111,25 @@ def train(run: Run) -> dict[str, Any]:
         first_step=first_step,
         steps=config.steps - first_step,
         global_batch=config.global_batch,
-        picture_range=picture_range,
+        picture_range=range(groups.start * config.group_size, groups.stop * config.group_size),
         processes=run.loader_processes,
     )
-    chief = worker.rank == 0
-    if chief:  # here, where the GPU is: who launches the training may have none
+    curve: Curve | NoCurve
+    progress: TrainingProgress | NoProgress
+    if worker.rank == 0:  # here, where the GPU is: who launches the training may have none
         write_json(run.run_dir / "environment.json", environment(tf32=config.tf32))
-    curve = None
-    if chief:
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
-    progress = StepProgress(run, first_step, share=len(group_range) / config.groups) if chief else None
-    begun_s, trained_s = time.monotonic(), state["train_s"]
-    stop = False
-    model.train()
+        progress = TrainingProgress(run, first_step, share=len(groups) / config.groups)
+    else:
+        curve = NoCurve()
+        progress = NoProgress()
+    begun_s, trained_s = time.monotonic(), state.train_s
+    stopped = False
+    training.model.train()
 
     with divergence_noted(run, curve):
         for step, batch in enumerate(batches, start=first_step):
-            result = training_step(training, batch, step=step)
+            made = training_step(training, batch, step=step)
 
             done = step + 1
             last = done == config.steps
@@ -125,60 +137,40 @@ def train(run: Run) -> dict[str, Any]:
             saving = validating or done % config.checkpoint_interval == 0
             if logging or saving:
                 training.norms.now()  # nothing of a poisoned step is shown or kept
-            points: dict[str, float] = {}
-            if logging:
-                values = worker.sum(torch.stack(list(result.losses.values())).float())
-                points = dict(zip(result.losses, values.tolist(), strict=True))
-                points |= {"loss": sum(points.values()), "lr": result.lr, "grad_norm": result.grad_norm.item()}
-            if progress is not None:
-                progress.step(done, result.losses)
+            points = summed(made, worker) if logging else {}
+            progress.step(done, made.losses)
             if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
                 refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
             if saving:
-                state["peak_memory_mib"] = peak_memory_mib(worker, state["peak_memory_mib"])  # not validation's
+                state.peak_memory_mib = peak_memory_mib(worker, state.peak_memory_mib)  # not validation's
             if validating:
-                row = while_training(run.row)
-                metrics = worker.figures(measure(model, run.manifest, row, worker=worker.rank, workers=worker.size))
-                model.train()
-                state["metrics"] = metrics
-                value: float = metrics[primary(row.task)]  # type: ignore[assignment]  # never None: Measures.figures
-                if state["best"] is None or value > state["best"]["value"]:
-                    state["best"] = {"step": done, "value": value}
+                metrics = validate(run, training, state, done)
                 points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
-                if progress is not None:
-                    progress.say(f"step {done}: validation {in_words(metrics, row.task)}")
-                stop = fell_behind(run, worker, done, value, state, progress) and not last
-                if worker.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-            if curve is not None and points:
-                curve.log(done, points)
+                progress.validated(done, metrics)
+                stopped = fell_behind(run, worker, state, progress, done) and not last
+            curve.log(done, points)
             if saving:
-                state["train_s"] = trained_s + time.monotonic() - begun_s
-                if curve is not None:
-                    curve.save()  # first: a run that goes on from the checkpoint has its points
-                    save_checkpoint(
-                        run.run_dir, step=done, run_key=run.run_key, model=model, optimizer=optimizer, state=state
-                    )
-                    keep_only(run.run_dir, {done, state["best"]["step"]} if state["best"] else {done})
-                    if not (last or stop) and (run.run_dir / LEAVE).exists():
-                        curve.close()
-                        raise Left(f"left after step {done}, as it was asked to")
-            if stop:
+                state.train_s = trained_s + time.monotonic() - begun_s
+                curve.save()  # first: a run that goes on from the checkpoint has its points
+                save(run, training, state, done)
+                if not (last or stopped) and asked_to_leave(run, worker):
+                    curve.close()
+                    raise Left(f"left after step {done}, as it was asked to")
+            if stopped:
                 break
 
-    if curve is None:
-        return {}
     curve.close()
-    if stop:
-        note = {"reason": stop_reason(run, state), "step": done, "behind": state["behind"]}
-        write_json(run.run_dir / "stopped.json", note)
+    if worker.rank != 0:
+        return {}
+    if stopped:
+        write_json(run.run_dir / "stopped.json", why_stopped(run, state))
         return {}
     finished = summary(run, state)
     write_json(run.run_dir / "finished.json", finished)
     return finished
 
 
-def resume(run: Run, training: Training) -> tuple[int, dict[str, Any]]:
+def resume(run: Run, training: Training) -> tuple[int, RunState]:
     """Load the newest checkpoint if there is one: finished steps, and the loop's own state.
 
     Rank 0 chooses, since a shared file system may show another worker an older folder.
@@ -188,21 +180,70 @@ def resume(run: Run, training: Training) -> tuple[int, dict[str, Any]]:
     chosen = torch.tensor(0 if newest is None else step_of(newest), device=worker.device)
     step = int(worker.sum(chosen))
     if step == 0:
-        return 0, {"train_s": 0.0, "best": None, "metrics": None, "behind": [], "peak_memory_mib": None}
+        return 0, RunState()
     path = checkpoint_path(run.run_dir, step)
     header = load_checkpoint(path, model=training.model, optimizer=training.optimizer, run_key=run.run_key)
-    return step, header["state"]
+    return step, RunState(**header["state"])
+
+
+def summed(made: Step, worker: Worker) -> dict[str, float]:
+    """The curve's point of a step: every loss and their sum, over all workers, learning rate and gradient norm."""
+    values = worker.sum(torch.stack(list(made.losses.values())).float())
+    losses: dict[str, float] = dict(zip(made.losses, values.tolist(), strict=True))
+    return losses | {"loss": sum(losses.values()), "lr": made.lr, "grad_norm": made.grad_norm.item()}
+
+
+def validate(run: Run, training: Training, state: RunState, done: int) -> dict[str, float | None]:
+    """Measure the network on the validation pictures, shared over the workers; the figures, which `state` notes too."""
+    worker, row = training.worker, while_training(run.row)
+    part = measure(training.model, run.manifest, row, worker=worker.rank, workers=worker.size)
+    metrics = worker.figures(part)
+    training.model.train()
+    state.metrics = metrics
+    value = first_figure(run, state)
+    if state.best is None or value > state.best["value"]:
+        state.best = {"step": done, "value": value}
+    if worker.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return metrics
+
+
+def first_figure(run: Run, state: RunState) -> float:
+    """What the newest validation says of the task's first figure."""
+    assert state.metrics is not None
+    value = state.metrics[primary(run.row.task)]
+    assert value is not None  # Measures.figures
+    return value
+
+
+def save(run: Run, training: Training, state: RunState, done: int) -> None:
+    """Write a checkpoint, on rank 0, and delete those that are neither the newest nor the best."""
+    if training.worker.rank != 0:
+        return
+    save_checkpoint(
+        run.run_dir,
+        step=done,
+        run_key=run.run_key,
+        model=training.model,
+        optimizer=training.optimizer,
+        state=asdict(state),
+    )
+    keep_only(run.run_dir, {done, state.best["step"]} if state.best else {done})
+
+
+def asked_to_leave(run: Run, worker: Worker) -> bool:
+    """Whether the run is to leave its workers, which rank 0 finds out; the others' connections break when it leaves."""
+    return worker.rank == 0 and (run.run_dir / LEAVE).exists()
 
 
 @contextlib.contextmanager
-def divergence_noted(run: Run, curve: Curve | None) -> Iterator[None]:
+def divergence_noted(run: Run, curve: Curve | NoCurve) -> Iterator[None]:
     """Save what is known of a step that diverges in diverged.json, on the worker that finds it."""
     try:
         yield
     except StepDiverged as error:
+        curve.save()
         message = f"row {run.row.name}, seed {run.seed} diverged in step {error.step}: {error}"
-        if curve is not None:
-            curve.save()
         last = None if error.last_norm is None else {"step": error.last_norm[0], "norm": repr(error.last_norm[1])}
         write_json(
             run.run_dir / "diverged.json",
@@ -224,39 +265,40 @@ def peak_memory_mib(worker: Worker, before: float | None) -> float | None:
     return worker.largest(max(before or 0.0, torch.cuda.max_memory_allocated() / 2**20))
 
 
-def fell_behind(
-    run: Run, worker: Worker, done: int, value: float, state: dict[str, Any], progress: StepProgress | None
-) -> bool:
-    """Say, note and tag a validation that is clearly behind; whether the run is to stop, the same on every worker."""
-    config, task, twice = run.row.early_warning, run.row.task, False
-    if progress is not None:
-        figure = f"val_{primary(task)}"
-        behind = clearly_behind(
-            done,
-            value,
-            steps=run.row.train.steps,
-            published=run.published_curve,
-            sisters=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.sisters],
-            config=config,
-        )
-        if behind is not None:
-            before = state["behind"][-1]["step"] if state["behind"] else None
-            twice = before == done - run.row.train.val_interval
-            state["behind"].append(asdict(behind))
-            words = f"step {done}: {described(behind, LABELS[primary(task)])}"
-            progress.say(f"warning: {words}")
-            set_tags(run.mlflow_run_id, {"m2f.behind": words})
-    return config.stop and bool(worker.sum(torch.tensor(int(twice), device=worker.device)))
+def fell_behind(run: Run, worker: Worker, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
+    """Whether the early warning stops the run after this validation, the same on every worker; notes what is behind."""
+    twice = worker.rank == 0 and behind_again(run, state, progress, done)
+    return run.row.early_warning.stop and bool(worker.sum(torch.tensor(int(twice), device=worker.device)))
 
 
-def stop_reason(run: Run, state: Mapping[str, Any]) -> str:
-    """Why the early warning stopped a run, and how it goes on."""
-    first, second = (Behind(**entry) for entry in state["behind"][-2:])
-    return (
+def behind_again(run: Run, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
+    """Whether this validation and the one before are clearly behind; a validation that is, is warned of and noted."""
+    figure = f"val_{primary(run.row.task)}"
+    behind = clearly_behind(
+        done,
+        first_figure(run, state),
+        steps=run.row.train.steps,
+        published=run.published_curve,
+        sisters=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.sisters],
+        config=run.row.early_warning,
+    )
+    if behind is None:
+        return False
+    before = state.behind[-1]["step"] if state.behind else None
+    state.behind.append(asdict(behind))
+    progress.warned(behind)
+    return bool(before == done - run.row.train.val_interval)
+
+
+def why_stopped(run: Run, state: RunState) -> dict[str, Any]:
+    """What stopped.json says: why the early warning stopped a run, and how it goes on."""
+    first, second = (Behind(**entry) for entry in state.behind[-2:])
+    reason = (
         f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
         f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
         f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
     )
+    return {"reason": reason, "step": second.step, "behind": state.behind}
 
 
 def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:
@@ -270,9 +312,10 @@ def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> 
         )
 
 
-def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
+def summary(run: Run, state: RunState) -> dict[str, Any]:
     """What finished.json says."""
-    steps, best = run.row.train.steps, state["best"]
+    steps, best = run.row.train.steps, state.best
+    assert best is not None  # the last step is validated
 
     def checkpoint(step: int) -> dict[str, Any]:
         path = checkpoint_path(run.run_dir, step)
@@ -286,49 +329,9 @@ def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
             "last": checkpoint(steps),
             "best": {**checkpoint(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
         },
-        "metrics": state["metrics"],
-        "behind": state["behind"],
-        "peak_memory_mib": state["peak_memory_mib"],
-        "train_s": round(state["train_s"], 1),
-        "images_per_s": round(steps * run.row.train.global_batch / max(state["train_s"], 1e-9), 2),
+        "metrics": state.metrics,
+        "behind": state.behind,
+        "peak_memory_mib": state.peak_memory_mib,
+        "train_s": round(state.train_s, 1),
+        "images_per_s": round(steps * run.row.train.global_batch / max(state.train_s, 1e-9), 2),
     }
-
-
-class StepProgress:
-    """Step, loss, images/s and time left on stderr: renewed in place on a terminal, a line every 10 s elsewhere."""
-
-    def __init__(self, run: Run, first_step: int, *, share: float, interval_s: float = 10.0) -> None:
-        self.config, self.name = run.row.train, f"{run.row.name} seed {run.seed}"
-        self.share = share  # of the step's groups that this worker sees
-        self.terminal = sys.stderr.isatty()
-        self.interval_s = 0.5 if self.terminal else interval_s
-        self.begun = self.said = (first_step, time.monotonic())
-        if first_step:
-            self.say(f"going on from step {first_step}")
-
-    def step(self, done: int, losses: Mapping[str, Tensor]) -> None:
-        """Say where the run is if the interval has passed."""
-        now_s = time.monotonic()
-        if now_s - self.said[1] < self.interval_s and done != self.config.steps:
-            return
-        rate = (done - self.said[0]) / max(now_s - self.said[1], 1e-9)
-        overall = (done - self.begun[0]) / max(now_s - self.begun[1], 1e-9)
-        left_s = (self.config.steps - done) / overall
-        loss = float(torch.stack(list(losses.values())).sum()) / self.share
-        self.said = (done, now_s)
-        self.say(
-            f"step {done}/{self.config.steps}, loss {loss:.3f}, {rate * self.config.global_batch:.1f} images/s, "
-            f"{_duration(left_s)} left",
-            end="\r" if self.terminal and done < self.config.steps else "\n",
-        )
-
-    def say(self, text: str, end: str = "\n") -> None:
-        """One line."""
-        line = f"{self.name}: {text}"
-        print(f"{line:<79}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

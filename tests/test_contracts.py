@@ -51,6 +51,7 @@ NOT_TRAINING = {
     "pipeline.shard_cache": "keeps bytes as they are",
     "pipeline.storage": "where bytes lie",
     "pipeline.tracking": "watches",
+    "pipeline.training_progress": "watches",
 }
 """Modules that the training loop imports and that are not in its run key, and why not."""
 
