@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -20,14 +19,14 @@ from torch import Tensor, nn
 
 from m2f import build_model
 from m2f.model import normalise, pad
-from m2f.optim import build_optimizer
 from pipeline.answers import single_scale
 from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
 from pipeline.progress import Progress
 from pipeline.provenance.environment import environment
-from pipeline.train_loop import Run, Worker, backward, build
+from pipeline.train_step import Training, build, training_step
+from pipeline.worker import Worker
 
 if TYPE_CHECKING:
     from pipeline.loader import Batch
@@ -121,8 +120,8 @@ def benchmark(
     allow_tf32(row.train.tf32)
     worker = Worker.here()
     machine = Machine(worker.device)
-    run = Run(row=row, seed=0, run_key="benchmark", run_dir=Path("benchmark"), manifest=manifest)
-    model, gradients = build(run, worker)
+    training = build(row, worker, seed=0)
+    model = training.model
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     size = input_size(pictures.usual, row.test)
@@ -142,7 +141,7 @@ def benchmark(
         "flops": {"picture": list(size), "forward": forward_flops(row, size), "counted": _COUNTED},
         "inference": _inference(model, row, dataset, machine, manifest, pictures.usual, seconds),
     }
-    result["training"] = _training(model, gradients, run, worker, machine, seconds, groups)
+    result["training"] = _training(training, machine, manifest, seconds, groups)
     return result
 
 
@@ -223,24 +222,24 @@ def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tu
 
 
 def _training(
-    model: nn.Module, gradients: Tensor, run: Run, worker: Worker, machine: Machine, seconds: float, groups: int
+    training: Training, machine: Machine, manifest: Manifest | None, seconds: float, groups: int
 ) -> dict[str, Any]:
-    row, config = run.row, run.row.train
-    model.train()
+    row, config = training.row, training.row.train
+    training.model.train()
     machine.forget_peak()
-    optimizer = build_optimizer(model, config.optimizer)
-    batches = _batches(run, groups)
+    batches = enumerate(_batches(row, manifest, groups))
 
     def one() -> float:
-        batch = next(batches)
-        return machine.seconds(lambda: _step(model, gradients, optimizer, batch, run, worker))
+        count, batch = next(batches)
+        step = min(count, config.steps - 1)  # the schedule may be shorter
+        return machine.seconds(lambda: training_step(training, batch, step=step))
 
     try:
         taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=seconds)
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
         return {"skipped": f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"}
-    if run.manifest is not None:
+    if manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
@@ -259,35 +258,24 @@ def _training(
     }
 
 
-def _step(
-    model: nn.Module, gradients: Tensor, optimizer: torch.optim.Optimizer, batch: Batch, run: Run, worker: Worker
-) -> None:
-    """One step as pipeline.train_loop.train makes it, of one worker."""
-    gradients.zero_()
-    backward(model, batch, run, worker)
-    norm = torch.linalg.vector_norm(gradients)
-    gradients.mul_((run.row.train.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.step()
-
-
-def _batches(run: Run, groups: int) -> Iterator[Batch]:
+def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch]:
     """Batches of this many groups."""
-    config = run.row.train
+    config = row.train
     count = groups * config.group_size
-    if run.manifest is None:
+    if manifest is None:
         for step in itertools.count():
-            yield cast("Batch", _Generated.of(run.row, count, step))
+            yield cast("Batch", _Generated.of(row, count, step))
         return
     from pipeline.loader import training_batches
 
     yield from training_batches(
-        run.manifest,
+        manifest,
         config.augmentation,
-        task=run.row.task,
+        task=row.task,
         pictures=config.pictures,
-        seed=run.seed,
+        seed=0,
         first_step=0,
-        steps=WARM_UP + STEPS,  # of a schedule that may be shorter
+        steps=WARM_UP + STEPS,
         global_batch=config.global_batch,
         picture_range=range(count),
     )

@@ -93,13 +93,12 @@ def open_tracked(run: Run, workers: int) -> str | None:
 
 def _behind(run: Run) -> dict[str, str]:
     """The tag of the last warning that the training was clearly behind, if there was one."""
-    from pipeline.early_warning import Behind, described
+    from pipeline.early_warning import Behind, warning
 
     state = note_of(run.run_dir, "finished") or note_of(run.run_dir, "stopped") or {}
     if not state.get("behind"):
         return {}
-    behind = Behind(**state["behind"][-1])
-    return {"m2f.behind": f"step {behind.step}: {described(behind, LABELS[primary(run.row.task)])}"}
+    return {"m2f.behind": warning(Behind(**state["behind"][-1]), LABELS[primary(run.row.task)])}
 
 
 def _workers_in_turn(run: Run) -> dict[str, str]:
@@ -317,7 +316,7 @@ def note_pool(run: Run, host: str) -> None:
 
     from pipeline.checkpoints import newest_checkpoint, read_header, step_of
     from pipeline.provenance.environment import device_name
-    from pipeline.train_loop import Worker
+    from pipeline.worker import Worker
 
     worker = Worker.here()
     places = [(host, device_name())] * worker.size

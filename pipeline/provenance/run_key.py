@@ -43,13 +43,14 @@ TRAINING = Code(
         "pipeline.provenance": "says where a number came from",
         "pipeline.run_folder": "says how a training ended",
         "pipeline.tasks": "names figures",
+        "pipeline.train_loop.divergence_noted": "says where a training diverged",
         "pipeline.train_loop.fell_behind": "watches; a training that it stops has no result",
         "pipeline.train_loop.peak_memory_mib": "watches",
+        "pipeline.train_loop.why_stopped": "says why a training was stopped",
         "pipeline.train_loop.refuse_if_too_long": "a training that it stops has no result",
-        "pipeline.train_loop.stop_reason": "says why a training was stopped",
         "pipeline.train_loop.summary": "says what a training left",
     },
-    sinks=(*PROGRESS, "pipeline.tracking.Curve", "pipeline.train_loop.StepProgress"),
+    sinks=(*PROGRESS, "pipeline.tracking.Curve", "pipeline.training_progress"),
     settings=SETTINGS,
 )
 """The definitions that decide the weights a training ends with, and which of them are kept."""

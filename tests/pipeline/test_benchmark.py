@@ -121,16 +121,16 @@ def test_a_step_is_the_training_loops(
     from safetensors.torch import load_file
 
     from pipeline.checkpoints import checkpoint_path
-    from pipeline.train_loop import Run, build, train
+    from pipeline.train_loop import Run, train
+    from pipeline.train_step import build
 
-    constant = dataclasses.replace(small_row.train.schedule, power=0.0)  # the benchmark's rate does not fall
-    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3, schedule=constant))
+    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3))
     run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=small_manifest)
     train(run)
     built = []
 
-    def remember(*arguments: Any) -> Any:
-        built.append(build(*arguments))
+    def remember(*arguments: Any, **keywords: Any) -> Any:
+        built.append(build(*arguments, **keywords))
         return built[-1]
 
     monkeypatch.setattr(module, "build", remember)
@@ -138,7 +138,7 @@ def test_a_step_is_the_training_loops(
     monkeypatch.setattr(module, "STEPS", 3)
     benchmark(row, shapes, manifest=small_manifest, seconds=0.0, groups=4)
     trained = load_file(checkpoint_path(run.run_dir, 3))
-    for name, value in built[0][0].state_dict().items():
+    for name, value in built[0].model.state_dict().items():
         assert torch.equal(value, trained[f"model.{name}"]), name
 
 

@@ -245,11 +245,11 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
 ) -> None:
     original = train_loop.build
 
-    def poisoned(run: train_loop.Run, worker: train_loop.Worker) -> Any:
-        model, gradients = original(run, worker)
-        if run.seed == 1:
-            model.query_decoder.class_head.bias.data[0] = float("nan")
-        return model, gradients
+    def poisoned(*arguments: Any, **keywords: Any) -> Any:
+        training = original(*arguments, **keywords)
+        if keywords["seed"] == 1:
+            training.model.query_decoder.class_head.bias.data[0] = float("nan")
+        return training
 
     monkeypatch.setattr(train_loop, "build", poisoned)
     row = dataclasses.replace(two_steps, seeds=(1, 2))
