@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from m2f.config import BATCH_NORM_BACKBONES
 from pipeline.params import Row
@@ -82,6 +82,11 @@ class Resources:
     """Seeds of the row that train at the same time, each on a pool of its own."""
     kind: str | None = None
     """The only kind of GPU that a worker may have, by Ray's name; None: any."""
+
+    @property
+    def device_kind(self) -> Literal["cuda", "cpu"]:
+        """What a worker computes on."""
+        return "cuda" if self.use_gpu else "cpu"
 
     @property
     def per_worker(self) -> dict[str, float]:

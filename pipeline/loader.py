@@ -166,13 +166,12 @@ def validation_pictures(
     test: TestConfig,
     *,
     task: Task = "semantic",
-    worker: int = 0,
-    workers: int = 1,
+    places: Sequence[int] | None = None,
     processes: int = 0,
 ) -> Iterator[Picture]:
-    """Every `workers`-th validation picture from `worker` on, in the shards' order; ValueError as training_batches."""
+    """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches."""
     split = _Split.of(manifest, "val", task)
-    yield from _load(_Validation(split, test), range(worker, split.records, workers), processes)
+    yield from _load(_Validation(split, test), range(split.records) if places is None else places, processes)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> list[int]:

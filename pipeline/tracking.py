@@ -6,8 +6,8 @@ per outage, and what it missed is sent later: by the curve's own thread, by the 
 written from one process.
 
 MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`). A run folder holds all
-that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json, overlays/,
-evaluation/.
+that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json,
+evaluations/.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import Lines, matching, read_json, write_json
+from pipeline.files import Lines, matching, read_json
 from pipeline.mlflow_client import attempt, in_background, metric_name, mlflow_client, tracking_uri
+from pipeline.results import Environment, EvaluatedSeed, TrainedSeed, Which
+from pipeline.run_folder import TrackedRun, evaluation_dir, note_of, write_note
 from pipeline.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
 from pipeline.storage import storage_root
 from pipeline.stores import StoredPath
@@ -49,12 +51,8 @@ __all__ = [
     "tracking_uri",
 ]
 
-RUN = "run.json"
-"""In a run folder: the arguments of `open_run`, and when it was first opened."""
 LOAD = "load.jsonl"
 """In a run folder: the machine's load, points like the curve's."""
-EVALUATION = "evaluation"
-"""In a run folder: figures.json and the files that are shown beside it."""
 
 _TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 """Opens an experiment with its runs; MLflow would otherwise guess, and may show pages for language models."""
@@ -108,53 +106,68 @@ def open_run(
     remembers all of it, so that a `Curve` or `catch_up` can open the run later. It and the row's run are shown as
     running unless `running` is off.
     """
-    described: dict[str, Any] = {
-        "dataset": dataset, "row": row, "name": name, "run_key": run_key, "params": params, "tags": tags
-    }  # fmt: skip
-    described["opened_ms"] = int(time.time() * 1000)
+    before = None
     if run_dir is not None:
-        with suppress(ValueError):
-            described["opened_ms"] = read_json(run_dir / RUN, made_by="")["opened_ms"]
-        write_json(run_dir / RUN, described)
+        with suppress(ValueError):  # torn, or of another layout: it is written again
+            before = note_of(run_dir, TrackedRun)
+    opened_ms = before.opened_ms if before else int(time.time() * 1000)
+    described = TrackedRun(
+        dataset=dataset, row=row, name=name, run_key=run_key, params=params, tags=tags, opened_ms=opened_ms
+    )
+    if run_dir is not None:
+        write_note(run_dir, described)
     return attempt(f"{name} is not tracked for now", lambda: _open_run(described, running=running).info.run_id)
 
 
 def catch_up(
-    run_dir: StoredPath, *, status: str | None = None, tags: Mapping[str, str] | None = None, patient: bool = False
+    run_dir: StoredPath,
+    *,
+    status: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    evaluation: str | None = None,
+    patient: bool = False,
 ) -> str | None:
     """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
 
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
-    results/train/ (None: not ended). `patient`: wait for a slow server as long as it takes.
+    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server as long as it takes.
     """
-    if not (run_dir / RUN).exists():
+    described = note_of(run_dir, TrackedRun)
+    if described is None:
         return None
-    described = read_json(run_dir / RUN, made_by="training this row again")
-    loss = f"{described['name']} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
-    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}), patient=patient)
+    loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
+    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}, evaluation), patient=patient)
 
 
 def track_row(
-    row: Row, seeds: Sequence[Mapping[str, Any]], *, decides: str | None = None, patient: bool = False
+    row: Row, seeds: Sequence[TrainedSeed | EvaluatedSeed], *, decides: Which | None = None, patient: bool = False
 ) -> dict[str, str | None]:
     """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
 
-    `seeds`: those of results/train/, or those of results/evaluate/ with the checkpoint that `decides`. Returns ids of
-    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer.
+    `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. Returns ids of runs: a seed's by its
+    run key, the row's by the row's name; None where the server did not answer.
     """
+    evaluated = {
+        seed.run_key: seed.checkpoints[decides]
+        for seed in seeds
+        if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
+    }
     ids = {
-        seed["run_key"]: catch_up(storage_root() / "runs" / seed["run_key"], status=seed["status"], patient=patient)
+        seed.run_key: catch_up(
+            storage_root() / "runs" / seed.run_key,
+            status=seed.status,
+            evaluation=evaluated[seed.run_key].key if seed.run_key in evaluated else None,
+            patient=patient,
+        )
         for seed in seeds
     }
-    evaluated = [seed["checkpoints"][decides] for seed in seeds if decides and seed["status"] == "finished"]
     ids[row.name] = log_row(
         dataset=row.dataset,
         row=row.name,
-        statuses=[seed["status"] for seed in seeds],
+        statuses=[seed.status for seed in seeds],
         figures=[
-            {f"test_{name}": value for name, value in figures.items() if name not in ("step", "per_class")}
-            for figures in evaluated
+            {f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated.values()
         ],
         published=row.published,
         tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
@@ -234,7 +247,7 @@ class Curve:
         self._file = Lines(path, "".join(points))
         self._load: Lines | None = None
         self._end_sending: Callable[[], object] = lambda: None
-        if run_dir and (run_dir / RUN).exists():
+        if run_dir and note_of(run_dir, TrackedRun):
             load = path.with_name(LOAD)
             self._load = Lines(load, "".join(_lines(load)))
         if run_id or self._load:
@@ -283,30 +296,31 @@ def _lines(path: StoredPath) -> list[str]:
 
 def _join(run_id: str | None, run_dir: StoredPath | None) -> str:
     """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
-    if run_dir is None or not (run_dir / RUN).exists():
+    described = note_of(run_dir, TrackedRun) if run_dir else None
+    if run_dir is None or described is None:
         assert run_id is not None
         return run_id
-    run = _open_run(read_json(run_dir / RUN, made_by="training this row again"))
+    run = _open_run(described)
     _send_tags(mlflow_client(), run, _machine_tags(run_dir))
     return str(run.info.run_id)
 
 
-def _open_run(described: Mapping[str, Any], *, running: bool = True) -> Run:
+def _open_run(described: TrackedRun, *, running: bool = True) -> Run:
     client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     from mlflow.entities import Param
 
-    experiment = experiment_id(client, described["dataset"])
-    row = described["row"]
+    experiment = experiment_id(client, described.dataset)
+    row = described.row
     parent = _row_run(client, experiment, row, running=running)
-    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described["run_key"]}
-    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described["dataset"]}
-    start_ms = None if running else described["opened_ms"]
-    run = _find_or_create(client, experiment, described["name"], identity, facts, start_ms=start_ms)
+    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described.run_key}
+    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described.dataset}
+    start_ms = None if running else described.opened_ms
+    run = _find_or_create(client, experiment, described.name, identity, facts, start_ms=start_ms)
     run_id = run.info.run_id
     if running and run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
-    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described["tags"]})
-    flat = _flat(described["params"])
+    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
+    flat = _flat(described.params)
     new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
     for start in range(0, len(new), 100):
         client.log_batch(run_id, params=new[start : start + 100])
@@ -329,7 +343,11 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
 
 
 def _catch_up(
-    run_dir: StoredPath, described: Mapping[str, Any], status: str | None, more_tags: Mapping[str, str]
+    run_dir: StoredPath,
+    described: TrackedRun,
+    status: str | None,
+    more_tags: Mapping[str, str],
+    evaluation: str | None,
 ) -> str:
     client = mlflow_client()
     run = _open_run(described, running=False)
@@ -339,34 +357,35 @@ def _catch_up(
         backlog = Backlog(run_dir / name)
         while backlog.send(client, run_id):
             pass
-    figures = run_dir / EVALUATION / "figures.json"
-    if figures.exists():
-        _send_figures(client, run, read_json(figures, made_by=f"dvc repro -f evaluate@{described['row']}"))
-    files = {
-        f"{folder}/{path.name}": path
-        for folder in ("overlays", EVALUATION)
-        for path in matching(run_dir / folder, "*.*")
-        if path != figures
-    }
-    digest = _digest(files)
-    if files and run.data.tags.get("m2f.files") != digest:
-        _send_files(client, run_id, files)
-        tags["m2f.files"] = digest
+    if evaluation is not None:
+        tags |= _send_evaluation(client, run, evaluation_dir(run_dir, evaluation), described.row)
     _send_tags(client, run, tags | ({"m2f.status": status} if status else {}))
     if status:
         _end(client, run, _STATUS[status], run_dir)
     return run_id
 
 
+def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, row: str) -> dict[str, str]:
+    """The figures, tables, charts and pictures of an evaluation; the tag that says which files were sent."""
+    _send_figures(client, run, read_json(folder / "figures.json", made_by=f"dvc repro -f evaluate@{row}"))
+    shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
+    files = {f"evaluation/{path.name}": path for path in shown}
+    files |= {f"overlays/{path.name}": path for path in matching(folder / "overlays", "*.png")}
+    digest = _digest(files)
+    if files and run.data.tags.get("m2f.files") != digest:
+        _send_files(client, run.info.run_id, files)
+    return {"m2f.files": digest}
+
+
 def _machine_tags(run_dir: StoredPath) -> dict[str, str]:
     """What environment.json, which a worker writes, says about where a training runs and from which code."""
-    if not (run_dir / "environment.json").exists():
+    environment = note_of(run_dir, Environment)
+    if environment is None:
         return {}
-    facts = read_json(run_dir / "environment.json", made_by="training this row again")
-    tags = {"m2f.device": facts["device"], "m2f.device_kind": "cuda" if facts["cuda"] else "cpu"}
-    if facts["git_commit"]:
-        tags |= {"m2f.git_commit": facts["git_commit"], "mlflow.source.git.commit": facts["git_commit"]}
-        tags["m2f.git_changed"] = str(facts["git_changed"]).lower()
+    tags = {"m2f.device": environment.device, "m2f.device_kind": "cuda" if environment.cuda else "cpu"}
+    if environment.git_commit:
+        tags |= {"m2f.git_commit": environment.git_commit, "mlflow.source.git.commit": environment.git_commit}
+        tags["m2f.git_changed"] = str(environment.git_changed).lower()
     return tags
 
 

@@ -22,13 +22,14 @@ from pipeline.checkpoints import (
     step_of,
 )
 from pipeline.cluster import share
-from pipeline.early_warning import Behind, clearly_behind, curve_of, described
-from pipeline.files import read_json, sha256, write_json
+from pipeline.early_warning import clearly_behind, curve_of, described
+from pipeline.files import sha256
 from pipeline.measures import measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance.environment import environment
-from pipeline.run_folder import finished_result
+from pipeline.results import Behind, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.run_folder import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
 from pipeline.stores import StoredPath
 from pipeline.tasks import LABELS, primary
 from pipeline.tracking import Curve, read_curve
@@ -86,20 +87,19 @@ class RunState:
     peak_memory_mib: float | None = None
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run) -> Finished | None:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
 
-    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0, and where the
+    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
     after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
     """
     from pipeline.loader import training_batches  # here: who only makes a Run does without albumentations and Arrow
 
-    diverged = run.run_dir / "diverged.json"
     if (result := finished_result(run.run_dir)) is not None:
         return result
-    if diverged.exists():
-        raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
+    if (diverged := note_of(run.run_dir, Diverged)) is not None:
+        raise Divergence(diverged.reason)
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
     training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
@@ -120,7 +120,7 @@ def train(run: Run) -> dict[str, Any]:
     curve: Curve | NoCurve
     progress: TrainingProgress | NoProgress
     if worker.rank == 0:  # here, where the GPU is: who launches the training may have none
-        write_json(run.run_dir / "environment.json", environment(tf32=config.tf32))
+        write_note(run.run_dir, environment(tf32=config.tf32))
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
         progress = TrainingProgress(run, first_step, share=len(groups) / config.groups)
     else:
@@ -164,12 +164,12 @@ def train(run: Run) -> dict[str, Any]:
 
     curve.close()
     if worker.rank != 0:
-        return {}
+        return None
     if stopped:
-        write_json(run.run_dir / "stopped.json", why_stopped(run, state))
-        return {}
+        write_note(run.run_dir, why_stopped(run, state))
+        return None
     finished = summary(run, state)
-    write_json(run.run_dir / "finished.json", finished)
+    write_note(run.run_dir, finished)
     return finished
 
 
@@ -247,16 +247,18 @@ def divergence_noted(run: Run, curve: Curve | NoCurve) -> Iterator[None]:
     except StepDiverged as error:
         curve.save()
         message = f"row {run.row.name}, seed {run.seed} diverged in step {error.step}: {error}"
-        last = None if error.last_norm is None else {"step": error.last_norm[0], "norm": repr(error.last_norm[1])}
-        write_json(
-            run.run_dir / "diverged.json",
-            {
-                "reason": message,
-                "step": error.step,
-                "positions": list(error.batch.positions),
-                "names": list(error.batch.names),
-                "last_norm": last,
-            },
+        last = None
+        if error.last_norm is not None:
+            last = LastNorm(step=error.last_norm[0], norm=repr(error.last_norm[1]))
+        write_note(
+            run.run_dir,
+            Diverged(
+                reason=message,
+                step=error.step,
+                positions=tuple(error.batch.positions),
+                names=tuple(error.batch.names),
+                last_norm=last,
+            ),
         )
         raise Divergence(message) from None
 
@@ -293,15 +295,15 @@ def behind_again(run: Run, state: RunState, progress: TrainingProgress | NoProgr
     return bool(before == done - run.row.train.val_interval)
 
 
-def why_stopped(run: Run, state: RunState) -> dict[str, Any]:
+def why_stopped(run: Run, state: RunState) -> Stopped:
     """What stopped.json says: why the early warning stopped a run, and how it goes on."""
-    first, second = (Behind(**entry) for entry in state.behind[-2:])
+    first, second = behind_so_far(state)[-2:]
     reason = (
         f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
         f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
         f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
     )
-    return {"reason": reason, "step": second.step, "behind": state.behind}
+    return Stopped(reason=reason, step=second.step, behind=behind_so_far(state))
 
 
 def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:
@@ -315,26 +317,31 @@ def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> 
         )
 
 
-def summary(run: Run, state: RunState) -> dict[str, Any]:
+def summary(run: Run, state: RunState) -> Finished:
     """What finished.json says."""
     steps, best = run.row.train.steps, state.best
     assert best is not None  # the last step is validated
 
-    def checkpoint(step: int) -> dict[str, Any]:
+    def checkpoint(step: int) -> TrainedCheckpoint:
         path = checkpoint_path(run.run_dir, step)
-        return {"step": step, "path": f"{path.parent.name}/{path.name}", "sha256": sha256(path)}
+        return TrainedCheckpoint(step=step, path=f"{path.parent.name}/{path.name}", sha256=sha256(path))
 
-    return {
-        "run_key": run.run_key,
-        "seed": run.seed,
-        "steps": steps,
-        "checkpoints": {
-            "last": checkpoint(steps),
-            "best": {**checkpoint(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
-        },
-        "metrics": state.metrics,
-        "behind": state.behind,
-        "peak_memory_mib": state.peak_memory_mib,
-        "train_s": round(state.train_s, 1),
-        "images_per_s": round(steps * run.row.train.global_batch / max(state.train_s, 1e-9), 2),
-    }
+    return Finished(
+        run_key=run.run_key,
+        seed=run.seed,
+        steps=steps,
+        checkpoints=TrainedCheckpoints(
+            last=checkpoint(steps),
+            best=BestCheckpoint(**asdict(checkpoint(best["step"])), figure=primary(run.row.task), value=best["value"]),
+        ),
+        metrics=state.metrics or {},
+        behind=behind_so_far(state),
+        peak_memory_mib=state.peak_memory_mib,
+        train_s=round(state.train_s, 1),
+        images_per_s=round(steps * run.row.train.global_batch / max(state.train_s, 1e-9), 2),
+    )
+
+
+def behind_so_far(state: RunState) -> tuple[Behind, ...]:
+    """The run's early warnings so far."""
+    return tuple(Behind(**entry) for entry in state.behind)

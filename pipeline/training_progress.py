@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.early_warning import Behind, warning
+from pipeline.early_warning import warning
+from pipeline.results import Behind
 from pipeline.tasks import LABELS, in_words, primary
 from pipeline.tracking import set_tags
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from stages import run
 
@@ -15,17 +16,20 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.evaluate_job import evaluate_row
-    from pipeline.files import read_json, write_json
     from pipeline.params import load_params
-    from pipeline.results import Manifest, read_result
+    from pipeline.results import Manifest, TrainingResult, read_result, write_result
     from pipeline.tasks import in_words
+    from pipeline.tracking import track_row
 
     row = load_params(arguments.params).row(arguments.row)
-    manifest = read_result(Manifest, row.dataset)
-    trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
-    result = evaluate_row(row, manifest=manifest, train_result=trained)
-    write_json(f"results/evaluate/{row.name}.json", result)
-    print(f"{row.name}: median {in_words(result['median'], row.task)}; see python -m stages.report")
+    manifest, trained = read_result(Manifest, row.dataset), read_result(TrainingResult, row.name)
+    result = evaluate_row(row, manifest=manifest, trained=trained)
+    write_result(result, row.name)
+    ids = track_row(row, result.seeds, decides=result.decides)
+    seeds = tuple(replace(seed, mlflow_run_id=ids[seed.run_key] or seed.mlflow_run_id) for seed in result.seeds)
+    if seeds != result.seeds:  # no server answered the training
+        write_result(replace(result, seeds=seeds), row.name)
+    print(f"{row.name}: median {in_words(result.median, row.task)}; see python -m stages.report")
 
 
 if __name__ == "__main__":

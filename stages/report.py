@@ -17,9 +17,8 @@ def main() -> None:
 
     from pipeline.params import load_params
     from pipeline.report import write_report
-    from pipeline.results import RESULTS
 
-    table = write_report(load_params(arguments.params), results=RESULTS, out=Path(arguments.out))
+    table = write_report(load_params(arguments.params), out=Path(arguments.out))
     print(table)
     print(f"\nreport: {arguments.out}/index.html (also results.md, results.json)")
 

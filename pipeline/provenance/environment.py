@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.provenance.sources import PROJECT
+from pipeline.results import Environment
 
 LIBRARIES = (
     "torch",
@@ -27,7 +28,7 @@ LIBRARIES = (
 """Libraries whose versions are recorded beside a result."""
 
 
-def environment(*, tf32: str) -> dict[str, Any]:
+def environment(*, tf32: str) -> Environment:
     """What a result may depend on besides its run key: versions, device, TF32, git commit (None: nobody knows).
 
     `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
@@ -36,15 +37,15 @@ def environment(*, tf32: str) -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "device": device_name(),
-        "cuda": torch.version.cuda if cuda else None,
-        "tf32": tf32 if cuda else None,
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        libraries={name: _version(name) for name in LIBRARIES},
+        device=device_name(),
+        cuda=torch.version.cuda if cuda else None,
+        tf32=tf32 if cuda else None,
         **_git(),
-    }
+    )
 
 
 def _version(library: str) -> str | None:
