@@ -131,7 +131,8 @@ def catch_up(
 
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
-    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server as long as it takes.
+    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server
+    as long as it takes.
     """
     described = note_of(run_dir, TrackedRun)
     if described is None:
