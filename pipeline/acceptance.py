@@ -12,19 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_json
 from pipeline.params import Row
-from pipeline.run_folder import finished_result, note_of, outcome
+from pipeline.results import Accepted
+from pipeline.run_folder import TrackedRun, finished_result, note_of, outcome, write_note
 from pipeline.storage import storage_root
-
-NOTE = "accepted"
 
 _MUST_AGREE = ("seed", "task", "model.", "train.steps")
 
 
 def accept(
     row: Row, seed: int, earlier: str, *, manifest: Mapping[str, Any], weights: Mapping[str, Any], reason: str
-) -> dict[str, Any]:
+) -> Accepted:
     """Let the finished run `earlier` stand for what the row would train for a seed now; the note that is written.
 
     ValueError when `earlier` is no finished training, differs in seed, task, network or steps, or is not needed.
@@ -41,35 +39,37 @@ def accept(
             f"runs/{earlier} in the storage root {storage_root()} is no finished training"
             f"{f' (it {end.status})' if end else ''}; python -m stages.storage list shows what there is"
         )
-    trained = read_json(other / "run.json", made_by="training this row again")
+    trained = note_of(other, TrackedRun)
+    if trained is None:
+        raise ValueError(f"runs/{earlier} cannot be accepted: it has no run.json, which says its settings")
     wanted = {"seed": seed, "task": row.task, "model": asdict(row.model), "train": asdict(row.train)}
-    differences = list(_differences(trained["params"], wanted))
+    differences = list(_differences(trained.params, wanted))
     for difference in differences:
         if difference.startswith(_MUST_AGREE):
             raise ValueError(f"run {earlier} is another experiment than seed {seed} of row {row.name}: {difference}")
-    if trained["tags"]["m2f.data_digest"] != manifest["digest"]:
-        differences.append(f"data: {trained['tags']['m2f.data_digest']} there, {manifest['digest']} now")
-    note = {
-        "run_key": earlier,
-        "instead_of": key,
-        "reason": reason,
-        "differences": differences or ["code, or initial weights"],
-        "accepted_s": int(time.time()),
-        "note": f"runs/{key}/{NOTE}.json",
-    }
-    write_json(run_dir / f"{NOTE}.json", note)
+    if trained.tags["m2f.data_digest"] != manifest["digest"]:
+        differences.append(f"data: {trained.tags['m2f.data_digest']} there, {manifest['digest']} now")
+    note = Accepted(
+        run_key=earlier,
+        instead_of=key,
+        reason=reason,
+        differences=tuple(differences) or ("code, or initial weights",),
+        accepted_s=int(time.time()),
+        note=f"runs/{key}/accepted.json",
+    )
+    write_note(run_dir, note)
     return note
 
 
-def accepted(run_dir: Path) -> dict[str, Any] | None:
+def accepted(run_dir: Path) -> Accepted | None:
     """The note in a run's folder that another run stands for it; None without one.
 
     Nor does it hold when this run has been trained since, or when checkpoints of the other are gone.
     """
-    note: dict[str, Any] | None = note_of(run_dir, NOTE)
+    note = note_of(run_dir, Accepted)
     if note is None or finished_result(run_dir) is not None:
         return None
-    return note if finished_result(run_dir.parent / note["run_key"]) is not None else None
+    return note if finished_result(run_dir.parent / note.run_key) is not None else None
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:

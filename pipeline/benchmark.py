@@ -27,6 +27,7 @@ from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
 from pipeline.progress import Progress
 from pipeline.provenance import environment
+from pipeline.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
 from pipeline.train_loop import Run, Worker, backward, build
 
 if TYPE_CHECKING:
@@ -82,20 +83,18 @@ class Machine(NamedTuple):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def peak_mib(self) -> dict[str, float | None]:
+    def peak_mib(self) -> tuple[float | None, float | None]:
         """Most memory that tensors took, and that was reserved for them, since `forget_peak`; None on a CPU."""
         if not self.cuda:
-            return {"memory_mib": None, "reserved_mib": None}
-        return {
-            "memory_mib": torch.cuda.max_memory_allocated(self.device) / 2**20,
-            "reserved_mib": torch.cuda.max_memory_reserved(self.device) / 2**20,
-        }
+            return None, None
+        reserved = torch.cuda.max_memory_reserved(self.device)
+        return torch.cuda.max_memory_allocated(self.device) / 2**20, reserved / 2**20
 
 
 def benchmark(
     row: Row, dataset: DatasetConfig, *, manifest: Mapping[str, Any] | None, seconds: float = 60.0, groups: int = 1
-) -> dict[str, Any]:
-    """Measure a row on this machine's GPU, or its CPU; the content of results/benchmark/<row>.json.
+) -> Benchmark:
+    """Measure a row on this machine's GPU, or its CPU.
 
     `manifest`: of the dataset's shards, whose pictures are then read; None: random pictures of the published sizes.
     `seconds`: for inference and for training each; fewer pictures and steps are measured where they take longer,
@@ -125,24 +124,23 @@ def benchmark(
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     size = input_size(pictures.usual, row.test)
-    facts = environment(tf32=row.train.tf32)
-    result = {
-        "row": row.name,
-        "dataset": row.dataset,
-        "task": row.task,
-        "device": facts["device"],
-        "device_kind": "cuda" if machine.cuda else "cpu",
-        "threads": None if machine.cuda else torch.get_num_threads(),
-        "other_load": round(busy, 2),  # processes that wanted a core in the minute before
-        "libraries": facts["libraries"],
-        "environment": {key: facts[key] for key in ("python", "platform", "cuda", "tf32", "git_commit", "git_changed")},
-        "parameters": sum(parameters),
-        "parameters_trained": sum(trained),
-        "flops": {"picture": list(size), "forward": forward_flops(row, size), "counted": _COUNTED},
-        "inference": _inference(model, row, dataset, machine, manifest, pictures.usual, seconds),
-    }
-    result["training"] = _training(model, gradients, run, worker, machine, seconds, groups)
-    return result
+    inference = _inference(model, row, dataset, machine, manifest, pictures.usual, seconds)
+    training = _training(model, gradients, run, worker, machine, seconds, groups)
+    return Benchmark(
+        row=row.name,
+        dataset=row.dataset,
+        task=row.task,
+        device_kind="cuda" if machine.cuda else "cpu",
+        threads=None if machine.cuda else torch.get_num_threads(),
+        other_load=round(busy, 2),
+        environment=environment(tf32=row.train.tf32),
+        parameters=sum(parameters),
+        parameters_trained=sum(trained),
+        flops=Operations(picture=size, forward=forward_flops(row, size), counted=_COUNTED),
+        inference=inference,
+        training=training if isinstance(training, TrainingCost) else None,
+        skipped=None if isinstance(training, TrainingCost) else training,
+    )
 
 
 def forward_flops(row: Row, size: Size) -> int:
@@ -172,7 +170,7 @@ def _inference(
     manifest: Mapping[str, Any] | None,
     usual: Size,
     seconds: float,
-) -> dict[str, Any]:
+) -> InferenceCost:
     model.eval()
     machine.forget_peak()
     shown = _validation(row, manifest, usual)
@@ -193,15 +191,17 @@ def _inference(
     taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=seconds)
     counts = Counter(sizes[-len(taken_s) :])
     where = "real pictures of the validation split" if manifest is not None else "random pictures of the published size"
-    return {
-        "fps": len(taken_s) / sum(taken_s),
-        "pictures": len(taken_s),
-        "sizes": [[height, width, count] for (height, width), count in counts.most_common()],
-        **machine.peak_mib(),
-        "seconds": _spread(taken_s),
-        "protocol": f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
+    memory_mib, reserved_mib = machine.peak_mib()
+    return InferenceCost(
+        fps=len(taken_s) / sum(taken_s),
+        pictures=len(taken_s),
+        sizes=tuple((height, width, count) for (height, width), count in counts.most_common()),
+        memory_mib=memory_mib,
+        reserved_mib=reserved_mib,
+        seconds=_spread(taken_s),
+        protocol=f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
         f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted",
-    }
+    )
 
 
 def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
@@ -223,7 +223,8 @@ def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> It
 
 def _training(
     model: nn.Module, gradients: Tensor, run: Run, worker: Worker, machine: Machine, seconds: float, groups: int
-) -> dict[str, Any]:
+) -> TrainingCost | str:
+    """The cost of a training step; text: why it could not be measured."""
     row, config = run.row, run.row.train
     model.train()
     machine.forget_peak()
@@ -238,24 +239,26 @@ def _training(
         taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=seconds)
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
-        return {"skipped": f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"}
+        return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
     if run.manifest:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
-    return {
-        "step_s": _spread(taken_s)["median"],
-        "seconds": _spread(taken_s),
-        "steps": len(taken_s),
-        "workers": 1,
-        "groups": groups,
-        "pictures": groups * config.group_size,
-        "crop": list(config.augmentation.crop),
-        **machine.peak_mib(),
-        "precision": config.precision,
-        "protocol": f"{source}; copying to the device, forward, matching, losses, backward, clipping and optimiser; "
+    spread, (memory_mib, reserved_mib) = _spread(taken_s), machine.peak_mib()
+    return TrainingCost(
+        step_s=spread.median,
+        seconds=spread,
+        steps=len(taken_s),
+        workers=1,
+        groups=groups,
+        pictures=groups * config.group_size,
+        crop=config.augmentation.crop,
+        memory_mib=memory_mib,
+        reserved_mib=reserved_mib,
+        precision=config.precision,
+        protocol=f"{source}; copying to the device, forward, matching, losses, backward, clipping and optimiser; "
         "loading not counted",
-    }
+    )
 
 
 def _step(
@@ -346,13 +349,11 @@ def _repeated(what: str, one: Callable[[], float], *, count: int, unit: str, sec
     while len(taken_s) < LEAST or (len(taken_s) < count and passed_s() < seconds):
         taken_s.append(one())
         progress.add()
-    print(
-        f"{what}: {len(taken_s)} {unit} timed, median {_spread(taken_s)['median']:.3g} s", file=sys.stderr, flush=True
-    )
+    print(f"{what}: {len(taken_s)} {unit} timed, median {_spread(taken_s).median:.3g} s", file=sys.stderr, flush=True)
     return taken_s
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and the 10th and 90th of 100."""
+def _spread(values: Sequence[float]) -> Spread:
     quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
-    return dict(zip(("median", "p10", "p90"), quantiles.tolist(), strict=True))
+    median, p10, p90 = quantiles.tolist()
+    return Spread(median=median, p10=p10, p90=p90)

@@ -5,26 +5,16 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.params import EarlyWarningConfig
+from pipeline.results import Behind
 
 Curve = Sequence[tuple[int, float]]
 """(step, figure as a fraction), steps rising."""
 
 SISTERS_NEEDED = 2
 """With one sister nobody could say which of the two is the odd one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """A validation that is clearly behind; both figures are fractions."""
-
-    step: int
-    value: float
-    reference: Literal["published", "sisters"]
-    expected: float
 
 
 def clearly_behind(

@@ -7,6 +7,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,16 @@ from pipeline.measures import Measures, measure
 from pipeline.overlays import write_overlay
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
+from pipeline.results import (
+    Baseline,
+    EvaluatedCheckpoint,
+    EvaluatedCheckpoints,
+    EvaluatedSeed,
+    Evaluation,
+    Figures,
+    TrainingResult,
+    Which,
+)
 from pipeline.run_folder import OVERLAYS
 from pipeline.tasks import FIGURES, primary
 
@@ -28,8 +39,8 @@ if TYPE_CHECKING:
     from pipeline.cluster import Resources
 
 
-def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the last and the best checkpoint of every finished seed; the content of results/evaluate/<row>.json.
+def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: TrainingResult) -> Evaluation:
+    """Evaluate the last and the best checkpoint of every finished seed.
 
     The row's checkpoint_rule says which of them decides the reported figure; the last where it is unknown. ValueError
     when a checkpoint is gone, altered or of another run.
@@ -40,55 +51,57 @@ def evaluate_row(row: Row, *, manifest: Mapping[str, Any], train_result: Mapping
     from pipeline.storage import storage_root, stored
 
     resources = cluster_resources(row, training=False)
-    decides = "best" if row.checkpoint_rule == "best" else "last"
-    seeds: list[dict[str, Any]] = []
+    decides: Which = "best" if row.checkpoint_rule == "best" else "last"
+    other: Which = "last" if decides == "best" else "best"
+    seeds: list[EvaluatedSeed] = []
     overlays: list[str] = []
-    for trained in train_result["seeds"]:
-        entry = {key: trained[key] for key in ("seed", "run_key", "status", "reason", "mlflow_run_id")}
-        seeds.append(entry)
-        if trained["status"] != "finished":
+    for trained in train_result.seeds:
+        entry = EvaluatedSeed(
+            seed=trained.seed,
+            run_key=trained.run_key,
+            status=trained.status,
+            reason=trained.reason,
+            mlflow_run_id=trained.mlflow_run_id,
+        )
+        if trained.checkpoints is None:
+            seeds.append(entry)
             continue
-        entry["checkpoints"] = {}
-        by_step: dict[int, dict[str, Any]] = {}
-        for kind, checkpoint in sorted(trained["checkpoints"].items(), key=lambda item: item[0] != decides):
-            path = stored(f"{trained['run_dir']}/{checkpoint['path']}", made_by=f"dvc repro -f train@{row.name}")
-            step = checkpoint["step"]
+        by_step: dict[int, EvaluatedCheckpoint] = {}
+        for which in (decides, other):
+            checkpoint = trained.checkpoints[which]
+            path = stored(f"{trained.run_dir}/{checkpoint.path}", made_by=f"dvc repro -f train@{row.name}")
+            step = checkpoint.step
             if step not in by_step:
-                check_digest(path, checkpoint["sha256"], row=row.name)
-                folder = storage_root() / trained["run_dir"] / "overlays" if kind == decides else None
+                check_digest(path, checkpoint.sha256, row=row.name)
+                folder = storage_root() / trained.run_dir / "overlays" if which == decides else None
                 measures = evaluate_checkpoint(
-                    path, trained["run_key"], row, manifest, resources, folder, digest=checkpoint["sha256"]
+                    path, trained.run_key, row, manifest, resources, folder, digest=checkpoint.sha256
                 )
                 by_step[step] = described(measures, step)
                 if folder is not None:
-                    title = f"seed {trained['seed']} of {row.name}, step {step}"
+                    title = f"seed {trained.seed} of {row.name}, step {step}"
                     keep_evaluation(folder.parent / tracking.EVALUATION, by_step[step], measures, title)
                 if folder is not None and not overlays:
                     overlays = [str(p.relative_to(storage_root())) for p in sorted(folder.glob("*.png"))]
-            entry["checkpoints"][kind] = by_step[step]
+        last, best = (by_step[each.step] for each in (trained.checkpoints.last, trained.checkpoints.best))
+        seeds.append(replace(entry, checkpoints=EvaluatedCheckpoints(last=last, best=best)))
 
     run_ids = tracking.track_row(row, seeds, decides=decides)
-    for entry in seeds:
-        entry["mlflow_run_id"] = run_ids[entry["run_key"]] or entry["mlflow_run_id"]
+    seeds = [replace(entry, mlflow_run_id=run_ids[entry.run_key] or entry.mlflow_run_id) for entry in seeds]
 
-    finished = [entry["checkpoints"][decides] for entry in seeds if entry["status"] == "finished"]
-    return {
-        "row": row.name,
-        "dataset": row.dataset,
-        "task": row.task,
-        "primary": primary(row.task),
-        "checkpoint_rule": row.checkpoint_rule,
-        "decides": decides,
-        "seeds": seeds,
-        "median": {name: _median([figures[name] for figures in finished]) for name in figure_names(finished[0])},
-        "baseline": None if row.task == "instance" else commonest_class(manifest),
-        "overlays": overlays,
-        "train": [
-            {key: trained.get(key) for key in ("seed", "train_s", "workers", "images_per_s")}
-            for trained in train_result["seeds"]
-            if trained["status"] == "finished"
-        ],
-    }
+    finished = [entry.checkpoints[decides].figures for entry in seeds if entry.checkpoints]
+    return Evaluation(
+        row=row.name,
+        dataset=row.dataset,
+        task=row.task,
+        primary=primary(row.task),
+        checkpoint_rule=row.checkpoint_rule,
+        decides=decides,
+        seeds=tuple(seeds),
+        median={name: _median([figures[name] for figures in finished]) for name in finished[0]},
+        baseline=None if row.task == "instance" else commonest_class(manifest),
+        overlays=tuple(overlays),
+    )
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -97,27 +110,22 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if len(known) == len(values) else None
 
 
-def figure_names(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The figures of an evaluated checkpoint."""
-    return [name for name in checkpoint if name not in ("step", "per_class")]
-
-
-def commonest_class(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def commonest_class(manifest: Mapping[str, Any]) -> Baseline:
     """What predicting the training pictures' commonest class everywhere scores on the validation pictures."""
     common = int(np.argmax(manifest["pixels"]["train"]))
     metric = SemanticMetric(num_classes=len(manifest["class_names"]))
     metric.confusion[:, common] = torch.tensor(manifest["pixels"]["val"])
     result = metric.result()
     figures = {name: result[name] for name in FIGURES["semantic"]}  # type: ignore[literal-required]
-    return {"class": manifest["class_names"][common], **figures}
+    return Baseline(class_name=manifest["class_names"][common], figures=figures)
 
 
-def described(measures: Measures, step: int) -> dict[str, Any]:
+def described(measures: Measures, step: int) -> EvaluatedCheckpoint:
     """A checkpoint's figures as results hold them."""
-    return {"step": step, **measures.figures(), "per_class": measures.per_class()}
+    return EvaluatedCheckpoint(step=step, figures=measures.figures(), per_class=measures.per_class())
 
 
-def keep_evaluation(folder: Path, described: Mapping[str, Any], measures: Measures, title: str) -> None:
+def keep_evaluation(folder: Path, described: EvaluatedCheckpoint, measures: Measures, title: str) -> None:
     """Write what MLflow shows of an evaluated checkpoint: figures.json, classes as a table and a chart, confusions.
 
     confusion.json holds pixels by true class (rows) and predicted class (columns).
@@ -125,18 +133,18 @@ def keep_evaluation(folder: Path, described: Mapping[str, Any], measures: Measur
     from pipeline.charts import draw_confusion, draw_per_class
     from pipeline.files import write_json, write_text
 
-    write_text(folder / "per_class.csv", _table(described["per_class"]))
-    draw_per_class(folder / "per_class.png", described["per_class"], title)
+    write_text(folder / "per_class.csv", _table(described.per_class))
+    draw_per_class(folder / "per_class.png", described.per_class, title)
     if measures.semantic is not None:
         confusion = measures.semantic.confusion.numpy()
         pixels = {"class_names": measures.class_names, "true_by_predicted": confusion.tolist()}
         write_text(folder / "confusion.json", json.dumps(pixels, ensure_ascii=False) + "\n")
         draw_confusion(folder / "confusion.png", confusion, measures.class_names, title)
-    figures = {f"test_{name}": described[name] for name in figure_names(described)}
-    write_json(folder / "figures.json", {name: value for name, value in figures.items() if value is not None})
+    figures = {f"test_{name}": value for name, value in described.figures.items() if value is not None}
+    write_json(folder / "figures.json", figures)
 
 
-def _table(per_class: Mapping[str, Mapping[str, float | None]]) -> str:
+def _table(per_class: Mapping[str, Figures]) -> str:
     """Per-class values as CSV, which MLflow shows as a table: a row per class, a column per metric."""
     classes = list(dict.fromkeys(name for values in per_class.values() for name in values))
     text = io.StringIO()

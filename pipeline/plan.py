@@ -20,6 +20,14 @@ from m2f.config import ModelConfig
 from pipeline.files import read_json
 from pipeline.params import Params, Row
 from pipeline.picture_sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.results import (
+    Benchmark,
+    Evaluation,
+    PublishedEvaluation,
+    TrainedSeed,
+    TrainingResult,
+    find_result,
+)
 from pipeline.run_folder import OVERLAYS
 from pipeline.schedule import Job, Placed, Preemptions, simulate, utilisation
 
@@ -121,45 +129,48 @@ def known_speed(row: Row, results: Path) -> Speed | None:
 
 
 def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
-    seeds = [seed for seed in _settled(row, results) if seed["status"] == "finished" and seed["environment"]]
-    if not seeds:
+    known = [
+        (seed.environment, seed.workers, seed.images_per_s)
+        for seed in _settled(row, results)
+        if seed.environment and seed.workers and seed.images_per_s
+    ]
+    if not known:
         return None
-    device, cuda = seeds[0]["environment"]["device"], seeds[0]["environment"]["cuda"] is not None
+    device, cuda = known[0][0].device, known[0][0].cuda is not None
     return Speed(
         evidence="trained",
-        train_s=statistics.median((seed["workers"] if cuda else 1) / seed["images_per_s"] for seed in seeds),
+        train_s=statistics.median((workers if cuda else 1) / images_per_s for _, workers, images_per_s in known),
         test_s=0.0,
         device=device,
         kind="cuda" if cuda else "cpu",
-        source=f"{len(seeds)} finished seed{'s' * (len(seeds) > 1)} on {device}",
+        source=f"{len(known)} finished seed{'s' * (len(known) > 1)} on {device}",
     )
 
 
 def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
-    found = _result(results, "benchmark", row.name)
-    if found is None or "skipped" in found["training"]:
+    found = find_result(Benchmark, row.name, results=results)
+    if found is None or found.training is None:
         return None
-    training = found["training"]
     return Speed(
         evidence="benchmark",
-        train_s=training["step_s"] / training["pictures"],
-        test_s=1 / found["inference"]["fps"],
-        device=found["device"],
-        kind=found["device_kind"],
-        source=f"benchmark@{row.name} on {found['device']}",
+        train_s=found.training.step_s / found.training.pictures,
+        test_s=1 / found.inference.fps,
+        device=found.environment.device,
+        kind=found.device_kind,
+        source=f"benchmark@{row.name} on {found.environment.device}",
     )
 
 
 def _speed_of_log(row: Row, published: Speed | None, results: Path) -> Speed | None:
     """By the log of the published training, whose GPUs had a group each; inference as published."""
-    found = _result(results, "published", row.name)
-    if published is None or found is None or not found.get("step_s"):
+    found = find_result(PublishedEvaluation, row.name, results=results)
+    if published is None or found is None or not found.step_s:
         return None
     return replace(
         published,
         evidence="log",
-        train_s=found["step_s"] / row.train.group_size,
-        source=f"the log of the published training, {found['step_s']:.3g} s a step on {row.train.groups} GPUs",
+        train_s=found.step_s / row.train.group_size,
+        source=f"the log of the published training, {found.step_s:.3g} s a step on {row.train.groups} GPUs",
     )
 
 
@@ -185,13 +196,13 @@ def _published_speed(row: Row, results: Path) -> Speed | None:
     )
 
 
-def _settled(row: Row, results: Path) -> list[Mapping[str, Any]]:
+def _settled(row: Row, results: Path) -> list[TrainedSeed]:
     """Seeds that will not be trained again: finished after as many steps as the row has now, or diverged."""
-    trained = _result(results, "train", row.name)
+    trained = find_result(TrainingResult, row.name, results=results)
     return [
         seed
-        for seed in (trained["seeds"] if trained else [])
-        if seed["seed"] in row.seeds and seed["status"] in ("finished", "diverged") and seed["steps"] == row.train.steps
+        for seed in (trained.seeds if trained else ())
+        if seed.seed in row.seeds and seed.status in ("finished", "diverged") and seed.steps == row.train.steps
     ]
 
 
@@ -339,9 +350,10 @@ class _Cost:
         pictures = counted(row.dataset, _result(results, "shard", row.dataset))
         settled = _settled(row, results)
         left = len(row.seeds) - len(settled)
-        finished = {seed["seed"] for seed in settled if seed["status"] == "finished"}
-        evaluated = _result(results, "evaluate", row.name) or {"seeds": []}
-        to_evaluate = left or finished - {seed["seed"] for seed in evaluated["seeds"] if "checkpoints" in seed}
+        finished = {seed.seed for seed in settled if seed.status == "finished"}
+        evaluated = find_result(Evaluation, row.name, results=results)
+        done = {seed.seed for seed in evaluated.seeds if seed.checkpoints} if evaluated else set()
+        to_evaluate = left or finished - done
         on_cpu = speed is not None and speed.kind == "cpu"
         pools = 1 if on_cpu else min(settings.pools, math.ceil(row.train.groups / settings.pool_gpus))
         workers = 1 if on_cpu else min(row.train.groups, pools * settings.pool_gpus)

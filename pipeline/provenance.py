@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.params import Row
+    from pipeline.results import Environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 """The folder that holds m2f/, pipeline/ and stages/."""
@@ -106,7 +107,7 @@ def source_file(module: str, *, root: Path = PROJECT) -> Path:
     raise ValueError(f"module {module} has no source file under {root}; run keys need the project's sources")
 
 
-def environment(*, tf32: str) -> dict[str, Any]:
+def environment(*, tf32: str) -> Environment:
     """What a result may depend on besides its run key: versions, device, TF32, git commit (None: nobody knows).
 
     `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
@@ -114,16 +115,18 @@ def environment(*, tf32: str) -> dict[str, Any]:
     """
     import torch
 
+    from pipeline.results import Environment
+
     cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "device": device_name(),
-        "cuda": torch.version.cuda if cuda else None,
-        "tf32": tf32 if cuda else None,
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        libraries={name: _version(name) for name in LIBRARIES},
+        device=device_name(),
+        cuda=torch.version.cuda if cuda else None,
+        tf32=tf32 if cuda else None,
         **_git(),
-    }
+    )
 
 
 def _dump(node: Any) -> str:

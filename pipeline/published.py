@@ -15,9 +15,10 @@ from pipeline import tracking
 from pipeline.checkpoints import save_model
 from pipeline.cluster import cluster_resources
 from pipeline.download import downloaded
-from pipeline.evaluate_job import described, evaluate_checkpoint, figure_names, keep_evaluation
+from pipeline.evaluate_job import described, evaluate_checkpoint, keep_evaluation
 from pipeline.files import write_text
 from pipeline.params import PublishedConfig, Row
+from pipeline.results import EvaluatedCheckpoint, PaddedEvaluation, PublishedEvaluation
 from pipeline.sender import point_line
 from pipeline.storage import local_file, storage_root
 from pipeline.tasks import primary
@@ -33,12 +34,12 @@ _VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pix
 """Names in the published logs (percent) and ours (fractions)."""
 
 
-def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Fetch, convert and evaluate a row's published checkpoint; the content of results/published/<row>.json.
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> PublishedEvaluation:
+    """Fetch, convert and evaluate a row's published checkpoint.
 
-    `difference` is our figures less the published ones, in percent points: they should be within the last digit. A
-    row that is tested unpadded is also evaluated padded to a multiple of 32, and `agrees` says which is nearer. The
-    training log becomes an MLflow run beside ours. ValueError when the file is not the row's network, or a log is none.
+    Our figures less the published ones should be within the last digit. A row that is tested unpadded is also evaluated
+    padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes an MLflow run beside ours.
+    ValueError when the file is not the row's network, or a log is none.
     """
     from m2f.weights import from_reference, read_checkpoint
 
@@ -50,43 +51,43 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
     path = save_model(run_dir, step=row.train.steps, run_key=run_key, tensors=tensors)
     resources = cluster_resources(row, training=False)
     measures = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
-    figures = described(measures, row.train.steps)
-    keep_evaluation(run_dir / tracking.EVALUATION, figures, measures, f"published {row.name}")
-    difference, first = _difference(figures, row), primary(row.task)
-    other: dict[str, Any] | None = None
+    evaluated = _compared(described(measures, row.train.steps), row)
+    keep_evaluation(run_dir / tracking.EVALUATION, evaluated.checkpoint, measures, f"published {row.name}")
+    first = primary(row.task)
+    other: PaddedEvaluation | None = None
     agrees = None
     if row.test.pad_multiple == 1:
         padded = dataclasses.replace(row, test=dataclasses.replace(row.test, pad_multiple=32, ms_flip=None))
         measures = evaluate_checkpoint(path, run_key, padded, manifest, resources, None)
-        padded_figures = described(measures, row.train.steps)
-        padded_difference = _difference(padded_figures, row)
-        other = {"pad_multiple": 32, "figures": padded_figures, "difference": padded_difference}
-        if first in difference:
-            agrees = 1 if abs(difference[first]) <= abs(padded_difference[first]) else 32
+        other = _compared(described(measures, row.train.steps), padded)
+        if first in evaluated.difference:
+            agrees = 1 if abs(evaluated.difference[first]) <= abs(other.difference[first]) else 32
     run_id = import_log(row, config, run_key=run_key, run_dir=run_dir) if config.log_url else None
-    return {
-        "row": row.name,
-        "dataset": row.dataset,
-        "task": row.task,
-        "primary": first,
-        "url": config.url,
-        "sha256": source.sha256,
-        "figures": figures,
-        "published": dict(row.published),
-        "difference": difference,
-        "pad_multiple": row.test.pad_multiple,
-        "other_padding": other,
-        "agrees": agrees,
-        "mlflow_run_id": run_id,
-        "step_s": logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
-        "curve": f"runs/{run_key}/curve.jsonl" if config.log_url else None,
-    }
+    return PublishedEvaluation(
+        row=row.name,
+        dataset=row.dataset,
+        task=row.task,
+        primary=first,
+        url=config.url,
+        sha256=source.sha256,
+        published=dict(row.published),
+        evaluated=evaluated,
+        other_padding=other,
+        agrees=agrees,
+        mlflow_run_id=run_id,
+        step_s=logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
+        curve=f"runs/{run_key}/curve.jsonl" if config.log_url else None,
+    )
 
 
-def _difference(figures: Mapping[str, Any], row: Row) -> dict[str, float]:
-    """Our figures less the published ones, in percent points, where there are both."""
-    both = [name for name in figure_names(figures) if name in row.published and figures[name] is not None]
-    return {name: 100 * figures[name] - row.published[name] for name in both}
+def _compared(checkpoint: EvaluatedCheckpoint, row: Row) -> PaddedEvaluation:
+    """A checkpoint's figures beside the row's published ones."""
+    both = {name: value for name, value in checkpoint.figures.items() if name in row.published and value is not None}
+    return PaddedEvaluation(
+        pad_multiple=row.test.pad_multiple,
+        checkpoint=checkpoint,
+        difference={name: 100 * value - row.published[name] for name, value in both.items()},
+    )
 
 
 def digest_prefix(url: str) -> str:

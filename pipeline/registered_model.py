@@ -53,7 +53,15 @@ ANSWERING_MODULES = (
 )
 """Modules whose code decides what a registered model answers; they are registered with it."""
 
-OTHER_MODULES = ("m2f", "m2f.config", "pipeline", "pipeline.params", "pipeline.provenance")
+OTHER_MODULES = (
+    "m2f",
+    "m2f.config",
+    "pipeline",
+    "pipeline.files",
+    "pipeline.params",
+    "pipeline.provenance",
+    "pipeline.results",
+)
 """What those import besides: names and settings."""
 
 LIBRARIES = (

@@ -22,6 +22,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline import tracking
 from pipeline.mlflow_client import mlflow_client, shown_uri, tracking_uri
 from pipeline.params import Row
+from pipeline.results import (
+    Aliases,
+    BestVersion,
+    Evaluation,
+    RegisteredVersion,
+    Registration,
+    TrainingResult,
+    result_path,
+)
 from pipeline.tasks import LABELS, class_names, thing_ids
 
 if TYPE_CHECKING:
@@ -49,38 +58,39 @@ class Candidate:
     """Of the training."""
 
 
-def candidates(evaluated: Mapping[str, Any], trained: Mapping[str, Any]) -> list[Candidate]:
-    """The finished seeds from results/evaluate and results/train of a row, worst first; of equals, the later seed.
+def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate]:
+    """The finished seeds of a row, worst first; of equals, the later seed.
 
     ValueError when there is none, or when the two do not hold the same trainings.
     """
-    decides, figure = evaluated["decides"], evaluated["primary"]
-    by_key = {entry["run_key"]: entry for entry in trained["seeds"]}
+    by_key = {entry.run_key: entry for entry in trained.seeds}
     found = []
-    for entry in evaluated["seeds"]:
-        if entry["status"] != "finished":
+    for entry in evaluated.seeds:
+        if entry.checkpoints is None:
             continue
-        training = by_key.get(entry["run_key"])
-        if training is None or training["status"] != "finished":
-            row = evaluated["row"]
+        training = by_key.get(entry.run_key)
+        if training is None or training.checkpoints is None:
+            row = evaluated.row
             raise ValueError(
-                f"results/evaluate/{row}.json holds run {entry['run_key']}, which results/train/{row}.json does not; "
-                f"evaluate again with: dvc repro evaluate@{row}"
+                f"{result_path(Evaluation, row)} holds run {entry.run_key}, which {result_path(TrainingResult, row)} "
+                f"does not; evaluate again with: dvc repro evaluate@{row}"
             )
-        checkpoint = training["checkpoints"][decides]
+        checkpoint = training.checkpoints[evaluated.decides]
+        value = entry.checkpoints[evaluated.decides].figures[evaluated.primary]
+        assert value is not None  # Measures.figures
         found.append(
             Candidate(
-                seed=entry["seed"],
-                run_key=entry["run_key"],
-                value=entry["checkpoints"][decides][figure],
-                checkpoint=f"{training['run_dir']}/{checkpoint['path']}",
-                sha256=checkpoint["sha256"],
-                mlflow_run_id=training["mlflow_run_id"],
-                git_commit=(training["environment"] or {}).get("git_commit"),
+                seed=entry.seed,
+                run_key=entry.run_key,
+                value=value,
+                checkpoint=f"{training.run_dir}/{checkpoint.path}",
+                sha256=checkpoint.sha256,
+                mlflow_run_id=training.mlflow_run_id,
+                git_commit=training.environment.git_commit if training.environment else None,
             )
         )
     if not found:
-        raise ValueError(f"no seed of row {evaluated['row']} is finished, so there is nothing to register")
+        raise ValueError(f"no seed of row {evaluated.row} is finished, so there is nothing to register")
     return sorted(found, key=lambda candidate: candidate.value)
 
 
@@ -98,12 +108,12 @@ def register(
     row: Row,
     *,
     manifest: Mapping[str, Any],
-    evaluated: Mapping[str, Any],
-    trained: Mapping[str, Any],
+    evaluated: Evaluation,
+    trained: TrainingResult,
     weights_terms: str,
     force: bool = False,
-) -> dict[str, Any]:
-    """Register a row's best and median checkpoint; the content of results/register/<row>.json.
+) -> Registration:
+    """Register a row's best and median checkpoint.
 
     A checkpoint that is registered already, with the same settings and code, is found again. force: `best` may leave
     a version whose figure is not comparable. ValueError when the server does not answer or a checkpoint is gone.
@@ -111,7 +121,7 @@ def register(
     ranked = candidates(evaluated, trained)
     client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     settings = served_settings(row, manifest)
-    figure, name = evaluated["primary"], model_name(row.name)
+    figure, name = evaluated.primary, model_name(row.name)
     facts = {
         "row": row.name,
         "task": row.task,
@@ -127,12 +137,8 @@ def register(
         }
         client.set_registered_model_alias(name, "median", versions["median"].version)
         best, kept = _set_best(client, name, versions["best"], force=force)
-    return {
-        "row": row.name,
-        "model": name,
-        "aliases": {"best": {**_described(best), "kept": kept}, "median": _described(versions["median"])},
-        "tracking_uri": shown_uri(),
-    }
+    aliases = Aliases(best=BestVersion(**asdict(_described(best)), kept=kept), median=_described(versions["median"]))
+    return Registration(row=row.name, model=name, aliases=aliases, tracking_uri=shown_uri())
 
 
 def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,15 +394,15 @@ def _measured(version: ModelVersion) -> tuple[str | None, str | None]:
     return version.tags.get("metric"), version.tags.get("dataset_digest")
 
 
-def _described(version: ModelVersion) -> dict[str, Any]:
+def _described(version: ModelVersion) -> RegisteredVersion:
     tags = version.tags
-    return {
-        "version": int(version.version),
-        "seed": int(tags["seed"]) if "seed" in tags else None,
-        "run_key": tags.get("run_key"),
-        "figure": tags.get("metric"),
-        "value": float(tags["value"]) if "value" in tags else None,
-    }
+    return RegisteredVersion(
+        version=int(version.version),
+        seed=int(tags["seed"]) if "seed" in tags else None,
+        run_key=tags.get("run_key"),
+        figure=tags.get("metric"),
+        value=float(tags["value"]) if "value" in tags else None,
+    )
 
 
 @contextmanager

@@ -11,15 +11,24 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.files import read_json, write_json
-from pipeline.params import parse
+from pipeline.params import Task, parse
 
 RESULTS = Path("results")
 """The folder of all results, in the working directory."""
 
 _Result = TypeVar("_Result")
+
+Status = Literal["finished", "diverged", "stopped", "failed"]
+"""How a training ended. stopped: by the early warning, where the user wants that."""
+
+Which = Literal["last", "best"]
+"""One of a training's two checkpoints; the best is that on validation."""
+
+Figures = Mapping[str, float | None]
+"""By name (pipeline.tasks), as fractions; None: there was nothing to count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +54,357 @@ class FetchedDataset:
     """What generated pictures are like; of other datasets empty."""
 
 
+# What rows give
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What a result may depend on besides its run key (pipeline.provenance.environment)."""
+
+    python: str
+    platform: str
+    libraries: Mapping[str, str | None]
+    """Name -> version; None: not installed."""
+    device: str
+    """The GPU, or the machine's processor."""
+    cuda: str | None
+    """Version; None: no GPU was used."""
+    tf32: str | None
+    """The row's setting; None: no GPU was used."""
+    git_commit: str | None
+    """None: nobody knows."""
+    git_changed: bool | None
+    """Whether files differed from the commit; None: nobody knows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """The workers that went on with a training from one of its steps."""
+
+    from_step: int
+    train_s: float
+    """What the training had taken before."""
+    time_ms: int
+    """When they began."""
+    workers: int
+    hosts: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A validation that is clearly behind (pipeline.early_warning); both figures are fractions."""
+
+    step: int
+    value: float
+    reference: Literal["published", "sisters"]
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """An earlier training that stands for one that has another run key (pipeline.acceptance)."""
+
+    run_key: str
+    """Of the earlier training."""
+    instead_of: str
+    reason: str
+    differences: tuple[str, ...]
+    """In words."""
+    accepted_s: int
+    note: str
+    """The file that says so, under the storage root."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedCheckpoint:
+    """A checkpoint that a training has left."""
+
+    step: int
+    path: str
+    """In the run folder."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestCheckpoint(TrainedCheckpoint):
+    """The checkpoint that was best on validation."""
+
+    figure: str
+    """Which figure it is best at."""
+    value: float
+    """A fraction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedCheckpoints:
+    """The two checkpoints that a training leaves; they may be the same file."""
+
+    last: TrainedCheckpoint
+    best: BestCheckpoint
+
+    def __getitem__(self, which: Which) -> TrainedCheckpoint:
+        return self.last if which == "last" else self.best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedSeed:
+    """One training of a row. What only a finished one has is None, or empty, of another."""
+
+    seed: int
+    run_key: str
+    status: Status
+    reason: str | None
+    """One sentence; None: it finished."""
+    run_dir: str
+    """Under the storage root."""
+    steps: int
+    """Of the whole training."""
+    checkpoints: TrainedCheckpoints | None
+    metrics: Figures
+    """Of the last validation."""
+    behind: tuple[Behind, ...]
+    peak_memory_mib: float | None
+    """Most that a worker's GPU held; None also without GPUs."""
+    train_s: float | None
+    worker_s: float | None
+    """The same times the workers."""
+    workers: int | None
+    """That made the most of its steps; None: it never got a place."""
+    pools: tuple[Pool, ...]
+    images_per_s: float | None
+    mlflow_run_id: str | None
+    environment: Environment | None
+    """None: no worker got as far."""
+    accepted: Accepted | None = None
+    """Why a run with another key stands here; None: it has the row's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """results/train/<row>.json."""
+
+    row: str
+    dataset: str
+    seeds: tuple[TrainedSeed, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedCheckpoint:
+    """A checkpoint's figures on the validation pictures."""
+
+    step: int
+    figures: Figures
+    per_class: Mapping[str, Figures]
+    """Metric (iou, pq, ap) -> class -> fraction; None: the pictures hold nothing of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedCheckpoints:
+    """The two checkpoints of a finished seed."""
+
+    last: EvaluatedCheckpoint
+    best: EvaluatedCheckpoint
+
+    def __getitem__(self, which: Which) -> EvaluatedCheckpoint:
+        return self.last if which == "last" else self.best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedSeed:
+    """One training of a row, evaluated if it finished."""
+
+    seed: int
+    run_key: str
+    status: Status
+    reason: str | None
+    mlflow_run_id: str | None
+    checkpoints: EvaluatedCheckpoints | None = None
+    """None: it did not finish."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """What predicting one class everywhere scores."""
+
+    class_name: str
+    figures: Figures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """results/evaluate/<row>.json."""
+
+    row: str
+    dataset: str
+    task: Task
+    key: str = ""
+    """Name of this evaluation."""
+    primary: str
+    """The figure that is compared first."""
+    checkpoint_rule: Literal["last", "best", "unknown"]
+    decides: Which
+    """The checkpoint whose figures are the row's."""
+    seeds: tuple[EvaluatedSeed, ...]
+    median: Figures
+    """Of the finished seeds; None as soon as one seed lacks a figure."""
+    baseline: Baseline | None
+    """None: the task's figures cannot be worked out from counts of pixels."""
+    overlays: tuple[str, ...]
+    """Under the storage root."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaddedEvaluation:
+    """A published checkpoint on pictures that are padded to a multiple of pixels."""
+
+    pad_multiple: int
+    """1: not padded."""
+    checkpoint: EvaluatedCheckpoint
+    difference: Mapping[str, float]
+    """Our figures less the published ones, in percent points, where there are both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedEvaluation:
+    """results/published/<row>.json."""
+
+    row: str
+    dataset: str
+    task: Task
+    primary: str
+    url: str
+    sha256: str
+    """Of the file as published."""
+    published: Mapping[str, Any]
+    """The row's published figures in percent, and what else is printed beside them."""
+    evaluated: PaddedEvaluation
+    """Padded as the row says."""
+    other_padding: PaddedEvaluation | None
+    """Padded, of a row that is tested unpadded."""
+    agrees: int | None
+    """The padding of the two that is nearer to the published figure; None: there is nothing to choose."""
+    mlflow_run_id: str | None
+    step_s: float | None
+    """Median time of a training step by the published log; None: there is no log, or it gives no times."""
+    curve: str | None
+    """The published training's curve, under the storage root; None: there is no log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """Durations in seconds: the median and the 10th and 90th of 100."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operations:
+    """Floating-point operations of one forward pass."""
+
+    picture: tuple[int, int]
+    """(height, width) as the network is shown it."""
+    forward: int
+    counted: str
+    """What is counted and how, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceCost:
+    """How long pictures take, one at a time."""
+
+    fps: float
+    pictures: int
+    sizes: tuple[tuple[int, int, int], ...]
+    """(height, width, how many), the commonest first."""
+    memory_mib: float | None
+    """Most that tensors took; None: not measured on a GPU."""
+    reserved_mib: float | None
+    seconds: Spread
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingCost:
+    """How long a training step takes on one device."""
+
+    step_s: float
+    seconds: Spread
+    steps: int
+    workers: int
+    groups: int
+    pictures: int
+    crop: tuple[int, int]
+    memory_mib: float | None
+    reserved_mib: float | None
+    precision: str
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """results/benchmark/<row>.json."""
+
+    row: str
+    dataset: str
+    task: Task
+    device_kind: Literal["cuda", "cpu"]
+    threads: int | None
+    """None: on a GPU."""
+    other_load: float
+    """Processes that wanted a core in the minute before."""
+    environment: Environment
+    parameters: int
+    parameters_trained: int
+    flops: Operations
+    inference: InferenceCost
+    training: TrainingCost | None
+    skipped: str | None = None
+    """Why there is no `training`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredVersion:
+    """A version of a row's model; somebody may have made it by hand, which leaves all but its number unknown."""
+
+    version: int
+    seed: int | None
+    run_key: str | None
+    figure: str | None
+    """Which figure `value` is."""
+    value: float | None
+    """A fraction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestVersion(RegisteredVersion):
+    """The version that has the alias best."""
+
+    kept: str | None = None
+    """Why it kept the alias although it cannot be compared with the row's best; None: it is the row's best."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aliases:
+    """Which versions of a row's model have which alias."""
+
+    best: BestVersion
+    median: RegisteredVersion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registration:
+    """results/register/<row>.json."""
+
+    row: str
+    model: str
+    aliases: Aliases
+    tracking_uri: str
+    """Without a password."""
+
+
 class _File(NamedTuple):
     """Where a kind of result lies, and how its file is read."""
 
@@ -55,6 +415,11 @@ class _File(NamedTuple):
 
 _FILES: Mapping[type, _File] = {
     FetchedDataset: _File("fetch", 1),
+    TrainingResult: _File("train", 1),
+    Evaluation: _File("evaluate", 1),
+    PublishedEvaluation: _File("published", 1),
+    Benchmark: _File("benchmark", 1),
+    Registration: _File("register", 1),
 }
 
 

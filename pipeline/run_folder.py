@@ -1,25 +1,123 @@
-"""What a run folder says about how its training ended; read without torch, so that finished seeds cost nothing.
+"""What a run folder says about its training; read without torch, so that finished seeds cost nothing.
 
-finished.json, diverged.json, stopped.json or failed.json; none of them: the training has not ended.
+finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
+launch.json, run.json, pools.json, environment.json and accepted.json. A file that another version of this project wrote
+under another layout is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
+from pipeline.params import parse
+from pipeline.results import Accepted, Behind, Environment, Figures, Pool, Status, TrainedCheckpoints
 
 OVERLAYS = 8
 """Validation pictures of an evaluated seed that are drawn with prediction and truth."""
 
+_Note = TypeVar("_Note")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A training that made its last step."""
+
+    run_key: str
+    seed: int
+    steps: int
+    checkpoints: TrainedCheckpoints
+    metrics: Figures
+    """Of the last validation."""
+    behind: tuple[Behind, ...]
+    peak_memory_mib: float | None
+    train_s: float
+    images_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastNorm:
+    """The last gradient norm that was known."""
+
+    step: int
+    norm: str
+    """As Python writes it, for it may be nan."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diverged:
+    """A training whose loss, matching or gradient was not finite."""
+
+    reason: str
+    step: int
+    positions: tuple[int, ...]
+    """Of the step's pictures, in the global order."""
+    names: tuple[str, ...]
+    last_norm: LastNorm | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """A training that the early warning stopped."""
+
+    reason: str
+    step: int
+    behind: tuple[Behind, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A training that failed; its next start forgets it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How a training was started last."""
+
+    mlflow_run_id: str | None
+    """None: no server answered yet."""
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedRun:
+    """The arguments of `pipeline.tracking.open_run`, and when it was first opened."""
+
+    dataset: str
+    row: str
+    name: str
+    run_key: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    opened_ms: int
+
+
+_FILES: Mapping[type, str] = {
+    Finished: "finished.json",
+    Diverged: "diverged.json",
+    Stopped: "stopped.json",
+    Failed: "failed.json",
+    Launch: "launch.json",
+    TrackedRun: "run.json",
+    Environment: "environment.json",
+    Accepted: "accepted.json",
+}
+
+_POOLS = "pools.json"
+"""A list: the pools that have worked on the training, in turn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a training ended. `stopped`: by the early warning, where the user wants that."""
+    """How a training ended."""
 
-    status: Literal["finished", "diverged", "stopped", "failed"]
+    status: Status
     reason: str | None = None
     """One sentence; None when it finished."""
 
@@ -28,22 +126,68 @@ def outcome(run_dir: Path) -> Outcome | None:
     """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
     if finished_result(run_dir) is not None:
         return Outcome("finished")
-    for status in ("diverged", "stopped", "failed"):
-        if (note := note_of(run_dir, status)) is not None:
-            return Outcome(status, note["reason"])
+    if (diverged := note_of(run_dir, Diverged)) is not None:
+        return Outcome("diverged", diverged.reason)
+    if (stopped := note_of(run_dir, Stopped)) is not None:
+        return Outcome("stopped", stopped.reason)
+    if (failed := note_of(run_dir, Failed)) is not None:
+        return Outcome("failed", failed.reason)
     return None
 
 
-def finished_result(run_dir: Path) -> dict[str, Any] | None:
+def finished_result(run_dir: Path) -> Finished | None:
     """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
-    result: dict[str, Any] | None = note_of(run_dir, "finished")
+    result = note_of(run_dir, Finished)
     if result is None:
         return None
-    whole = all((run_dir / checkpoint["path"]).exists() for checkpoint in result["checkpoints"].values())
-    return result if whole else None
+    checkpoints = result.checkpoints
+    return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
 
 
-def note_of(run_dir: Path, name: str) -> Any:
-    """What <name>.json in the folder says; None without it."""
-    path = run_dir / f"{name}.json"
-    return read_json(path, made_by="training this row again") if path.exists() else None
+def note_of(run_dir: Path, kind: type[_Note]) -> _Note | None:
+    """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
+    path = run_dir / _FILES[kind]
+    return _parsed(kind, read_json(path, made_by=_AGAIN), path, str(path)) if path.exists() else None
+
+
+def write_note(run_dir: Path, note: Any) -> None:
+    """Write the folder's file of the note's kind, whole or not at all."""
+    write_json(run_dir / _FILES[type(note)], dataclasses.asdict(note))
+
+
+def forget_note(run_dir: Path, kind: type) -> None:
+    """Delete the folder's file of this kind, if there is one."""
+    (run_dir / _FILES[kind]).unlink(missing_ok=True)
+
+
+def pools_of(run_dir: Path) -> tuple[Pool, ...]:
+    """The pools that have worked on the training, in turn; none before the first."""
+    path = run_dir / _POOLS
+    if not path.exists():
+        return ()
+    content = read_json(path, made_by=_AGAIN)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} is no list of pools; {_foreign(path)}")
+    return tuple(_parsed(Pool, entry, path, f"{path}[{place}]") for place, entry in enumerate(content))
+
+
+def write_pools(run_dir: Path, pools: Sequence[Pool]) -> None:
+    """Write down which pools have worked on the training."""
+    write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
+
+
+_AGAIN = "training this row again"
+
+
+def _parsed(kind: type[_Note], content: Any, path: Path, where: str) -> _Note:
+    try:
+        return parse(kind, content, where)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_foreign(path)}") from None
+
+
+def _foreign(path: Path) -> str:
+    return (
+        f"another version of this project wrote it: delete its folder, runs/{path.parent.name} in the storage root, "
+        "and train the row again"
+    )

@@ -6,6 +6,7 @@ As many pools work at once as the cluster holds; further seeds queue. A seed tha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.acceptance import accepted
-from pipeline.files import delete, write_json
+from pipeline.files import delete
 from pipeline.params import Row
-from pipeline.run_folder import Outcome, finished_result, note_of, outcome
+from pipeline.results import RESULTS, Environment, Pool, PublishedEvaluation, TrainedSeed, TrainingResult, write_result
+from pipeline.run_folder import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
 from pipeline.storage import storage_root, stored
 
 if TYPE_CHECKING:
@@ -47,16 +49,16 @@ def train_row(
     *,
     manifest: Mapping[str, Any],
     weights: Mapping[str, Any],
-    published: Mapping[str, Any] | None = None,
+    published: PublishedEvaluation | None = None,
     only: int | None = None,
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """Train every seed of a row that is not finished; the content of results/train/<row>.json, written to `out`.
+    results: Path | None = None,
+) -> TrainingResult:
+    """Train every seed of a row that is not finished; the result is written to the folder `results`.
 
     A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
     (pipeline.acceptance), and never trained again; nor is one that diverged, which a retry would replay, or one that
-    the early warning stopped as long as the row wants that. `published`: results/published/<row>.json, whose curve the
-    early warning compares with. `only`: this seed alone. ValueError, after writing, when no seed finished.
+    the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
+    whose curve the early warning compares. `only`: this seed alone. ValueError, after writing, when no seed finished.
     """
     from pipeline import tracking
     from pipeline.provenance import run_key
@@ -65,23 +67,23 @@ def train_row(
     seeds = row.seeds if only is None else (only,)
     keys = {seed: run_key(row, seed=seed, **digests) for seed in dict.fromkeys((*seeds, *row.seeds))}
     notes = {seed: note for seed, key in keys.items() if (note := accepted(_run_dir(key)))}
-    keys |= {seed: note["run_key"] for seed, note in notes.items()}
+    keys |= {seed: note.run_key for seed, note in notes.items()}
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
     for number, seed in enumerate(seeds, start=1):
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
-        what += f", accepted instead of {notes[seed]['instead_of']}" if seed in notes else ""
+        what += f", accepted instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published)
     # Also where all were found finished: a driver that was lost with its host did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     tracking.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
-    entries = [{**found[seed], "accepted": notes.get(seed)} for seed in seeds]
-    result = {"row": row.name, "dataset": row.dataset, "seeds": entries}
-    if out is not None:
-        write_json(out, result)
-    if not any(entry["status"] == "finished" for entry in entries):
-        reasons = "; ".join(f"seed {entry['seed']}: {entry['reason']}" for entry in entries)
+    entries = tuple(dataclasses.replace(found[seed], accepted=notes.get(seed)) for seed in seeds)
+    result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
+    if results is not None:
+        write_result(result, row.name, results=results)
+    if not any(entry.status == "finished" for entry in entries):
+        reasons = "; ".join(f"seed {entry.seed}: {entry.reason}" for entry in entries)
         raise ValueError(f"no seed of row {row.name} finished ({reasons})")
     return result
 
@@ -108,49 +110,48 @@ def _in_words(run_dir: Path) -> str:
     return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]
 
 
-def _entry(row: Row, seed: int, key: str) -> dict[str, Any]:
-    """One seed in results/train/<row>.json, from its run folder."""
+def _entry(row: Row, seed: int, key: str) -> TrainedSeed:
+    """One seed of the result, from its run folder."""
     run_dir = _run_dir(key)
-    launched = note_of(run_dir, "launch") or {"workers": None, "mlflow_run_id": None}  # it never got a place
+    launched, pools = note_of(run_dir, Launch), pools_of(run_dir)  # without a launch it never got a place
     result, end = finished_result(run_dir), outcome(run_dir)
-    state = result or note_of(run_dir, "stopped") or {}
-    pools = note_of(run_dir, "pools") or []
-    return {
-        "seed": seed,
-        "run_key": key,
-        "status": end.status if end else "failed",
-        "reason": _reason(end, key),
-        "run_dir": f"runs/{key}",
-        "steps": row.train.steps,
-        "checkpoints": result["checkpoints"] if result else {},
-        "metrics": result["metrics"] if result else {},
-        "behind": state.get("behind", []),
-        "peak_memory_mib": result["peak_memory_mib"] if result else None,
-        "train_s": result["train_s"] if result else None,
-        "worker_s": _worker_s(pools, result["train_s"]) if result and pools else None,
-        "workers": _workers(pools, row.train.steps) or launched["workers"],
-        "pools": pools,
-        "images_per_s": result["images_per_s"] if result else None,
-        "mlflow_run_id": launched["mlflow_run_id"],
-        "environment": note_of(run_dir, "environment"),  # None: no worker got as far
-    }
+    warned = result or note_of(run_dir, Stopped)
+    return TrainedSeed(
+        seed=seed,
+        run_key=key,
+        status=end.status if end else "failed",
+        reason=_reason(end, key),
+        run_dir=f"runs/{key}",
+        steps=row.train.steps,
+        checkpoints=result.checkpoints if result else None,
+        metrics=result.metrics if result else {},
+        behind=warned.behind if warned else (),
+        peak_memory_mib=result.peak_memory_mib if result else None,
+        train_s=result.train_s if result else None,
+        worker_s=_worker_s(pools, result.train_s) if result and pools else None,
+        workers=_workers(pools, row.train.steps) or (launched.workers if launched else None),
+        pools=pools,
+        images_per_s=result.images_per_s if result else None,
+        mlflow_run_id=launched.mlflow_run_id if launched else None,
+        environment=note_of(run_dir, Environment),
+    )
 
 
-def _workers(pools: Sequence[Mapping[str, Any]], steps: int) -> int | None:
+def _workers(pools: Sequence[Pool], steps: int) -> int | None:
     """The number of workers that made the most of a run's steps; of two, the larger. None when no worker got as far.
 
-    `pools`: which workers went on with it from which step, as pools.json has them.
+    `pools`: which workers went on with it from which step.
     """
     made: dict[int, int] = {}
-    for pool, end in zip(pools, [*(later["from_step"] for later in pools[1:]), steps], strict=False):
-        made[pool["workers"]] = made.get(pool["workers"], 0) + end - pool["from_step"]
+    for pool, end in zip(pools, [*(later.from_step for later in pools[1:]), steps], strict=False):
+        made[pool.workers] = made.get(pool.workers, 0) + end - pool.from_step
     return max(made, key=lambda workers: (made[workers], workers), default=None)
 
 
-def _worker_s(pools: Sequence[Mapping[str, Any]], train_s: float) -> float:
+def _worker_s(pools: Sequence[Pool], train_s: float) -> float:
     """The time of a training times its workers, pool by pool; what was lost and done again counts once."""
-    ends = [*(later["train_s"] for later in pools[1:]), train_s]
-    return round(sum((end - pool["train_s"]) * pool["workers"] for pool, end in zip(pools, ends, strict=True)), 1)
+    ends = [*(later.train_s for later in pools[1:]), train_s]
+    return round(sum((end - pool.train_s) * pool.workers for pool, end in zip(pools, ends, strict=True)), 1)
 
 
 def _reason(end: Outcome | None, key: str) -> str | None:
@@ -167,7 +168,7 @@ def _train(
     keys: Mapping[int, str],
     manifest: Mapping[str, Any],
     weights: Mapping[str, Any],
-    published: Mapping[str, Any] | None,
+    published: PublishedEvaluation | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.cluster import cluster_resources
@@ -209,7 +210,7 @@ def _train(
         _forget_rays_notes(runs)
 
 
-def refuse_if_too_costly(row: Row, results: Path = Path("results")) -> None:
+def refuse_if_too_costly(row: Row, results: Path = RESULTS) -> None:
     """ValueError when a seed is expected to cost more GPU-hours than the row allows.
 
     `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of
@@ -226,15 +227,15 @@ def refuse_if_too_costly(row: Row, results: Path = Path("results")) -> None:
         )
 
 
-def _published_curve(row: Row, published: Mapping[str, Any] | None) -> tuple[tuple[int, float], ...]:
+def _published_curve(row: Row, published: PublishedEvaluation | None) -> tuple[tuple[int, float], ...]:
     """The first figure of the row's published training by step; empty when it is not here."""
     from pipeline.early_warning import curve_of
     from pipeline.tasks import primary
     from pipeline.tracking import read_curve
 
-    if published is None or published["curve"] is None:
+    if published is None or published.curve is None:
         return ()
-    return tuple(curve_of(read_curve(storage_root() / published["curve"]), f"val_{primary(row.task)}"))
+    return tuple(curve_of(read_curve(storage_root() / published.curve), f"val_{primary(row.task)}"))
 
 
 def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:

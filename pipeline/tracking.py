@@ -25,8 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import Lines, read_json, store_of, write_json
+from pipeline.files import Lines, read_json, store_of
 from pipeline.mlflow_client import attempt, in_background, metric_name, mlflow_client, tracking_uri
+from pipeline.results import Environment, EvaluatedSeed, TrainedSeed, Which
+from pipeline.run_folder import TrackedRun, note_of, write_note
 from pipeline.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
 from pipeline.storage import storage_root
 
@@ -48,8 +50,6 @@ __all__ = [
     "tracking_uri",
 ]
 
-RUN = "run.json"
-"""In a run folder: the arguments of `open_run`, and when it was first opened."""
 LOAD = "load.jsonl"
 """In a run folder: the machine's load, points like the curve's."""
 EVALUATION = "evaluation"
@@ -105,14 +105,16 @@ def open_run(
     remembers all of it, so that a `Curve` or `catch_up` can open the run later. It and the row's run are shown as
     running unless `running` is off.
     """
-    described: dict[str, Any] = {
-        "dataset": dataset, "row": row, "name": name, "run_key": run_key, "params": params, "tags": tags
-    }  # fmt: skip
-    described["opened_ms"] = int(time.time() * 1000)
+    before = None
     if run_dir is not None:
-        with suppress(ValueError):
-            described["opened_ms"] = read_json(run_dir / RUN, made_by="")["opened_ms"]
-        write_json(run_dir / RUN, described)
+        with suppress(ValueError):  # torn, or of another layout: it is written again
+            before = note_of(run_dir, TrackedRun)
+    opened_ms = before.opened_ms if before else int(time.time() * 1000)
+    described = TrackedRun(
+        dataset=dataset, row=row, name=name, run_key=run_key, params=params, tags=tags, opened_ms=opened_ms
+    )
+    if run_dir is not None:
+        write_note(run_dir, described)
     return attempt(f"{name} is not tracked for now", lambda: _open_run(described, running=running).info.run_id)
 
 
@@ -125,34 +127,33 @@ def catch_up(
     there already is not sent twice, so it may be called at any time after the training. `status` as in
     results/train/ (None: not ended). `patient`: wait for a slow server as long as it takes.
     """
-    if not (run_dir / RUN).exists():
+    described = note_of(run_dir, TrackedRun)
+    if described is None:
         return None
-    described = read_json(run_dir / RUN, made_by="training this row again")
-    loss = f"{described['name']} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
+    loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
     return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}), patient=patient)
 
 
 def track_row(
-    row: Row, seeds: Sequence[Mapping[str, Any]], *, decides: str | None = None, patient: bool = False
+    row: Row, seeds: Sequence[TrainedSeed | EvaluatedSeed], *, decides: Which | None = None, patient: bool = False
 ) -> dict[str, str | None]:
     """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
 
-    `seeds`: those of results/train/, or those of results/evaluate/ with the checkpoint that `decides`. Returns ids of
-    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer.
+    `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. Returns ids of runs: a seed's by its
+    run key, the row's by the row's name; None where the server did not answer.
     """
     ids = {
-        seed["run_key"]: catch_up(storage_root() / "runs" / seed["run_key"], status=seed["status"], patient=patient)
+        seed.run_key: catch_up(storage_root() / "runs" / seed.run_key, status=seed.status, patient=patient)
         for seed in seeds
     }
-    evaluated = [seed["checkpoints"][decides] for seed in seeds if decides and seed["status"] == "finished"]
+    evaluated = [
+        seed.checkpoints[decides] for seed in seeds if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
+    ]
     ids[row.name] = log_row(
         dataset=row.dataset,
         row=row.name,
-        statuses=[seed["status"] for seed in seeds],
-        figures=[
-            {f"test_{name}": value for name, value in figures.items() if name not in ("step", "per_class")}
-            for figures in evaluated
-        ],
+        statuses=[seed.status for seed in seeds],
+        figures=[{f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated],
         published=row.published,
         tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
         patient=patient,
@@ -229,7 +230,7 @@ class Curve:
         self._file = Lines(path, "".join(points))
         self._load: Lines | None = None
         self._end_sending: Callable[[], object] = lambda: None
-        if run_dir and (run_dir / RUN).exists():
+        if run_dir and note_of(run_dir, TrackedRun):
             load = path.with_name(LOAD)
             self._load = Lines(load, "".join(_lines(load)))
         if run_id or self._load:
@@ -278,30 +279,31 @@ def _lines(path: Path) -> list[str]:
 
 def _join(run_id: str | None, run_dir: Path | None) -> str:
     """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
-    if run_dir is None or not (run_dir / RUN).exists():
+    described = note_of(run_dir, TrackedRun) if run_dir else None
+    if run_dir is None or described is None:
         assert run_id is not None
         return run_id
-    run = _open_run(read_json(run_dir / RUN, made_by="training this row again"))
+    run = _open_run(described)
     _send_tags(mlflow_client(), run, _machine_tags(run_dir))
     return str(run.info.run_id)
 
 
-def _open_run(described: Mapping[str, Any], *, running: bool = True) -> Run:
+def _open_run(described: TrackedRun, *, running: bool = True) -> Run:
     client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     from mlflow.entities import Param
 
-    experiment = experiment_id(client, described["dataset"])
-    row = described["row"]
+    experiment = experiment_id(client, described.dataset)
+    row = described.row
     parent = _row_run(client, experiment, row, running=running)
-    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described["run_key"]}
-    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described["dataset"]}
-    start_ms = None if running else described["opened_ms"]
-    run = _find_or_create(client, experiment, described["name"], identity, facts, start_ms=start_ms)
+    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described.run_key}
+    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described.dataset}
+    start_ms = None if running else described.opened_ms
+    run = _find_or_create(client, experiment, described.name, identity, facts, start_ms=start_ms)
     run_id = run.info.run_id
     if running and run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
-    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described["tags"]})
-    flat = _flat(described["params"])
+    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
+    flat = _flat(described.params)
     new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
     for start in range(0, len(new), 100):
         client.log_batch(run_id, params=new[start : start + 100])
@@ -323,7 +325,7 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
     return run
 
 
-def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, more_tags: Mapping[str, str]) -> str:
+def _catch_up(run_dir: Path, described: TrackedRun, status: str | None, more_tags: Mapping[str, str]) -> str:
     client = mlflow_client()
     run = _open_run(described, running=False)
     run_id: str = run.info.run_id
@@ -334,7 +336,7 @@ def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, m
             pass
     figures = run_dir / EVALUATION / "figures.json"
     if figures.exists():
-        _send_figures(client, run, read_json(figures, made_by=f"dvc repro -f evaluate@{described['row']}"))
+        _send_figures(client, run, read_json(figures, made_by=f"dvc repro -f evaluate@{described.row}"))
     files = {
         f"{folder}/{path.name}": path
         for folder in ("overlays", EVALUATION)
@@ -353,13 +355,13 @@ def _catch_up(run_dir: Path, described: Mapping[str, Any], status: str | None, m
 
 def _machine_tags(run_dir: Path) -> dict[str, str]:
     """What environment.json, which a worker writes, says about where a training runs and from which code."""
-    if not (run_dir / "environment.json").exists():
+    environment = note_of(run_dir, Environment)
+    if environment is None:
         return {}
-    facts = read_json(run_dir / "environment.json", made_by="training this row again")
-    tags = {"m2f.device": facts["device"], "m2f.device_kind": "cuda" if facts["cuda"] else "cpu"}
-    if facts["git_commit"]:
-        tags |= {"m2f.git_commit": facts["git_commit"], "mlflow.source.git.commit": facts["git_commit"]}
-        tags["m2f.git_changed"] = str(facts["git_changed"]).lower()
+    tags = {"m2f.device": environment.device, "m2f.device_kind": "cuda" if environment.cuda else "cpu"}
+    if environment.git_commit:
+        tags |= {"m2f.git_commit": environment.git_commit, "mlflow.source.git.commit": environment.git_commit}
+        tags["m2f.git_changed"] = str(environment.git_changed).lower()
     return tags
 
 

@@ -26,7 +26,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.cluster import Resources, connect, needs_synchronised_norm, ray_storage
 from pipeline.files import write_json
-from pipeline.run_folder import note_of, outcome
+from pipeline.results import Pool
+from pipeline.run_folder import (
+    Failed,
+    Finished,
+    Launch,
+    Stopped,
+    forget_note,
+    note_of,
+    outcome,
+    pools_of,
+    write_note,
+    write_pools,
+)
 from pipeline.tasks import LABELS, primary
 
 if TYPE_CHECKING:
@@ -59,14 +71,16 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     where a bug ends in its traceback.
     """
     from pipeline import tracking
+    from pipeline.train_loop import LEAVE
 
     run_dir = run.run_dir
     workers = max(1, resources.workers)
     run_id = open_tracked(run, workers)
-    launched = {"mlflow_run_id": run_id, "workers": workers}
-    write_json(run_dir / "launch.json", launched)
-    for note in ("failed", "stopped", "leave"):
-        (run_dir / f"{note}.json").unlink(missing_ok=True)
+    launched = Launch(mlflow_run_id=run_id, workers=workers)
+    write_note(run_dir, launched)
+    for note in (Failed, Stopped):
+        forget_note(run_dir, note)
+    (run_dir / LEAVE).unlink(missing_ok=True)
     run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
         _train_here(run)
@@ -78,7 +92,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
     run_id = tracking.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
-    write_json(run_dir / "launch.json", {**launched, "mlflow_run_id": run_id})
+    write_note(run_dir, dataclasses.replace(launched, mlflow_run_id=run_id))
 
 
 def open_tracked(run: Run, workers: int) -> str | None:
@@ -92,23 +106,23 @@ def open_tracked(run: Run, workers: int) -> str | None:
 
 def _behind(run: Run) -> dict[str, str]:
     """The tag of the last warning that the training was clearly behind, if there was one."""
-    from pipeline.early_warning import Behind, described
+    from pipeline.early_warning import described
 
-    state = note_of(run.run_dir, "finished") or note_of(run.run_dir, "stopped") or {}
-    if not state.get("behind"):
+    end = note_of(run.run_dir, Finished) or note_of(run.run_dir, Stopped)
+    if end is None or not end.behind:
         return {}
-    behind = Behind(**state["behind"][-1])
+    behind = end.behind[-1]
     return {"m2f.behind": f"step {behind.step}: {described(behind, LABELS[primary(run.row.task)])}"}
 
 
 def _workers_in_turn(run: Run) -> dict[str, str]:
     """The tag that says how many workers there were, where the number has changed: 16, 8 from step 4000."""
-    pools = note_of(run.run_dir, "pools") or []
-    if len({pool["workers"] for pool in pools}) < 2:
+    pools = pools_of(run.run_dir)
+    if len({pool.workers for pool in pools}) < 2:
         return {}
-    changed = [pool for before, pool in itertools.pairwise(pools) if pool["workers"] != before["workers"]]
-    later = [f"{pool['workers']} from step {pool['from_step']}" for pool in changed]
-    return {"m2f.workers": ", ".join([str(pools[0]["workers"]), *later])}
+    changed = [pool for before, pool in itertools.pairwise(pools) if pool.workers != before.workers]
+    later = [f"{pool.workers} from step {pool.from_step}" for pool in changed]
+    return {"m2f.workers": ", ".join([str(pools[0].workers), *later])}
 
 
 def say(run: Run, text: str) -> None:
@@ -118,7 +132,7 @@ def say(run: Run, text: str) -> None:
 
 def fail(run_dir: Path, reason: str) -> None:
     """Write down why a seed failed; its next start forgets it."""
-    write_json(run_dir / "failed.json", {"reason": reason})
+    write_note(run_dir, Failed(reason=reason))
 
 
 def _train_here(run: Run) -> None:
@@ -229,10 +243,10 @@ def _growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
         return
     from ray.util import placement_group, remove_placement_group
 
-    before, over = note_of(run.run_dir, "pools"), threading.Event()
+    before, over = pools_of(run.run_dir), threading.Event()
 
     def watch() -> None:
-        while note_of(run.run_dir, "pools") == before:
+        while pools_of(run.run_dir) == before:
             if over.wait(0.5):
                 return
         rest = placement_group([resources.per_worker] * missing, strategy="PACK")
@@ -324,24 +338,22 @@ def note_pool(run: Run, host: str) -> None:
         dist.all_gather_object(places, places[0])
     if worker.rank == 0:
         newest = newest_checkpoint(run.run_dir)
-        pool = {
-            "from_step": step_of(newest) if newest else 0,
-            "train_s": read_header(newest)["state"].get("train_s", 0.0)
-            if newest
-            else 0.0,  # a foreign one is refused later
-            "time_ms": int(time.time() * 1000),
-            "workers": worker.size,
-            "hosts": len({host for host, _ in places}),
-            "devices": sorted({device for _, device in places}),
-        }
-        before = note_of(run.run_dir, "pools") or []
-        write_json(run.run_dir / "pools.json", [*(p for p in before if p["from_step"] < pool["from_step"]), pool])
+        pool = Pool(
+            from_step=step_of(newest) if newest else 0,
+            # a foreign checkpoint, without the time, is refused later
+            train_s=read_header(newest)["state"].get("train_s", 0.0) if newest else 0.0,
+            time_ms=int(time.time() * 1000),
+            workers=worker.size,
+            hosts=len({host for host, _ in places}),
+            devices=tuple(sorted({device for _, device in places})),
+        )
+        write_pools(run.run_dir, [*(p for p in pools_of(run.run_dir) if p.from_step < pool.from_step), pool])
 
 
 def _hosts(run_dir: Path) -> int:
     """Hosts of the newest pool; 0 before the first."""
-    pools = note_of(run_dir, "pools")
-    return pools[-1]["hosts"] if pools else 0
+    pools = pools_of(run_dir)
+    return pools[-1].hosts if pools else 0
 
 
 def run_name(run: Run) -> str:

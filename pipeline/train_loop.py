@@ -34,13 +34,14 @@ from pipeline.checkpoints import (
     step_of,
 )
 from pipeline.cluster import needs_synchronised_norm, share
-from pipeline.early_warning import Behind, clearly_behind, curve_of, described
-from pipeline.files import read_json, sha256, write_json
+from pipeline.early_warning import clearly_behind, curve_of, described
+from pipeline.files import sha256
 from pipeline.measures import Measures, measure, while_training
 from pipeline.params import Row
 from pipeline.precision import allow_tf32
 from pipeline.provenance import environment
-from pipeline.run_folder import finished_result
+from pipeline.results import Behind, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.run_folder import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
 from pipeline.storage import local_file
 from pipeline.tasks import LABELS, in_words, primary
 from pipeline.tracking import Curve, read_curve, set_tags
@@ -124,20 +125,19 @@ class Worker:
         return result
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run) -> Finished | None:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
 
-    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time ({} but on rank 0, and where the
+    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
     after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
     """
     from pipeline.loader import training_batches  # here: a benchmark can do without albumentations and Arrow
 
-    diverged = run.run_dir / "diverged.json"
     if (finished := finished_result(run.run_dir)) is not None:
         return finished
-    if diverged.exists():
-        raise Divergence(read_json(diverged, made_by="training this row again")["reason"])
+    if (diverged := note_of(run.run_dir, Diverged)) is not None:
+        raise Divergence(diverged.reason)
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
     model, gradients = build(run, worker)
@@ -161,7 +161,7 @@ def train(run: Run) -> dict[str, Any]:
     )
     chief = worker.rank == 0
     if chief:  # here, where the GPU is: who launches the training may have none
-        write_json(run.run_dir / "environment.json", environment(tf32=config.tf32))
+        write_note(run.run_dir, environment(tf32=config.tf32))
     curve = None
     if chief:
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
@@ -234,14 +234,13 @@ def train(run: Run) -> dict[str, Any]:
             break
 
     if curve is None:
-        return {}
+        return None
     curve.close()
     if stop:
-        note = {"reason": stop_reason(run, state), "step": done, "behind": state["behind"]}
-        write_json(run.run_dir / "stopped.json", note)
-        return {}
+        write_note(run.run_dir, Stopped(reason=stop_reason(run, state), step=done, behind=_behind(state)))
+        return None
     result = summary(run, state)
-    write_json(run.run_dir / "finished.json", result)
+    write_note(run.run_dir, result)
     return result
 
 
@@ -360,19 +359,19 @@ class NormCheck:
 
     def stop(self, step: int, batch: Batch, reason: str) -> Divergence:
         """Save what is known in diverged.json; the exception to raise. A retry would replay it, so none follows."""
-        norms = None if self.pending is None else {"step": self.pending[0], "norm": repr(self.pending[2].item())}
+        norm = None if self.pending is None else LastNorm(step=self.pending[0], norm=repr(self.pending[2].item()))
         message = f"row {self.run.row.name}, seed {self.run.seed} diverged in step {step}: {reason}"
         if self.curve is not None:
             self.curve.save()
-        write_json(
-            self.run.run_dir / "diverged.json",
-            {
-                "reason": message,
-                "step": step,
-                "positions": list(batch.positions),
-                "names": list(batch.names),
-                "last_norm": norms,
-            },
+        write_note(
+            self.run.run_dir,
+            Diverged(
+                reason=message,
+                step=step,
+                positions=tuple(batch.positions),
+                names=tuple(batch.names),
+                last_norm=norm,
+            ),
         )
         return Divergence(message)
 
@@ -411,7 +410,7 @@ def fell_behind(
 
 def stop_reason(run: Run, state: Mapping[str, Any]) -> str:
     """Why the early warning stopped a run, and how it goes on."""
-    first, second = (Behind(**entry) for entry in state["behind"][-2:])
+    first, second = _behind(state)[-2:]
     return (
         f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
         f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
@@ -430,28 +429,33 @@ def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> 
         )
 
 
-def summary(run: Run, state: Mapping[str, Any]) -> dict[str, Any]:
+def summary(run: Run, state: Mapping[str, Any]) -> Finished:
     """What finished.json says."""
     steps, best = run.row.train.steps, state["best"]
 
-    def checkpoint(step: int) -> dict[str, Any]:
+    def checkpoint(step: int) -> TrainedCheckpoint:
         path = checkpoint_path(run.run_dir, step)
-        return {"step": step, "path": f"{path.parent.name}/{path.name}", "sha256": sha256(path)}
+        return TrainedCheckpoint(step=step, path=f"{path.parent.name}/{path.name}", sha256=sha256(path))
 
-    return {
-        "run_key": run.run_key,
-        "seed": run.seed,
-        "steps": steps,
-        "checkpoints": {
-            "last": checkpoint(steps),
-            "best": {**checkpoint(best["step"]), "figure": primary(run.row.task), "value": best["value"]},
-        },
-        "metrics": state["metrics"],
-        "behind": state["behind"],
-        "peak_memory_mib": state["peak_memory_mib"],
-        "train_s": round(state["train_s"], 1),
-        "images_per_s": round(steps * run.row.train.global_batch / max(state["train_s"], 1e-9), 2),
-    }
+    return Finished(
+        run_key=run.run_key,
+        seed=run.seed,
+        steps=steps,
+        checkpoints=TrainedCheckpoints(
+            last=checkpoint(steps),
+            best=BestCheckpoint(**asdict(checkpoint(best["step"])), figure=primary(run.row.task), value=best["value"]),
+        ),
+        metrics=state["metrics"],
+        behind=_behind(state),
+        peak_memory_mib=state["peak_memory_mib"],
+        train_s=round(state["train_s"], 1),
+        images_per_s=round(steps * run.row.train.global_batch / max(state["train_s"], 1e-9), 2),
+    )
+
+
+def _behind(state: Mapping[str, Any]) -> tuple[Behind, ...]:
+    """The run's early warnings so far."""
+    return tuple(Behind(**entry) for entry in state["behind"])
 
 
 class StepProgress:

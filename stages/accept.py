@@ -34,10 +34,10 @@ def main() -> None:
         weights=read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}"),
         reason=arguments.because,
     )
-    print(f"{row.name} seed {arguments.seed}: run {note['run_key']} stands for {note['instead_of']}")
-    for difference in note["differences"]:
+    print(f"{row.name} seed {arguments.seed}: run {note.run_key} stands for {note.instead_of}")
+    for difference in note.differences:
         print(f"  differs in {difference}")
-    print(f"now: dvc repro -f train@{row.name}; to take it back, delete {note['note']} in the storage root")
+    print(f"now: dvc repro -f train@{row.name}; to take it back, delete {note.note} in the storage root")
 
 
 if __name__ == "__main__":

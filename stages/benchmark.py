@@ -8,8 +8,12 @@ published dataset without shards is measured on random pictures of its size.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from stages import run
+
+if TYPE_CHECKING:
+    from pipeline.results import InferenceCost, TrainingCost
 
 
 def main() -> None:
@@ -34,8 +38,9 @@ def main() -> None:
     from pathlib import Path
 
     from pipeline.benchmark import benchmark
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json
     from pipeline.params import load_params
+    from pipeline.results import write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
@@ -44,26 +49,21 @@ def main() -> None:
     result = benchmark(
         row, params.dataset(row.dataset), manifest=manifest, seconds=arguments.seconds, groups=arguments.groups
     )
-    path = f"results/benchmark/{row.name}.json"
-    write_json(path, result)
-    inference, training, flops = result["inference"], result["training"], result["flops"]
-    height, width = flops["picture"]
-    print(f"{row.name} on {result['device']}")
-    print(f"  parameters  {result['parameters'] / 1e6:.1f} million, {result['parameters_trained'] / 1e6:.1f} trained")
-    print(f"  operations  {flops['forward'] / 1e9:.1f} GFLOP for a forward pass at {height} x {width}")
-    print(f"  inference   {inference['fps']:.2f} pictures/s ({inference['pictures']} timed){_memory(inference)}")
-    if "skipped" in training:
-        print(f"  training    not measured: {training['skipped']}")
+    path = write_result(result, row.name)
+    inference, training, (height, width) = result.inference, result.training, result.flops.picture
+    print(f"{row.name} on {result.environment.device}")
+    print(f"  parameters  {result.parameters / 1e6:.1f} million, {result.parameters_trained / 1e6:.1f} trained")
+    print(f"  operations  {result.flops.forward / 1e9:.1f} GFLOP for a forward pass at {height} x {width}")
+    print(f"  inference   {inference.fps:.2f} pictures/s ({inference.pictures} timed){_memory(inference)}")
+    if training is None:
+        print(f"  training    not measured: {result.skipped}")
     else:
-        print(
-            f"  training    {training['step_s']:.3f} s for a step of {training['pictures']} pictures{_memory(training)}"
-        )
+        print(f"  training    {training.step_s:.3f} s for a step of {training.pictures} pictures{_memory(training)}")
     print(f"  written to {path}")
 
 
-def _memory(measured: dict[str, float | None]) -> str:
-    memory = measured["memory_mib"]
-    return "" if memory is None else f", {memory / 1024:.2f} GiB"
+def _memory(cost: InferenceCost | TrainingCost) -> str:
+    return "" if cost.memory_mib is None else f", {cost.memory_mib / 1024:.2f} GiB"
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.evaluate_job import evaluate_row
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json
     from pipeline.params import load_params
+    from pipeline.results import TrainingResult, read_result, write_result
     from pipeline.tasks import in_words
 
     row = load_params(arguments.params).row(arguments.row)
     manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
-    trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
-    result = evaluate_row(row, manifest=manifest, train_result=trained)
-    write_json(f"results/evaluate/{row.name}.json", result)
-    print(f"{row.name}: median {in_words(result['median'], row.task)}; see python -m stages.report")
+    result = evaluate_row(row, manifest=manifest, train_result=read_result(TrainingResult, row.name))
+    write_result(result, row.name)
+    print(f"{row.name}: median {in_words(result.median, row.task)}; see python -m stages.report")
 
 
 if __name__ == "__main__":

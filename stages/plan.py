@@ -55,15 +55,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import json
-    from pathlib import Path
 
     from pipeline.params import load_params
     from pipeline.plan import Settings, make_plan
     from pipeline.plan_table import text
+    from pipeline.results import RESULTS
 
     given = vars(arguments)
     settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
-    plan = make_plan(load_params(arguments.params), arguments.rows, settings, results=Path("results"))
+    plan = make_plan(load_params(arguments.params), arguments.rows, settings, results=RESULTS)
     print(json.dumps(plan, indent=1) if arguments.json else text(plan))
 
 

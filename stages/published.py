@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stages import run
+
+if TYPE_CHECKING:
+    from pipeline.results import PaddedEvaluation
 
 
 def main() -> None:
@@ -16,8 +18,9 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json
     from pipeline.params import load_params, pick
+    from pipeline.results import write_result
 
     params = load_params(arguments.params)
     config = pick(params.checkpoints, arguments.row, "published checkpoint", arguments.params)
@@ -27,22 +30,24 @@ def main() -> None:
     from pipeline.published import evaluate_published
 
     result = evaluate_published(row, config, manifest=manifest)
-    write_json(f"results/published/{row.name}.json", result)
-    print(f"{row.name}: the published checkpoint has {_compared(result, row.task)} here")
-    if (other := result["other_padding"]) is not None:
-        nearer = {1: "unpadded", 32: "padded", None: "neither"}[result["agrees"]]
-        print(f"padded to a multiple of {other['pad_multiple']}: {_compared(other, row.task)}; nearer: {nearer}")
+    write_result(result, row.name)
+    print(f"{row.name}: the published checkpoint has {_compared(result.evaluated, row.task)} here")
+    if (other := result.other_padding) is not None:
+        nearer = {1: "unpadded", 32: "padded", None: "neither"}[result.agrees]
+        print(f"padded to a multiple of {other.pad_multiple}: {_compared(other, row.task)}; nearer: {nearer}")
 
 
-def _compared(result: Mapping[str, Any], task: str) -> str:
+def _compared(evaluated: PaddedEvaluation, task: str) -> str:
     """The published figures as we get them, and how far they are off."""
     from pipeline.tasks import LABELS, in_words
 
-    if not result["difference"]:
-        return in_words(result["figures"], task)
+    figures = evaluated.checkpoint.figures
+    if not evaluated.difference:
+        return in_words(figures, task)
     return ", ".join(
-        f"{LABELS[name]} {100 * result['figures'][name]:.2f} ({difference:+.2f} from the published figure)"
-        for name, difference in result["difference"].items()
+        f"{LABELS[name]} {100 * value:.2f} ({evaluated.difference[name]:+.2f} from the published figure)"
+        for name, value in figures.items()
+        if value is not None and name in evaluated.difference
     )
 
 

@@ -20,26 +20,28 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json, write_json
+    from pipeline.files import read_json
     from pipeline.params import load_params
     from pipeline.registry import register
+    from pipeline.results import Evaluation, TrainingResult, read_result, write_result
     from pipeline.tasks import LABELS
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
     manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
-    trained = read_json(f"results/train/{row.name}.json", made_by=f"dvc repro train@{row.name}")
-    evaluated = read_json(f"results/evaluate/{row.name}.json", made_by=f"dvc repro evaluate@{row.name}")
+    trained, evaluated = read_result(TrainingResult, row.name), read_result(Evaluation, row.name)
     terms = "" if row.weights == "none" else params.weights[row.weights].terms
     result = register(
         row, manifest=manifest, evaluated=evaluated, trained=trained, weights_terms=terms, force=arguments.force
     )
-    write_json(f"results/register/{row.name}.json", result)
-    for alias, version in result["aliases"].items():
-        figure = f"{LABELS[version['figure']]} {100 * version['value']:.2f}, " if version["value"] is not None else ""
-        print(f"models:/{result['model']}@{alias} is version {version['version']}: {figure}seed {version['seed']}")
-    if result["aliases"]["best"]["kept"]:
-        print(f"warning: {result['aliases']['best']['kept']}", file=sys.stderr)
+    write_result(result, row.name)
+    for alias, version in (("best", result.aliases.best), ("median", result.aliases.median)):
+        figure = ""
+        if version.figure is not None and version.value is not None:
+            figure = f"{LABELS[version.figure]} {100 * version.value:.2f}, "
+        print(f"models:/{result.model}@{alias} is version {version.version}: {figure}seed {version.seed}")
+    if result.aliases.best.kept:
+        print(f"warning: {result.aliases.best.kept}", file=sys.stderr)
 
 
 if __name__ == "__main__":

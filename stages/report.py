@@ -18,7 +18,7 @@ def main() -> None:
     from pipeline.params import load_params
     from pipeline.report import write_report
 
-    table = write_report(load_params(arguments.params), results=Path("results"), out=Path(arguments.out))
+    table = write_report(load_params(arguments.params), out=Path(arguments.out))
     print(table)
     print(f"\nreport: {arguments.out}/index.html (also results.md, results.json)")
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stages import run
+
+if TYPE_CHECKING:
+    from pipeline.results import EvaluatedSeed, TrainedSeed, Which
 
 
 def main() -> None:
@@ -16,30 +20,25 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline import tracking
-    from pipeline.files import read_json
     from pipeline.mlflow_client import shown_uri
     from pipeline.params import load_params
+    from pipeline.results import Evaluation, PublishedEvaluation, TrainingResult, find_result
     from pipeline.storage import storage_root
 
     params = load_params(arguments.params)
     late, tracked = [], False
     for row in [params.row(name) for name in arguments.rows or params.rows]:
         ids: dict[str, str | None] = {}
-        published, trained, evaluated = (
-            Path(f"results/{stage}/{row.name}.json") for stage in ("published", "train", "evaluate")
-        )
-        if published.exists():
-            result = read_json(published, made_by=f"dvc repro published@{row.name}")
-            if result["curve"]:
-                run_dir = (storage_root() / result["curve"]).parent
-                ids["published"] = tracking.catch_up(run_dir, status="published", patient=True)
-        if trained.exists():
-            seeds = read_json(trained, made_by=f"dvc repro train@{row.name}")["seeds"]
-            decides = None
-            if evaluated.exists():
-                result = read_json(evaluated, made_by=f"dvc repro evaluate@{row.name}")
-                if [seed["run_key"] for seed in result["seeds"]] == [seed["run_key"] for seed in seeds]:
-                    seeds, decides = result["seeds"], result["decides"]
+        published = find_result(PublishedEvaluation, row.name)
+        if published is not None and published.curve:
+            run_dir = (storage_root() / published.curve).parent
+            ids["published"] = tracking.catch_up(run_dir, status="published", patient=True)
+        if (trained := find_result(TrainingResult, row.name)) is not None:
+            seeds: Sequence[TrainedSeed | EvaluatedSeed] = trained.seeds
+            decides: Which | None = None
+            evaluated = find_result(Evaluation, row.name)
+            if evaluated and [seed.run_key for seed in evaluated.seeds] == [seed.run_key for seed in seeds]:
+                seeds, decides = evaluated.seeds, evaluated.decides
             ids |= tracking.track_row(row, seeds, decides=decides, patient=True)
         tracked |= bool(ids)
         if ids:
@@ -47,7 +46,7 @@ def main() -> None:
             late += missing
             print(f"{row.name}: {len(ids) - len(missing)} of {len(ids)} runs are up to date in {shown_uri()}")
     if not tracked:
-        print("no training has been tracked yet: results/train and results/published hold none of these rows")
+        print("no training has been tracked yet: results/ holds no training and no published log of these rows")
     if late:
         raise OSError(f"{shown_uri()} did not take {len(late)} runs; run python -m stages.track again")
 

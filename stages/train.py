@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stages import run
+
+if TYPE_CHECKING:
+    from pipeline.results import TrainedSeed
 
 
 def main() -> None:
@@ -20,30 +21,30 @@ def main() -> None:
 
     from pipeline.files import read_json
     from pipeline.params import load_params
+    from pipeline.results import RESULTS, PublishedEvaluation, find_result
     from pipeline.seeds import train_row
 
     row = load_params(arguments.params).row(arguments.row)
     manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
     weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
-    published = Path(f"results/published/{row.name}.json")  # taken where it is: nothing depends on it
     result = train_row(
         row,
         manifest=manifest,
         weights=weights,
-        published=read_json(published, made_by=f"dvc repro published@{row.name}") if published.exists() else None,
+        published=find_result(PublishedEvaluation, row.name),  # taken where it is: nothing depends on it
         only=arguments.seed,
-        out=Path(f"results/train/{row.name}.json") if arguments.seed is None else None,
+        results=RESULTS if arguments.seed is None else None,
     )
-    for seed in result["seeds"]:
-        print(f"{row.name} seed {seed['seed']}: {_outcome(seed, row.task)}, run {seed['run_key']}")
+    for seed in result.seeds:
+        print(f"{row.name} seed {seed.seed}: {_outcome(seed, row.task)}, run {seed.run_key}")
 
 
-def _outcome(seed: Mapping[str, Any], task: str) -> str:
+def _outcome(seed: TrainedSeed, task: str) -> str:
     from pipeline.tasks import in_words
 
-    if seed["status"] != "finished":
-        return f"{seed['status']} ({seed['reason']})"
-    return f"validation {in_words(seed['metrics'], task)} after {seed['steps']} steps in {seed['train_s']:.0f} s"
+    if seed.status != "finished":
+        return f"{seed.status} ({seed.reason})"
+    return f"validation {in_words(seed.metrics, task)} after {seed.steps} steps in {seed.train_s:.0f} s"
 
 
 if __name__ == "__main__":

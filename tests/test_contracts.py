@@ -46,6 +46,7 @@ NOT_TRAINING = {
     "pipeline.mlflow_client": "watches",
     "pipeline.progress": "watches",
     "pipeline.provenance": "says where a number came from",
+    "pipeline.results": "says what a training has left",
     "pipeline.run_folder": "says how a training ended",
     "pipeline.sender": "watches",
     "pipeline.shard_cache": "keeps bytes as they are",

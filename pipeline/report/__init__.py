@@ -7,36 +7,38 @@ are written, and what lies under the storage root is read for the page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.files import write_json, write_text
 from pipeline.params import Params, Row
-from pipeline.report.facts import counts, read, row_facts
+from pipeline.report.facts import Facts, counts, of_row, read, row_facts
 from pipeline.report.page import page
 from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.row_section import Details
 from pipeline.report.tables import markdown, text_table
+from pipeline.results import RESULTS, Evaluation, PublishedEvaluation, TrainingResult, names_of
 from pipeline.storage import storage_root
 from pipeline.tracking import read_curve, tracking_uri
 
 _T = TypeVar("_T")
 
 
-def write_report(params: Params, *, results: Path = Path("results"), out: Path = Path("reports")) -> str:
+def write_report(params: Params, *, results: Path = RESULTS, out: Path = Path("reports")) -> str:
     """Write results.json, results.md and index.html into `out`; returns the tables as text for a terminal.
 
     ValueError when a result file is torn, of another version's layout, or of another task than its row. What is
     missing from the storage root is left out of the page, which says so.
     """
     rows = {name: row_facts(row, results, params.verdict) for name, row in params.rows.items()}
-    gone = sorted({path.stem for path in (results / "evaluate").glob("*.json")} - set(rows))
+    gone = sorted(set(names_of(Evaluation, results=results)) - set(rows))
     unknown = f"Not shown, because params.yaml has no such row any more: {', '.join(gone)}." if gone else ""
     stored = _Stored()
     details = _details(params, results, rows, stored)
-    write_json(out / "results.json", {"verdicts": counts(rows), "rows": rows})
+    as_json = {name: facts.as_json() for name, facts in rows.items()}
+    write_json(out / "results.json", {"verdicts": counts(rows), "rows": as_json})
     write_text(out / "results.md", markdown(rows, unknown))
     html = page(rows, details, notes=[unknown, stored.sentence()], tracking=_public(tracking_uri()))
     write_text(out / "index.html", html)
@@ -75,29 +77,28 @@ class _Stored:
         return f"Curves or pictures are left out: {files} could not be read from the storage root{why}."
 
 
-def _details(
-    params: Params, results: Path, rows: Mapping[str, Mapping[str, Any]], stored: _Stored
-) -> dict[str, Details]:
+def _details(params: Params, results: Path, rows: Mapping[str, Facts], stored: _Stored) -> dict[str, Details]:
     """What only the page shows of the rows that ran: curves, overlays and where the numbers came from."""
-    ran = [params.rows[name] for name, facts in rows.items() if facts["status"] != "not run"]
-    named = {row.name: (read(results, "evaluate", row.name, row.task) or {}).get("overlays", []) for row in ran}
+    ran = [params.rows[name] for name, facts in rows.items() if facts.status != "not run"]
+    evaluated = {row.name: of_row(Evaluation, row, results) for row in ran}
+    named = {name: result.overlays if result else () for name, result in evaluated.items()}
     shown = sum(min(len(paths), ROW_OVERLAYS) for paths in named.values())
     limit = panel_limit(3 * shown)
     return {row.name: _row_details(row, params, results, named[row.name], limit, stored) for row in ran}
 
 
-def _row_details(row: Row, params: Params, results: Path, overlays: list[str], limit: int, stored: _Stored) -> Details:
-    trained, checked = (read(results, stage, row.name, row.task) for stage in ("train", "published"))
+def _row_details(
+    row: Row, params: Params, results: Path, overlays: Sequence[str], limit: int, stored: _Stored
+) -> Details:
+    trained, checked = of_row(TrainingResult, row, results), of_row(PublishedEvaluation, row, results)
     manifest, weights = read(results, "shard", row.dataset), read(results, "weights", row.weights)
-    trainings = trained["seeds"] if trained else []
-    published = (checked or {}).get("curve")
+    trainings = trained.seeds if trained else ()
+    published = checked.curve if checked else None
     config = params.checkpoints.get(row.name)
     links = {"published checkpoint": config.url, "published log": config.log_url} if config else {}
     return Details(
         curves={
-            entry["seed"]: points
-            for entry in trainings
-            if entry.get("run_dir") and (points := stored.read(f"{entry['run_dir']}/curve.jsonl", _curve))
+            seed.seed: points for seed in trainings if (points := stored.read(f"{seed.run_dir}/curve.jsonl", _curve))
         },
         published_curve=(stored.read(published, _curve) or []) if published else [],
         overlays=[

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report import charts
+from pipeline.report.facts import Facts
 from pipeline.report.markup import escaped, table
-from pipeline.report.tables import Facts, percent, signed
+from pipeline.report.tables import percent, signed
 
 SHOWN = 12
 """Classes that are shown at once."""
@@ -32,11 +33,11 @@ class _Compared:
 
 def class_tables(facts: Facts) -> str:
     """The tables of all the row's metrics; empty where no seed has any."""
-    seeds = {seed["seed"]: seed["per_class"] for seed in facts["seeds"] if seed.get("per_class")}
+    seeds = {seed.seed: seed.per_class for seed in facts.seeds if seed.per_class}
     if not seeds:
         return ""
-    middle = facts["median_seed"] if facts["median_seed"] in seeds else next(iter(seeds))
-    checked = (facts["published_checkpoint"] or {}).get("per_class") or {}
+    middle = facts.median_seed if facts.median_seed in seeds else next(iter(seeds))
+    checked = facts.published_checkpoint.per_class if facts.published_checkpoint else {}
     text = ""
     for number, metric in enumerate(seeds[middle]):
         ours = seeds[middle][metric]

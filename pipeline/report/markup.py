@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from pipeline.report.tables import Facts
+from pipeline.report.facts import Facts
 
 SIGNS = {"reproduced": "=", "above": "▲", "below": "▼", "undecided": "?", "no verdict": "–", "not run": "○"}
 """A verdict's sign, so that nothing is said by colour alone."""
@@ -18,7 +18,7 @@ def escaped(value: object) -> str:
 
 def chip(facts: Facts) -> str:
     """A row's verdict as a coloured label."""
-    kind = facts["verdict"]["kind"]
+    kind = facts.verdict.kind
     return f'<span class="chip {style_of(kind)}"><span aria-hidden="true">{SIGNS[kind]}</span> {kind}</span>'
 
 

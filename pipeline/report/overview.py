@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from pipeline.report import charts
+from pipeline.report.facts import Facts
 from pipeline.report.markup import chip, escaped, items, paragraphs, row_link, small
 from pipeline.report.tables import (
     LEGENDS,
@@ -14,7 +15,6 @@ from pipeline.report.tables import (
     TITLES,
     Cell,
     Column,
-    Facts,
     checkpoint_notes,
     published_sentence,
     signed,
@@ -46,8 +46,8 @@ def overview(task: str, rows: Mapping[str, Facts]) -> str:
             columns.append(column)
         if column.key == first and reach:
             columns.append(Column(_STRIP, f"seeds, ±{reach:g}", LABELS[first], f"seeds less published, ±{reach:g}"))
-    datasets = groupby(rows.items(), key=lambda item: item[1]["dataset"])
-    several = len({facts["dataset"] for facts in rows.values()}) > 1
+    datasets = groupby(rows.items(), key=lambda item: item[1].dataset)
+    several = len({facts.dataset for facts in rows.values()}) > 1
     bodies = ""
     for dataset, of_dataset in datasets:
         title = (
@@ -89,7 +89,7 @@ def _head(task: str, columns: Sequence[Column]) -> str:
 
 def _line(name: str, facts: Facts, columns: Sequence[Column], reach: float) -> str:
     line = table_line(name, facts)
-    idle = facts["status"] == "not run"
+    idle = facts.status == "not run"
     before, underscore, last = name.rpartition("_")
     title = f"<span>{escaped(before + underscore)}</span><wbr><span>{escaped(last)}</span>"
     text = f'<th scope="row" role="rowheader">{title if idle else row_link(name, title)}</th>'
@@ -100,10 +100,10 @@ def _line(name: str, facts: Facts, columns: Sequence[Column], reach: float) -> s
         else:
             cell = line[column.key]
             content = chip(facts) + small(cell.note) if column.key == "verdict" else _content(cell)
-            below = line.get(_BELOW[facts["task"]].get(column.key, ""), NOTHING)
+            below = line.get(_BELOW[facts.task].get(column.key, ""), NOTHING)
             content += "" if below == NOTHING else small(below.text)
             kind = " ".join(k for k, holds in (("none", cell == NOTHING), ("apart", cell.apart)) if holds)
-        classes = f"{_classes(column)} {kind}".strip() + (" main" if column.key == facts["primary"] else "")
+        classes = f"{_classes(column)} {kind}".strip() + (" main" if column.key == facts.primary else "")
         text += f'<td role="cell" class="{classes}" data-label="{escaped(column.full)}">{content}</td>'
     return f'<tr role="row"{" class=idle" if idle else ""}>{text}</tr>'
 
@@ -120,7 +120,7 @@ def _content(cell: Cell) -> str:
 
 
 def _strip(name: str, facts: Facts, reach: float) -> str:
-    differences, median = _differences(facts), facts["difference"].get(facts["primary"])
+    differences, median = _differences(facts), facts.difference.get(facts.primary)
     if not differences or median is None:
         return ""
     words = ", ".join(signed(difference) for difference in differences)
@@ -128,7 +128,7 @@ def _strip(name: str, facts: Facts, reach: float) -> str:
         differences,
         median,
         reach=reach,
-        margin=facts["verdict"]["margin"],
+        margin=facts.margin,
         label=f"{name}: differences of the seeds from the published figure: {words}",
     )
 
@@ -138,14 +138,14 @@ def _reach(rows: Mapping[str, Facts]) -> float:
     away = [abs(difference) for facts in rows.values() for difference in _differences(facts)]
     if not away:
         return 0.0
-    margins = [facts["verdict"]["margin"] for facts in rows.values()]
+    margins = [facts.margin for facts in rows.values()]
     return min(charts.ticks(0.0, max(*away, *margins), 4)[-1], _LARGEST_REACH)
 
 
 def _differences(facts: Facts) -> list[float]:
     """The seeds' figures less the published one."""
-    first = facts["primary"]
-    published = facts["published"].get(first)
+    first = facts.primary
+    published = facts.published.get(first)
     if published is None:
         return []
-    return [seed[first] - published for seed in facts["seeds"] if seed.get(first) is not None]
+    return [value - published for seed in facts.seeds if (value := seed.figures.get(first)) is not None]

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.report import charts
-from pipeline.report.facts import counts, published_rows
+from pipeline.report.facts import Facts, counts, published_rows
 from pipeline.report.markup import SIGNS, escaped, paragraphs, row_link, style_of
 from pipeline.report.overview import overview
 from pipeline.report.row_section import Details, row_section
-from pipeline.report.tables import HOW_TO_READ, LEGEND, TITLES, Facts, attention, by_task
+from pipeline.report.tables import HOW_TO_READ, LEGEND, TITLES, attention, by_task
 from pipeline.tasks import LABELS
 
 _NOTHING_RAN = """<div class=empty><h3>Nothing has run yet</h3>
@@ -24,7 +24,7 @@ _NOTHING_RAN = """<div class=empty><h3>Nothing has run yet</h3>
 def page(rows: Mapping[str, Facts], details: Mapping[str, Details], *, notes: Sequence[str], tracking: str) -> str:
     """The whole page. details: of the rows that ran; notes: what else is to be said; tracking: MLflow's address."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    ran = {name: facts for name, facts in rows.items() if facts["status"] != "not run"}
+    ran = {name: facts for name, facts in rows.items() if facts.status != "not run"}
     panels = _speed_panels(rows)
     tables = "".join(overview(task, of_task) for task, of_task in by_task(rows).items())
     sections = "".join(row_section(name, facts, details[name], tracking) for name, facts in ran.items())
@@ -77,7 +77,7 @@ def _speeds(rows: Mapping[str, Facts], panels: Sequence[tuple[str, str, str]]) -
         f"<figure><figcaption><b>{escaped(title)}</b> {escaped(note)}</figcaption>{chart}</figure>"
         for title, note, chart in panels
     )
-    unmeasured = [name for name, facts in rows.items() if _median(facts) is not None and not facts["speed"]]
+    unmeasured = [name for name, facts in rows.items() if _median(facts) is not None and not facts.speed]
     missing = f"Not drawn, for want of a measured speed (dvc repro benchmark@<row>): {', '.join(unmeasured)}."
     return (
         "<section id=speed><h2>Accuracy against speed</h2>"
@@ -96,7 +96,7 @@ def _speed_panels(rows: Mapping[str, Facts]) -> list[tuple[str, str, str]]:
     """
     groups: dict[tuple[str, str], dict[str, list[charts.Point]]] = {}
     for name, facts in rows.items():
-        devices = groups.setdefault((facts["dataset"], facts["primary"]), {})
+        devices = groups.setdefault((facts.dataset, facts.primary), {})
         for device, point in _points(name.rpartition("_")[2], facts):
             devices.setdefault(device, []).append(point)
     panels = []
@@ -118,25 +118,22 @@ def _speed_panels(rows: Mapping[str, Facts]) -> list[tuple[str, str, str]]:
 
 def _points(name: str, facts: Facts) -> list[tuple[str, charts.Point]]:
     """A row's points by device: the published and ours in one where they were measured on the same device."""
-    first, published, speed = facts["primary"], facts["published"], facts["speed"]
-    ours = None
-    if (median := _median(facts)) is not None and speed:
-        ours = charts.Mark(
-            speed=speed["fps"], value=median, low=facts["range"][first][0], high=facts["range"][first][1]
-        )
+    first, published, speed = facts.primary, facts.published, facts.speed
+    ours, limits = None, facts.range.get(first)
+    if (median := _median(facts)) is not None and speed and limits:
+        ours = charts.Mark(speed=speed.fps, value=median, low=limits[0], high=limits[1])
     theirs = None
     if published.get("inf_fps") and published.get(first) is not None:
         theirs = charts.Mark(speed=published["inf_fps"], value=published[first])
-    if ours and theirs and speed["comparable"]:
-        return [(speed["device"], charts.Point(name=name, published=theirs, ours=ours))]
+    if ours and theirs and speed and speed.comparable:
+        return [(speed.device, charts.Point(name=name, published=theirs, ours=ours))]
     points = []
     if theirs:
         points.append((published.get("device", "an unknown device"), charts.Point(name=name, published=theirs)))
-    if ours:
-        points.append((speed["device"], charts.Point(name=name, ours=ours)))
+    if ours and speed:
+        points.append((speed.device, charts.Point(name=name, ours=ours)))
     return points
 
 
 def _median(facts: Facts) -> float | None:
-    median: float | None = facts["median"].get(facts["primary"])
-    return median
+    return facts.median.get(facts.primary)

@@ -8,10 +8,9 @@ from typing import Any
 
 from pipeline.report import charts
 from pipeline.report.classes import class_tables
-from pipeline.report.facts import CHECKPOINTS, ENDED_BADLY
+from pipeline.report.facts import CHECKPOINTS, ENDED_BADLY, Facts
 from pipeline.report.markup import cells, chip, definitions, escaped, items, paragraphs, small, table
 from pipeline.report.tables import (
-    Facts,
     behind,
     evaluated_seeds,
     figure_names,
@@ -23,6 +22,7 @@ from pipeline.report.tables import (
     signed,
     span,
 )
+from pipeline.results import RegisteredVersion, TrainedSeed
 from pipeline.tasks import LABELS
 
 
@@ -38,31 +38,30 @@ class Details:
     overlays_left_out: int = 0
     data_digest: str | None = None
     weights: str = ""
-    trainings: Sequence[Mapping[str, Any]] = ()
-    """Entries of results/train/<row>.json."""
+    trainings: Sequence[TrainedSeed] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     """What of the published training can be had -> URL."""
 
 
 def row_section(name: str, facts: Facts, details: Details, tracking: str) -> str:
     """The row's section; tracking: MLflow's address."""
-    status = "" if facts["status"] == "finished" else small(facts["status"])
-    warnings = [f"{warning}." for seed in facts["seeds"] for warning in behind(seed, facts)]
+    status = "" if facts.status == "finished" else small(facts.status)
+    warnings = [f"{warning}." for seed in facts.seeds for warning in behind(seed, facts)]
     warned = f"<ul class=warnings>{items(warnings)}</ul>" if warnings else ""
     return (
         f'<section class="row" id="{escaped(name)}"><h3>{escaped(name)} {chip(facts)}{status}</h3>{_headline(facts)}'
-        f"{paragraphs([facts['verdict']['reason'], interval_sentence(facts)])}"
+        f"{paragraphs([facts.verdict.reason, interval_sentence(facts)])}"
         f"{_charts(name, facts, details)}{_figures(facts)}{_seeds(facts)}{warned}{class_tables(facts)}"
         f"{_overlays(details)}{_benchmark(facts)}{_provenance(facts, details, tracking)}</section>\n"
     )
 
 
 def _headline(facts: Facts) -> str:
-    first, count = facts["primary"], evaluated_seeds(facts)
+    first, count = facts.primary, evaluated_seeds(facts)
     if not count:
         return "<p>No seed has been evaluated.</p>"
-    label, median = LABELS[first], facts["median"][first]
-    checkpoint = "last checkpoint" if facts["decides"] == "last" else "checkpoint that is best on validation"
+    label, median = LABELS[first], facts.median[first]
+    checkpoint = "last checkpoint" if facts.decides == "last" else "checkpoint that is best on validation"
     if median is None:
         return f"<p>A seed's {checkpoint} has no {label}, because the pictures hold nothing to count.</p>"
     of = f"median of {count} seeds ({span(facts, first)})" if count > 1 else "one seed"
@@ -70,11 +69,11 @@ def _headline(facts: Facts) -> str:
 
 
 def _charts(name: str, facts: Facts, details: Details) -> str:
-    seeds = dict.fromkeys([*(s["seed"] for s in facts["seeds"] if "step" in s), *details.curves])
+    seeds = dict.fromkeys([*(seed.seed for seed in facts.seeds if seed.checkpoints), *details.curves])
     colours = {seed: charts.SEED_COLOURS[i % len(charts.SEED_COLOURS)] for i, seed in enumerate(seeds)}
-    first, published = facts["primary"], facts["published"].get(facts["primary"])
+    first, published = facts.primary, facts.published.get(facts.primary)
     validation = f"Validation {LABELS[first]} during training, percent"
-    warnings = [(point["step"], point["value"]) for seed in facts["seeds"] for point in seed["behind"]]
+    warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.behind]
     drawn = [
         _spread(name, facts, colours),
         (
@@ -104,25 +103,25 @@ def _charts(name: str, facts: Facts, details: Details) -> str:
 
 def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, str]:
     """(caption, chart) of the seeds on one axis with what they are compared with."""
-    first, verdict = facts["primary"], facts["verdict"]
-    label, published = LABELS[first], facts["published"].get(first)
-    values = {seed["seed"]: seed[first] for seed in facts["seeds"] if seed.get(first) is not None}
+    first, verdict = facts.primary, facts.verdict
+    label, published = LABELS[first], facts.published.get(first)
+    values = {seed.seed: value for seed in facts.seeds if (value := seed.figures.get(first)) is not None}
     if not values:
         return "", ""
     caption = f"{label} of the seeds, percent."
     if published is not None:
-        caption += f" Shaded: within {verdict['margin']:g} of the published."
-    if verdict["interval"]:
-        caption += f" The bar: {verdict['interval_kind']}."
+        caption += f" Shaded: within {facts.margin:g} of the published."
+    if verdict.interval:
+        caption += f" The bar: {verdict.interval_kind}."
     chart = charts.strip(
         values,
         colours,
         label=f"{label} of each seed of {name}",
-        median=facts["median"][first],
+        median=facts.median[first],
         published=published,
-        authors=facts["published_authors"].get(first),
-        margin=verdict["margin"],
-        interval=tuple(verdict["interval"]) if verdict["interval"] else None,
+        authors=facts.published_authors.get(first),
+        margin=facts.margin,
+        interval=verdict.interval,
     )
     return caption, chart
 
@@ -144,18 +143,18 @@ def _series(details: Details, colours: Mapping[int, str], key: str, scale: float
 
 def _figures(facts: Facts) -> str:
     """Every figure of the row."""
-    names = [name for name in figure_names(facts) if name in facts["median"]]
+    names = [name for name in figure_names(facts) if name in facts.median]
     if not names:
         return ""
-    baseline = facts["baseline"] or {}
     columns = {
-        "median": [percent(facts["median"][name]) for name in names],
+        "median": [percent(facts.median[name]) for name in names],
         "range": [span(facts, name) for name in names],
-        "published": [percent(facts["published"].get(name)) for name in names],
-        "difference": [signed(facts["difference"].get(name)) for name in names],
-        "authors'": [percent(facts["published_authors"].get(name)) for name in names],
-        f"{baseline.get('class')} everywhere": [percent(baseline.get(name)) for name in names],
+        "published": [percent(facts.published.get(name)) for name in names],
+        "difference": [signed(facts.difference.get(name)) for name in names],
+        "authors'": [percent(facts.published_authors.get(name)) for name in names],
     }
+    if baseline := facts.baseline:
+        columns[f"{baseline.class_name} everywhere"] = [percent(baseline.figures.get(name)) for name in names]
     columns = {heading: texts for heading, texts in columns.items() if set(texts) != {"-"}}
     lines = [
         f'<tr><th scope="row">{LABELS[name]}</th>{cells(texts)}</tr>'
@@ -166,9 +165,9 @@ def _figures(facts: Facts) -> str:
 
 def _seeds(facts: Facts) -> str:
     lines = []
-    for seed in facts["seeds"]:
+    for seed in facts.seeds:
         number, first, *others, key = seed_cells(seed, facts)
-        bad = " class=bad" if seed["status"] in ENDED_BADLY else ""
+        bad = " class=bad" if seed.status in ENDED_BADLY else ""
         lines.append(
             f'<tr{bad}><th scope="row">{number}</th><td>{escaped(first)}</td>{cells(others)}'
             f"<td><code>{escaped(key)}</code></td></tr>"
@@ -193,21 +192,21 @@ def _overlays(details: Details) -> str:
 
 
 def _benchmark(facts: Facts) -> str:
-    measured = facts["benchmark"]
+    measured = facts.benchmark
     if not measured:
         return ""
-    flops, inference, training = measured["flops"], measured["inference"], measured["training"]
-    size = " x ".join(map(str, flops["picture"]))
-    if "skipped" in training:
-        step = f"not measured: {training['skipped']}"
+    flops, inference, training = measured.flops, measured.inference, measured.training
+    size = " x ".join(map(str, flops.picture))
+    if training is None:
+        step = f"not measured: {measured.skipped}"
     else:
-        step = f"{training['step_s']:.3f} s for {training['pictures']} pictures"
-        step += "" if training["memory_mib"] is None else f", {training['memory_mib'] / 1024:.2f} GiB"
+        step = f"{training.step_s:.3f} s for {training.pictures} pictures"
+        step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
     lines = {
-        "device": measured["device"],
-        "parameters": f"{measured['parameters'] / 1e6:,.1f} million",
-        "one picture": f"{flops['forward'] / 1e9:,.0f} GFLOPs at {size} ({flops['counted']})",
-        "inference": f"{rate(inference['fps'])}/s over {inference['pictures']} pictures: {inference['protocol']}",
+        "device": measured.environment.device,
+        "parameters": f"{measured.parameters / 1e6:,.1f} million",
+        "one picture": f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})",
+        "inference": f"{rate(inference.fps)}/s over {inference.pictures} pictures: {inference.protocol}",
         "training step": step,
     }
     return f"<h4>Cost and speed, measured</h4>{definitions((term, escaped(said)) for term, said in lines.items())}"
@@ -215,23 +214,23 @@ def _benchmark(facts: Facts) -> str:
 
 def _provenance(facts: Facts, details: Details, tracking: str) -> str:
     """Run keys, digests, commits, versions: what a number came from."""
-    lines = [("data", f"{escaped(facts['dataset'])}, manifest {escaped(details.data_digest or '-')}")]
+    lines = [("data", f"{escaped(facts.dataset)}, manifest {escaped(details.data_digest or '-')}")]
     lines.append(("initial weights", escaped(details.weights)))
     lines += [(name, f'<a href="{escaped(url)}">{escaped(url)}</a>') for name, url in details.links.items()]
-    if registered := facts["registered"]:
+    if registered := facts.registered:
         lines += [
             (
                 f"registered, {alias}",
-                f"models:/{escaped(registered['model'])}@{escaped(alias)}: version {escaped(version['version'])}, "
-                f"{_of_seed(version, LABELS[facts['primary']])}",
+                f"models:/{escaped(registered.model)}@{alias}: version {version.version}, "
+                f"{_of_seed(version, LABELS[facts.primary])}",
             )
-            for alias, version in registered["aliases"].items()
+            for alias, version in (("best", registered.aliases.best), ("median", registered.aliases.median))
         ]
-    if any(training.get("mlflow_run_id") for training in details.trainings):
+    if any(training.mlflow_run_id for training in details.trainings):
         lines.append(("MLflow", escaped(tracking)))
     environments: dict[str, list[str]] = {}
     for training in details.trainings:
-        environments.setdefault(_environment(training), []).append(str(training["seed"]))
+        environments.setdefault(_environment(training), []).append(str(training.seed))
     lines += [
         (f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}", escaped(environment))
         for environment, seeds in environments.items()
@@ -244,41 +243,44 @@ def _provenance(facts: Facts, details: Details, tracking: str) -> str:
     )
 
 
-def _of_seed(version: Mapping[str, Any], label: str) -> str:
+def _of_seed(version: RegisteredVersion, label: str) -> str:
     """The seed of a registered version; one that was registered by hand does not say."""
-    if version["seed"] is None or version["value"] is None:
+    if version.seed is None or version.value is None:
         return "not said of which seed"
-    return f"seed {version['seed']}, {label} {100 * version['value']:.2f}"
+    return f"seed {version.seed}, {label} {100 * version.value:.2f}"
 
 
-def _keys(training: Mapping[str, Any]) -> str:
+def _keys(training: TrainedSeed) -> str:
     """A seed's line in the table of what can be looked up."""
-    checkpoints = "<br>".join(
-        f"{CHECKPOINTS[kind]}, step {checkpoint['step']:,}: <code>{escaped(checkpoint['sha256'])}</code>"
-        for kind, checkpoint in (training.get("checkpoints") or {}).items()
-    )
-    key, run = (escaped(training.get(name) or "-") for name in ("run_key", "mlflow_run_id"))
+    checkpoints = "-"
+    if training.checkpoints:
+        checkpoints = "<br>".join(
+            f"{called}, step {training.checkpoints[which].step:,}: "
+            f"<code>{escaped(training.checkpoints[which].sha256)}</code>"
+            for which, called in CHECKPOINTS.items()
+        )
     note = ""
-    if accepted := training.get("accepted"):
-        instead, why = escaped(accepted["instead_of"]), escaped(accepted["reason"])
-        note = f"<br>accepted instead of <code>{instead}</code>: {why} ({escaped('; '.join(accepted['differences']))})"
+    if accepted := training.accepted:
+        instead, why = escaped(accepted.instead_of), escaped(accepted.reason)
+        note = f"<br>accepted instead of <code>{instead}</code>: {why} ({escaped('; '.join(accepted.differences))})"
     return (
-        f'<tr><th scope="row">{training["seed"]}</th><td><code>{key}</code>{note}</td><td>{checkpoints or "-"}</td>'
-        f"<td><code>{run}</code></td></tr>"
+        f'<tr><th scope="row">{training.seed}</th><td><code>{escaped(training.run_key)}</code>{note}</td>'
+        f"<td>{checkpoints}</td><td><code>{escaped(training.mlflow_run_id or '-')}</code></td></tr>"
     )
 
 
-def _environment(training: Mapping[str, Any]) -> str:
+def _environment(training: TrainedSeed) -> str:
     """What a training ran with; equal ones are told once."""
-    environment = training.get("environment") or {}
-    changed = " with changes" if environment.get("git_changed") else ""
-    libraries = ", ".join(f"{name} {version}" for name, version in (environment.get("libraries") or {}).items())
-    workers = training.get("workers")
+    workers = f"{training.workers or '-'} worker{'' if training.workers == 1 else 's'}"
+    environment = training.environment
+    if environment is None:
+        return f"device unknown, {workers}"
+    changed = " with changes" if environment.git_changed else ""
     facts = [
-        f"commit {environment.get('git_commit') or 'unknown (no checkout)'}{changed}",
-        f"{environment.get('device') or 'device unknown'}, {workers or '-'} worker{'' if workers == 1 else 's'}",
-        f"python {environment.get('python') or '-'} on {environment.get('platform') or '-'}",
-        f"TF32 {environment.get('tf32') or 'none'}",
-        libraries,
+        f"commit {environment.git_commit or 'unknown (no checkout)'}{changed}",
+        f"{environment.device}, {workers}",
+        f"python {environment.python} on {environment.platform}",
+        f"TF32 {environment.tf32 or 'none'}",
+        ", ".join(f"{name} {version}" for name, version in environment.libraries.items()),
     ]
     return "; ".join(fact for fact in facts if fact)

@@ -7,11 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.facts import CHECKPOINTS, ENDED_BADLY, counts, published_rows, short_device
+from pipeline.report.facts import (
+    CHECKPOINTS,
+    ENDED_BADLY,
+    Facts,
+    PaddedFacts,
+    SeedFacts,
+    counts,
+    published_rows,
+    short_device,
+)
 from pipeline.tasks import FIGURES, LABELS, MS_FLIP, primary
-
-Facts = Mapping[str, Any]
-"""A row of results.json."""
 
 TITLES: Mapping[str, str] = {
     "semantic": "Semantic segmentation",
@@ -120,30 +126,35 @@ _DESCRIBED: Mapping[str, tuple[str, ...]] = {
 
 def by_task(rows: Mapping[str, Facts]) -> dict[str, dict[str, Facts]]:
     """The rows of every task that has any, in the order of TITLES."""
-    grouped = {task: {name: facts for name, facts in rows.items() if facts["task"] == task} for task in TITLES}
+    grouped = {task: {name: facts for name, facts in rows.items() if facts.task == task} for task in TITLES}
     return {task: of_task for task, of_task in grouped.items() if of_task}
 
 
 def table_line(name: str, facts: Facts) -> dict[str, Cell]:
     """A row's cells, by the keys of its task's COLUMNS; "-" where there is nothing to say."""
-    done, planned = evaluated_seeds(facts), facts["planned_seeds"]
-    kind = facts["verdict"]["kind"]
-    status = "" if facts["status"] in ("finished", kind) else facts["status"]
+    done, planned = evaluated_seeds(facts), facts.planned_seeds
+    verdict = facts.verdict.kind
+    status = "" if facts.status in ("finished", verdict) else facts.status
     cells = {
         "row": Cell(name),
-        "verdict": Cell(kind, f"({status})" if status else ""),
-        "seeds": NOTHING if not facts["seeds"] else Cell(f"{done}" if done == planned else f"{done} of {planned}"),
-        "range": Cell(span(facts, facts["primary"])),
+        "verdict": Cell(verdict, f"({status})" if status else ""),
+        "seeds": NOTHING if not facts.seeds else Cell(f"{done}" if done == planned else f"{done} of {planned}"),
+        "range": Cell(span(facts, facts.primary)),
         **_memory_cells(facts),
         **_speed_cells(facts),
         "training": _training_cell(facts),
     }
-    shown = {"": "median", "published": "published", "authors": "published_authors", "difference": "difference"}
-    for column in COLUMNS[facts["task"]]:
+    shown: Mapping[str, Mapping[str, Any]] = {
+        "": facts.median,
+        "published": facts.published,
+        "authors": facts.published_authors,
+        "difference": facts.difference,
+    }
+    for column in COLUMNS[facts.task]:
         if column.key not in cells:
-            kind, _, figure = column.key.rpartition(" ")
-            value = facts[shown[kind]].get(figure)
-            cells[column.key] = Cell(signed(value) if kind == "difference" else percent(value))
+            whose, _, figure = column.key.rpartition(" ")
+            value = shown[whose].get(figure)
+            cells[column.key] = Cell(signed(value) if whose == "difference" else percent(value))
     return cells
 
 
@@ -157,43 +168,41 @@ def used_columns(rows: Mapping[str, Facts], task: str) -> list[Column]:
 
 
 def _memory_cells(facts: Facts) -> dict[str, Cell]:
-    ours, published = facts["memory"], facts["published"]
+    ours, published = facts.memory, facts.published
     printed = published.get("train_mem_gib") or published.get("train_mem_gb_as_printed")
     cells = {"memory": NOTHING, "published memory": Cell(f"{printed}") if printed else NOTHING}
     if ours:
-        apart = bool(printed) and not ours["comparable"]
-        note = f"{ours['pictures']:g} pictures" if apart else ours["device"]
-        cells["memory"] = Cell(f"{ours['gib']:.2f}", note, apart)
+        apart = bool(printed) and not ours.comparable
+        note = f"{ours.pictures:g} pictures" if apart else ours.device
+        cells["memory"] = Cell(f"{ours.gib:.2f}", note, apart)
     return cells
 
 
 def _speed_cells(facts: Facts) -> dict[str, Cell]:
-    ours, published = facts["speed"], facts["published"]
+    ours, published = facts.speed, facts.published
     fps = published.get("inf_fps")
     cells = {"fps": NOTHING, "published fps": Cell(f"{fps}", published.get("device", "")) if fps else NOTHING}
     if ours:
-        cells["fps"] = Cell(rate(ours["fps"]), ours["device"], bool(fps) and not ours["comparable"])
+        cells["fps"] = Cell(rate(ours.fps), ours.device, bool(fps) and not ours.comparable)
     return cells
 
 
 def _training_cell(facts: Facts) -> Cell:
-    cost = facts["cost"]
+    cost = facts.cost
     if not cost:
         return NOTHING
-    if cost["gpu_hours"] is None:
-        return Cell(duration(cost["seconds"]), cost["device"])
-    return Cell(gpu_hours(cost["gpu_hours"]), cost["device"])
+    return Cell(duration(cost.seconds) if cost.gpu_hours is None else gpu_hours(cost.gpu_hours), cost.device)
 
 
 def span(facts: Facts, figure: str) -> str:
     """The lowest and the highest seed's figure; "-" where it is of a single seed, or not known."""
-    limits = facts["range"].get(figure)
+    limits = facts.range.get(figure)
     return "-" if limits is None or evaluated_seeds(facts) < 2 else f"{limits[0]:.2f} to {limits[1]:.2f}"
 
 
 def evaluated_seeds(facts: Facts) -> int:
     """Seeds that have figures."""
-    return sum("step" in seed for seed in facts["seeds"])
+    return sum(bool(seed.checkpoints) for seed in facts.seeds)
 
 
 def summary(rows: Mapping[str, Facts]) -> str:
@@ -210,36 +219,36 @@ def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
     """(row, sentence) for what is not as it should be: failed seeds, warnings, figures that are out of date."""
     sentences = []
     for name, facts in rows.items():
-        for seed in facts["seeds"]:
-            if seed["status"] in ENDED_BADLY:
-                sentences.append((name, f"seed {seed['seed']} {seed['status']}: {seed['reason'] or 'no reason given'}"))
+        for seed in facts.seeds:
+            if seed.status in ENDED_BADLY:
+                sentences.append((name, f"seed {seed.seed} {seed.status}: {seed.reason or 'no reason given'}"))
             else:
                 sentences += [(name, warning) for warning in behind(seed, facts)[-1:]]
-        if facts["status"] == "out of date":
+        if facts.status == "out of date":
             sentences.append((name, f"the figures belong to an earlier training; dvc repro evaluate@{name}"))
-        elif facts["status"] == "trained":
+        elif facts.status == "trained":
             sentences.append((name, f"trained, but not evaluated; dvc repro evaluate@{name}"))
-        elif facts["status"] == "incomplete" and len(facts["seeds"]) < facts["planned_seeds"]:
-            missing = facts["planned_seeds"] - len(facts["seeds"])
+        elif facts.status == "incomplete" and len(facts.seeds) < facts.planned_seeds:
+            missing = facts.planned_seeds - len(facts.seeds)
             seeds = "a seed has" if missing == 1 else f"{missing} seeds have"
             sentences.append((name, f"{seeds} no result yet; dvc repro evaluate@{name}"))
     return sentences
 
 
-def behind(seed: Mapping[str, Any], facts: Facts) -> list[str]:
+def behind(seed: SeedFacts, facts: Facts) -> list[str]:
     """Sentences of a seed's early warnings."""
-    label = LABELS[facts["primary"]]
+    label = LABELS[facts.primary]
     against = {"published": "the published curve", "sisters": "the other seeds"}
     return [
-        f"seed {seed['seed']} was clearly behind {against.get(point['reference'], point['reference'])} at step "
-        f"{point['step']:,}: {label} {point['value']:.2f}, where {point['expected']:.2f} was expected"
-        for point in seed["behind"]
+        f"seed {seed.seed} was clearly behind {against[point.reference]} at step {point.step:,}: "
+        f"{label} {point.value:.2f}, where {point.expected:.2f} was expected"
+        for point in seed.behind
     ]
 
 
 def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
     """Published rows of which it is known which checkpoint their figures are of."""
-    published = {name: facts["checkpoint_rule"] for name, facts in rows.items() if facts["published"]}
+    published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.published}
     named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
     return [
         f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."
@@ -250,25 +259,23 @@ def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
 
 def published_sentence(name: str, facts: Facts) -> str:
     """What the published checkpoint scores here, and under which padding it agrees better; empty: not evaluated."""
-    checked = facts["published_checkpoint"]
+    checked = facts.published_checkpoint
     if not checked:
         return ""
 
-    def told(figure: str, of: Mapping[str, Any], words: str = "") -> str:
-        difference = of["difference"].get(figure)
-        return percent(of.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
+    def told(figure: str, of: PaddedFacts, words: str = "") -> str:
+        difference = of.difference.get(figure)
+        return percent(of.figures.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
 
-    first, words = facts["primary"], " from the published figure"
-    figures = [figure for figure in figure_names(facts) if checked.get(figure) is not None]
-    listed = ", ".join(
-        f"{LABELS[figure]} {told(figure, checked, words if figure == first else '')}" for figure in figures
-    )
+    first, words, ours = facts.primary, " from the published figure", checked.evaluated
+    figures = [figure for figure in figure_names(facts) if ours.figures.get(figure) is not None]
+    listed = ", ".join(f"{LABELS[figure]} {told(figure, ours, words if figure == first else '')}" for figure in figures)
     text = f"{name}: the published checkpoint, evaluated here, has {listed}."
-    if other := checked["other_padding"]:
-        both = sorted((checked, other), key=lambda of: of["pad_multiple"])
-        compared = " and ".join(f"{told(first, of)} {_padding(of['pad_multiple'])}" for of in both)
+    if other := checked.other_padding:
+        both = sorted((ours, other), key=lambda of: of.pad_multiple)
+        compared = " and ".join(f"{told(first, of)} {_padding(of.pad_multiple)}" for of in both)
         text += f" {LABELS[first]} is {compared}"
-        text += "." if checked["agrees"] is None else f": {_padding(checked['agrees'])} agrees better."
+        text += "." if checked.agrees is None else f": {_padding(checked.agrees)} agrees better."
     return text
 
 
@@ -278,64 +285,62 @@ def _padding(multiple: int) -> str:
 
 def interval_sentence(facts: Facts) -> str:
     """Between which values the median of all possible seeds lies, and how surely; empty: too few seeds to say."""
-    interval = facts["median_interval"]
+    interval = facts.median_interval
     if not interval:
         return ""
     return (
-        f"The median of all seeds there could be lies between {interval['low']:.2f} and {interval['high']:.2f} "
-        f"with {interval['coverage']:g} % confidence."
+        f"The median of all seeds there could be lies between {interval.low:.2f} and {interval.high:.2f} "
+        f"with {interval.coverage:g} % confidence."
     )
 
 
 def baseline_sentence(facts: Facts) -> str:
     """What guessing would score; empty: not known."""
-    baseline, first = facts["baseline"], facts["primary"]
-    figure = first if baseline and baseline.get(first) is not None else "miou"
-    if not baseline or baseline.get(figure) is None:
+    baseline = facts.baseline
+    if not baseline:
         return ""
-    return f"Predicting {baseline['class']} everywhere gives {LABELS[figure]} {baseline[figure]:.2f}."
+    figure = facts.primary if baseline.figures.get(facts.primary) is not None else "miou"
+    value = baseline.figures.get(figure)
+    return "" if value is None else f"Predicting {baseline.class_name} everywhere gives {LABELS[figure]} {value:.2f}."
 
 
 def figure_names(facts: Facts) -> tuple[str, ...]:
     """The figures that a row is described by, the primary one first."""
-    return _DESCRIBED[facts["task"]]
+    return _DESCRIBED[facts.task]
 
 
 def seed_columns(facts: Facts) -> list[str]:
     """Headings of a row's seeds; one of the two checkpoints is the one the row's other figures are of."""
-    label = LABELS[facts["primary"]]
+    label = LABELS[facts.primary]
     both = [
-        f"{label}, {called}" + (" (in the table)" if kind == facts["decides"] else "")
-        for kind, called in CHECKPOINTS.items()
+        f"{label}, {called}" + (" (in the table)" if which == facts.decides else "")
+        for which, called in CHECKPOINTS.items()
     ]
     return ["Seed", *both, *(LABELS[figure] for figure in figure_names(facts)[1:]), "training", "run key"]
 
 
-def seed_cells(seed: Mapping[str, Any], facts: Facts) -> list[str]:
+def seed_cells(seed: SeedFacts, facts: Facts) -> list[str]:
     """A seed's cells under `seed_columns`: why it has no figures, where it has none."""
-    first = facts["primary"]
-    if "step" in seed:
-        last, best = (
-            percent(seed[kind][first]) + (f" (step {seed[kind]['step']:,})" if kind == "best" else "")
-            for kind in CHECKPOINTS
-        )
+    first = facts.primary
+    if seed.checkpoints:
+        last = percent(seed.checkpoints["last"].figures[first])
+        best = f"{percent(seed.checkpoints['best'].figures[first])} (step {seed.checkpoints['best'].step:,})"
     else:
-        last, best = seed["status"] if not seed.get("reason") else f"{seed['status']}: {seed['reason']}", "-"
-    others = [percent(seed.get(figure)) for figure in figure_names(facts)[1:]]
-    key = (seed["run_key"] or "-") + (" (accepted)" if seed["accepted"] else "")
-    return [str(seed["seed"]), last, best, *others, training_time(seed), key]
+        last, best = seed.status if not seed.reason else f"{seed.status}: {seed.reason}", "-"
+    others = [percent(seed.figures.get(figure)) for figure in figure_names(facts)[1:]]
+    key = seed.run_key + (" (accepted)" if seed.accepted else "")
+    return [str(seed.seed), last, best, *others, training_time(seed), key]
 
 
-def training_time(seed: Mapping[str, Any]) -> str:
+def training_time(seed: SeedFacts) -> str:
     """What a seed's training took, and on what."""
-    if seed["train_s"] is None:
+    if seed.train_s is None:
         return "-"
-    device = short_device(seed["device"] or "?", gpu=seed["gpu"]) if seed["device"] else ""
-    workers = f"{seed['workers']} x " if (seed["workers"] or 1) > 1 else ""
-    where = f" on {workers}{device}" if device else ""
-    if seed["gpu_hours"] is None:
-        return f"{duration(seed['train_s'])}{where}"
-    return f"{duration(seed['train_s'])}{where}, {gpu_hours(seed['gpu_hours'])}"
+    workers = f"{seed.workers} x " if (seed.workers or 1) > 1 else ""
+    where = f" on {workers}{short_device(seed.device, gpu=seed.gpu)}" if seed.device else ""
+    if seed.gpu_hours is None:
+        return f"{duration(seed.train_s)}{where}"
+    return f"{duration(seed.train_s)}{where}, {gpu_hours(seed.gpu_hours)}"
 
 
 def markdown(rows: Mapping[str, Facts], unknown: str = "") -> str:
@@ -352,13 +357,13 @@ def markdown(rows: Mapping[str, Facts], unknown: str = "") -> str:
         lines += [*_markdown_table([column.full for column in columns], grid, left=2), ""]
         if checked := [sentence for name, facts in of_task.items() if (sentence := published_sentence(name, facts))]:
             lines += [*(f"- {sentence}" for sentence in checked), ""]
-    if any(facts["seeds"] for facts in rows.values()):
+    if any(facts.seeds for facts in rows.values()):
         lines += ["## Seeds", ""]
     for name, facts in rows.items():
-        if facts["seeds"]:
-            said = (facts["verdict"]["reason"], interval_sentence(facts), baseline_sentence(facts))
+        if facts.seeds:
+            said = (facts.verdict.reason, interval_sentence(facts), baseline_sentence(facts))
             lines += [f"### {name}", "", *(line for sentence in said if sentence for line in (sentence, ""))]
-            lines += _markdown_table(seed_columns(facts), [seed_cells(seed, facts) for seed in facts["seeds"]])
+            lines += _markdown_table(seed_columns(facts), [seed_cells(seed, facts) for seed in facts.seeds])
             lines += [""]
     return "\n".join(lines[:-1]) + "\n"
 
@@ -388,7 +393,7 @@ def text_table(rows: Mapping[str, Facts]) -> str:
     named."""
     text: list[str] = []
     for task, of_task in by_task(rows).items():
-        ran = {name: facts for name, facts in of_task.items() if facts["status"] != "not run"}
+        ran = {name: facts for name, facts in of_task.items() if facts.status != "not run"}
         if not ran:
             continue
         lines = [table_line(name, facts) for name, facts in ran.items()]
@@ -409,7 +414,7 @@ def text_table(rows: Mapping[str, Facts]) -> str:
     worries = attention(rows)
     if worries:
         text += ["", *(f"{name}: {sentence}" for name, sentence in worries)]
-    waiting = [name for name, facts in rows.items() if facts["status"] == "not run"]
+    waiting = [name for name, facts in rows.items() if facts.status == "not run"]
     if waiting:
         text += ["", *textwrap.wrap(f"not run: {', '.join(waiting)}", 100, break_on_hyphens=False)]
     if published_rows(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,13 +14,29 @@ from m2f import build_model
 from pipeline.checkpoints import checkpoint_path, save_model
 from pipeline.files import sha256
 from pipeline.params import Row, TestConfig
+from pipeline.results import (
+    BestCheckpoint,
+    EvaluatedSeed,
+    Evaluation,
+    TrainedCheckpoint,
+    TrainedCheckpoints,
+    TrainingResult,
+)
 from pipeline.tasks import primary
+from tests.pipeline.made_up import checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.pipeline.pictures import image, instance, rectangle, stored, write_shards
 
 SIZES = ((64, 96), (67, 101), (150, 33), (40, 131), (1, 7))
 """(height, width): fitting the network's stride, odd, high, wide, and smaller than a pixel of its coarsest map."""
 
 CLASSES = ("sky", "road", "car")
+
+
+class Results(TypedDict):
+    """Two arguments of `pipeline.registry.register`."""
+
+    evaluated: Evaluation
+    trained: TrainingResult
 
 
 def row_of(task: str, small_row: Row, **test: Any) -> Row:
@@ -72,30 +88,25 @@ def results_of(
     *,
     run: str = "run",
     runs: Mapping[int, str] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """`evaluated` and `trained`, as the stages write them, of seeds with these figures; text: failed, for that reason.
+) -> Results:
+    """`evaluated` and `trained`, as the stages make them, of seeds with these figures; text: failed, for that reason.
 
     Every seed has a checkpoint of its own under the storage root. run: how run keys begin; runs: MLflow runs by seed.
     """
     trained, evaluated = [], []
     for seed, value in values.items():
-        key = f"{run}{seed}"
-        entry = {"seed": seed, "run_key": key, "mlflow_run_id": (runs or {}).get(seed)}
+        key, ids = f"{run}{seed}", {"key": run, "mlflow_run_id": (runs or {}).get(seed)}
         if isinstance(value, str):
-            entry |= {"status": "failed", "reason": value}
-            trained.append({**entry, "run_dir": f"runs/{key}", "checkpoints": {}, "environment": None})
-            evaluated.append(entry)
+            ended = {"status": "failed", "reason": value}
+            trained.append(trained_seed(seed, environment=None, **ended, **ids))
+            evaluated.append(EvaluatedSeed(seed=seed, run_key=key, mlflow_run_id=ids["mlflow_run_id"], **ended))
             continue
-        entry |= {"status": "finished", "reason": None}
         path = checkpoint_path(storage / "runs" / key, 2)
         if not path.exists():  # written again, it would have another digest
             tensors = decided_network(row, seed).state_dict()
             save_model(storage / "runs" / key, step=2, run_key=key, tensors=tensors)
-        last = {"step": 2, "path": f"checkpoints/{path.name}", "sha256": sha256(path)}
-        facts = {"run_dir": f"runs/{key}", "checkpoints": {"last": last}, "environment": {"git_commit": "c0ffee"}}
-        trained.append({**entry, **facts})
-        evaluated.append({**entry, "checkpoints": {"last": {"step": 2, primary(row.task): value}}})
-    return {
-        "evaluated": {"row": row.name, "primary": primary(row.task), "decides": "last", "seeds": evaluated},
-        "trained": {"row": row.name, "seeds": trained},
-    }
+        last = TrainedCheckpoint(step=2, path=f"checkpoints/{path.name}", sha256=sha256(path))
+        best = BestCheckpoint(**dataclasses.asdict(last), figure=primary(row.task), value=value)
+        trained.append(trained_seed(seed, checkpoints=TrainedCheckpoints(last=last, best=best), **ids))
+        evaluated.append(evaluated_seed(seed, checkpoint(row.task, value, step=2), **ids))
+    return {"evaluated": evaluation(row.name, evaluated, task=row.task), "trained": training(row.name, trained)}

@@ -6,6 +6,7 @@ Every number is invented: drawn around the published figures from a fixed seed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -18,7 +19,25 @@ import numpy as np
 
 from pipeline.files import write_json, write_text
 from pipeline.params import Params, Row, load_params
+from pipeline.results import (
+    Aliases,
+    Baseline,
+    BestCheckpoint,
+    BestVersion,
+    Environment,
+    EvaluatedCheckpoint,
+    EvaluatedCheckpoints,
+    EvaluatedSeed,
+    RegisteredVersion,
+    Registration,
+    TrainedCheckpoint,
+    TrainedCheckpoints,
+    TrainedSeed,
+    TrainingResult,
+    write_result,
+)
 from pipeline.tasks import FIGURES, MS_FLIP, primary
+from tests.pipeline import made_up
 
 PROJECT = Path(__file__).resolve().parents[2]
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -85,7 +104,8 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
     if row.task == "instance":
         names = params.datasets[row.dataset].thing_classes
     base = np.clip(draws.normal(target, 18, len(names)), 2, 98)
-    trained, evaluated = [], []
+    trained: list[TrainedSeed] = []
+    evaluated: list[EvaluatedSeed] = []
     cpu = row.dataset == "shapes"
     for number, seed in enumerate(row.seeds):
         key = _digest(f"{row.name} {seed}")[:16]
@@ -97,36 +117,28 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
             status, reason = "failed", "worker 3 was lost 3 times: CUDA out of memory; lower M2F_GROUPS_AT_ONCE"
         entry: dict[str, Any] = {"seed": seed, "run_key": key, "status": status, "reason": reason}
         entry["mlflow_run_id"] = _digest(f"mlflow {key}")[:32]
-        behind = []
-        if row.name == "cityscapes_r101" and number == 2:
-            behind = [{"step": 10000, "value": 0.6012, "reference": "published", "expected": 0.6744}]
+        behind = made_up.behind(10000, 0.6012, 0.6744)
+        train_s = 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number)
+        last, best = (
+            {"step": step, "path": f"{step}.safetensors", "sha256": _digest(f"{key} {which}")}
+            for which, step in (("last", row.train.steps), ("best", row.train.steps - row.train.val_interval))
+        )
         trained.append(
-            {
+            made_up.trained_seed(
                 **entry,
-                "run_dir": f"runs/{key}",
-                "steps": row.train.steps,
-                "checkpoints": {
-                    kind: {"step": step, "path": f"{step}.safetensors", "sha256": _digest(f"{key} {kind}")}
-                    for kind, step in (("last", row.train.steps), ("best", row.train.steps - row.train.val_interval))
-                },
-                "metrics": {},
-                "train_s": (train_s := 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number)),
-                "worker_s": train_s * (2 if cpu else 8),
-                "workers": 2 if cpu else 8,
-                "images_per_s": 10.0 if cpu else 51.0,
-                "peak_memory_mib": None if cpu else 1024 * (row.published.get("train_mem_gib", 14.0) + 0.1),
-                "behind": behind,
-                "environment": {
-                    "python": "3.11.9",
-                    "platform": "Linux x86_64",
-                    "libraries": {"torch": "2.15.0", "numpy": "2.3.1", "ray": "2.58.0", "mlflow": "3.9.0"},
-                    "device": CPU if cpu else A100,
-                    "cuda": None if cpu else "12.8",
-                    "tf32": None if cpu else "convolutions",
-                    "git_commit": _digest("commit")[:40],
-                    "git_changed": False,
-                },
-            }
+                run_dir=f"runs/{key}",
+                steps=row.train.steps,
+                checkpoints=TrainedCheckpoints(
+                    last=TrainedCheckpoint(**last), best=BestCheckpoint(**best, figure=first, value=value / 100)
+                ),
+                train_s=train_s,
+                worker_s=train_s * (2 if cpu else 8),
+                workers=2 if cpu else 8,
+                images_per_s=10.0 if cpu else 51.0,
+                peak_memory_mib=None if cpu else 1024 * (row.published.get("train_mem_gib", 14.0) + 0.1),
+                behind=(behind,) if row.name == "cityscapes_r101" and number == 2 else (),
+                environment=_environment(cpu),
+            )
         )
         if status == "finished":
             per_class = {
@@ -136,34 +148,32 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
                 }
                 for metric in METRICS[row.task]
             }
-            last = _figures(row, value, draws) | {"per_class": per_class}
-            best = _figures(row, value + 0.15, draws) | {"per_class": per_class}
-            best["step"] -= row.train.val_interval
-            evaluated.append({**entry, "checkpoints": {"last": last, "best": best}})
+            at_end, at_best = row.train.steps, row.train.steps - row.train.val_interval
+            checkpoints = EvaluatedCheckpoints(
+                last=_checkpoint(row, value, draws, at_end, per_class),
+                best=_checkpoint(row, value + 0.15, draws, at_best, per_class),
+            )
+            evaluated.append(EvaluatedSeed(**entry, checkpoints=checkpoints))
             _write_curve(storage / "runs" / key / "curve.jsonl", row, value, draws, points)
         else:
-            evaluated.append(entry)
+            evaluated.append(EvaluatedSeed(**entry))
             _write_curve(storage / "runs" / key / "curve.jsonl", row, value, draws, points, until=0.46)
-    overlays = [f"runs/{trained[0]['run_key']}/overlays/{i:05d}.png" for i in range(8)]
+    overlays = [f"{trained[0].run_dir}/overlays/{i:05d}.png" for i in range(8)]
     for i, path in enumerate(overlays[:4]):
         _write_overlay(storage / path, size, i)
-    fixed = {"row": row.name, "dataset": row.dataset}
-    write_json(results / "train" / f"{row.name}.json", {**fixed, "seeds": trained})
-    write_json(
-        results / "evaluate" / f"{row.name}.json",
-        {
-            **fixed,
-            "task": row.task,
-            "primary": first,
-            "checkpoint_rule": row.checkpoint_rule,
-            "decides": "best" if row.checkpoint_rule == "best" else "last",
-            "seeds": evaluated,
-            "baseline": None
-            if row.task == "instance"
-            else {"class": names[0], "miou": 0.0217, "mean_accuracy": 0.0526, "pixel_accuracy": 0.327},
-            "overlays": overlays,
-        },
+    write_result(TrainingResult(row=row.name, dataset=row.dataset, seeds=tuple(trained)), row.name, results=results)
+    guessed = {"miou": 0.0217, "mean_accuracy": 0.0526, "pixel_accuracy": 0.327}
+    evaluation = made_up.evaluation(
+        row.name,
+        evaluated,
+        task=row.task,
+        dataset=row.dataset,
+        checkpoint_rule=row.checkpoint_rule,
+        decides="best" if row.checkpoint_rule == "best" else "last",
+        baseline=None if row.task == "instance" else Baseline(class_name=names[0], figures=guessed),
+        overlays=tuple(overlays),
     )
+    write_result(evaluation, row.name, results=results)
     if row.name in params.checkpoints:
         _write_published(params, row, folder, base, names, draws, points)
     _write_benchmark(row, results, cpu)
@@ -172,35 +182,49 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
         results / "weights" / f"{row.weights}.json",
         {"name": row.weights, "path": None, "sha256": None if row.weights == "none" else _digest(row.weights)},
     )
-    finished = [entry for entry in evaluated if entry["status"] == "finished"]
-    middle = finished[len(finished) // 2]
-    write_json(
-        results / "register" / f"{row.name}.json",
+    finished = [entry for entry in evaluated if entry.checkpoints]
+    best_seed, middle = (
         {
-            **fixed,
-            "model": row.name.replace("_", "-"),
-            "aliases": {
-                alias: {
-                    "version": version,
-                    "seed": entry["seed"],
-                    "run_key": entry["run_key"],
-                    "figure": first,
-                    "value": entry["checkpoints"]["last"][first],
-                }
-                for version, (alias, entry) in enumerate((("best", finished[0]), ("median", middle)), start=1)
-            },
-            "tracking_uri": "http://mlflow.example:5000",
-        },
+            "version": version,
+            "seed": entry.seed,
+            "run_key": entry.run_key,
+            "figure": first,
+            "value": entry.checkpoints.last.figures[first],
+        }
+        for version, entry in enumerate((finished[0], finished[len(finished) // 2]), start=1)
+    )
+    registered = Registration(
+        row=row.name,
+        model=row.name.replace("_", "-"),
+        aliases=Aliases(best=BestVersion(**best_seed), median=RegisteredVersion(**middle)),
+        tracking_uri="http://mlflow.example:5000",
+    )
+    write_result(registered, row.name, results=results)
+
+
+def _environment(cpu: bool) -> Environment:
+    return dataclasses.replace(
+        made_up.CPU if cpu else made_up.A100,
+        libraries={"torch": "2.15.0", "numpy": "2.3.1", "ray": "2.58.0", "mlflow": "3.9.0"},
+        device=CPU if cpu else A100,
+        git_commit=_digest("commit")[:40],
     )
 
 
-def _figures(row: Row, value: float, draws: np.random.Generator) -> dict[str, Any]:
+def _checkpoint(
+    row: Row,
+    value: float,
+    draws: np.random.Generator,
+    step: int,
+    per_class: dict[str, dict[str, float | None]],
+) -> EvaluatedCheckpoint:
     """A checkpoint whose primary figure is `value` percent; the others near those published, or near it."""
-    figures: dict[str, Any] = {"step": row.train.steps}
+    figures: dict[str, float | None] = {}
     for name in (*FIGURES[row.task], *([MS_FLIP] if row.test.ms_flip else ())):
         near = row.published.get(name, row.published_authors.get(name, value + 3))
         figures[name] = round(float(np.clip(near + draws.normal(0, 0.3), 0, 100)) / 100, 6)
-    return figures | {primary(row.task): round(value / 100, 6)}
+    figures[primary(row.task)] = round(value / 100, 6)
+    return EvaluatedCheckpoint(step=step, figures=figures, per_class=per_class)
 
 
 def _write_curve(
@@ -228,29 +252,26 @@ def _write_published(
     log = bool(params.checkpoints[row.name].log_url)
     if log:
         _write_curve(folder / "storage" / "runs" / key / "curve.jsonl", row, value, draws, points)
-    per_class = {
+    per_class: dict[str, dict[str, float | None]] = {
         metric: {name: round(float(np.clip(v, 0, 100)) / 100, 6) for name, v in zip(names, base, strict=True)}
         for metric in METRICS[row.task]
     }
-    write_json(
-        folder / "results" / "published" / f"{row.name}.json",
-        {
-            "row": row.name,
-            "dataset": row.dataset,
-            "task": row.task,
-            "primary": first,
-            "url": params.checkpoints[row.name].url,
-            "sha256": _digest(key),
-            "figures": _figures(row, value, draws) | {"per_class": per_class},
-            "published": dict(row.published),
-            "difference": {first: 0.004},
-            "pad_multiple": row.test.pad_multiple,
-            "other_padding": None,
-            "agrees": None,
-            "mlflow_run_id": None,
-            "curve": f"runs/{key}/curve.jsonl" if log else None,
-        },
+    evaluated = made_up.padded(
+        _checkpoint(row, value, draws, row.train.steps, per_class),
+        pad_multiple=row.test.pad_multiple,
+        difference={first: 0.004},
     )
+    result = made_up.published_evaluation(
+        row.name,
+        evaluated,
+        task=row.task,
+        dataset=row.dataset,
+        url=params.checkpoints[row.name].url,
+        sha256=_digest(key),
+        published=dict(row.published),
+        curve=f"runs/{key}/curve.jsonl" if log else None,
+    )
+    write_result(result, row.name, results=folder / "results")
 
 
 def _write_benchmark(row: Row, results: Path, cpu: bool) -> None:
@@ -260,43 +281,19 @@ def _write_benchmark(row: Row, results: Path, cpu: bool) -> None:
     cpu = cpu or row.name in ("ade20k_r50", "ade20k_r101")
     fps = 1.04 * row.published.get("inf_fps", 700.0 / row.published.get("train_mem_gb_as_printed", 30.0) ** 1.5)
     fps *= 0.011 if cpu else 1.0
-    write_json(
-        results / "benchmark" / f"{row.name}.json",
-        {
-            "row": row.name,
-            "dataset": row.dataset,
-            "task": row.task,
-            "device": CPU if cpu else A100,
-            "device_kind": "cpu" if cpu else "cuda",
-            "libraries": {"torch": "2.15.0"},
-            "parameters": 44_000_000,
-            "parameters_trained": 43_900_000,
-            "flops": {
-                "picture": [1024, 2048],
-                "forward": 5.27e11,
-                "counted": "a multiplication with an addition is two; norms and activations are left out",
-            },
-            "inference": {
-                "fps": fps,
-                "pictures": 195,
-                "sizes": [[1024, 2048, 195]],
-                "memory_mib": None if cpu else 3900.0,
-                "seconds": {"median": 1 / fps, "p10": 0.9 / fps, "p90": 1.1 / fps},
-                "protocol": "batch 1, the first 5 dropped; forward pass and label map at the picture's own size",
-            },
-            "training": {"skipped": "takes too long on a CPU"}
-            if cpu
-            else {
-                "step_s": 0.31,
-                "workers": 1,
-                "groups": 1,
-                "pictures": row.train.group_size,
-                "crop": list(row.train.augmentation.crop),
-                "memory_mib": 1024 * (row.published.get("train_mem_gib", 14.0) * 0.97),
-                "precision": row.train.precision,
-            },
-        },
+    result = made_up.benchmark(
+        row.name,
+        task=row.task,
+        environment=_environment(cpu),
+        fps=fps,
+        skipped="takes too long on a CPU" if cpu else None,
+        step_s=0.31,
+        pictures=row.train.group_size,
+        crop=row.train.augmentation.crop,
+        memory_mib=1024 * (row.published.get("train_mem_gib", 14.0) * 0.97),
+        precision=row.train.precision,
     )
+    write_result(dataclasses.replace(result, dataset=row.dataset), row.name, results=results)
 
 
 def _write_overlay(path: Path, size: tuple[int, int], number: int) -> None:

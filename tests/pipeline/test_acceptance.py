@@ -11,11 +11,13 @@ import pytest
 
 from pipeline import provenance, train_loop
 from pipeline.acceptance import accept
-from pipeline.files import delete, write_json
+from pipeline.files import delete
 from pipeline.params import Row
+from pipeline.results import TrainedSeed, write_result
 from pipeline.seeds import train_row
 from pipeline.storage import inventory
 from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.made_up import training
 from tests.shared import PROJECT
 
 
@@ -24,9 +26,9 @@ def manifest(small_data: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
     return small_data[1]
 
 
-def train(row: Row, manifest: dict[str, Any]) -> dict[str, Any]:
+def train(row: Row, manifest: dict[str, Any]) -> TrainedSeed:
     """The entry of the row's only seed."""
-    (seed,) = train_row(row, manifest=manifest, weights=NO_WEIGHTS)["seeds"]
+    (seed,) = train_row(row, manifest=manifest, weights=NO_WEIGHTS).seeds
     return seed
 
 
@@ -42,17 +44,17 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
     two_steps: Row, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
-    assert before["accepted"] is None
+    assert before.accepted is None
     change_the_code(monkeypatch)
-    note = accept(two_steps, 1, before["run_key"], manifest=manifest, weights=NO_WEIGHTS, reason="a module was renamed")
-    assert note["run_key"] == before["run_key"] != note["instead_of"]
-    assert note["differences"] == ["code, or initial weights"]
+    note = accept(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a module was renamed")
+    assert note.run_key == before.run_key != note.instead_of
+    assert note.differences == ("code, or initial weights",)
 
     monkeypatch.setattr(train_loop, "train", never)
     after = train(two_steps, manifest)
-    assert after == {**before, "accepted": note}
-    assert json.loads((tmp_path / "storage" / note["note"]).read_text()) == note
-    write_json(tmp_path / "results/train/small.json", {"seeds": [after]})
+    assert after == dataclasses.replace(before, accepted=note)
+    assert json.loads((tmp_path / "storage" / note.note).read_text())["reason"] == "a module was renamed"
+    write_result(training("small", [after]), "small", results=tmp_path / "results")
     named = {item.path for item in inventory(tmp_path / "results") if item.named}
     assert {f"runs/{note['run_key']}", f"runs/{note['instead_of']}"} <= named  # prune leaves both
 
@@ -63,8 +65,8 @@ def test_a_changed_setting_is_named_in_the_note(
     before = train(two_steps, manifest)
     slower = dataclasses.replace(two_steps.train.optimizer, lr=5e-4)
     row = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, optimizer=slower))
-    note = accept(row, 1, before["run_key"], manifest=manifest, weights=NO_WEIGHTS, reason="to see it in the table")
-    assert note["differences"] == ["train.optimizer.lr is 0.001 there, 0.0005 now"]
+    note = accept(row, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="to see it in the table")
+    assert note.differences == ("train.optimizer.lr is 0.001 there, 0.0005 now",)
 
 
 def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
@@ -73,14 +75,14 @@ def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
     before = train(two_steps, manifest)
     settings: dict[str, Any] = {"manifest": manifest, "weights": NO_WEIGHTS, "reason": "why not"}
     with pytest.raises(ValueError, match="another experiment than seed 7 of row small: seed is 1 there, 7 now"):
-        accept(two_steps, 7, before["run_key"], **settings)
+        accept(two_steps, 7, before.run_key, **settings)
     longer = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, steps=3))
     with pytest.raises(ValueError, match="train.steps is 2 there, 3 now"):
-        accept(longer, 1, before["run_key"], **settings)
+        accept(longer, 1, before.run_key, **settings)
     decoder = dataclasses.replace(two_steps.model.query_decoder, queries=13)
     wider = dataclasses.replace(two_steps, model=dataclasses.replace(two_steps.model, query_decoder=decoder))
     with pytest.raises(ValueError, match="model.query_decoder.queries is 12 there, 13 now"):
-        accept(wider, 1, before["run_key"], **settings)
+        accept(wider, 1, before.run_key, **settings)
     with pytest.raises(ValueError, match="runs/unheard in the storage root .* is no finished training; .* list shows"):
         accept(two_steps, 7, "unheard", **settings)
     with pytest.raises(ValueError, match="seed 1 of row small is finished as run .*: there is nothing to accept"):
@@ -92,11 +94,11 @@ def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
 ) -> None:
     before = train(two_steps, manifest)
     change_the_code(monkeypatch)
-    note = accept(two_steps, 1, before["run_key"], manifest=manifest, weights=NO_WEIGHTS, reason="a comment moved")
-    delete(tmp_path / "storage" / before["run_dir"] / "checkpoints")
+    note = accept(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a comment moved")
+    delete(tmp_path / "storage" / before.run_dir / "checkpoints")
     after = train(two_steps, manifest)
-    assert (after["run_key"], after["accepted"]) == (note["instead_of"], None)
-    assert not (tmp_path / "storage" / before["run_dir"] / "checkpoints").exists()
+    assert (after.run_key, after.accepted) == (note.instead_of, None)
+    assert not (tmp_path / "storage" / before.run_dir / "checkpoints").exists()
 
 
 def test_the_command_says_what_differs_and_what_to_do_next(two_steps: Row, manifest: dict[str, Any]) -> None:

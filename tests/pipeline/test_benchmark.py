@@ -18,6 +18,7 @@ from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, 
 from m2f import build_model
 from pipeline.benchmark import benchmark, forward_flops
 from pipeline.params import DatasetConfig, Params, Row, load_params
+from pipeline.results import Spread
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -76,23 +77,24 @@ def test_a_row_is_measured_on_the_pictures_of_its_shards(
     small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=1.0)
-    json.dumps(result, allow_nan=False)
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
     model = build_model(small_row.model)
-    assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert result["parameters_trained"] == result["parameters"]
+    assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert result.parameters_trained == result.parameters
     # 64 x 96 with a short side of 160: 160 x 240, padded to 160 x 256
-    assert result["flops"]["picture"] == [160, 256]
-    assert result["flops"]["forward"] == forward_flops(small_row, (160, 256))
-    inference, training = result["inference"], result["training"]
-    assert inference["sizes"] == [[64, 96, inference["pictures"]]]
-    assert inference["fps"] > 0
-    assert "real pictures of the validation split" in inference["protocol"]
-    assert 0 < training["seconds"]["p10"] <= training["step_s"] <= training["seconds"]["p90"]
-    assert (training["workers"], training["groups"], training["pictures"], training["crop"]) == (1, 1, 1, [64, 64])
-    assert "random crops of the training split" in training["protocol"]
+    assert result.flops.picture == (160, 256)
+    assert result.flops.forward == forward_flops(small_row, (160, 256))
+    inference, training = result.inference, result.training
+    assert training is not None and result.skipped is None
+    assert inference.sizes == ((64, 96, inference.pictures),)
+    assert inference.fps > 0
+    assert "real pictures of the validation split" in inference.protocol
+    assert 0 < training.seconds.p10 <= training.step_s <= training.seconds.p90
+    assert (training.workers, training.groups, training.pictures, training.crop) == (1, 1, 1, (64, 64))
+    assert "random crops of the training split" in training.protocol
     if not torch.cuda.is_available():
-        assert result["device_kind"] == "cpu"
-        assert training["memory_mib"] is None and inference["memory_mib"] is None
+        assert result.device_kind == "cpu"
+        assert training.memory_mib is None and inference.memory_mib is None
     assert "small: training:" in capsys.readouterr().err
 
 
@@ -101,12 +103,12 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
     row = dataclasses.replace(small_row, dataset="coco", task=task)
     result = benchmark(row, shapes, manifest=None, seconds=0.1, groups=2)
     # COCO's 480 x 640 with a short side of 160: 160 x 213, padded to 160 x 224
-    assert result["flops"]["picture"] == [160, 224]
-    assert result["inference"]["sizes"] == [[480, 640, result["inference"]["pictures"]]]
-    assert "random pictures of the published size" in result["inference"]["protocol"]
-    assert result["training"]["pictures"] == 2
-    assert "9 masks each" in result["training"]["protocol"]
-    assert result["inference"]["pictures"] >= 3 and result["training"]["steps"] >= 3
+    assert result.flops.picture == (160, 224)
+    assert result.inference.sizes == ((480, 640, result.inference.pictures),)
+    assert "random pictures of the published size" in result.inference.protocol
+    assert result.training is not None and result.training.pictures == 2
+    assert "9 masks each" in result.training.protocol
+    assert result.inference.pictures >= 3 and result.training.steps >= 3
 
 
 def test_a_step_is_the_training_loops(
@@ -158,7 +160,7 @@ def test_slow_pictures_are_counted_three_times_and_fast_ones_until_there_are_eno
 
 
 def test_the_spread_of_eleven_values_is_the_second_middle_and_tenth() -> None:
-    assert module._spread([float(value) for value in range(11)]) == {"median": 5.0, "p10": 1.0, "p90": 9.0}
+    assert module._spread([float(value) for value in range(11)]) == Spread(median=5.0, p10=1.0, p90=9.0)
 
 
 def test_a_busy_machine_is_remarked_and_recorded(
@@ -167,7 +169,7 @@ def test_a_busy_machine_is_remarked_and_recorded(
     row = dataclasses.replace(small_row, dataset="coco")
     for load, remarked in ((100.0, True), (0.0, False)):
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        assert benchmark(row, shapes, manifest=None, seconds=0.0)["other_load"] == load
+        assert benchmark(row, shapes, manifest=None, seconds=0.0).other_load == load
         assert ("times will be too long" in capsys.readouterr().err) == remarked
 
 
@@ -193,7 +195,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
         "from pipeline.params import load_params\n"
         f"params = load_params({str(PROJECT / 'params.yaml')!r})\n"
         "row = dataclasses.replace(params.rows['shapes_tiny'], dataset='coco')\n"
-        "print(benchmark(row, params.dataset('shapes'), manifest=None, seconds=0)['training']['steps'])\n"
+        "print(benchmark(row, params.dataset('shapes'), manifest=None, seconds=0).training.steps)\n"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
@@ -203,8 +205,8 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
 @pytest.mark.gpu
 def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
-    assert result["device_kind"] == "cuda"
-    for part in ("inference", "training"):
-        assert 0 < result[part]["memory_mib"] <= result[part]["reserved_mib"]
+    assert result.device_kind == "cuda"
+    for part in (result.inference, result.training):
+        assert 0 < part.memory_mib <= part.reserved_mib
     # weights, gradients and two moments, float32
-    assert result["training"]["memory_mib"] > 4 * 4 * result["parameters"] / 2**20
+    assert result.training.memory_mib > 4 * 4 * result.parameters / 2**20

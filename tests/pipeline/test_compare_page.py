@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,23 @@ from mlflow import MlflowClient
 
 from pipeline import tracking
 from pipeline.evaluate_job import described, keep_evaluation
-from pipeline.files import write_json
 from pipeline.measures import Measures
 from pipeline.params import Row, load_params
+from pipeline.results import EvaluatedSeed, write_result
+from pipeline.run_folder import TrackedRun, note_of, write_note
 from pipeline.sender import Machine, point_line, read_points
 from tests.browser import CHROMIUM, Browser
 from tests.mlflow_server import Server, free_port
+from tests.pipeline.made_up import (
+    A100,
+    checkpoint,
+    evaluated_seed,
+    evaluation,
+    padded,
+    published_evaluation,
+    trained_seed,
+    training,
+)
 from tests.shared import PROJECT
 
 ROW = "ade20k_swin-t"
@@ -65,8 +75,8 @@ def evaluated(row: Row, names: list[str], rng: np.random.Generator) -> Measures:
     return measures
 
 
-def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: str, published: bool) -> dict[str, Any]:
-    """Write what a training and its evaluation leave in a run folder; the seed's entry in results/evaluate/."""
+def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: str, published: bool) -> EvaluatedSeed:
+    """Write what a training and its evaluation leave in a run folder; the evaluated seed."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     made = curve(row, rng, 0.4866 + (0 if published else rng.normal(0, 0.006)))
@@ -86,8 +96,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
         )
     else:
         tracking.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
-        environment = {"device": "NVIDIA A100-SXM4-40GB", "cuda": "13.0", "git_commit": "0" * 40, "git_changed": False}
-        write_json(folder / "environment.json", environment)
+        write_note(folder, dataclasses.replace(A100, git_commit="0" * 40))
         (sample,) = read_points([Machine().sample() + "\n"])
         load = {name: value for name, value in sample.items() if name.startswith("system/")}
         load |= {"system/gpu_0_utilization_percentage": 97.0, "system/gpu_0_memory_usage_megabytes": 21_000.0}
@@ -97,20 +106,14 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
             time_ms = BEGUN_MS + n * 280_000
             lines.append(point_line(time_ms // 1000, values, time_ms))
         (folder / "load.jsonl").write_text("\n".join([*lines, ""]))
-    remembered = json.loads((folder / "run.json").read_text())
-    write_json(folder / "run.json", {**remembered, "opened_ms": BEGUN_MS})
+    remembered = note_of(folder, TrackedRun)
+    assert remembered is not None
+    write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
     measures = evaluated(row, names, rng)
     figures = described(measures, row.train.steps)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
     keep_evaluation(folder / "evaluation", figures, measures, title)
-    return {
-        "seed": seed,
-        "run_key": key,
-        "status": "finished",
-        "reason": None,
-        "mlflow_run_id": None,
-        "checkpoints": {"last": figures, "best": figures},
-    }
+    return evaluated_seed(seed, figures, run_key=key)
 
 
 @pytest.mark.full
@@ -137,10 +140,10 @@ def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
         leave_behind(runs / f"key{seed}", row, names, seed, key=f"key{seed}", published=False) for seed in row.seeds
     ]
     leave_behind(runs / "published-1", row, names, 9, key="published-1", published=True)
-    trained = [{**seed, "run_dir": f"runs/{seed['run_key']}"} for seed in seeds]
-    write_json(f"results/train/{ROW}.json", {"row": ROW, "dataset": row.dataset, "seeds": trained})
-    write_json(f"results/evaluate/{ROW}.json", {"row": ROW, "seeds": seeds, "decides": "last"})
-    write_json(f"results/published/{ROW}.json", {"row": ROW, "curve": "runs/published-1/curve.jsonl"})
+    write_result(training(ROW, [trained_seed(seed, key="key") for seed in row.seeds]), ROW)
+    write_result(evaluation(ROW, seeds), ROW)
+    theirs = padded(checkpoint(row.task, 0.4866))
+    write_result(published_evaluation(ROW, theirs, curve="runs/published-1/curve.jsonl"), ROW)
 
     with Server(tmp_path, port):
         command = [sys.executable, "-m", "stages.track", "--params", str(PROJECT / "params.yaml")]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.early_warning import Behind, clearly_behind, described
+from pipeline.early_warning import clearly_behind, described
 from pipeline.params import EarlyWarningConfig, Row
+from pipeline.results import Behind, PublishedEvaluation, TrainingResult, read_result
 from pipeline.seeds import train_row
 from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.made_up import checkpoint, padded, published_evaluation
 
 PUBLISHED = [(5000, 0.30), (10000, 0.40), (20000, 0.50)]
 
@@ -59,50 +60,51 @@ def test_the_published_curve_is_named_first_and_without_any_curve_nothing_is_sai
 
 
 @pytest.fixture
-def behind_row(two_steps: Row, tmp_path: Path) -> tuple[Row, dict[str, Any]]:
+def behind_row(two_steps: Row, tmp_path: Path) -> tuple[Row, PublishedEvaluation]:
     """A row of six steps validated after each second, and a published training that had 90 % throughout."""
     folder = tmp_path / "storage" / "runs" / "published-0"
     folder.mkdir(parents=True)
     (folder / "curve.jsonl").write_text('{"step": 1, "val_pq": 0.9}\n{"step": 6, "val_pq": 0.9}\n')
     train = dataclasses.replace(two_steps.train, steps=6, val_interval=2)
-    return dataclasses.replace(two_steps, train=train), {"curve": "runs/published-0/curve.jsonl"}
+    evaluated, curve = padded(checkpoint("panoptic", 0.9)), "runs/published-0/curve.jsonl"
+    theirs = published_evaluation("small", evaluated, task="panoptic", curve=curve)
+    return dataclasses.replace(two_steps, train=train), theirs
 
 
 def test_a_training_that_falls_behind_says_so_is_tagged_and_goes_on(
-    behind_row: tuple[Row, dict[str, Any]],
+    behind_row: tuple[Row, PublishedEvaluation],
     small_data: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    row, published = behind_row
-    (seed,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, published=published)["seeds"]
-    assert seed["status"] == "finished"
+    row, theirs = behind_row
+    (seed,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, published=theirs).seeds
+    assert seed.status == "finished"
     # a quarter of 6 steps is 1.5: all three validations are judged
-    assert [(entry["step"], entry["reference"], entry["expected"]) for entry in seed["behind"]] == [
+    assert [(entry.step, entry.reference, entry.expected) for entry in seed.behind] == [
         (2, "published", 0.9), (4, "published", 0.9), (6, "published", 0.9)
     ]  # fmt: skip
     assert "small seed 1: warning: step 4: PQ " in (said := capsys.readouterr().err)
     assert "points behind the published curve (90.00)" in said
-    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seed["mlflow_run_id"])
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(seed.mlflow_run_id)
     assert run.data.tags["m2f.behind"].startswith("step 6: PQ ")
 
 
 def test_where_the_user_wants_it_the_second_warning_in_a_row_stops_a_training_until_the_setting_is_off(
-    behind_row: tuple[Row, dict[str, Any]], small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    behind_row: tuple[Row, PublishedEvaluation], small_data: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    row, published = behind_row
+    row, theirs = behind_row
     stopping = dataclasses.replace(row, early_warning=EarlyWarningConfig(stop=True))
-    out = tmp_path / "out.json"
     for _ in range(2):  # the second time it is not trained
         with pytest.raises(
             ValueError, match="clearly behind at steps 2 and 4 .* rows.small.early_warning.stop to false"
         ):
-            train_row(stopping, manifest=small_data[1], weights=NO_WEIGHTS, published=published, out=out)
-        (stopped,) = json.loads(out.read_text())["seeds"]
-        assert stopped["status"] == "stopped" and [entry["step"] for entry in stopped["behind"]] == [2, 4]
-        folder = tmp_path / "storage" / stopped["run_dir"]
+            train_row(stopping, manifest=small_data[1], weights=NO_WEIGHTS, published=theirs, results=tmp_path)
+        (stopped,) = read_result(TrainingResult, "small", results=tmp_path).seeds
+        assert stopped.status == "stopped" and [entry.step for entry in stopped.behind] == [2, 4]
+        folder = tmp_path / "storage" / stopped.run_dir
         assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step-00000004.safetensors"}
-    (seed,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, published=published)["seeds"]
-    assert seed["status"] == "finished" and seed["run_key"] == stopped["run_key"]
-    assert [entry["step"] for entry in seed["behind"]] == [2, 4, 6]
+    (seed,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, published=theirs).seeds
+    assert seed.status == "finished" and seed.run_key == stopped.run_key
+    assert [entry.step for entry in seed.behind] == [2, 4, 6]
     assert not (folder / "stopped.json").exists()

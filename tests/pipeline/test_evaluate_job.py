@@ -49,8 +49,9 @@ def test_shares_of_the_validation_set_add_up_to_the_whole(small_manifest: dict[s
 def test_predicting_the_commonest_class_is_worked_out_from_the_histograms() -> None:
     manifest = {"class_names": ["a", "b", "c"], "pixels": {"train": [10, 90, 5], "val": [30, 50, 20]}}
     # everything is called b: IoU of b 50 / 100, of a and c 0; one of three classes fully right
-    expected = {"class": "b", "miou": 0.5 / 3, "mean_accuracy": 1 / 3, "pixel_accuracy": 0.5}
-    assert commonest_class(manifest) == pytest.approx(expected)
+    found = commonest_class(manifest)
+    assert found.class_name == "b"
+    assert found.figures == pytest.approx({"miou": 0.5 / 3, "mean_accuracy": 1 / 3, "pixel_accuracy": 0.5})
 
 
 def test_a_row_is_evaluated_tracked_and_drawn(
@@ -59,30 +60,31 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     manifest = small_data[1]
     trained = train_row(two_steps, manifest=manifest, weights=NO_WEIGHTS)
     result = evaluate_row(two_steps, manifest=manifest, train_result=trained)
-    (seed,) = result["seeds"]
-    last = seed["checkpoints"]["last"]
-    measured = {name: last[name] for name in FIGURES["panoptic"]}
-    assert measured == trained["seeds"][0]["metrics"]  # the loop's validation is the same evaluation
-    assert result["median"] == measured and result["primary"] == "pq" and result["decides"] == "last"
-    assert list(last["per_class"]["iou"]) == manifest["class_names"]
-    assert list(last["per_class"]["ap"]) == manifest["thing_classes"]
-    known = [iou for iou in last["per_class"]["iou"].values() if iou is not None]
-    assert np.mean(known) == pytest.approx(last["miou"])
+    (seed,) = result.seeds
+    assert seed.checkpoints is not None
+    last = seed.checkpoints.last
+    assert set(last.figures) == set(FIGURES["panoptic"])
+    assert last.figures == trained.seeds[0].metrics  # the loop's validation is the same evaluation
+    assert result.median == last.figures and result.primary == "pq" and result.decides == "last"
+    assert list(last.per_class["iou"]) == manifest["class_names"]
+    assert list(last.per_class["ap"]) == manifest["thing_classes"]
+    known = [iou for iou in last.per_class["iou"].values() if iou is not None]
+    assert np.mean(known) == pytest.approx(last.figures["miou"])
 
     # three validation pictures of 64 x 96: picture, prediction and truth side by side, 4 pixels apart
-    assert len(result["overlays"]) == 3
-    overlay = decode_image((tmp_path / "storage" / result["overlays"][0]).read_bytes(), "overlay")
+    assert len(result.overlays) == 3
+    overlay = decode_image((tmp_path / "storage" / result.overlays[0]).read_bytes(), "overlay")
     assert overlay.shape == (64, 3 * 96 + 2 * 4, 3)
 
-    folder = tmp_path / "storage" / trained["seeds"][0]["run_dir"] / "evaluation"
+    folder = tmp_path / "storage" / trained.seeds[0].run_dir / "evaluation"
     pixels = json.loads((folder / "confusion.json").read_text())
     assert pixels["class_names"] == manifest["class_names"]
     # one row per true class: the pixels that the validation pictures hold of it
     assert [sum(row) for row in pixels["true_by_predicted"]] == manifest["pixels"]["val"]
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run = client.get_run(seed["mlflow_run_id"])
-    assert run.data.metrics["test_miou"] == last["miou"]
+    run = client.get_run(seed.mlflow_run_id)
+    assert run.data.metrics["test_miou"] == last.figures["miou"]
     table = (folder / "per_class.csv").read_text().splitlines()
     assert table[0] == "class,pq,ap,iou" and len(table) == 1 + len(manifest["class_names"])
     assert all(len(line.split(",")) == 4 for line in table)
@@ -91,10 +93,10 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     ]
     tags = run.data.tags
     assert (tags["m2f.status"], tags["m2f.seed"], tags["m2f.data_digest"]) == ("finished", "1", manifest["digest"])
-    assert (tags["m2f.workers"], tags["m2f.device"]) == ("1", trained["seeds"][0]["environment"]["device"])
+    assert (tags["m2f.workers"], tags["m2f.device"]) == ("1", trained.seeds[0].environment.device)
     parent = client.get_run(tags["mlflow.parentRunId"])
     assert parent.info.status == "FINISHED" and parent.data.tags["m2f.seeds"] == "1 finished"
-    assert parent.data.metrics["test_pq_median"] == last["pq"]
+    assert parent.data.metrics["test_pq_median"] == last.figures["pq"]
 
 
 def test_the_checkpoint_rule_says_which_figures_are_reported(
@@ -108,11 +110,12 @@ def test_the_checkpoint_rule_says_which_figures_are_reported(
         ruled = dataclasses.replace(row, checkpoint_rule=rule)
         result = evaluate_row(ruled, manifest=small_data[1], train_result=trained)
         decides = {"unknown": "last", "last": "last", "best": "best"}[rule]
-        assert result["decides"] == decides and result["checkpoint_rule"] == rule
-        assert result["median"]["pq"] == result["seeds"][0]["checkpoints"][decides]["pq"]
-        reported[rule] = result["seeds"][0]["checkpoints"]
+        assert result.decides == decides and result.checkpoint_rule == rule
+        checkpoints = result.seeds[0].checkpoints
+        assert checkpoints is not None
+        assert result.median["pq"] == checkpoints[decides].figures["pq"]
+        reported[rule] = checkpoints
     assert reported["unknown"] == reported["best"]  # both checkpoints are always there
-    assert set(reported["best"]) == {"last", "best"}
 
 
 def test_an_altered_or_missing_checkpoint_is_not_evaluated(

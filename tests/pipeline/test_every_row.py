@@ -48,16 +48,17 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
 
     run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=manifest)
     result = train(run)
+    assert result is not None
     curve = read_curve(run.run_dir / "curve.jsonl")
     assert [point["step"] for point in curve] == [1, 2]
     assert all(math.isfinite(point["loss"]) and point["grad_norm"] > 0 for point in curve)
     # poly ends at 0; the first milestone is far away
     assert curve[1]["lr"] == (0 if row.train.schedule.name == "poly" else row.train.optimizer.lr)
 
-    path = run.run_dir / result["checkpoints"]["last"]["path"]
+    path = run.run_dir / result.checkpoints.last.path
     alone = Resources(workers=0, use_gpu=False, cpus_per_worker=2, loader_processes=0, groups_at_once=None)
     figures = evaluate_checkpoint(path, run.run_key, row, manifest, alone, tmp_path / "overlays").figures()
-    assert figures == result["metrics"] and set(figures) == set(FIGURES[row.task])
+    assert figures == result.metrics and set(figures) == set(FIGURES[row.task])
     assert figures[primary(row.task)] is not None
     assert len(list((tmp_path / "overlays").glob("*.png"))) == 1
     shutil.rmtree(run.run_dir)  # gigabytes

@@ -13,6 +13,19 @@ from pipeline.params import Params, Row, TrainConfig, load_params
 from pipeline.picture_sizes import counted, input_size, ms_flip_factor
 from pipeline.plan import Settings, checkpoint_bytes, estimated_gpu_hours, make_plan
 from pipeline.plan_table import text
+from pipeline.results import TrainedSeed, write_result
+from tests.pipeline.made_up import (
+    A100,
+    CPU,
+    benchmark,
+    checkpoint,
+    evaluated_seed,
+    evaluation,
+    padded,
+    published_evaluation,
+    trained_seed,
+    training,
+)
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,20 +41,31 @@ def write(results: Path, stage: str, name: str, value: Any) -> None:
     path.write_text(json.dumps(value))
 
 
-def measured(*, step_s: float, pictures: int, fps: float = 10.0, kind: str = "cuda") -> dict[str, Any]:
-    """results/benchmark/<row>.json, what a plan reads of it."""
-    device = "NVIDIA H200" if kind == "cuda" else "AMD EPYC"
-    training = {"step_s": step_s, "pictures": pictures, "groups": 1, "workers": 1}
-    return {"device": device, "device_kind": kind, "inference": {"fps": fps}, "training": training}
+H200 = dataclasses.replace(A100, device="NVIDIA H200")
 
 
-def seed(number: int, *, status: str = "finished", steps: int, images_per_s: float | None = 10.0) -> dict[str, Any]:
-    """A seed's entry in results/train/<row>.json, what a plan reads of it."""
-    environment = {"device": "NVIDIA H200", "cuda": "13.0"}
-    return {
-        "seed": number, "status": status, "steps": steps, "workers": 4, "images_per_s": images_per_s,
-        "environment": environment,
-    }  # fmt: skip
+def write_benchmark(
+    results: Path, row: str, *, step_s: float, pictures: int, fps: float = 10.0, kind: str = "cuda", **fields: Any
+) -> None:
+    """A benchmark, as far as a plan reads it."""
+    environment = H200 if kind == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
+    made = benchmark(row, environment=environment, fps=fps, step_s=step_s, pictures=pictures, **fields)
+    write_result(made, row, results=results)
+
+
+def write_trained(results: Path, row: str, *seeds: TrainedSeed) -> None:
+    write_result(training(row, seeds), row, results=results)
+
+
+def seed(number: int, *, status: str = "finished", steps: int, images_per_s: float | None = 10.0) -> TrainedSeed:
+    """A training on 4 GPUs, as far as a plan reads it."""
+    return trained_seed(number, status=status, steps=steps, workers=4, images_per_s=images_per_s, environment=H200)
+
+
+def write_log(results: Path, row: Row, *, step_s: float | None) -> None:
+    """A published checkpoint's evaluation, with the step time of its log."""
+    made = published_evaluation(row.name, padded(checkpoint("semantic", 0.5)), step_s=step_s)
+    write_result(made, row.name, results=results)
 
 
 def manifest(*, train: int, val: int) -> dict[str, Any]:
@@ -108,10 +132,10 @@ def test_a_row_without_a_published_speed_takes_its_backbones_per_pixel(params: P
 def test_nothing_is_known_of_an_own_network_until_it_was_measured_on_a_gpu(params: Params, tmp_path: Path) -> None:
     row = params.rows["shapes_tiny"]
     assert estimated_gpu_hours(row, tmp_path) is None
-    write(tmp_path, "benchmark", row.name, measured(step_s=9, pictures=2, kind="cpu"))
+    write_benchmark(tmp_path, row.name, step_s=9.0, pictures=2, kind="cpu")
     assert estimated_gpu_hours(row, tmp_path) is None
     # 1,000 steps of 8 pictures at 0.5 s each: 4,000 s; shards say 90 validation pictures: 2 validations at 10 fps: 18 s
-    write(tmp_path, "benchmark", row.name, measured(step_s=1, pictures=2))
+    write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2)
     write(tmp_path, "shard", "shapes", manifest(train=600, val=90))
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None
@@ -121,12 +145,12 @@ def test_nothing_is_known_of_an_own_network_until_it_was_measured_on_a_gpu(param
 
 def test_a_benchmark_replaces_published_speeds_and_finished_seeds_replace_both(params: Params, tmp_path: Path) -> None:
     row = params.rows["ade20k_r50"]
-    write(tmp_path, "benchmark", row.name, measured(step_s=0.36, pictures=2, fps=20))
+    write_benchmark(tmp_path, row.name, step_s=0.36, pictures=2, fps=20)
     # 160,000 * 16 * 0.18 s = 128 h, and 32 validations of 2,000 pictures at 20 fps, 3,200 s
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None and estimate.hours == pytest.approx(128 + 3200 / 3600)
     # 10 images/s on 4 GPUs: 0.4 GPU-seconds each, validations included. 2,560,000 * 0.4 s = 284.4 h
-    write(tmp_path, "train", row.name, {"seeds": [seed(0, steps=160_000)]})
+    write_trained(tmp_path, row.name, seed(0, steps=160_000))
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None and estimate.hours == pytest.approx(2_560_000 * 0.4 / 3600)
     assert estimate.source == "1 finished seed on NVIDIA H200"
@@ -137,29 +161,28 @@ def test_the_log_of_the_published_training_is_better_than_the_published_inferenc
 ) -> None:
     # 0.4 s a step on 8 GPUs that have 2 pictures each: 160,000 * 8 * 0.4 s = 142.2 h; 32 validations of 2,000 at 26.59
     row = params.rows["ade20k_r50"]
-    write(tmp_path, "published", row.name, {"step_s": 0.4})
+    write_log(tmp_path, row, step_s=0.4)
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None and estimate.hours == pytest.approx((160_000 * 8 * 0.4 + 64_000 / 26.59) / 3600)
     assert estimate.source == "the log of the published training, 0.4 s a step on 8 GPUs"
     # it has the losses of eight GPUs in it already
     assert make_plan(params, [row.name], Settings(), results=tmp_path)["rows"][0]["step_s"] == 0.4
     before = estimated_gpu_hours(row, tmp_path / "elsewhere")
-    write(tmp_path, "published", row.name, {"step_s": None})
+    write_log(tmp_path, row, step_s=None)
     assert estimated_gpu_hours(row, tmp_path) == before
 
 
 def test_a_measurement_on_a_cpu_says_nothing_about_gpus(params: Params, tmp_path: Path) -> None:
     row = params.rows["ade20k_r50"]
     before = estimated_gpu_hours(row, tmp_path)
-    write(tmp_path, "benchmark", row.name, measured(step_s=500, pictures=2, kind="cpu"))
+    write_benchmark(tmp_path, row.name, step_s=500.0, pictures=2, kind="cpu")
     assert estimated_gpu_hours(row, tmp_path) == before
 
 
 def test_a_benchmark_that_found_no_room_to_train_is_no_evidence(params: Params, tmp_path: Path) -> None:
     row = params.rows["ade20k_r50"]
     before = estimated_gpu_hours(row, tmp_path)
-    found = measured(step_s=1, pictures=2) | {"training": {"skipped": "2 pictures do not fit"}}
-    write(tmp_path, "benchmark", row.name, found)
+    write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2, skipped="2 pictures do not fit")
     assert estimated_gpu_hours(row, tmp_path) == before
 
 
@@ -178,7 +201,7 @@ def row(params: Params) -> Row:
 def results(tmp_path: Path) -> Path:
     """The row's shards are made and hold no validation pictures; a step of one group took a second on a GPU."""
     write(tmp_path, "shard", "ade20k", manifest(train=100, val=0))
-    write(tmp_path, "benchmark", "mine", measured(step_s=1.0, pictures=2))
+    write_benchmark(tmp_path, "mine", step_s=1.0, pictures=2)
     return tmp_path
 
 
@@ -236,7 +259,7 @@ def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: 
         seed(2, steps=3600, status="failed", images_per_s=None),
         seed(9, steps=3600),  # no longer one of the row's
     ]
-    write(results, "train", row.name, {"seeds": seeds})
+    write_trained(results, row.name, *seeds)
     plan = planned(params, row, results)
     assert plan["rows"][0]["seeds_left"] == 1
     # from the finished seed: 16 images/s on 4 GPUs, 0.25 s each; 2 pictures a GPU: 0.5 s a step, 0.5 h
@@ -245,7 +268,7 @@ def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: 
 
 
 def test_a_seed_that_finished_after_other_steps_is_to_be_trained_again(params: Params, row: Row, results: Path) -> None:
-    write(results, "train", row.name, {"seeds": [seed(0, steps=1000)]})
+    write_trained(results, row.name, seed(0, steps=1000))
     assert planned(params, row, results)["rows"][0]["seeds_left"] == 3
 
 
@@ -265,11 +288,12 @@ def test_finished_seeds_that_were_not_evaluated_are_and_others_are_not_again(
     params: Params, row: Row, results: Path
 ) -> None:
     write(results, "shard", "ade20k", manifest(train=100, val=720))
-    write(results, "train", row.name, {"seeds": [seed(number, steps=3600) for number in range(3)]})
+    write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
     plan = planned(params, row, results)
     assert [(job["what"], job["start_h"]) for job in plan["schedule"]] == [("evaluate", 0)]
     assert plan["rows"][0]["evaluation_h"][1] > 0
-    write(results, "evaluate", row.name, {"seeds": [{"seed": number, "checkpoints": {}} for number in range(3)]})
+    seeds = [evaluated_seed(number, checkpoint("semantic", 0.5)) for number in range(3)]
+    write_result(evaluation(row.name, seeds), row.name, results=results)
     assert planned(params, row, results)["schedule"] == []
 
 
@@ -301,10 +325,11 @@ def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
     from pipeline.seeds import train_row
     from tests.pipeline.conftest import NO_WEIGHTS
 
-    (trained,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    (trained,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     from pipeline.storage import stored
 
-    path = stored(f"{trained['run_dir']}/{trained['checkpoints']['last']['path']}", made_by="")
+    assert trained.checkpoints is not None
+    path = stored(f"{trained.run_dir}/{trained.checkpoints.last.path}", made_by="")
     expected = checkpoint_bytes(two_steps.model)
     assert expected <= path.stat().st_size < 1.01 * expected + 100_000  # and a header with the entries' names
 
@@ -329,7 +354,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
 
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
-    write(tmp_path, "benchmark", "shapes_tiny", measured(step_s=0.9, pictures=2, kind="cpu"))
+    write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
     write(tmp_path, "shard", "shapes", manifest(train=600, val=0))
     plan = make_plan(params, ["shapes_tiny"], Settings(pools=1, price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]
@@ -340,7 +365,7 @@ def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp
 
 
 def test_when_nothing_is_left_the_plan_says_so_in_figures(params: Params, row: Row, results: Path) -> None:
-    write(results, "train", row.name, {"seeds": [seed(number, steps=3600) for number in range(3)]})
+    write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
     plan = planned(params, row, results)  # no validation pictures, so nothing to evaluate
     assert plan["total"]["gpu_hours"] == [0, 0, 0]
     assert "0 of 3" in text(plan)

@@ -52,14 +52,14 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
     row, config, model = published
     result = evaluate_published(row, config, manifest=small_data[1])
     expected = measure(model, small_data[1], row).figures()["miou"]
-    assert expected is not None and result["figures"]["miou"] == expected
-    assert result["difference"] == {"miou": pytest.approx(100 * expected - 12.5)}
-    assert result["pad_multiple"] == 32 and result["other_padding"] is None and result["agrees"] is None
-    curve = read_curve(tmp_path / "storage" / result["curve"])
+    assert expected is not None and result.evaluated.checkpoint.figures["miou"] == expected
+    assert result.evaluated.difference == {"miou": pytest.approx(100 * expected - 12.5)}
+    assert result.evaluated.pad_multiple == 32 and result.other_padding is None and result.agrees is None
+    curve = read_curve(tmp_path / "storage" / result.curve)
     assert [point["step"] for point in curve] == [50, 100]
     assert curve[1]["val_miou"] == pytest.approx(0.705) and curve[1]["loss"] == 60.0
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run = client.get_run(result["mlflow_run_id"])
+    run = client.get_run(result.mlflow_run_id)
     assert run.info.run_name == "published small" and run.info.status == "FINISHED"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [90.5, 60.0]
     again = evaluate_published(row, config, manifest=small_data[1])
@@ -81,10 +81,11 @@ def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
     for nearer in (1, 32):
         unpadded = dataclasses.replace(row, test=test, published={"miou": 100 * figures[nearer]})
         result = evaluate_published(unpadded, config, manifest=small_data[1])
-        assert result["pad_multiple"] == 1 and result["figures"]["miou"] == figures[1]
-        assert result["other_padding"]["pad_multiple"] == 32
-        assert result["other_padding"]["figures"]["miou"] == figures[32]
-        assert result["agrees"] == nearer
+        assert result.evaluated.pad_multiple == 1
+        assert result.evaluated.checkpoint.figures["miou"] == figures[1]
+        assert result.other_padding is not None and result.other_padding.pad_multiple == 32
+        assert result.other_padding.checkpoint.figures["miou"] == figures[32]
+        assert result.agrees == nearer
 
 
 def test_a_checkpoint_of_another_network_is_refused(

@@ -340,7 +340,7 @@ def test_a_model_is_registered_with_and_loaded_from_a_tracking_server(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         results = results_of(row, storage, {4: 0.6, 5: 0.5})
         first = register(row, manifest=manifest, weights_terms="", **results)
-        assert first["aliases"]["best"]["version"] == 1 and first["aliases"]["median"]["version"] == 2
+        assert first.aliases.best.version == 1 and first.aliases.median.version == 2
         assert register(row, manifest=manifest, weights_terms="", **results) == first
         model = mlflow.pyfunc.load_model("models:/odd-semantic@best")
         answers = model.predict([encoded(image(*size, seed=seed)) for seed, size in enumerate(SIZES)])

@@ -22,6 +22,8 @@ from pipeline import tracking
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row
 from pipeline.registry import candidates, chosen, licence, model_name, register
+from pipeline.results import Aliases, BestCheckpoint, BestVersion, RegisteredVersion, Registration
+from tests.pipeline.made_up import checkpoint, evaluated_seed, evaluation, training
 from tests.pipeline.registered import manifest_of, results_of, row_of
 from tests.shared import PROJECT
 
@@ -48,7 +50,7 @@ def row(small_row: Row) -> Row:
     return row_of("semantic", small_row)
 
 
-def registered(row: Row, storage: Path, values: dict[int, float | str], **settings: Any) -> dict[str, Any]:
+def registered(row: Row, storage: Path, values: dict[int, float | str], **settings: Any) -> Registration:
     """What `register` gives for seeds with these figures."""
     force, digest = settings.pop("force", False), settings.pop("digest", None)
     manifest = manifest_of(storage, sizes=[(64, 96)])
@@ -59,9 +61,10 @@ def registered(row: Row, storage: Path, values: dict[int, float | str], **settin
     )
 
 
-def seeds(result: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def seeds(result: Registration) -> dict[str, tuple[int, int | None]]:
     """By alias, the version that has it and its seed."""
-    return {alias: (version["version"], version["seed"]) for alias, version in result["aliases"].items()}
+    aliases = {"best": result.aliases.best, "median": result.aliases.median}
+    return {alias: (version.version, version.seed) for alias, version in aliases.items()}
 
 
 def versions(client: MlflowClient, name: str = "odd-semantic") -> list[int]:
@@ -91,11 +94,13 @@ def test_the_best_and_the_median_seed_are_chosen(
 
 def test_the_figure_is_that_of_the_checkpoint_which_decides(row: Row, storage: Path) -> None:
     results = results_of(row, storage, {0: 0.5})
-    results["evaluated"]["decides"] = "best"
-    results["evaluated"]["seeds"][0]["checkpoints"]["best"] = {"step": 1, "miou": 0.8}
-    best = {"step": 1, "path": "checkpoints/step-00000001.safetensors", "sha256": "ab"}
-    results["trained"]["seeds"][0]["checkpoints"]["best"] = best
-    (candidate,) = candidates(**results)
+    (trained,) = results["trained"].seeds
+    assert trained.checkpoints is not None
+    best = BestCheckpoint(step=1, path="checkpoints/step-00000001.safetensors", sha256="ab", figure="miou", value=0.7)
+    trained = dataclasses.replace(trained, checkpoints=dataclasses.replace(trained.checkpoints, best=best))
+    last, better = checkpoint(row.task, 0.5, step=2), checkpoint(row.task, 0.8, step=1)
+    evaluated = evaluation(row.name, [evaluated_seed(0, last, better, key="run")], decides="best")
+    (candidate,) = candidates(evaluated, training(row.name, [trained]))
     assert (candidate.value, candidate.checkpoint) == (0.8, "runs/run0/checkpoints/step-00000001.safetensors")
 
 
@@ -126,17 +131,18 @@ def test_an_altered_checkpoint_is_not_registered(row: Row, storage: Path, regist
 
 def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: MlflowClient) -> None:
     result = registered(row, storage, {0: 0.5, 1: 0.625}, digest="d" * 64)
-    assert result == {
-        "row": "odd_semantic",
-        "model": "odd-semantic",
-        "aliases": {
-            "best": {"version": 1, "seed": 1, "run_key": "run1", "figure": "miou", "value": 0.625, "kept": None},
-            "median": {"version": 2, "seed": 0, "run_key": "run0", "figure": "miou", "value": 0.5},
-        },
-        "tracking_uri": os.environ["MLFLOW_TRACKING_URI"],
-    }
+    assert result == Registration(
+        row="odd_semantic",
+        model="odd-semantic",
+        aliases=Aliases(
+            best=BestVersion(version=1, seed=1, run_key="run1", figure="miou", value=0.625, kept=None),
+            median=RegisteredVersion(version=2, seed=0, run_key="run0", figure="miou", value=0.5),
+        ),
+        tracking_uri=os.environ["MLFLOW_TRACKING_URI"],
+    )
     version = registry.get_model_version_by_alias("odd-semantic", "best")
-    checkpoint = results_of(row, storage, {1: 0.625})["trained"]["seeds"][0]["checkpoints"]["last"]
+    (trained,) = results_of(row, storage, {1: 0.625})["trained"].seeds
+    assert trained.checkpoints is not None
     assert {**version.tags, "digest": ""} == {
         "row": "odd_semantic",
         "task": "semantic",
@@ -146,7 +152,7 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
         "run_key": "run1",
         "dataset_digest": "d" * 64,
         "licence": "pictures: CC0 (made up)",
-        "checkpoint_sha256": checkpoint["sha256"],
+        "checkpoint_sha256": trained.checkpoints.last.sha256,
         "git_commit": "c0ffee",
         "digest": "",
     }
@@ -235,7 +241,7 @@ def test_a_worse_candidate_never_takes_the_alias(row: Row, storage: Path, regist
     worse = registered(row, storage, {0: 0.4, 1: 0.59}, run="recipe2-")
     # best stays where it is; median follows the present results
     assert seeds(worse) == {"best": (1, 1), "median": (3 + 1, 0)}
-    assert worse["aliases"]["best"]["kept"] is None and worse["aliases"]["best"]["run_key"] == "run1"
+    assert worse.aliases.best.kept is None and worse.aliases.best.run_key == "run1"
     assert seeds(registered(row, storage, {0: 0.61}, run="recipe3-")) == {"best": (5, 0), "median": (5, 0)}
 
 
@@ -243,19 +249,19 @@ def test_a_figure_of_other_data_takes_the_alias_only_by_force(row: Row, storage:
     registered(row, storage, {0: 0.5}, digest="old")
     result = registered(row, storage, {0: 0.9}, run="new", digest="new")
     assert seeds(result) == {"best": (1, 0), "median": (2, 0)}
-    assert result["aliases"]["best"]["kept"].startswith("version 1 keeps the alias best: its figure was measured on")
+    assert (result.aliases.best.kept or "").startswith("version 1 keeps the alias best: its figure was measured on")
     forced = registered(row, storage, {0: 0.3}, run="third", digest="new", force=True)
     assert seeds(forced) == {"best": (2, 0), "median": (3, 0)}  # the best on the new data
-    assert forced["aliases"]["best"]["kept"] is None
+    assert forced.aliases.best.kept is None
     back = registered(row, storage, {0: 0.95}, run="fourth", digest="old")
-    assert back["aliases"]["best"]["version"] == 2 and back["aliases"]["best"]["kept"]
+    assert back.aliases.best.version == 2 and back.aliases.best.kept
 
 
 def test_another_figure_is_not_comparable(row: Row, storage: Path, registry: MlflowClient) -> None:
     registered(row, storage, {0: 0.5}, digest="same")
     panoptic = dataclasses.replace(row, task="panoptic")
     result = registered(panoptic, storage, {0: 0.9}, run="panoptic", digest="same")
-    assert result["aliases"]["best"]["version"] == 1 and result["aliases"]["best"]["kept"]
+    assert result.aliases.best.version == 1 and result.aliases.best.kept
 
 
 def test_an_alias_that_somebody_gave_to_a_version_of_their_own_is_kept(
@@ -265,10 +271,10 @@ def test_an_alias_that_somebody_gave_to_a_version_of_their_own_is_kept(
     own = registry.create_model_version("odd-semantic", source=str(storage))
     registry.set_registered_model_alias("odd-semantic", "best", own.version)
     result = registered(row, storage, {0: 0.6}, run="next")
-    assert result["aliases"]["best"] == {
-        "version": 2, "seed": None, "run_key": None, "figure": None, "value": None,
-        "kept": result["aliases"]["best"]["kept"],
-    }  # fmt: skip
+    best = result.aliases.best
+    assert best.kept and dataclasses.replace(best, kept=None) == BestVersion(
+        version=2, seed=None, run_key=None, figure=None, value=None
+    )
 
 
 def test_a_deleted_version_is_out_of_the_running(row: Row, storage: Path, registry: MlflowClient) -> None:
@@ -294,7 +300,7 @@ def test_a_better_version_that_appears_meanwhile_gets_the_alias(
         set_alias(client, name, alias, version)
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", slowly)
-    assert registered(row, storage, {0: 0.5})["aliases"]["best"]["value"] == 0.9
+    assert registered(row, storage, {0: 0.5}).aliases.best.value == 0.9
     assert registry.get_model_version_by_alias("odd-semantic", "best").version == others[0]
 
 
@@ -323,11 +329,15 @@ from pathlib import Path
 import mlflow, torch
 from pipeline.params import Row, parse
 from pipeline.registry import register
+from pipeline.results import Evaluation, TrainingResult
 given = json.loads(Path(sys.argv[1]).read_text())
 Path(sys.argv[1]).with_suffix(".ready").touch()
 while not Path(sys.argv[2]).exists():
     time.sleep(0.01)
-register(parse(Row, given["row"], "row"), manifest=given["manifest"], weights_terms="", **given["results"])
+evaluated = parse(Evaluation, given["evaluated"], "evaluated")
+trained = parse(TrainingResult, given["trained"], "trained")
+row = parse(Row, given["row"], "row")
+register(row, manifest=given["manifest"], weights_terms="", evaluated=evaluated, trained=trained)
 """
 
 
@@ -339,9 +349,13 @@ def test_two_registrations_at_once_make_one_version_of_each_checkpoint_and_agree
     values: list[dict[int, float | str]] = [{0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6, 2: 0.7}]
     processes = []
     for number, given in enumerate(values):
+        results = results_of(row, storage, given)
         facts = {
-            "row": dataclasses.asdict(row), "manifest": manifest, "results": results_of(row, storage, given)
-        }  # fmt: skip
+            "row": dataclasses.asdict(row),
+            "manifest": manifest,
+            "evaluated": dataclasses.asdict(results["evaluated"]),
+            "trained": dataclasses.asdict(results["trained"]),
+        }
         (tmp_path / f"{number}.json").write_text(json.dumps(facts))
         command = [sys.executable, "-c", AT_ONCE, str(tmp_path / f"{number}.json"), str(tmp_path / "go")]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,26 @@ from pipeline.overlays import write_overlay
 from pipeline.params import Params, VerdictConfig, parse_params
 from pipeline.report import write_report
 from pipeline.report.charts import thinned, ticks
-from pipeline.report.facts import counts, row_facts
+from pipeline.report.facts import Interval, counts, row_facts
 from pipeline.report.pictures import panels
 from pipeline.report.tables import attention, markdown, table_line, text_table
+from pipeline.results import (
+    Accepted,
+    Aliases,
+    Baseline,
+    Benchmark,
+    BestVersion,
+    EvaluatedCheckpoint,
+    EvaluatedSeed,
+    Evaluation,
+    PublishedEvaluation,
+    RegisteredVersion,
+    Registration,
+    TrainingResult,
+    write_result,
+)
 from pipeline.tasks import FIGURES
+from tests.pipeline import made_up
 from tests.pipeline.report_results import PageParser
 
 AUGMENTATION = {"crop": [64, 64], "short_sides": [64], "long_side_max": 128}
@@ -74,73 +91,54 @@ def params() -> Params:
     )
 
 
-def figures(task: str, value: float, step: int = 100, **others: float | None) -> dict[str, Any]:
-    """A checkpoint whose every figure is `value`, but for the given ones."""
-    of_task = dict.fromkeys(FIGURES[task], value) | ({"pixel_accuracy": 0.9} if task == "semantic" else {})
+def figures(task: str, value: float, **others: Any) -> EvaluatedCheckpoint:
+    """A checkpoint whose every figure is `value`, but for the given ones and the pixel accuracy."""
+    own: dict[str, Any] = {"pixel_accuracy": 0.9} if task == "semantic" else {}
     per_class = {metric: {"road": value, "<sky>": None} for metric in METRICS[task]}
-    return {"step": step, **of_task, **others, "per_class": per_class}
+    return made_up.checkpoint(task, value, **{"per_class": per_class, **own, **others})
 
 
 def evaluated(
     row: str,
-    values: list[float | dict[str, Any] | None],
+    values: Sequence[float | EvaluatedCheckpoint | None],
     *,
     task: str = "semantic",
     key: str = "k",
     rule: str = "unknown",
-) -> dict[str, Any]:
+    **fields: Any,
+) -> Evaluation:
     """Evaluation of seeds 0, 1, ...: the last checkpoint's primary figure, or that checkpoint; None: diverged.
 
     The best on validation has a point more, at step 80.
     """
-    seeds: list[dict[str, Any]] = []
+    seeds = []
     for seed, value in enumerate(values):
-        entry: dict[str, Any] = {"seed": seed, "run_key": f"{key}{seed}", "reason": None, "mlflow_run_id": None}
         if value is None:
-            entry |= {"status": "diverged", "reason": "the loss is not finite at step 7"}
+            reason = "the loss is not finite at step 7"
+            seeds.append(ended(seed, "diverged", reason, key=key))
         else:
-            last = value if isinstance(value, dict) else figures(task, value)
-            best = figures(task, last[FIGURES[task][0]] + 0.01, step=80)
-            entry |= {"status": "finished", "checkpoints": {"last": last, "best": best}}
-        seeds.append(entry)
-    baseline = {"class": "road", "miou": 0.0625, "mean_accuracy": 0.5, "pixel_accuracy": 0.3}
-    return {
-        "row": row,
-        "dataset": "d",
-        "task": task,
-        "primary": FIGURES[task][0],
-        "checkpoint_rule": rule,
-        "decides": "best" if rule == "best" else "last",
-        "seeds": seeds,
-        "baseline": baseline if task == "semantic" else None,
-        "overlays": [],
-    }
+            last = value if isinstance(value, EvaluatedCheckpoint) else figures(task, value)
+            best = figures(task, (last.figures[FIGURES[task][0]] or 0.0) + 0.01, step=80)
+            seeds.append(made_up.evaluated_seed(seed, last, best, key=key))
+    baseline = {"miou": 0.0625, "mean_accuracy": 0.5, "pixel_accuracy": 0.3}
+    of_rule = {"checkpoint_rule": rule, "decides": "best" if rule == "best" else "last"}
+    fields = {"baseline": Baseline(class_name="road", figures=baseline) if task == "semantic" else None, **fields}
+    return made_up.evaluation(row, seeds, task=task, **of_rule, **fields)
 
 
-def trained(row: str, seeds: int, key: str = "k") -> dict[str, Any]:
-    return {
-        "row": row,
-        "dataset": "d",
-        "seeds": [
-            {
-                "seed": seed,
-                "run_key": f"{key}{seed}",
-                "status": "finished",
-                "run_dir": f"runs/{key}{seed}",
-                "checkpoints": {
-                    "last": {"step": 100, "path": "x", "sha256": "feed" * 16},
-                    "best": {"step": 80, "path": "y", "sha256": "be57" * 16, "figure": "miou", "value": 0.5},
-                },
-                "train_s": 75.0,
-                "worker_s": 150.0,
-                "workers": 2,
-                "images_per_s": 10.0,
-                "mlflow_run_id": None,
-                "environment": {"device": "a CPU", "git_commit": "c0ffee", "libraries": {"torch": "2.0"}},
-            }
-            for seed in range(seeds)
-        ],
-    }
+def ended(seed: int, status: Any, reason: str, *, key: str = "k") -> EvaluatedSeed:
+    """A seed that did not finish."""
+    return EvaluatedSeed(seed=seed, run_key=f"{key}{seed}", status=status, reason=reason, mlflow_run_id=None)
+
+
+def trained(row: str, seeds: int, key: str = "k", **of_each: Any) -> TrainingResult:
+    return made_up.training(row, [made_up.trained_seed(seed, key=key, **of_each) for seed in range(seeds)])
+
+
+def written(results: Path, *made: Any) -> None:
+    """Write results of rows as their stages do."""
+    for each in made:
+        write_result(each, each.row, results=results)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -149,50 +147,58 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def published(row: str, task: str, checkpoint: dict[str, Any], **others: Any) -> dict[str, Any]:
+def published(
+    row: str,
+    task: str,
+    checkpoint: EvaluatedCheckpoint,
+    *,
+    difference: Mapping[str, float] | None = None,
+    pad_multiple: int = 1,
+    **fields: Any,
+) -> PublishedEvaluation:
     """Evaluation of a published checkpoint, unpadded only."""
-    fixed = {"row": row, "dataset": "d", "task": task, "primary": FIGURES[task][0], "figures": checkpoint}
-    return fixed | {"difference": {}, "pad_multiple": 1, "other_padding": None, "agrees": None} | others
+    theirs = made_up.padded(checkpoint, difference=difference, pad_multiple=pad_multiple)
+    return made_up.published_evaluation(row, theirs, task=task, **fields)
 
 
 def test_the_median_and_range_are_those_of_the_unrounded_seeds(params: Params, tmp_path: Path) -> None:
     # Percent: 71.234, 70.456, 72.9. Middle: 71.234 -> 71.23; lowest 70.456 -> 70.46; highest 72.9.
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.71234, 0.70456, 0.729]))
+    written(tmp_path, evaluated("ours", [0.71234, 0.70456, 0.729]))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert facts["median"]["miou"] == 71.23
-    assert facts["range"]["miou"] == [70.46, 72.9]
-    assert [seed["miou"] for seed in facts["seeds"]] == [71.23, 70.46, 72.9]
-    assert facts["baseline"] == {"class": "road", "miou": 6.25, "mean_accuracy": 50.0, "pixel_accuracy": 30.0}
-    assert facts["status"] == "finished"
+    assert facts.median["miou"] == 71.23
+    assert facts.range["miou"] == (70.46, 72.9)
+    assert [seed.figures["miou"] for seed in facts.seeds] == [71.23, 70.46, 72.9]
+    assert facts.as_json()["baseline"] == {"class": "road", "miou": 6.25, "mean_accuracy": 50.0, "pixel_accuracy": 30.0}
+    assert facts.status == "finished"
 
 
 def test_the_median_of_an_even_number_of_seeds_is_the_mean_of_the_middle_two(params: Params, tmp_path: Path) -> None:
     # 70.004 and 71.004 would be 70.50 from rounded figures too; 70.004 and 70.014 give 70.009 -> 70.01, rounded 70.005.
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.70004, 0.70014]))
-    assert row_facts(params.rows["ours"], tmp_path, RULE)["median"]["miou"] == 70.01
+    written(tmp_path, evaluated("ours", [0.70004, 0.70014]))
+    assert row_facts(params.rows["ours"], tmp_path, RULE).median["miou"] == 70.01
 
 
 def test_the_difference_is_ours_less_the_published_figure(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [0.8]))
+    written(tmp_path, evaluated("published", [0.8]))
     facts = row_facts(params.rows["published"], tmp_path, RULE)
-    assert facts["difference"] == {"miou": -0.44}  # 80.00 - 80.44
-    assert facts["published"] == {"miou": 80.44, "inf_fps": 9.17, "train_mem_gib": 5.67, "device": "A100"}
-    assert facts["published_authors"] == {"miou": 79.4, "miou_ms_flip": 82.2}
+    assert facts.difference == {"miou": -0.44}  # 80.00 - 80.44
+    assert facts.published == {"miou": 80.44, "inf_fps": 9.17, "train_mem_gib": 5.67, "device": "A100"}
+    assert facts.published_authors == {"miou": 79.4, "miou_ms_flip": 82.2}
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_minus(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [0.804399]))  # 80.4399 - 80.44
+    written(tmp_path, evaluated("published", [0.804399]))  # 80.4399 - 80.44
     facts = row_facts(params.rows["published"], tmp_path, RULE)
-    assert str(facts["difference"]["miou"]) == "0.0"
+    assert str(facts.difference["miou"]) == "0.0"
     assert table_line("published", facts)["difference miou"].text == "+0.00"
 
 
 def test_multi_scale_and_flip_stands_beside_the_authors(params: Params, tmp_path: Path) -> None:
     checkpoint = figures("semantic", 0.8, miou_ms_flip=0.815)
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [checkpoint]))
+    written(tmp_path, evaluated("published", [checkpoint]))
     facts = row_facts(params.rows["published"], tmp_path, RULE)
-    assert facts["median"]["miou_ms_flip"] == 81.5
-    assert facts["difference"] == {"miou": -0.44}  # the authors' 82.2 is not judged against
+    assert facts.median["miou_ms_flip"] == 81.5
+    assert facts.difference == {"miou": -0.44}  # the authors' 82.2 is not judged against
     text = markdown({"published": facts})
     assert (
         "| Row | Verdict | mIoU | seeds | published | difference | mIoU authors' | mIoU (ms+flip) "
@@ -208,10 +214,10 @@ def test_a_panoptic_row_compares_pq_and_ap(params: Params, tmp_path: Path) -> No
         figures("panoptic", pq, ap=ap, miou=miou)
         for pq, ap, miou in ((0.515, 0.41, 0.61), (0.526, 0.419, 0.63), (0.521, 0.415, 0.62))
     ]
-    write_json(tmp_path / "evaluate" / "panoptic.json", evaluated("panoptic", [*seeds], task="panoptic"))
+    written(tmp_path, evaluated("panoptic", [*seeds], task="panoptic"))
     facts = row_facts(params.rows["panoptic"], tmp_path, RULE)
-    assert facts["difference"] == {"pq": 0.1, "ap": -0.3}
-    assert (facts["task"], facts["primary"], facts["status"]) == ("panoptic", "pq", "finished")
+    assert facts.difference == {"pq": 0.1, "ap": -0.3}
+    assert (facts.task, facts.primary, facts.status) == ("panoptic", "pq", "finished")
     text = markdown({"panoptic": facts})
     assert (
         "## Panoptic segmentation\n" in text
@@ -235,9 +241,9 @@ def test_a_row_without_published_figures_has_no_difference_and_shows_the_authors
 ) -> None:
     # The best checkpoints decide: 43.0, 45.0 and 44.0, each a point above the last.
     result = evaluated("instance", [0.42, 0.44, 0.43], task="instance", rule="best")
-    write_json(tmp_path / "evaluate" / "instance.json", result)
+    written(tmp_path, result)
     facts = row_facts(params.rows["instance"], tmp_path, RULE)
-    assert facts["difference"] == {}
+    assert facts.difference == {}
     text = markdown({"instance": facts})
     assert "| Row | Verdict | AP | range | seeds | AP authors' |\n" in text  # nothing is published but the authors'
     assert "| instance | no verdict | 44.00 | 43.00 to 45.00 | 3 | 43.70 |\n" in text
@@ -245,12 +251,10 @@ def test_a_row_without_published_figures_has_no_difference_and_shows_the_authors
 
 
 def test_both_checkpoints_are_shown_and_the_one_in_the_table_is_named(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [0.8]))
-    write_json(
-        tmp_path / "evaluate" / "instance.json", evaluated("instance", [0.42], task="instance", rule="best", key="i")
-    )
+    written(tmp_path, evaluated("published", [0.8]))
+    written(tmp_path, evaluated("instance", [0.42], task="instance", rule="best", key="i"))
     rows = {name: row_facts(params.rows[name], tmp_path, RULE) for name in ("published", "instance")}
-    rows["instance"]["published"] = {"ap": 42.9}
+    rows["instance"] = dataclasses.replace(rows["instance"], published={"ap": 42.9})
     text = markdown(rows)
     assert "| Seed | mIoU, last (in the table) | mIoU, best on validation | mIoU (ms+flip) | mean acc. | pixel" in text
     assert "| 0 | 80.00 | 81.00 (step 80) | - | 80.00 | 90.00 | - | k0 |" in text
@@ -261,15 +265,15 @@ def test_both_checkpoints_are_shown_and_the_one_in_the_table_is_named(params: Pa
     known = "The checkpoint whose figures are published, and compared, is the"
     assert known not in semantic
     assert f"{known} best on validation: instance." in instance
-    assert (rows["instance"]["seeds"][0]["step"], rows["published"]["seeds"][0]["step"]) == (80, 100)
+    assert (rows["instance"].seeds[0].step, rows["published"].seeds[0].step) == (80, 100)
 
 
 def test_a_figure_that_one_seed_lacks_has_no_median(params: Params, tmp_path: Path) -> None:
     seeds = [figures("instance", 0.4), figures("instance", 0.4, ap_large=None), figures("instance", 0.4)]
-    write_json(tmp_path / "evaluate" / "instance.json", evaluated("instance", [*seeds], task="instance"))
+    written(tmp_path, evaluated("instance", [*seeds], task="instance"))
     facts = row_facts(params.rows["instance"], tmp_path, RULE)
-    assert (facts["median"]["ap_large"], facts["range"]["ap_large"]) == (None, None)
-    assert (facts["median"]["ap_medium"], facts["status"]) == (40.0, "finished")
+    assert (facts.median["ap_large"], facts.range["ap_large"]) == (None, None)
+    assert (facts.median["ap_medium"], facts.status) == (40.0, "finished")
     line = table_line("instance", facts)
     assert (line["ap"].text, line["range"].text) == ("40.00", "40.00 to 40.00")
     assert "| 1 | 40.00 | 41.00 (step 80) | 40.00 | 40.00 | 40.00 | 40.00 | - | - | k1 |" in markdown(
@@ -279,9 +283,10 @@ def test_a_figure_that_one_seed_lacks_has_no_median(params: Params, tmp_path: Pa
 
 def test_a_row_whose_primary_figure_counts_nothing_is_shown_without_it(params: Params, tmp_path: Path) -> None:
     nothing = figures("instance", 0.4, ap=None)
-    result = evaluated("instance", [0.4, 0.4, 0.4], task="instance")
-    result["seeds"][1]["checkpoints"] = {"last": nothing, "best": nothing}
-    write_json(tmp_path / "evaluate" / "instance.json", result)
+    seeds = evaluated("instance", [0.4, 0.4, 0.4], task="instance").seeds
+    seeds = (seeds[0], made_up.evaluated_seed(1, nothing), seeds[2])
+    result = made_up.evaluation("instance", seeds, task="instance")
+    written(tmp_path, result)
     table = write_report(params, results=tmp_path, out=tmp_path / "reports")
     assert table.splitlines()[3].split() == ["instance", "no", "verdict", "-", "3"]
     assert "has no AP, because" in (tmp_path / "reports" / "index.html").read_text()
@@ -292,9 +297,9 @@ def test_the_published_checkpoint_evaluated_here_stands_beside_the_published_fig
 ) -> None:
     checkpoint = figures("semantic", 0.80436, pixel_accuracy=0.95)
     result = published("published", "semantic", checkpoint, difference={"miou": -0.004}, pad_multiple=32)
-    write_json(tmp_path / "published" / "published.json", result)
+    written(tmp_path, result)
     facts = row_facts(params.rows["published"], tmp_path, RULE)
-    assert facts["published_checkpoint"] == {
+    assert facts.as_json()["published_checkpoint"] == {
         "miou": 80.44,
         "mean_accuracy": 80.44,
         "pixel_accuracy": 95.0,
@@ -308,11 +313,11 @@ def test_the_published_checkpoint_evaluated_here_stands_beside_the_published_fig
         "\n- published: the published checkpoint, evaluated here, has mIoU 80.44 (+0.00 from the published figure), "
         "mean acc. 80.44, pixel acc. 95.00.\n" in markdown({"published": facts})
     )
-    assert row_facts(params.rows["ours"], tmp_path, RULE)["published_checkpoint"] is None
+    assert row_facts(params.rows["ours"], tmp_path, RULE).published_checkpoint is None
 
 
 def test_the_padding_that_agrees_better_is_told_with_both_values(params: Params, tmp_path: Path) -> None:
-    other = {"pad_multiple": 32, "figures": {"pq": 0.519}, "difference": {"pq": -0.1}}
+    other = made_up.padded(figures("panoptic", 0.519), pad_multiple=32, difference={"pq": -0.1})
     result = published(
         "panoptic",
         "panoptic",
@@ -321,10 +326,10 @@ def test_the_padding_that_agrees_better_is_told_with_both_values(params: Params,
         other_padding=other,
         agrees=1,
     )
-    write_json(tmp_path / "published" / "panoptic.json", result)
+    written(tmp_path, result)
     facts = row_facts(params.rows["panoptic"], tmp_path, RULE)
-    assert facts["published_checkpoint"]["other_padding"] == {
-        "pq": 51.9,
+    assert facts.as_json()["published_checkpoint"]["other_padding"] == {
+        **dict.fromkeys(FIGURES["panoptic"], 51.9),
         "difference": {"pq": -0.1},
         "pad_multiple": 32,
     }
@@ -335,29 +340,29 @@ def test_the_padding_that_agrees_better_is_told_with_both_values(params: Params,
 
 
 def test_without_a_published_figure_no_padding_agrees_better(params: Params, tmp_path: Path) -> None:
-    other = {"pad_multiple": 1, "figures": figures("instance", 0.42), "difference": {}}
+    other = made_up.padded(figures("instance", 0.42))
     result = published("instance", "instance", figures("instance", 0.43), pad_multiple=32, other_padding=other)
-    write_json(tmp_path / "published" / "instance.json", result)
+    written(tmp_path, result)
     text = markdown({"instance": row_facts(params.rows["instance"], tmp_path, RULE)})
     assert "AP is 42.00 without padding and 43.00 padded to multiples of 32.\n" in text
 
 
 def test_a_row_without_results_is_not_run(params: Params, tmp_path: Path) -> None:
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert (facts["status"], facts["seeds"], facts["median"]) == ("not run", [], {})
+    assert (facts.status, facts.seeds, facts.median) == ("not run", (), {})
 
 
 def test_a_row_that_was_only_trained_says_so(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "train" / "ours.json", trained("ours", 3))
+    written(tmp_path, trained("ours", 3))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert (facts["status"], facts["median"], len(facts["seeds"])) == ("trained", {}, 3)
+    assert (facts.status, facts.median, len(facts.seeds)) == ("trained", {}, 3)
 
 
 def test_a_diverged_seed_counts_as_failed_and_its_reason_is_told(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, None, 0.72]))
+    written(tmp_path, evaluated("ours", [0.7, None, 0.72]))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert facts["status"] == "incomplete"
-    assert facts["median"]["miou"] == 71.0
+    assert facts.status == "incomplete"
+    assert facts.median["miou"] == 71.0
     text = markdown({"ours": facts})
     assert "| ours | no verdict (incomplete) | 71.00 | 70.00 to 72.00 | 2 of 3 |\n" in text
     assert "| 1 | diverged: the loss is not finite at step 7 | - | - | - | - | - | k1 |\n" in text
@@ -366,14 +371,14 @@ def test_a_diverged_seed_counts_as_failed_and_its_reason_is_told(params: Params,
 
 
 def test_a_missing_seed_makes_a_row_incomplete(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71]))
-    assert row_facts(params.rows["ours"], tmp_path, RULE)["status"] == "incomplete"
+    written(tmp_path, evaluated("ours", [0.7, 0.71]))
+    assert row_facts(params.rows["ours"], tmp_path, RULE).status == "incomplete"
 
 
 def test_figures_of_an_earlier_training_are_out_of_date(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71, 0.72], key="old"))
-    write_json(tmp_path / "train" / "ours.json", trained("ours", 3, key="new"))
-    assert row_facts(params.rows["ours"], tmp_path, RULE)["status"] == "out of date"
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72], key="old"))
+    written(tmp_path, trained("ours", 3, key="new"))
+    assert row_facts(params.rows["ours"], tmp_path, RULE).status == "out of date"
 
 
 def test_a_torn_result_is_named_with_the_command_that_makes_it(params: Params, tmp_path: Path) -> None:
@@ -384,32 +389,36 @@ def test_a_torn_result_is_named_with_the_command_that_makes_it(params: Params, t
 
 
 @pytest.mark.parametrize(
-    ("stage", "content", "lacking"),
+    ("stage", "content", "sentence"),
     [
-        ("evaluate", {"decides": "last", "seeds": [], "baseline": {"class": "road", "miou": 0.1}}, "task"),
-        ("evaluate", {**evaluated("ours", []), "seeds": [{"seed": 0, "run_key": "k"}]}, "status"),
-        ("published", {"figures": {"miou": 0.8}, "difference": -0.004}, "task"),
-        ("train", ["nothing"], "seeds"),
+        ("evaluate", {"decides": "last", "seeds": [], "baseline": {"class": "road", "miou": 0.1}}, "layout"),
+        ("evaluate", {"version": 1, "seeds": []}, "'row' is missing"),
+        ("published", {"figures": {"miou": 0.8}, "difference": -0.004}, "layout"),
+        ("train", ["nothing"], ""),
+        ("train", {"version": 1, "row": "ours", "dataset": "d", "seeds": [{"seed": 0}]}, "'run_key' is missing"),
     ],
 )
 def test_a_result_of_another_layout_is_named_with_the_command_that_makes_it(
-    params: Params, tmp_path: Path, stage: str, content: Any, lacking: str
+    params: Params, tmp_path: Path, stage: str, content: Any, sentence: str
 ) -> None:
     write_json(tmp_path / stage / "ours.json", content)
-    with pytest.raises(ValueError, match=rf"ours\.json has no '{lacking}': .* with: dvc repro -f {stage}@ours$"):
+    with pytest.raises(ValueError, match=rf"ours\.json.*{sentence}.* with: dvc repro -f {stage}@ours$"):
         row_facts(params.rows["ours"], tmp_path, RULE)
 
 
-def test_a_seed_without_a_figure_of_its_task_is_of_another_layout(params: Params, tmp_path: Path) -> None:
-    result = evaluated("ours", [0.7])
-    del result["seeds"][0]["checkpoints"]["best"]["mean_accuracy"]
-    write_json(tmp_path / "evaluate" / "ours.json", result)
-    with pytest.raises(ValueError, match=r"ours\.json has no 'mean_accuracy'"):
+def test_a_checkpoint_without_a_figure_of_its_task_is_named_with_the_command_that_makes_it(
+    params: Params, tmp_path: Path
+) -> None:
+    last = figures("semantic", 0.7)
+    best = EvaluatedCheckpoint(step=80, figures={"miou": 0.71, "pixel_accuracy": 0.9}, per_class={})
+    written(tmp_path, made_up.evaluation("ours", [made_up.evaluated_seed(0, last, best)]))
+    lacking = r"ours\.json has no 'mean_accuracy' of the checkpoint of step 80; .* dvc repro -f evaluate@ours$"
+    with pytest.raises(ValueError, match=lacking):
         row_facts(params.rows["ours"], tmp_path, RULE)
 
 
 def test_a_result_of_another_task_than_its_row_is_named(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "panoptic.json", evaluated("panoptic", [0.7]))
+    written(tmp_path, evaluated("panoptic", [0.7]))
     with pytest.raises(ValueError, match=r"is of the task semantic, but row panoptic is panoptic now; make it again"):
         row_facts(params.rows["panoptic"], tmp_path, RULE)
 
@@ -417,8 +426,8 @@ def test_a_result_of_another_task_than_its_row_is_named(params: Params, tmp_path
 def test_the_terminals_tables_show_rows_and_columns_with_figures_and_name_the_others(
     params: Params, tmp_path: Path
 ) -> None:
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [0.8]))
-    write_json(tmp_path / "evaluate" / "panoptic.json", evaluated("panoptic", [0.52] * 3, task="panoptic"))
+    written(tmp_path, evaluated("published", [0.8]))
+    written(tmp_path, evaluated("panoptic", [0.52] * 3, task="panoptic"))
     rows = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}
     lines = text_table(rows).splitlines()
     assert lines[0] == "Semantic segmentation"
@@ -429,51 +438,44 @@ def test_the_terminals_tables_show_rows_and_columns_with_figures_and_name_the_ot
     assert lines[9:] == ["", "not run: ours, instance", "", "Of 3 published rows: 2 undecided, 1 not run."]
 
 
-def on_gpu(row: str, seeds: int, **of_each: Any) -> dict[str, Any]:
+def on_gpu(row: str, seeds: int, **of_each: Any) -> TrainingResult:
     """Trainings of 2 hours on 4 workers, on GPUs."""
-    result = trained(row, seeds)
-    for entry in result["seeds"]:
-        entry |= {"train_s": 7200.0, "worker_s": 28800.0, "workers": 4, **of_each}
-        entry["environment"] |= {"device": "NVIDIA A100-SXM4-80GB", "cuda": "12.8", "tf32": "convolutions"}
-    return result
+    times = {"train_s": 7200.0, "worker_s": 28800.0, "workers": 4}
+    return trained(row, seeds, environment=made_up.A100, **times, **of_each)
 
 
-def benchmark(row: str, *, device: str = "NVIDIA A100-PCIE-40GB", fps: float = 9.5, **training: Any) -> dict[str, Any]:
-    return {
-        "row": row,
-        "device": device,
-        "device_kind": "cuda" if "NVIDIA" in device else "cpu",
-        "parameters": 44_000_000,
-        "flops": {"picture": [1024, 2048], "forward": 5.27e11, "counted": "a multiplication with an addition is two"},
-        "inference": {"fps": fps, "pictures": 195, "protocol": "Batch 1."},
-        "training": {"step_s": 0.3, "pictures": 2, "memory_mib": 5632.0, **training},
-    }
+def benchmark(row: str, *, device: str = "NVIDIA A100-PCIE-40GB", **fields: Any) -> Benchmark:
+    """A step of 2 pictures took 5,632 MiB; 9.5 pictures/s."""
+    environment = dataclasses.replace(made_up.A100 if "NVIDIA" in device else made_up.CPU, device=device)
+    return made_up.benchmark(row, environment=environment, **fields)
 
 
 def test_gpu_hours_of_a_seed_are_its_time_on_all_its_workers(params: Params, tmp_path: Path) -> None:
     # 7,200 s x 4 workers = 8 GPU-hours a seed, 24 of three. On a CPU the time is told: 75 s.
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71, 0.72]))
-    write_json(tmp_path / "train" / "ours.json", on_gpu("ours", 3))
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]))
+    written(tmp_path, on_gpu("ours", 3))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert (facts["cost"]["gpu_hours"], facts["cost"]["gpu_hours_all"]) == (8.0, 24.0)
+    assert facts.cost is not None
+    assert (facts.cost.gpu_hours, facts.cost.gpu_hours_all) == (8.0, 24.0)
     assert str(table_line("ours", facts)["training"]) == "8.0 GPU-h A100"
     assert "| 2.0 h on 4 x A100, 8.0 GPU-h | k0 |" in markdown({"ours": facts})
-    write_json(tmp_path / "train" / "ours.json", trained("ours", 3))
+    written(tmp_path, trained("ours", 3))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
-    assert (facts["cost"]["gpu_hours"], facts["cost"]["gpu_hours_all"]) == (None, None)
+    assert facts.cost is not None
+    assert (facts.cost.gpu_hours, facts.cost.gpu_hours_all) == (None, None)
     assert str(table_line("ours", facts)["training"]) == "75 s CPU"
 
 
 def test_memory_is_the_benchmarks_or_else_the_most_of_the_trainings(params: Params, tmp_path: Path) -> None:
     # 5,632 MiB = 5.50 GiB, with 2 pictures a GPU as published. 16 pictures over 4 workers are 4 a GPU: not comparable.
-    write_json(tmp_path / "train" / "published.json", on_gpu("published", 1, peak_memory_mib=8192.0))
+    written(tmp_path, on_gpu("published", 1, peak_memory_mib=8192.0))
     row = params.rows["published"]
     cell = table_line("published", row_facts(row, tmp_path, RULE))["memory"]
     assert (str(cell), cell.apart) == ("8.00 4 pictures *", True)
-    write_json(tmp_path / "benchmark" / "published.json", benchmark("published"))
+    written(tmp_path, benchmark("published"))
     cell = table_line("published", row_facts(row, tmp_path, RULE))["memory"]
     assert (str(cell), cell.apart) == ("5.50 A100", False)
-    write_json(tmp_path / "benchmark" / "published.json", benchmark("published", skipped="does not fit"))
+    written(tmp_path, benchmark("published", skipped="does not fit"))
     assert "not measured: does not fit" in page_of(params, tmp_path)
 
 
@@ -487,19 +489,19 @@ def test_a_speed_measured_on_another_device_is_marked_and_told_with_its_device(p
         ("NVIDIA GeForce RTX 4090", "9.50 RTX 4090 *"),
         ("AMD EPYC 9B14", "9.50 CPU *"),
     ):
-        write_json(tmp_path / "benchmark" / "published.json", benchmark("published", device=device))
+        written(tmp_path, benchmark("published", device=device))
         line = table_line("published", row_facts(row, tmp_path, RULE))
         assert (str(line["fps"]), str(line["published fps"])) == (shown, "9.17 A100")
-    write_json(tmp_path / "benchmark" / "published.json", benchmark("published", device="a CPU", fps=0.0123))
+    written(tmp_path, benchmark("published", device="a CPU", fps=0.0123))
     assert str(table_line("published", row_facts(row, tmp_path, RULE))["fps"]) == "0.012 CPU *"
 
 
 def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_path: Path) -> None:
     # 80.2, 80.3, 80.4: mean 80.3, s 0.1; 80.3 -+ 2.920 * 0.1 * sqrt(4 / 3) is 79.96 to 80.64, within 80.44 -+ 1.
     row = dataclasses.replace(params.rows["published"], seeds=(0, 1, 2))
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [0.802, 0.803, 0.804]))
+    written(tmp_path, evaluated("published", [0.802, 0.803, 0.804]))
     facts = row_facts(row, tmp_path, RULE)
-    assert (facts["verdict"]["kind"], facts["verdict"]["interval"]) == ("reproduced", [79.96, 80.64])
+    assert (facts.verdict.kind, facts.verdict.interval) == ("reproduced", (79.96, 80.64))
     rows = {"published": facts} | {
         name: row_facts(params.rows[name], tmp_path, RULE) for name in ("ours", "panoptic", "instance")
     }
@@ -515,22 +517,23 @@ def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_pat
 def test_five_seeds_bound_their_median_with_a_coverage_of_93_75_percent(params: Params, tmp_path: Path) -> None:
     # Between the lowest and the highest of five: 1 - 2 / 2^5.
     row = dataclasses.replace(params.rows["ours"], seeds=(0, 1, 2, 3, 4))
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71, 0.72, 0.73, 0.74]))
-    assert row_facts(row, tmp_path, RULE)["median_interval"] == {"low": 70.0, "high": 74.0, "coverage": 93.75}
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72, 0.73, 0.74]))
+    assert row_facts(row, tmp_path, RULE).median_interval == Interval(low=70.0, high=74.0, coverage=93.75)
 
 
 def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params, tmp_path: Path) -> None:
-    warned = trained("panoptic", 3)
-    warned["seeds"][1]["behind"] = [{"step": 50, "value": 0.31, "reference": "sisters", "expected": 0.4125}]
+    warning = made_up.behind(50, 0.31, 0.4125, "sisters")
+    warned = made_up.training(
+        "panoptic", [made_up.trained_seed(seed, behind=(warning,) if seed == 1 else ()) for seed in range(3)]
+    )
     result = evaluated("panoptic", [0.52, 0.52, 0.52], task="panoptic")
-    write_json(tmp_path / "evaluate" / "panoptic.json", result)
-    write_json(tmp_path / "train" / "panoptic.json", warned)
-    write_json(tmp_path / "train" / "instance.json", trained("instance", 3))
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71], key="old"))
-    write_json(tmp_path / "train" / "ours.json", trained("ours", 2, key="new"))
-    stopped = evaluated("published", [None])
-    stopped["seeds"][0] |= {"status": "stopped", "reason": "mIoU 31.00 is 10 points behind"}
-    write_json(tmp_path / "evaluate" / "published.json", stopped)
+    written(tmp_path, result)
+    written(tmp_path, warned)
+    written(tmp_path, trained("instance", 3))
+    written(tmp_path, evaluated("ours", [0.7, 0.71], key="old"))
+    written(tmp_path, trained("ours", 2, key="new"))
+    stopped = made_up.evaluation("published", [ended(0, "stopped", "mIoU 31.00 is 10 points behind")])
+    written(tmp_path, stopped)
     rows = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}
     assert attention(rows) == [
         ("ours", "the figures belong to an earlier training; dvc repro evaluate@ours"),
@@ -546,7 +549,7 @@ def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params
 
 
 def test_a_seed_that_has_no_result_yet_is_missing(params: Params, tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71]))
+    written(tmp_path, evaluated("ours", [0.7, 0.71]))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
     assert table_line("ours", facts)["seeds"].text == "2 of 3"
     assert attention({"ours": facts}) == [("ours", "a seed has no result yet; dvc repro evaluate@ours")]
@@ -560,12 +563,11 @@ def page_of(params: Params, results: Path) -> str:
 
 def test_the_page_is_whole_and_loads_nothing_from_outside(params: Params, tmp_path: Path, storage: Path) -> None:
     results, out = tmp_path / "results", tmp_path / "reports"
-    facts = evaluated("ours", [0.7, 0.71, 0.72])
-    facts["overlays"] = ["runs/k0/overlays/00000.png", "runs/gone.png"]
-    write_json(results / "evaluate" / "ours.json", facts)
-    write_json(results / "train" / "ours.json", trained("ours", 3))
+    overlays = ("runs/k0/overlays/00000.png", "runs/gone.png")
+    facts = evaluated("ours", [0.7, 0.71, 0.72], overlays=overlays)
+    written(results, facts)
+    written(results, trained("ours", 3), dataclasses.replace(facts, row="renamed"))
     write_json(results / "shard" / "d.json", {"digest": "da7a"})
-    write_json(results / "evaluate" / "renamed.json", facts)
     (storage / "runs" / "k0" / "overlays").mkdir(parents=True)
     (storage / "runs" / "k0" / "overlays" / "00000.png").write_bytes(PNG)
     curve = "".join(json.dumps({"step": s, "loss": 10 - s / 10, "lr": 0.1}) + "\n" for s in range(10, 60, 10))
@@ -588,21 +590,21 @@ def test_the_page_is_whole_and_loads_nothing_from_outside(params: Params, tmp_pa
     for fact in ("k0", "c0ffee", "da7a", "feed" * 16, "be57" * 16, "torch 2.0", "a CPU", "71.00", "6.25", "renamed"):
         assert fact in page, fact
     assert "no such row any more: renamed" in (out / "results.md").read_text()
-    written = json.loads((out / "results.json").read_text())["rows"]
-    assert written["ours"]["median"]["miou"] == 71.0
-    assert written["published"]["status"] == "not run"
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert rows["ours"]["median"]["miou"] == 71.0
+    assert rows["published"]["status"] == "not run"
 
 
 def test_the_page_shows_every_task_with_its_own_figure_and_classes(
     params: Params, tmp_path: Path, storage: Path
 ) -> None:
     for task in ("panoptic", "instance"):
-        write_json(tmp_path / "evaluate" / f"{task}.json", evaluated(task, [0.5, 0.51, 0.52], task=task, key=task))
-        write_json(tmp_path / "train" / f"{task}.json", trained(task, 3, key=task))
+        written(tmp_path, evaluated(task, [0.5, 0.51, 0.52], task=task, key=task))
+        written(tmp_path, trained(task, 3, key=task))
         (storage / "runs" / f"{task}0").mkdir(parents=True)
         points = ({"step": 50, f"val_{FIGURES[task][0]}": 0.4, "val_miou": 0.3}, {"step": 100, "val_ap_large": None})
         (storage / "runs" / f"{task}0" / "curve.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points))
-    write_json(tmp_path / "published" / "panoptic.json", published("panoptic", "panoptic", figures("panoptic", 0.52)))
+    written(tmp_path, published("panoptic", "panoptic", figures("panoptic", 0.52)))
     write_report(params, results=tmp_path, out=tmp_path / "reports")
     page = (tmp_path / "reports" / "index.html").read_text()
     titles = ["Semantic segmentation", "Panoptic segmentation", "Instance segmentation"]
@@ -629,11 +631,10 @@ def test_classes_are_compared_with_the_published_checkpoint_the_largest_differen
     params: Params, tmp_path: Path
 ) -> None:
     # Seed 0 is the only one. road 70 - 75 = -5, sky 90 - 88 = +2, car 50 - 50 = 0; bus is absent from the pictures.
-    ours, theirs = figures("semantic", 0.8), figures("semantic", 0.8044)
-    ours["per_class"] = {"iou": {"car": 0.5, "sky": 0.9, "bus": None, "road": 0.7}}
-    theirs["per_class"] = {"iou": {"car": 0.5, "sky": 0.88, "bus": None, "road": 0.75}}
-    write_json(tmp_path / "evaluate" / "published.json", evaluated("published", [ours]))
-    write_json(tmp_path / "published" / "published.json", published("published", "semantic", theirs))
+    ours = figures("semantic", 0.8, per_class={"iou": {"car": 0.5, "sky": 0.9, "bus": None, "road": 0.7}})
+    theirs = figures("semantic", 0.8044, per_class={"iou": {"car": 0.5, "sky": 0.88, "bus": None, "road": 0.75}})
+    written(tmp_path, evaluated("published", [ours]))
+    written(tmp_path, published("published", "semantic", theirs))
     page = page_of(params, tmp_path)
     lines = re.findall(
         r'<tr><th scope="row">(\w+)</th><td>([\w.]+)</td><td>([\w.]+)</td><td>([-+.\d]+)</td><td>',
@@ -650,10 +651,11 @@ def test_classes_are_compared_with_the_published_checkpoint_the_largest_differen
 
 def test_without_a_published_checkpoint_classes_are_compared_between_seeds(params: Params, tmp_path: Path) -> None:
     # car 40, 60, 50: apart by 20; road 70, 71, 70: apart by 1.
-    seeds = [figures("semantic", 0.7 + i / 100) for i in range(3)]
-    for seed, (road, car) in zip(seeds, ((0.7, 0.4), (0.71, 0.6), (0.7, 0.5)), strict=True):
-        seed["per_class"] = {"iou": {"road": road, "car": car}}
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [*seeds]))
+    seeds = [
+        figures("semantic", 0.7 + i / 100, per_class={"iou": {"road": road, "car": car}})
+        for i, (road, car) in enumerate(((0.7, 0.4), (0.71, 0.6), (0.7, 0.5)))
+    ]
+    written(tmp_path, evaluated("ours", [*seeds]))
     page = page_of(params, tmp_path)
     car = '<th scope="row">car</th><td>40.00</td><td>50.00</td><td>60.00</td><td>20.00</td>'
     road = '<th scope="row">road</th><td>70.00</td><td>70.00</td><td>71.00</td><td>1.00</td>'
@@ -663,22 +665,19 @@ def test_without_a_published_checkpoint_classes_are_compared_between_seeds(param
 def test_the_median_seed_is_the_one_nearest_to_the_median(params: Params, tmp_path: Path) -> None:
     # Of 70, 72, 74 and 71 the median is 71.5: seeds 1 and 3 are as near, and the first is taken.
     row = dataclasses.replace(params.rows["ours"], seeds=(0, 1, 2, 3))
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.72, 0.74, 0.71]))
-    assert row_facts(row, tmp_path, RULE)["median_seed"] == 1
+    written(tmp_path, evaluated("ours", [0.7, 0.72, 0.74, 0.71]))
+    assert row_facts(row, tmp_path, RULE).median_seed == 1
 
 
 def test_registered_models_and_runs_are_named_and_no_password_is_shown(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example:5000/base")
-    training = trained("ours", 1)
-    training["seeds"][0]["mlflow_run_id"] = "1f00"
-    alias = {"version": "7", "seed": 0, "run_key": "k0", "figure": "miou", "value": 0.7}
-    write_json(tmp_path / "train" / "ours.json", training)
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7]))
-    by_hand = {"version": 3, "seed": None, "run_key": None, "figure": None, "value": None}
-    aliases = {"best": alias, "median": by_hand}
-    write_json(tmp_path / "register" / "ours.json", {"model": "d-r50", "aliases": aliases})
+    best = BestVersion(version=7, seed=0, run_key="k0", figure="miou", value=0.7)
+    by_hand = RegisteredVersion(version=3, seed=None, run_key=None, figure=None, value=None)
+    aliases = Aliases(best=best, median=by_hand)
+    registered = Registration(row="ours", model="d-r50", aliases=aliases, tracking_uri="https://mlflow.example:5000")
+    written(tmp_path, trained("ours", 1, mlflow_run_id="1f00"), evaluated("ours", [0.7]), registered)
     page = page_of(params, tmp_path)
     assert "models:/d-r50@best: version 7, seed 0, mIoU 70.00" in page
     assert "models:/d-r50@median: version 3, not said of which seed" in page
@@ -696,8 +695,8 @@ def test_a_storage_root_that_fails_is_asked_once_and_the_report_is_made(
         raise OSError("the bucket does not answer")
 
     monkeypatch.setattr("pipeline.report.read_curve", refuse)
-    write_json(tmp_path / "train" / "ours.json", trained("ours", 3))
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7, 0.71, 0.72]))
+    written(tmp_path, trained("ours", 3))
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]))
     left_out = "Curves or pictures are left out: 3 files could not be read from the storage root (the bucket does not"
     assert left_out in page_of(params, tmp_path)
     assert len(asked) == 1
@@ -706,23 +705,26 @@ def test_a_storage_root_that_fails_is_asked_once_and_the_report_is_made(
 def test_a_training_that_was_accepted_for_another_key_is_told_with_reason_and_differences(
     params: Params, tmp_path: Path
 ) -> None:
-    result = trained("ours", 1)
-    result["seeds"][0]["accepted"] = {
-        "instead_of": "newer",
-        "reason": "a module was <renamed>",
-        "differences": ["code, or initial weights"],
-    }
-    write_json(tmp_path / "train" / "ours.json", result)
-    write_json(tmp_path / "evaluate" / "ours.json", evaluated("ours", [0.7]))
+    accepted = Accepted(
+        run_key="k0",
+        instead_of="newer",
+        reason="a module was <renamed>",
+        differences=("code, or initial weights",),
+        accepted_s=0,
+        note="runs/newer/accepted.json",
+    )
+    result = trained("ours", 1, accepted=accepted)
+    written(tmp_path, result)
+    written(tmp_path, evaluated("ours", [0.7]))
     told = "accepted instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
     assert told in page_of(params, tmp_path)
     assert "| k0 (accepted) |" in (tmp_path / "reports" / "results.md").read_text()
 
 
 def test_what_a_user_may_name_is_escaped(params: Params, tmp_path: Path) -> None:
-    result = evaluated("ours", [0.7, None, 0.72])
-    result["seeds"][1]["reason"] = "<script>alert(1)</script> | a"
-    write_json(tmp_path / "evaluate" / "ours.json", result)
+    first, _, third = evaluated("ours", [0.7, None, 0.72]).seeds
+    result = made_up.evaluation("ours", [first, ended(1, "diverged", "<script>alert(1)</script> | a"), third])
+    written(tmp_path, result)
     assert "<script" not in page_of(params, tmp_path)
     text = (tmp_path / "reports" / "results.md").read_text()
     assert "| 1 | diverged: &lt;script>alert(1)&lt;/script> \\| a | - |" in text

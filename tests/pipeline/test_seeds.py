@@ -25,14 +25,16 @@ from m2f.losses import Divergence
 from pipeline import train_job
 from pipeline.checkpoints import save_checkpoint, save_model
 from pipeline.cluster import Resources, ray_storage
-from pipeline.files import sha256, write_json
+from pipeline.files import sha256
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
 from pipeline.provenance import run_key
+from pipeline.run_folder import pools_of, write_pools
 from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
 from pipeline.storage import storage_root
 from pipeline.train_loop import Left, Run
 from tests.pipeline.conftest import NO_WEIGHTS
+from tests.pipeline.made_up import pool
 from tests.pipeline.ray_hosts import RayHosts
 from tests.pipeline.train_process import Job
 from tests.shared import PROJECT
@@ -63,7 +65,7 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
 ) -> None:
     quiet = make_job("quiet", workers=1, seeds=SEEDS)
     quiet.start()
-    assert [seed["status"] for seed in quiet.wait()["seeds"]] == ["finished"] * 3
+    assert [seed.status for seed in quiet.wait().seeds] == ["finished"] * 3
     lines = quiet.log().splitlines()
     assert f"small: 3 seeds to train on {pools()} pools of 1 worker with 1 core" in lines
     for seed in SEEDS:
@@ -76,9 +78,9 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
     job.start()
     job.wait_for_step(9, seed=1)
     job.workers()[0].send_signal(signal.SIGKILL)
-    first, second, third = job.wait()["seeds"]
-    assert [first["status"], second["status"], third["status"]] == ["finished", "failed", "finished"]
-    assert "belongs to run another, not to" in second["reason"]
+    first, second, third = job.wait().seeds
+    assert [first.status, second.status, third.status] == ["finished", "failed", "finished"]
+    assert "belongs to run another, not to" in second.reason
     assert "small seed 2: failed: checkpoint " in job.log()
     assert "lost a worker (1 of 3 times)" in job.log() and "going on from step" in job.log()
     assert job.weights(1) == quiet.weights(1) and job.weights(3) == quiet.weights(3)
@@ -87,8 +89,8 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
     before = [digests(folder) for folder in folders if folder]
     foreign.unlink()
     job.start()
-    seeds = job.wait()["seeds"]
-    assert [seed["status"] for seed in seeds] == ["finished"] * 3 and (seeds[0], seeds[2]) == (first, third)
+    seeds = job.wait().seeds
+    assert [seed.status for seed in seeds] == ["finished"] * 3 and (seeds[0], seeds[2]) == (first, third)
     assert job.weights(2) == quiet.weights(2)
     assert [digests(folder) for folder in folders if folder] == before
     assert "small: 1 seed to train on one pool of 1 worker with 1 core" in job.log()
@@ -125,7 +127,7 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
     if number == signal.SIGINT:
         return  # both end the same way
     job.start()
-    assert [seed["status"] for seed in job.wait()["seeds"]] == ["finished", "finished"]
+    assert [seed.status for seed in job.wait().seeds] == ["finished", "finished"]
     assert job.log().count(": going on from step") == 2 - finished
     for seed in (1, 2):
         assert [point["step"] for point in job.curve(seed)] == list(range(1, 25))
@@ -152,7 +154,7 @@ def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_s
         time.sleep(12)  # Ray gives up twice meanwhile
         waiting = "small seed 1: waits for a pool of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
         assert job.log().splitlines()[-1] == waiting
-    assert [seed["status"] for seed in job.wait()["seeds"]] == ["finished", "finished"]
+    assert [seed.status for seed in job.wait().seeds] == ["finished", "finished"]
     said = job.log()  # the second seed queued: its first line comes after the first one's last
     assert "small: 2 seeds to train on one pool of 2 workers with 1 core each" in said
     assert said.index("small seed 1: step 24: validation") < said.index("small seed 2: ")
@@ -197,7 +199,7 @@ def test_finished_seeds_need_neither_ray_nor_torch(
         "from pipeline.seeds import train_row\n"
         "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
         "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
-        "print(result['seeds'][0]['status'], [n for n in ('ray', 'torch') if n in sys.modules])"
+        "print(result.seeds[0].status, [n for n in ('ray', 'torch') if n in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert answer.stdout == "finished []\n"
@@ -206,17 +208,17 @@ def test_finished_seeds_need_neither_ray_nor_torch(
 def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_found_again(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
-    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
-    mlflow_client().update_run(seed["mlflow_run_id"], status="RUNNING")
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    mlflow_client().update_run(seed.mlflow_run_id, status="RUNNING")
     train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
-    assert mlflow_client().get_run(seed["mlflow_run_id"]).info.status == "FINISHED"
+    assert mlflow_client().get_run(seed.mlflow_run_id).info.status == "FINISHED"
 
 
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
-    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
-    run_dir = storage_root() / seed["run_dir"]
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    run_dir = storage_root() / seed.run_dir
     (run_dir / "finished.json").unlink()
     save_model(run_dir, step=3, run_key="another", tensors={"a": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"no seed .* finished \(seed 1: checkpoint .* belongs to run another, not to"):
@@ -227,9 +229,9 @@ def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
     row = dataclasses.replace(two_steps, seeds=(1, 2))
-    (alone,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, only=2)["seeds"]
-    both = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
-    assert both[1] == alone and both[0]["run_key"] != alone["run_key"]
+    (alone,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, only=2).seeds
+    both = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    assert both[1] == alone and both[0].run_key != alone.run_key
 
 
 # What follows a failure
@@ -380,7 +382,7 @@ def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for
     def fit(run: Run, resources: Resources, lines: Any) -> None:
         began.append(resources.workers)
         if hosts:
-            write_json(run.run_dir / "pools.json", [{"from_step": 0, "workers": 4, "hosts": hosts, "devices": ["x"]}])
+            write_pools(run.run_dir, [pool(workers=4, hosts=hosts)])
         if (error := next(errors, None)) is not None:
             raise error
 
@@ -409,8 +411,7 @@ def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small
 
 def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
     def noted() -> list[tuple[int, int, int]]:
-        pools = json.loads((small_run.run_dir / "pools.json").read_text())
-        return [(pool["from_step"], pool["workers"], pool["hosts"]) for pool in pools]
+        return [(pool.from_step, pool.workers, pool.hosts) for pool in pools_of(small_run.run_dir)]
 
     train_job.note_pool(small_run, "a")
     train_job.note_pool(small_run, "a")  # lost before its first checkpoint
@@ -421,18 +422,16 @@ def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: R
     save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
     train_job.note_pool(small_run, "a")
     assert noted() == [(0, 1, 1), (4, 1, 1)]
-    assert [pool["train_s"] for pool in json.loads((small_run.run_dir / "pools.json").read_text())] == [0.0, 60.0]
+    assert [pool.train_s for pool in pools_of(small_run.run_dir)] == [0.0, 60.0]
     assert train_job._workers_in_turn(small_run) == {}
-    pools = json.loads((small_run.run_dir / "pools.json").read_text())
     counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
-    pools = [{**pools[0], "from_step": step, "workers": workers} for step, workers in counts]
-    write_json(small_run.run_dir / "pools.json", pools)
+    write_pools(small_run.run_dir, [pool(workers=workers, from_step=step) for step, workers in counts])
     assert train_job._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
 
 
 def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> None:
     def of(*pools: tuple[int, int]) -> int | None:
-        return _workers([{"from_step": step, "workers": workers} for step, workers in pools], 100)
+        return _workers([pool(from_step=step, workers=workers) for step, workers in pools], 100)
 
     assert of((0, 8)) == 8
     assert of((0, 8), (30, 4)) == 4  # 30 and 70 steps
@@ -443,17 +442,17 @@ def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> 
 
 def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_pools() -> None:
     # 60 s on 8 workers, 30 s on 4 and 10 s on 8 again: 480 + 120 + 80
-    pools = [{"train_s": 0.0, "workers": 8}, {"train_s": 60.0, "workers": 4}, {"train_s": 90.0, "workers": 8}]
+    pools = [pool(train_s=train_s, workers=workers) for train_s, workers in ((0.0, 8), (60.0, 4), (90.0, 8))]
     assert _worker_s(pools, 100.0) == 680.0
 
 
 def test_a_training_in_this_process_says_so_in_its_result(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]]
 ) -> None:
-    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
-    (pool,) = seed["pools"]
-    assert (seed["workers"], pool["from_step"], pool["workers"], pool["hosts"]) == (1, 0, 1, 1)
-    assert pool["devices"] == [seed["environment"]["device"]] and seed["worker_s"] == seed["train_s"] > 0
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    (only,) = seed.pools
+    assert (seed.workers, only.from_step, only.workers, only.hosts) == (1, 0, 1, 1)
+    assert only.devices == (seed.environment.device,) and seed.worker_s == seed.train_s > 0
 
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:

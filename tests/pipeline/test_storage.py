@@ -29,6 +29,7 @@ from pipeline.files import copy_file, delete, files_below, sha256, whole_file, w
 from pipeline.loader import training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
+from pipeline.results import TrainingResult, read_result, write_result
 from pipeline.storage import copy_named, inventory, local_file, named_digests, root_at, storage_root, store_failure
 from pipeline.tracking import read_curve
 from stages import run
@@ -507,12 +508,12 @@ def test_what_results_name_is_copied_to_a_bucket_and_back(
 # A row
 
 TRAIN = """
-import json, pickle
+import pickle
 from pathlib import Path
 from pipeline.seeds import train_row
 
 row, manifest, weights = pickle.loads(Path("job.pickle").read_bytes())
-Path("trained.json").write_text(json.dumps(train_row(row, manifest=manifest, weights=weights)))
+train_row(row, manifest=manifest, weights=weights, results=Path("results"))
 """
 
 
@@ -525,7 +526,7 @@ def copy_shards(source: Path, target: Path) -> None:
 
 
 def training(folder: Path, row: Row, manifest: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """A process that trains a row with what is in the environment, and writes trained.json into the folder."""
+    """A process that trains a row with what is in the environment, and writes its result into the folder."""
     (folder / "job.pickle").write_bytes(pickle.dumps((row, manifest, NO_WEIGHTS)))
     with open(folder / "log", "ab") as log:
         return subprocess.Popen([sys.executable, "-c", TRAIN], cwd=folder, stdout=log, stderr=log)
@@ -561,31 +562,34 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     second = training(tmp_path, row, manifest)
     assert second.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
     assert "going on from step" in (tmp_path / "log").read_text()
-    resumed = json.loads((tmp_path / "trained.json").read_text())
+    results = tmp_path / "results"
+    resumed = read_result(TrainingResult, "small", results=results)
     evaluated = evaluate_row(row, manifest=manifest, train_result=resumed)
     points = read_curve(curve)
-    last = bucket / resumed["seeds"][0]["run_dir"] / resumed["seeds"][0]["checkpoints"]["last"]["path"]
-    with local_file(last, resumed["seeds"][0]["checkpoints"]["last"]["sha256"]) as file:
+    (seed,) = resumed.seeds
+    assert seed.checkpoints is not None
+    last = bucket / seed.run_dir / seed.checkpoints.last.path
+    with local_file(last, seed.checkpoints.last.sha256) as file:
         weights = load_file(file)
-    results = tmp_path / "results"
-    write_json(results / "train/small.json", resumed)
-    write_json(results / "evaluate/small.json", evaluated)
+    write_result(evaluated, "small", results=results)
     params = load_params(PROJECT / "params.yaml")
     write_report(dataclasses.replace(params, rows={"small": row}), results=results, out=tmp_path / "reports")
     page = (tmp_path / "reports/index.html").read_text()
-    assert resumed["seeds"][0]["run_key"] in page and "data:image/jpeg;base64," in page
-    assert not storage.wrong_file(f"{resumed['seeds'][0]['run_dir']}/checkpoints/{last.name}", sha256(last))
+    assert seed.run_key in page and "data:image/jpeg;base64," in page
+    assert not storage.wrong_file(f"{seed.run_dir}/checkpoints/{last.name}", sha256(last))
 
     use(monkeypatch, tmp_path / "storage")
     undisturbed = training(tmp_path, row, manifest)
     assert undisturbed.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
-    trained = json.loads((tmp_path / "trained.json").read_text())
-    run_dir = tmp_path / "storage" / trained["seeds"][0]["run_dir"]
+    trained = read_result(TrainingResult, "small", results=results)
+    (seed,) = trained.seeds
+    assert seed.checkpoints is not None
+    run_dir = tmp_path / "storage" / seed.run_dir
     assert points == read_curve(run_dir / "curve.jsonl")
-    expected = load_file(run_dir / trained["seeds"][0]["checkpoints"]["last"]["path"])
+    expected = load_file(run_dir / seed.checkpoints.last.path)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert evaluate_row(row, manifest=manifest, train_result=trained)["median"] == evaluated["median"]
+    assert evaluate_row(row, manifest=manifest, train_result=trained).median == evaluated.median
 
 
 @pytest.mark.ray
@@ -609,12 +613,12 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
         monkeypatch.setenv("RAY_TMPDIR", ray)
         process = training(tmp_path, row, small_data[1])
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
-    seeds = json.loads((tmp_path / "trained.json").read_text())["seeds"]
-    assert [(entry["status"], entry["workers"]) for entry in seeds] == [("finished", 2)] * 2
+    seeds = read_result(TrainingResult, "small", results=tmp_path / "results").seeds
+    assert [(entry.status, entry.workers) for entry in seeds] == [("finished", 2)] * 2
     for entry in seeds:
-        assert [point["step"] for point in read_curve(bucket / entry["run_dir"] / "curve.jsonl")] == [1, 2, 3, 4]
-        assert not storage.wrong_file(
-            f"{entry['run_dir']}/{entry['checkpoints']['last']['path']}", entry["checkpoints"]["last"]["sha256"]
-        )
-        assert f"small seed {entry['seed']}: step 4/4" in (tmp_path / "log").read_text()
+        assert [point["step"] for point in read_curve(bucket / entry.run_dir / "curve.jsonl")] == [1, 2, 3, 4]
+        assert entry.checkpoints is not None
+        last = entry.checkpoints.last
+        assert not storage.wrong_file(f"{entry.run_dir}/{last.path}", last.sha256)
+        assert f"small seed {entry.seed}: step 4/4" in (tmp_path / "log").read_text()
     assert not [name for name in files_below(bucket) if "/ray/" in name]

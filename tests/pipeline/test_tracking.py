@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import json
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 
 from pipeline import mlflow_client, sender
-from pipeline.files import write_json
+from pipeline.results import write_result
+from pipeline.run_folder import write_note
 from pipeline.sender import Machine, point_line
 from pipeline.tracking import (
     Curve,
@@ -32,6 +34,7 @@ from pipeline.tracking import (
 )
 from stages.track import main as track
 from tests.mlflow_server import Server, free_port
+from tests.pipeline.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.shared import PROJECT
 
 FOREVER = 10**9
@@ -253,8 +256,7 @@ def trained(run_key: str = "k0", *, seed: int = 0, points: int = 3, evaluated: b
         point_line(10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1}, 1_700_000_000_000 + n) + "\n" for n in range(points)
     ]
     (folder / "curve.jsonl").write_text("".join(lines))
-    environment = {"device": "EPYC", "cuda": None, "git_commit": "abc", "git_changed": False}
-    (folder / "environment.json").write_text(json.dumps(environment))
+    write_note(folder, dataclasses.replace(CPU, device="EPYC", git_commit="abc"))
     if evaluated:
         (folder / "evaluation").mkdir()
         (folder / "evaluation" / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
@@ -382,10 +384,9 @@ def test_one_command_brings_mlflow_up_to_date_with_results(
     trained("k0"), trained("k1", seed=1)
     for key in ("k0", "k1"):
         open_run(**described(key), run_dir=Path("storage/runs", key))
-    seeds = [{"seed": n, "run_key": f"k{n}", "status": "finished"} for n in (0, 1)]
-    write_json("results/train/shapes_tiny.json", {"row": "shapes_tiny", "seeds": seeds})
-    evaluated = [{**seed, "checkpoints": {"last": {"step": 9, "miou": 0.5, "per_class": {}}}} for seed in seeds]
-    write_json("results/evaluate/shapes_tiny.json", {"row": "shapes_tiny", "seeds": evaluated, "decides": "last"})
+    write_result(training("shapes_tiny", [trained_seed(n) for n in (0, 1)]), "shapes_tiny")
+    evaluated = [evaluated_seed(n, checkpoint("panoptic", 0.5)) for n in (0, 1)]
+    write_result(evaluation("shapes_tiny", evaluated, task="panoptic"), "shapes_tiny")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/empty.db")
     monkeypatch.setattr(sys, "argv", ["track", "--params", str(PROJECT / "params.yaml")])
     for _ in range(2):
@@ -405,8 +406,7 @@ def test_the_command_names_a_server_that_takes_nothing(workspace: Path, monkeypa
     uri = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     open_run(**described("k0"), run_dir=Path("storage/runs/k0"))
-    seeds = [{"seed": 0, "run_key": "k0", "status": "finished"}]
-    write_json("results/train/shapes_tiny.json", {"row": "shapes_tiny", "seeds": seeds})
+    write_result(training("shapes_tiny", [trained_seed(0)]), "shapes_tiny")
     monkeypatch.setattr(sys, "argv", ["track", "--params", str(PROJECT / "params.yaml")])
     with pytest.raises(OSError, match=f"{uri} did not take 2 runs; run python -m stages.track again"):
         track()

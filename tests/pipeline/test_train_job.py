@@ -21,6 +21,8 @@ from mlflow import MlflowClient
 
 from pipeline import tracking, train_loop
 from pipeline.params import Row
+from pipeline.results import Pool
+from pipeline.run_folder import pools_of
 from pipeline.seeds import train_row
 from pipeline.tracking import read_curve
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -38,7 +40,7 @@ def test_a_killed_worker_and_then_a_killed_job_end_with_the_weights_of_an_undist
     undisturbed, killed = make_job("undisturbed"), make_job("killed")
     undisturbed.start()
     result = undisturbed.wait()
-    assert result["seeds"][0]["status"] == "finished" and result["seeds"][0]["workers"] == 2
+    assert result.seeds[0].status == "finished" and result.seeds[0].workers == 2
 
     killed.start()
     killed.wait_for_step(5)
@@ -48,9 +50,9 @@ def test_a_killed_worker_and_then_a_killed_job_end_with_the_weights_of_an_undist
     killed.wait_for_step(14)
     assert "lost a worker (1 of 3 times)" in killed.log() and "going on from step" in killed.log()
     killed.kill_everything()
-    assert not (killed.folder / "result.json").exists()
+    assert not killed.has_result
     killed.start()
-    assert killed.wait()["seeds"][0]["status"] == "finished"
+    assert killed.wait().seeds[0].status == "finished"
     assert killed.log().count("going on from step") == 2
 
     assert killed.weights() == undisturbed.weights()
@@ -71,7 +73,7 @@ def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable
     assert job.ended() == 1
     last_line = job.log().splitlines()[-1]
     assert "no seed of row small finished" in last_line and shard.name in last_line
-    assert job.result()["seeds"][0]["status"] == "failed"  # which the report shows
+    assert job.result().seeds[0].status == "failed"  # which the report shows
 
 
 @pytest.mark.ray
@@ -96,16 +98,16 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
 
         other = hosts.add(cpus=1)
         job.until(lambda: len(pools(job)) == 2)
-        assert (pools(job)[-1]["workers"], pools(job)[-1]["hosts"]) == (2, 2)
-        began = pools(job)[-1]["from_step"]
+        assert (pools(job)[-1].workers, pools(job)[-1].hosts) == (2, 2)
+        began = pools(job)[-1].from_step
         job.wait_for_step(began + 8)
         hosts.lose(other)
         lost_s, by_two = time.monotonic(), job.curve()
         job.until(lambda: len(pools(job)) == 3)
         assert time.monotonic() - lost_s < 60
-        assert (pools(job)[-1]["workers"], pools(job)[-1]["hosts"]) == (1, 1)
+        assert (pools(job)[-1].workers, pools(job)[-1].hosts) == (1, 1)
         assert "goes on with 1 of its 2 workers until the others' places are free again" in job.log()
-        shrunk = pools(job)[-1]["from_step"]
+        shrunk = pools(job)[-1].from_step
         assert began < shrunk < by_two[-1]["step"]  # so some steps are made again
         job.wait_for_step(by_two[-1]["step"])
         assert [point["loss"] for point in job.curve()][shrunk : len(by_two)] == pytest.approx(
@@ -114,9 +116,9 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
 
         hosts.add(cpus=1)
         job.until(lambda: len(pools(job)) == 4)
-        grown = pools(job)[-1]["from_step"]
+        grown = pools(job)[-1].from_step
         shutil.copytree(job.run_dir(5), tmp_path / "copy")
-        assert pools(job)[-1]["workers"] == 2 and one.poll() is None
+        assert pools(job)[-1].workers == 2 and one.poll() is None
         assert "goes on with all 2 workers after its next checkpoint: there is room again" in job.log()
         job.wait_for_step(grown + 5)
     assert job.log().count("lost a worker") == 2
@@ -136,10 +138,9 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
     )
 
 
-def pools(job: Job) -> list[dict[str, Any]]:
+def pools(job: Job) -> tuple[Pool, ...]:
     """The pools that have made the job's steps in turn."""
-    found: list[dict[str, Any]] = json.loads((folder / "pools.json").read_text()) if (folder := job.run_dir(5)) else []
-    return found
+    return pools_of(folder) if (folder := job.run_dir(5)) else ()
 
 
 @pytest.mark.ray
@@ -218,7 +219,7 @@ def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothi
             train_loop.train(asked)
         assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
     result = train_loop.train(asked)  # the last step is an end
-    assert result["metrics"] == undisturbed["metrics"]
+    assert result is not None and undisturbed is not None and result.metrics == undisturbed.metrics
     losses = [
         [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
     ]
@@ -235,8 +236,8 @@ def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
     more = dataclasses.replace(two_steps, seeds=(1, 2))
     second = train_row(more, manifest=small_data[1], weights=NO_WEIGHTS)
     assert trained == [2]
-    assert second["seeds"][0] == first["seeds"][0]
-    assert [entry["status"] for entry in second["seeds"]] == ["finished", "finished"]
+    assert second.seeds[0] == first.seeds[0]
+    assert [entry.status for entry in second.seeds] == ["finished", "finished"]
 
 
 def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
@@ -252,9 +253,9 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
 
     monkeypatch.setattr(train_loop, "build", poisoned)
     row = dataclasses.replace(two_steps, seeds=(1, 2))
-    seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
-    assert [entry["status"] for entry in seeds] == ["diverged", "finished"]
-    assert "seed 1 diverged in step 0" in seeds[0]["reason"]
+    seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    assert [entry.status for entry in seeds] == ["diverged", "finished"]
+    assert "seed 1 diverged in step 0" in seeds[0].reason
     monkeypatch.setattr(train_loop, "build", original)
     with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
         train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
@@ -265,7 +266,7 @@ def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
 ) -> None:
     original, answers = tracking.attempt, itertools.chain([False], itertools.repeat(True))
     monkeypatch.setattr(tracking, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)
-    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)["seeds"]
+    (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    assert [point.step for point in client.get_metric_history(seed["mlflow_run_id"], "loss")] == [1, 2]
-    assert client.get_run(seed["mlflow_run_id"]).info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(seed.mlflow_run_id, "loss")] == [1, 2]
+    assert client.get_run(seed.mlflow_run_id).info.status == "FINISHED"

@@ -104,13 +104,14 @@ def test_newest_and_best_checkpoint_are_kept_and_a_finished_run_is_not_trained_a
 ) -> None:
     run = make_run("run")
     result = train(run)
+    assert result is not None
     kept = {int(path.stem.split("-")[1]) for path in (run.run_dir / "checkpoints").iterdir()}
-    assert kept == {6, result["checkpoints"]["best"]["step"]}
+    assert kept == {6, result.checkpoints.best.step}
     best = max(
         (point for point in read_curve(run.run_dir / "curve.jsonl") if "val_pq" in point), key=lambda p: p["val_pq"]
     )
-    assert result["checkpoints"]["best"]["figure"] == "pq"
-    assert result["checkpoints"]["best"]["value"] == best["val_pq"]
+    assert result.checkpoints.best.figure == "pq"
+    assert result.checkpoints.best.value == best["val_pq"]
     with monkeypatch.context() as patch:
         patch.setattr(train_loop, "build", None)  # a training would call it
         assert train(run) == result
@@ -127,7 +128,8 @@ def test_a_finished_run_whose_checkpoint_is_gone_is_trained_again_to_the_same_bi
     again = train(run)
     assert_same_bits(before, weights_of(run, 6))
     # the files' digests differ: their headers say how long the training took
-    assert again["checkpoints"].keys() == result["checkpoints"].keys() and again["metrics"] == result["metrics"]
+    assert again is not None and result is not None
+    assert again.checkpoints.best.step == result.checkpoints.best.step and again.metrics == result.metrics
 
 
 def _trained(rank: int, size: int, run: Run, address: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 
 from pipeline.params import Row
+from pipeline.results import PublishedEvaluation, TrainingResult, read_result, result_path
 from pipeline.tracking import read_curve
 from tests.shared import PROJECT
 
@@ -34,7 +34,7 @@ from tests.pipeline.conftest import NO_WEIGHTS
 
 def main() -> None:
     row, manifest, published = pickle.loads(Path("job.pickle").read_bytes())
-    train_row(row, manifest=manifest, weights=NO_WEIGHTS, published=published, out=Path("result.json"))
+    train_row(row, manifest=manifest, weights=NO_WEIGHTS, published=published, results=Path("results"))
 
 
 if __name__ == "__main__":
@@ -50,7 +50,7 @@ class Job:
         self.folder, self.storage = folder, folder / "storage"
         shutil.copytree(shards, self.storage)
         self.row, self.manifest, self.workers_wanted = row, manifest, workers
-        self.published: dict[str, Any] | None = None
+        self.published: PublishedEvaluation | None = None
         (folder / "driver.py").write_text(DRIVER)
         self.ray = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")  # Ray's socket paths must be short
         self.process: subprocess.Popen[bytes] | None = None
@@ -85,14 +85,17 @@ class Job:
         assert self.process is not None
         return self.process.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 200) -> dict[str, Any]:
-        """What results/train/<row>.json would hold, after an end without an error."""
+    def wait(self, timeout_s: float = 200) -> TrainingResult:
+        """What the stage has written, after an end without an error."""
         assert self.ended(timeout_s) == 0, self.log()[-3000:]
         return self.result()
 
-    def result(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return result
+    @property
+    def has_result(self) -> bool:
+        return result_path(TrainingResult, self.row.name, results=self.folder / "results").exists()
+
+    def result(self) -> TrainingResult:
+        return read_result(TrainingResult, self.row.name, results=self.folder / "results")
 
     def run_dir(self, seed: int) -> Path | None:
         """The run folder of a seed that has begun; None before."""

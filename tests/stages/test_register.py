@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from pipeline.files import write_json
 from pipeline.params import load_params
+from pipeline.results import Registration, read_result, write_result
 from tests.pipeline.registered import results_of
 from tests.project_copy import Copy
 from tests.shared import PROJECT
@@ -24,18 +24,18 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     names = {"class_names": list(shapes.class_names), "thing_classes": list(shapes.thing_classes)}
     write_json(tmp_path / "results/shard/shapes.json", {"digest": "d", "terms": "", **names})
     results = results_of(row, tmp_path / "storage", {0: 0.5654, 1: 0.5883})
-    write_json(tmp_path / "results/train/shapes_tiny.json", results["trained"])
+    write_result(results["trained"], row.name, results=tmp_path / "results")
     command = [sys.executable, "-m", "stages.register", "shapes_tiny"]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 1
     assert answer.stderr == (
         "error: results/evaluate/shapes_tiny.json does not exist; make it with: dvc repro evaluate@shapes_tiny\n"
     )
-    write_json(tmp_path / "results/evaluate/shapes_tiny.json", results["evaluated"])
+    write_result(results["evaluated"], row.name, results=tmp_path / "results")
     assert copy.python("-m", "stages.register", "shapes_tiny") == (
         "models:/shapes-tiny@best is version 1: PQ 58.83, seed 1\n"
         "models:/shapes-tiny@median is version 2: PQ 56.54, seed 0\n"
     )
-    result = json.loads((tmp_path / "results/register/shapes_tiny.json").read_text())
-    assert result["aliases"]["best"]["version"] == 1 and result["aliases"]["median"]["version"] == 2
+    aliases = read_result(Registration, row.name, results=tmp_path / "results").aliases
+    assert aliases.best.version == 1 and aliases.median.version == 2
     assert (tmp_path / "storage/mlflow/shapes/models").is_dir()  # found again from other folders
