@@ -20,7 +20,7 @@ from pipeline.results import (
     Which,
 )
 from pipeline.run_folder import evaluation_dir
-from pipeline.storage import storage_root, stored
+from pipeline.storage import storage_root
 from pipeline.tasks import FIGURES, primary
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _job(row: Row, seed: TrainedSeed, which: Which, manifest: Manifest, resource
     return Job(
         row=row,
         manifest=manifest,
-        checkpoint=stored(f"{seed.run_dir}/{checkpoint.path}", made_by=f"dvc repro -f train@{row.name}"),
+        checkpoint=storage_root() / seed.run_dir / checkpoint.path,
         sha256=checkpoint.sha256,
         run_key=seed.run_key,
         step=checkpoint.step,

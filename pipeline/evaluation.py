@@ -29,6 +29,7 @@ from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.results import EvaluatedCheckpoint, Figures, Manifest
 from pipeline.run_folder import OVERLAYS, evaluation_dir
+from pipeline.storage import stored
 from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
         return found
     from pipeline.checkpoints import check_digest
 
+    stored(f"runs/{job.run_key}/checkpoints/{job.checkpoint.name}", made_by=f"dvc repro -f train@{job.row.name}")
     check_digest(job.checkpoint, job.sha256, row=job.row.name)
     records = job.manifest.splits["val"].records
     parts = parts_of(records)

@@ -27,7 +27,7 @@ from pipeline.checkpoints import checkpoint_path
 from pipeline.fetch import fetch, open_sources
 from pipeline.files import write_json
 from pipeline.params import load_params
-from pipeline.provenance import device_name
+from pipeline.provenance.environment import device_name
 from pipeline.shards import build
 from pipeline.tracking import read_curve
 from pipeline.train_loop import LEAVE, Left, Run, train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from pipeline.measures import Measures, measure
 from pipeline.params import Row
 from pipeline.pictures import decode_image
 from pipeline.results import Manifest
+from pipeline.run_folder import evaluation_dir
 from pipeline.seeds import train_row
 from pipeline.tasks import FIGURES
+from pipeline.tracking import track_row
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.manifests import made_up_manifest
 
@@ -61,9 +64,10 @@ def test_a_row_is_evaluated_tracked_and_drawn(
 ) -> None:
     manifest = small_data[1]
     trained = train_row(two_steps, manifest=manifest, weights=NO_WEIGHTS)
-    result = evaluate_row(two_steps, manifest=manifest, train_result=trained)
+    result = evaluate_row(two_steps, manifest=manifest, trained=trained)
+    ids = track_row(two_steps, result.seeds, decides=result.decides)
     (seed,) = result.seeds
-    assert seed.checkpoints is not None
+    assert seed.checkpoints is not None and ids[seed.run_key] == seed.mlflow_run_id
     last = seed.checkpoints.last
     assert set(last.figures) == set(FIGURES["panoptic"])
     assert last.figures == trained.seeds[0].metrics  # the loop's validation is the same evaluation
@@ -78,7 +82,7 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     overlay = decode_image((tmp_path / "storage" / result.overlays[0]).read_bytes(), "overlay")
     assert overlay.shape == (64, 3 * 96 + 2 * 4, 3)
 
-    folder = tmp_path / "storage" / trained.seeds[0].run_dir / "evaluation"
+    folder = evaluation_dir(tmp_path / "storage" / trained.seeds[0].run_dir, last.key)
     pixels = json.loads((folder / "confusion.json").read_text())
     assert tuple(pixels["class_names"]) == manifest.class_names
     # one row per true class: the pixels that the validation pictures hold of it
@@ -108,7 +112,7 @@ def test_the_checkpoint_rule_says_which_figures_are_reported(two_steps: Row, sma
     reported = {}
     for rule in ("unknown", "last", "best"):
         ruled = dataclasses.replace(row, checkpoint_rule=rule)
-        result = evaluate_row(ruled, manifest=small_data[1], train_result=trained)
+        result = evaluate_row(ruled, manifest=small_data[1], trained=trained)
         decides = {"unknown": "last", "last": "last", "best": "best"}[rule]
         assert result.decides == decides and result.checkpoint_rule == rule
         checkpoints = result.seeds[0].checkpoints
@@ -127,10 +131,15 @@ def test_an_altered_or_missing_checkpoint_is_not_evaluated(
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"is not the one train@small wrote .* run dvc repro -f train@small"):
-        evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+        evaluate_row(two_steps, manifest=small_data[1], trained=trained)
     path.unlink()
     with pytest.raises(ValueError, match=r"is missing from the storage root .*: dvc repro -f train@small"):
-        evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+        evaluate_row(two_steps, manifest=small_data[1], trained=trained)
+
+
+def forget_evaluations(folder: Path) -> None:
+    for path in (folder / "storage").glob("runs/*/evaluations"):
+        shutil.rmtree(path)
 
 
 @pytest.mark.ray
@@ -141,14 +150,16 @@ def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
     import ray
 
     trained = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
-    alone = evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+    alone = evaluate_row(two_steps, manifest=small_data[1], trained=trained)
+    forget_evaluations(tmp_path)
     monkeypatch.setenv("M2F_WORKERS", "2")
     try:
-        shared = evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+        shared = evaluate_row(two_steps, manifest=small_data[1], trained=trained)
+        forget_evaluations(tmp_path)
         (shard,) = (tmp_path / "storage").glob("shards/*/val-*.arrow")
         shard.unlink()
         with pytest.raises(ValueError, match=r"^shards/.* is missing from the storage root") as caught:
-            evaluate_row(two_steps, manifest=small_data[1], train_result=trained)
+            evaluate_row(two_steps, manifest=small_data[1], trained=trained)
         assert "Traceback" not in str(caught.value)  # the task's sentence, not Ray's report of it
     finally:
         ray.shutdown()

@@ -156,7 +156,7 @@ def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
 def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
     whole = [picture.name for picture in validation_pictures(manifest, TEST)]
     assert whole == ["p0", "p1", "p2", "p3", "p4"]
-    shares = [[p.name for p in validation_pictures(manifest, TEST, worker=w, workers=3)] for w in range(3)]
+    shares = [[p.name for p in validation_pictures(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
     assert shares == [["p0", "p3"], ["p1", "p4"], ["p2"]]
     picture = next(validation_pictures(manifest, TEST))
     assert picture.image.shape == (3, 24, 32)  # 12 x 16, short side to 24

@@ -28,8 +28,7 @@ from safetensors import safe_open
 
 from pipeline.answers import Outcome
 from pipeline.checkpoints import load_checkpoint
-from pipeline.loader import Picture
-from pipeline.measures import measure
+from pipeline.measures import predictions
 from pipeline.params import MsFlipConfig, Row
 from pipeline.provenance.code import code_digest
 from pipeline.registered_model import ANSWERING, LIBRARIES, MODULES, _png
@@ -60,13 +59,8 @@ def measured(row: Row, manifest: Manifest, storage: Path) -> list[Outcome]:
     """What evaluation makes of the row's checkpoint."""
     model = decided_network(row, seed=0)
     load_checkpoint(storage / "runs/run4/checkpoints/step-00000002.safetensors", model=model, run_key="run4")
-    outcomes: list[Outcome] = []
-
-    def keep(_: Picture, outcome: Outcome) -> None:
-        outcomes.append(outcome)
-
-    measure(model, manifest, row, on_picture=keep)
-    return outcomes
+    places = range(manifest.splits["val"].records)
+    return [outcome for _, outcome in predictions(model, manifest, row, places=places)]
 
 
 def assert_same(answer: dict[str, Any], outcome: Outcome, task: str) -> int:
