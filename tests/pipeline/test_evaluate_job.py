@@ -131,7 +131,6 @@ def test_an_altered_or_missing_checkpoint_is_not_evaluated(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(200)
 def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
     two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
