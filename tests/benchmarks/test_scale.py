@@ -187,7 +187,6 @@ def test_the_page_names_its_commands_and_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_senders_are_counted_by_what_a_real_server_stores(capsys: pytest.CaptureFixture[str]) -> None:
     scale.measure_mlflow("", 3.0)
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

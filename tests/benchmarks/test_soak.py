@@ -265,7 +265,6 @@ def test_a_run_is_told_by_its_pools_and_by_what_mlflow_has_of_it(tmp_path: Path)
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     copy = Copy(tmp_path / "copy")

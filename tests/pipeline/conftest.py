@@ -74,18 +74,25 @@ def small_row() -> Row:
 
 @pytest.fixture
 def two_steps(
-    small_row: Row, small_data: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_row: Row,
+    small_data: tuple[Path, Manifest],
+    empty_mlflow: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Row:
     """The small row for two steps of one seed, trained in this process, in a storage root of its own."""
     shutil.copytree(small_data[0], tmp_path / "storage")
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     monkeypatch.setenv("M2F_WORKERS", "0")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=2), seeds=(1,))
 
 
 @pytest.fixture
-def make_job(small_data: tuple[Path, Manifest], small_row: Row, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def make_job(
+    small_data: tuple[Path, Manifest], small_row: Row, empty_mlflow: Path, tmp_path: Path
+) -> Iterator[Callable[..., Job]]:
     """A Job of the small row for 24 steps; keywords replace fields of the row."""
     jobs: list[Job] = []
     train = dataclasses.replace(small_row.train, steps=STEPS, val_interval=12, checkpoint_interval=4)
@@ -93,6 +100,7 @@ def make_job(small_data: tuple[Path, Manifest], small_row: Row, tmp_path: Path) 
     def make(name: str, *, workers: int = 2, **fields: Any) -> Job:
         row = dataclasses.replace(small_row, train=train, **{"seeds": (5,), **fields})
         jobs.append(Job(tmp_path / name, small_data[0], row, small_data[1], workers=workers))
+        shutil.copy(empty_mlflow, tmp_path / name / "mlflow.db")
         return jobs[-1]
 
     yield make

@@ -119,7 +119,6 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
 
 @pytest.mark.full
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-@pytest.mark.timeout(580)
 def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,6 @@ def forget_evaluations(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(200)
 def test_ray_tasks_evaluate_to_the_same_figures_as_one_process(
     two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

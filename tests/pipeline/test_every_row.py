@@ -27,7 +27,6 @@ def test_the_tables_have_27_rows() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures(
     name: str, small_manifest: Manifest, tmp_path: Path

@@ -90,7 +90,6 @@ def test_steps_walk_through_epoch_after_epoch(manifest: Manifest) -> None:
     assert names == expected[:16]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_loader_processes_change_nothing(manifest: Manifest, processes: int) -> None:
     # OpenCV's own threads are running here: processes forked now must not wait for them
@@ -420,7 +419,6 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
     assert max(attempts.values()) > 2
 
 
-@pytest.mark.timeout(60)
 def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
     settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}

@@ -6,11 +6,11 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -38,6 +38,7 @@ from tests.imports import imported, reached
 from tests.pipeline.pictures import encoded, image
 from tests.pipeline.registered import SIZES, decided_network, manifest_of, results_of, row_of
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, answers, until
 
 TASKS = ("semantic", "panoptic", "instance")
 
@@ -190,7 +191,7 @@ def test_it_loads_where_this_project_is_not_and_unpickles_nothing(
     (expected,) = mlflow.pyfunc.load_model(str(folder)).predict([encoded(image(67, 101))])
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-I", "-c", WITHOUT_PROJECT, str(folder), str(tmp_path / "picture.png")]
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     assert answer.returncode == 0, answer.stderr
     seen = json.loads(answer.stdout.splitlines()[-1])
     assert np.array_equal(seen["segments"], expected["segments"])
@@ -256,14 +257,7 @@ def running(command: list[str], url: str, folder: Path, **settings: str) -> Iter
             cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(url, timeout=2):
-                    break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < end, (folder / "server.log").read_text()
-                time.sleep(0.2)
+        until(lambda: answers(url), ended=lambda: server.poll() is not None, said=(folder / "server.log").read_text)
         yield
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -285,7 +279,7 @@ def asked(port: int, content: Any) -> tuple[int, dict[str, Any]]:
         headers={"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -293,8 +287,9 @@ def asked(port: int, content: Any) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_served_model_answers_a_real_picture_over_http(
-    small_row: Row, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_row: Row, storage: Path, empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     row, manifest = row_of("panoptic", small_row, short_side=160, long_side_max=320), manifest_of(storage)
     register(row, manifest=manifest, weights_terms="", **results_of(row, storage, {4: 0.5, 5: 0.6}))

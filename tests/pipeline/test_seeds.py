@@ -39,6 +39,7 @@ from tests.pipeline.made_up import pool
 from tests.pipeline.ray_hosts import RayHosts
 from tests.pipeline.train_process import Job
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S
 
 SEEDS = (1, 2, 3)
 
@@ -60,7 +61,6 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_failed_one_alone(
     make_job: Callable[..., Job],
 ) -> None:
@@ -104,7 +104,6 @@ def pools() -> int:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)],
@@ -120,8 +119,8 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
     started = job.tree()
     assert job.process is not None
     job.process.send_signal(number)
-    assert job.ended(60) == code, job.log()[-3000:]
-    _, alive = psutil.wait_procs(started, timeout=20)
+    assert job.ended() == code, job.log()[-3000:]
+    _, alive = psutil.wait_procs(started, timeout=LIMIT_S)
     assert alive == []
     finished = len(list(job.storage.glob("runs/*/finished.json")))
     assert finished < 2  # one may have begun much earlier than the other
@@ -144,7 +143,6 @@ def cluster() -> Iterator[dict[str, str]]:
 
 @pytest.mark.ray
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_saying_for_what(
     make_job: Callable[..., Job], cluster: dict[str, str]
 ) -> None:
@@ -185,7 +183,7 @@ def other_row(cluster: dict[str, str]) -> Iterator[None]:
         assert driver.stdout is not None and driver.stdout.readline() == "held\n"
         yield
     finally:
-        driver.communicate(timeout=30)
+        driver.communicate(timeout=LIMIT_S)
 
 
 def test_finished_seeds_need_neither_ray_nor_torch(
@@ -202,7 +200,9 @@ def test_finished_seeds_need_neither_ray_nor_torch(
         "result = train_row(row, manifest=manifest, weights=weights)\n"
         "print(result.seeds[0].status, [n for n in ('ray', 'torch') if n in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout == "finished []\n"
 
 

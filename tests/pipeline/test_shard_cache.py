@@ -11,6 +11,7 @@ import pytest
 from pipeline import shard_cache
 from pipeline.files import local_copy
 from pipeline.shard_cache import _lock
+from tests.waiting import LIMIT_S
 
 KIB = 1 << 10
 
@@ -142,7 +143,6 @@ def _race(
     results.put((copies, read))
 
 
-@pytest.mark.timeout(60)
 def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: Path, cache: Path) -> None:
     shards = [shard(tmp_path, seed, 200 * KIB) for seed in range(20)]
     context = multiprocessing.get_context("fork")
@@ -150,7 +150,7 @@ def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: P
     racing = [context.Process(target=_race, args=(shards[:: 1 - 2 * (each % 2)], start, results)) for each in range(3)]
     for process in racing:
         process.start()
-    found = [results.get(timeout=30) for _ in racing]
+    found = [results.get(timeout=LIMIT_S) for _ in racing]
     for process in racing:
         process.join()
     assert all(all(read) for _, read in found)
@@ -158,7 +158,6 @@ def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: P
     assert len(copied) == len(set(copied)) == 20
 
 
-@pytest.mark.timeout(60)
 def test_processes_that_race_keep_the_bound(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bound(monkeypatch, 1100 * KIB)  # five of twenty
     shards = [shard(tmp_path, seed, 200 * KIB) for seed in range(20)]
@@ -167,7 +166,7 @@ def test_processes_that_race_keep_the_bound(tmp_path: Path, cache: Path, monkeyp
     racing = [context.Process(target=_race, args=(shards[:: 1 - 2 * each], start, results)) for each in range(2)]
     for process in racing:
         process.start()
-    found = [results.get(timeout=30) for _ in racing]
+    found = [results.get(timeout=LIMIT_S) for _ in racing]
     for process in racing:
         process.join()
     assert all(all(read) for _, read in found)

@@ -193,7 +193,6 @@ def test_the_same_input_gives_the_same_bytes_and_mends_altered_shards(tmp_path: 
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -241,7 +240,6 @@ add, make_here = shards._Shards.add, shards._make_here
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage: Path) -> None:
     import ray
 

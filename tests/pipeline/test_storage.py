@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from tests.pipeline.http_server import serving
 from tests.pipeline.pictures import config, put, write_folder, zipped
 from tests.s3_server import KEYS, cutting
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, until
 
 AUGMENTATION = AugmentationConfig(crop=(8, 8), short_sides=(12,), long_side_max=32)
 
@@ -164,10 +166,27 @@ def test_a_store_that_does_not_answer_is_one_sentence_within_seconds(
         silent.listen()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         forget_stores()
-        begun_s = time.monotonic()
         with pytest.raises(ValueError, match="has not answered for 1 s; .*AWS_ENDPOINT_URL"):
             root_at(f"{storage_url(bucket)}/other")
-        assert time.monotonic() - begun_s < 5
+        # it did not wait for the driver, which takes a minute to give a connection up and then makes another
+        silent.setblocking(False)
+        made = 0
+        with contextlib.suppress(BlockingIOError):
+            while silent.accept():
+                made += 1
+        assert made <= 1
+
+
+LIST = f"""
+import sys
+from pipeline import storage
+from stages import run
+from stages.storage import main
+
+storage.ANSWER_S = {LIMIT_S}  # the driver's own attempts come to their end first
+sys.argv = ["storage", "list"]
+run(main)
+"""
 
 
 @pytest.mark.slow
@@ -175,15 +194,13 @@ def test_an_endpoint_where_nothing_is_ends_a_stage_in_one_sentence(bucket: Path,
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nothing = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        begun_s = time.monotonic()
         ended = subprocess.run(
-            [sys.executable, "-m", "stages.storage", "list"],
+            [sys.executable, "-c", LIST],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(PROJECT), "AWS_ENDPOINT_URL": nothing},
             capture_output=True,
             text=True,
         )
-        assert time.monotonic() - begun_s < 40
     assert ended.returncode == 1
     assert ended.stderr.startswith(
         f"error: the storage root {bucket} cannot be used: Could not connect to the endpoint"
@@ -446,7 +463,6 @@ finally:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_two_hosts_make_the_bytes_that_one_makes(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = entry(tmp_path)
     use(monkeypatch, tmp_path / "storage")
@@ -461,7 +477,7 @@ def test_two_hosts_make_the_bytes_that_one_makes(bucket: Path, tmp_path: Path, m
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=LIMIT_S,
         )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert read_result(Manifest, "mine", results=tmp_path / "results") == alone
@@ -536,9 +552,9 @@ def training(folder: Path, row: Row, manifest: Manifest) -> subprocess.Popen[byt
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_folder(
     bucket: Path,
+    empty_mlflow: Path,
     tmp_path: Path,
     small_data: tuple[Path, Manifest],
     small_row: Row,
@@ -547,6 +563,7 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     manifest = small_data[1]
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("M2F_WORKERS", "0")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for root in (bucket, tmp_path / "storage"):
         copy_shards(small_data[0], root)
@@ -554,20 +571,21 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     row = dataclasses.replace(small_row, train=train, seeds=(1,))
 
     first = training(tmp_path, row, manifest)
-    deadline_s = time.monotonic() + 200
-    while not any("/checkpoints/step-00000004" in name for name in files_below(bucket)):
-        assert first.poll() is None and time.monotonic() < deadline_s, (tmp_path / "log").read_text()[-3000:]
-        time.sleep(0.1)
+    until(
+        lambda: any("/checkpoints/step-00000004" in name for name in files_below(bucket)),
+        ended=lambda: first.poll() is not None,
+        said=lambda: (tmp_path / "log").read_text()[-3000:],
+    )
     first.send_signal(signal.SIGKILL)
     first.wait()
     (curve,) = bucket.glob("runs/*/curve.jsonl")
     assert len(read_curve(curve)) >= 4, "points are stored before the checkpoint that follows them"
     second = training(tmp_path, row, manifest)
-    assert second.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert second.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
     assert "going on from step" in (tmp_path / "log").read_text()
     results = tmp_path / "results"
     resumed = read_result(TrainingResult, "small", results=results)
-    evaluated = evaluate_row(row, manifest=manifest, train_result=resumed)
+    evaluated = evaluate_row(row, manifest=manifest, trained=resumed)
     points = read_curve(curve)
     (seed,) = resumed.seeds
     assert seed.checkpoints is not None
@@ -583,24 +601,30 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
 
     use(monkeypatch, tmp_path / "storage")
     undisturbed = training(tmp_path, row, manifest)
+<<<<<<< HEAD
     assert undisturbed.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
     trained = read_result(TrainingResult, "small", results=results)
     (seed,) = trained.seeds
     assert seed.checkpoints is not None
     run_dir = tmp_path / "storage" / seed.run_dir
+=======
+    assert undisturbed.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
+    trained = json.loads((tmp_path / "trained.json").read_text())
+    run_dir = tmp_path / "storage" / trained["seeds"][0]["run_dir"]
+>>>>>>> green
     assert points == read_curve(run_dir / "curve.jsonl")
     expected = load_file(run_dir / seed.checkpoints.last.path)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert evaluate_row(row, manifest=manifest, train_result=trained).median == evaluated.median
+    assert evaluate_row(row, manifest=manifest, trained=trained).median == evaluated.median
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.timeout(400)
 def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_there(
     bucket: Path,
+    empty_mlflow: Path,
     tmp_path: Path,
     small_data: tuple[Path, Manifest],
     small_row: Row,
@@ -608,6 +632,7 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("M2F_WORKERS", "2")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     copy_shards(small_data[0], bucket)
     train = dataclasses.replace(small_row.train, steps=4, val_interval=4)
@@ -615,9 +640,15 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
     with tempfile.TemporaryDirectory(prefix="ray") as ray:  # a short path, for Ray has sockets there
         monkeypatch.setenv("RAY_TMPDIR", ray)
         process = training(tmp_path, row, small_data[1])
+<<<<<<< HEAD
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
     seeds = read_result(TrainingResult, "small", results=tmp_path / "results").seeds
     assert [(entry.status, entry.workers) for entry in seeds] == [("finished", 2)] * 2
+=======
+        assert process.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
+    seeds = json.loads((tmp_path / "trained.json").read_text())["seeds"]
+    assert [(entry["status"], entry["workers"]) for entry in seeds] == [("finished", 2)] * 2
+>>>>>>> green
     for entry in seeds:
         assert [point["step"] for point in read_curve(bucket / entry.run_dir / "curve.jsonl")] == [1, 2, 3, 4]
         assert entry.checkpoints is not None

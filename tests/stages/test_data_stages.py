@@ -20,6 +20,7 @@ from pipeline.results import ConvertedWeights, Manifest, read_result
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
 from tests.pipeline.test_coco import published, write
+from tests.waiting import LIMIT_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +38,7 @@ def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def stage(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def failure(*words: str) -> str:
@@ -106,7 +107,6 @@ def test_a_killed_sharding_goes_on_and_ends_with_the_same_bytes(workspace: Path)
 
 @pytest.mark.full
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(workspace: Path) -> None:
     killed_and_resumed(workspace, pictures=2000, kills=20, words=["--processes", "2"])
 

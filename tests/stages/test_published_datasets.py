@@ -36,7 +36,6 @@ def source(server: Server, dataset: str, number: int, name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize(("dataset", "archives", "row"), IMITATED, ids=[name for name, *_ in IMITATED])
 def test_published_archives_reach_the_loader(
     dataset: str, archives: dict[str, str], row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
