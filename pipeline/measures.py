@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from pipeline.answers import Outcome, answer
+from pipeline.answers import Outcome, PredictConfig, answer
 from pipeline.params import Row
 from pipeline.tasks import FIGURES, MS_FLIP, class_names, primary, thing_ids
 
@@ -125,18 +125,11 @@ def measure(
 
     model.eval()
     measures = Measures(row, manifest)
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=measures.thing_ids)
     for picture in validation_pictures(
         manifest, row.test, task=row.task, worker=worker, workers=workers, processes=processes
     ):
-        outcome = answer(
-            model,
-            picture.image,
-            picture.original_size,
-            row.test,
-            task=row.task,
-            thing_ids=measures.thing_ids,
-            original=picture.original,
-        )
+        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
         measures.update(picture, outcome)
         if on_picture is not None:
             on_picture(picture, outcome)

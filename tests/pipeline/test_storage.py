@@ -26,7 +26,7 @@ from pipeline import shard_cache, shards, storage
 from pipeline.evaluate_job import evaluate_row
 from pipeline.fetch import fetch, open_sources
 from pipeline.files import copy_file, delete, files_below, sha256, whole_file, write_json
-from pipeline.loader import training_batches, validation_pictures, verify_shards
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
 from pipeline.storage import copy_named, inventory, local_file, named_digests, root_at, storage_root, store_failure
@@ -74,12 +74,9 @@ def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[dict
 def drawn(manifest: dict[str, Any], processes: int = 0) -> list[np.ndarray]:
     """Pixels and labels of some training batches and of all validation pictures."""
     batches = training_batches(
-        manifest,
-        AUGMENTATION,
-        seed=1,
+        TrainingOrder(manifest=manifest, augmentation=AUGMENTATION, seed=1, global_batch=2),
         first_step=0,
         steps=4,
-        global_batch=2,
         picture_range=range(2),
         processes=processes,
     )
