@@ -35,7 +35,7 @@ import torch
 
 from pipeline import loader, resizing, transforms
 from pipeline.datasets import folder
-from pipeline.loader import training_batches
+from pipeline.loader import TrainingOrder, training_batches
 from pipeline.params import AugmentationConfig, DatasetConfig, load_params
 from pipeline.pictures import decode_image, decode_segments
 from pipeline.results import Manifest
@@ -190,8 +190,8 @@ def distort(image: np.ndarray, draw: random.Random) -> np.ndarray:
 
 def batches(manifest: Manifest, augmentation: AugmentationConfig) -> Iterator[loader.Batch]:
     """Endless batches of GROUP pictures, loaded in this process."""
-    settings: dict[str, Any] = {"seed": 0, "first_step": 0, "global_batch": GROUP, "picture_range": range(GROUP)}
-    return training_batches(manifest, augmentation, steps=10**9, **settings)
+    order = TrainingOrder(manifest=manifest, augmentation=augmentation, seed=0, global_batch=GROUP)
+    return training_batches(order, first_step=0, steps=10**9, picture_range=range(GROUP))
 
 
 def per_second(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:

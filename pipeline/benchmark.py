@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from m2f import build_model
 from m2f.model import normalise, pad
-from pipeline.answers import single_scale
+from pipeline.answers import PredictConfig, single_scale
 from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
@@ -91,6 +91,21 @@ class Machine(NamedTuple):
         return torch.cuda.max_memory_allocated(self.device) / 2**20, reserved / 2**20
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is measured, on what and for how long."""
+
+    row: Row
+    dataset: DatasetConfig
+    manifest: Manifest | None
+    """Of the dataset's shards; None: pictures are random."""
+    usual: Size
+    """Of the dataset's pictures, for random ones."""
+    machine: Machine
+    seconds: float
+    """For inference and for training each."""
+
+
 def benchmark(
     row: Row, dataset: DatasetConfig, *, manifest: Manifest | None, seconds: float = 60.0, groups: int = 1
 ) -> Benchmark:
@@ -123,9 +138,12 @@ def benchmark(
     model = training.model
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    subject = _Subject(
+        row=row, dataset=dataset, manifest=manifest, usual=pictures.usual, machine=machine, seconds=seconds
+    )
     size = input_size(pictures.usual, row.test)
-    inference = _inference(model, row, dataset, machine, manifest, pictures.usual, seconds)
-    cost = _training(training, machine, manifest, seconds, groups)
+    inference = _inference(model, subject)
+    cost = _training(training, subject, groups)
     return Benchmark(
         row=row.name,
         dataset=row.dataset,
@@ -162,19 +180,13 @@ def forward_flops(row: Row, size: Size) -> int:
 
 
 @torch.inference_mode()
-def _inference(
-    model: nn.Module,
-    row: Row,
-    dataset: DatasetConfig,
-    machine: Machine,
-    manifest: Manifest | None,
-    usual: Size,
-    seconds: float,
-) -> InferenceCost:
+def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
+    row, dataset, machine = subject.row, subject.dataset, subject.machine
     model.eval()
     machine.forget_peak()
-    shown = _validation(row, manifest, usual)
+    shown = _validation(row, subject.manifest, subject.usual)
     things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=things, segments_only=True)
     sizes: list[Size] = []
 
     def one() -> float:
@@ -182,15 +194,12 @@ def _inference(
         sizes.append(size)
         images = pad(normalise(image_3HW[None].to(machine.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
-        return machine.seconds(
-            lambda: single_scale(
-                model, images, valid, size, row.test, task=row.task, thing_ids=things, segments_only=True
-            )
-        )
+        return machine.seconds(lambda: single_scale(model, images, valid, size, config))
 
-    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=seconds)
+    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
-    where = "real pictures of the validation split" if manifest is not None else "random pictures of the published size"
+    real = subject.manifest is not None
+    where = "real pictures of the validation split" if real else "random pictures of the published size"
     memory_mib, reserved_mib = machine.peak_mib()
     return InferenceCost(
         fps=len(taken_s) / sum(taken_s),
@@ -221,14 +230,12 @@ def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tu
 # Training
 
 
-def _training(
-    training: Training, machine: Machine, manifest: Manifest | None, seconds: float, groups: int
-) -> TrainingCost | str:
+def _training(training: Training, subject: _Subject, groups: int) -> TrainingCost | str:
     """The cost of a training step; text: why it could not be measured."""
-    row, config = training.row, training.row.train
+    row, config, machine = subject.row, subject.row.train, subject.machine
     training.model.train()
     machine.forget_peak()
-    batches = enumerate(_batches(row, manifest, groups))
+    batches = enumerate(_batches(row, subject.manifest, groups))
 
     def one() -> float:
         count, batch = next(batches)
@@ -236,11 +243,11 @@ def _training(
         return machine.seconds(lambda: training_step(training, batch, step=step))
 
     try:
-        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=seconds)
+        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds)
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
         return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
-    if manifest is not None:
+    if subject.manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
@@ -263,25 +270,15 @@ def _training(
 
 def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch]:
     """Batches of this many groups."""
-    config = row.train
-    count = groups * config.group_size
+    count = groups * row.train.group_size
     if manifest is None:
         for step in itertools.count():
             yield cast("Batch", _Generated.of(row, count, step))
         return
-    from pipeline.loader import training_batches
+    from pipeline.loader import TrainingOrder, training_batches
 
-    yield from training_batches(
-        manifest,
-        config.augmentation,
-        task=row.task,
-        pictures=config.pictures,
-        seed=0,
-        first_step=0,
-        steps=WARM_UP + STEPS,
-        global_batch=config.global_batch,
-        picture_range=range(count),
-    )
+    order = TrainingOrder.of(row, manifest, seed=0)
+    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, picture_range=range(count))
 
 
 def _masks(row: Row) -> int:

@@ -52,7 +52,7 @@ from pipeline.transforms import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.params import AugmentationConfig, Task, TestConfig
+    from pipeline.params import AugmentationConfig, Row, Task, TestConfig
     from pipeline.results import Label, Manifest
 
 _Item = TypeVar("_Item")
@@ -129,35 +129,51 @@ class Picture:
     """Its place in the split."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOrder:
+    """The endless order of a run's augmented pictures: epoch after epoch, each in an order of its own."""
+
+    manifest: Manifest
+    """Of the dataset's shards."""
+    augmentation: AugmentationConfig
+    task: Task = "semantic"
+    """semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment. instance:
+    masks of things that are no crowds; where a crop leaves no pixel of all things that it should still show, another
+    picture is drawn."""
+    pictures: Literal["all", "with_things"] = "all"
+    """with_things leaves out those without an annotated thing and those with a side of less than MIN_SIDE pixels."""
+    seed: int
+    global_batch: int
+    """Pictures of a step: step k holds the positions k * global_batch + i."""
+
+    @classmethod
+    def of(cls, row: Row, manifest: Manifest, *, seed: int) -> TrainingOrder:
+        """A row's, on the manifest of its dataset."""
+        train = row.train
+        return cls(
+            manifest=manifest,
+            augmentation=train.augmentation,
+            task=row.task,
+            pictures=train.pictures,
+            seed=seed,
+            global_batch=train.global_batch,
+        )
+
+
 def training_batches(
-    manifest: Manifest,
-    augmentation: AugmentationConfig,
-    *,
-    task: Task = "semantic",
-    pictures: Literal["all", "with_things"] = "all",
-    seed: int,
-    first_step: int,
-    steps: int,
-    global_batch: int,
-    picture_range: range,
-    processes: int = 0,
+    order: TrainingOrder, *, first_step: int, steps: int, picture_range: range, processes: int = 0
 ) -> Iterator[Batch]:
     """One Batch for each of `steps` steps from `first_step` on.
 
-    Step k holds the positions k * global_batch + i; this worker's are those with i in `picture_range`. The order never
-    ends: epoch after epoch, each in an order of its own. processes: 0 decodes in this process, else that many
-    others do, with the same batches.
-
-    task: semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment.
-    instance: masks of things that are no crowds; where a crop leaves no pixel of all things that it should still
-    show, another picture is drawn. pictures: with_things leaves out those without an annotated thing and those with a
-    side of less than MIN_SIDE pixels.
+    picture_range: this worker's part of a step, as places in its global batch. processes: 0 decodes in this process,
+    else that many others do, with the same batches.
 
     ValueError names labels that the task needs and the dataset lacks, a shard that is missing or altered, or the record
     that failed.
     """
-    split = _Split.of(manifest, "train", task)
-    source = _Training(split, _chosen(split, pictures), augmentation, seed, global_batch, picture_range)
+    split = _Split.of(order.manifest, "train", order.task)
+    chosen = _chosen(split, order.pictures)
+    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, picture_range)
     yield from _load(source, range(first_step, first_step + steps), processes)
 
 

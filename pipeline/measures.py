@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from pipeline.answers import Outcome, answer
+from pipeline.answers import Outcome, PredictConfig, answer
 from pipeline.params import Row
 from pipeline.tasks import FIGURES, MS_FLIP, primary
 
@@ -138,17 +138,9 @@ def predictions(
     from pipeline.loader import validation_pictures
 
     model.eval()
-    thing_ids = manifest.thing_ids_of(row.task)
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))
     for picture in validation_pictures(manifest, row.test, task=row.task, places=places, processes=processes):
-        outcome = answer(
-            model,
-            picture.image,
-            picture.original_size,
-            row.test,
-            task=row.task,
-            thing_ids=thing_ids,
-            original=picture.original,
-        )
+        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
         yield picture, outcome
 
 

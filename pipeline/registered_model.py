@@ -25,7 +25,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from m2f.config import ModelConfig
 from m2f.model import build_model
-from pipeline.answers import Outcome, answer
+from pipeline.answers import Outcome, PredictConfig, answer
 from pipeline.params import TestConfig, parse
 from pipeline.pictures import IGNORE_WIDE, decode_image, encode_masks, encode_segments
 from pipeline.precision import allow_tf32
@@ -141,15 +141,8 @@ class RegisteredModel(PythonModel):
         size = (image.shape[0], image.shape[1])
         with self.one_at_a_time:
             allow_tf32(self.tf32)
-            outcome = answer(
-                self.model,
-                network_picture(image, self.test),
-                size,
-                self.test,
-                task=self.task,
-                thing_ids=self.thing_ids,
-                segments_only=True,
-            )
+            config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
+            outcome = answer(self.model, network_picture(image, self.test), size, config)
         if self.task == "instance":
             return {"instances": self._instances(outcome), "size": list(size)}
         if self.task == "panoptic":

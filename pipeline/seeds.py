@@ -261,8 +261,9 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     from ray.tune.execution import class_cache
 
     from pipeline.cluster import connect, ray_storage
+    from pipeline.elastic import RESTARTS
     from pipeline.relay import printing
-    from pipeline.train_job import RESTARTS, fail, open_tracked
+    from pipeline.train_job import fail, open_tracked
 
     if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
         open_tracked(next(iter(runs.values())), resources.workers)

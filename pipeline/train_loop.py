@@ -94,7 +94,8 @@ def train(run: Run) -> Finished | None:
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
     after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
     """
-    from pipeline.loader import training_batches  # here: who only makes a Run does without albumentations and Arrow
+    # here: who only makes a Run does without albumentations and Arrow
+    from pipeline.loader import TrainingOrder, training_batches
 
     if (result := finished_result(run.run_dir)) is not None:
         return result
@@ -106,14 +107,9 @@ def train(run: Run) -> Finished | None:
     first_step, state = resume(run, training)
     groups = share(config.groups, worker=worker.rank, workers=worker.size)
     batches = training_batches(
-        run.manifest,
-        config.augmentation,
-        task=run.row.task,
-        pictures=config.pictures,
-        seed=run.seed,
+        TrainingOrder.of(run.row, run.manifest, seed=run.seed),
         first_step=first_step,
         steps=config.steps - first_step,
-        global_batch=config.global_batch,
         picture_range=range(groups.start * config.group_size, groups.stop * config.group_size),
         processes=run.loader_processes,
     )

@@ -13,7 +13,7 @@ import torch
 
 from m2f.draws import mix
 from pipeline import files, loader
-from pipeline.loader import Batch, epoch_order, training_batches, validation_pictures
+from pipeline.loader import Batch, TrainingOrder, epoch_order, training_batches, validation_pictures
 from pipeline.params import AugmentationConfig, MsFlipConfig, TestConfig
 from pipeline.pictures import decode_masks, decode_segments, encode_segments
 from pipeline.results import Manifest
@@ -55,7 +55,9 @@ def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **change
         "picture_range": range(4),
         **changes,
     }
-    return list(training_batches(manifest, plan or augmentation(), **settings))
+    of_order = {name: settings.pop(name) for name in ("task", "pictures", "seed", "global_batch") if name in settings}
+    order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
+    return list(training_batches(order, **settings))
 
 
 def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
@@ -687,8 +689,8 @@ def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
 
 
 def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
-    settings: dict[str, Any] = {"seed": 0, "first_step": 0, "global_batch": 4, "picture_range": range(4)}
-    endless = training_batches(manifest, augmentation(), steps=10**9, processes=1, **settings)
+    order = TrainingOrder(manifest=manifest, augmentation=augmentation(), seed=0, global_batch=4)
+    endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()
 

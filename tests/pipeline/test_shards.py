@@ -21,7 +21,7 @@ from pipeline.dataset_card import class_table, counted, sample_places
 from pipeline.datasets.source import Instance, Labelled, Record
 from pipeline.fetch import folder_digest
 from pipeline.files import sha256
-from pipeline.loader import training_batches, validation_pictures
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures
 from pipeline.painting import class_colours
 from pipeline.params import AugmentationConfig, TestConfig, load_params
 from pipeline.pictures import decode_image, decode_segments
@@ -700,12 +700,14 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
         np.testing.assert_array_equal(picture.label_map.numpy(), expected[stored])
     batch = next(
         training_batches(
-            manifest,
-            AugmentationConfig(crop=(64, 128), short_sides=(96,), long_side_max=512),
-            seed=0,
+            TrainingOrder(
+                manifest=manifest,
+                augmentation=AugmentationConfig(crop=(64, 128), short_sides=(96,), long_side_max=512),
+                seed=0,
+                global_batch=2,
+            ),
             first_step=0,
             steps=1,
-            global_batch=2,
             picture_range=range(2),
         )
     )

@@ -27,7 +27,7 @@ from pipeline import shard_cache, shards, storage
 from pipeline.evaluate_job import evaluate_row
 from pipeline.fetch import fetch, open_sources
 from pipeline.files import copy_file, delete, files_below, local_file, sha256, whole_file, write_json
-from pipeline.loader import training_batches, validation_pictures, verify_shards
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures, verify_shards
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
 from pipeline.report import write_report
 from pipeline.results import FetchedDataset, Manifest, TrainingResult, read_result, write_result
@@ -79,12 +79,9 @@ def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[Fetc
 def drawn(manifest: Manifest, processes: int = 0) -> list[np.ndarray]:
     """Pixels and labels of some training batches and of all validation pictures."""
     batches = training_batches(
-        manifest,
-        AUGMENTATION,
-        seed=1,
+        TrainingOrder(manifest=manifest, augmentation=AUGMENTATION, seed=1, global_batch=2),
         first_step=0,
         steps=4,
-        global_batch=2,
         picture_range=range(2),
         processes=processes,
     )
@@ -601,17 +598,11 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
 
     use(monkeypatch, tmp_path / "storage")
     undisturbed = training(tmp_path, row, manifest)
-<<<<<<< HEAD
-    assert undisturbed.wait(200) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert undisturbed.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
     trained = read_result(TrainingResult, "small", results=results)
     (seed,) = trained.seeds
     assert seed.checkpoints is not None
     run_dir = tmp_path / "storage" / seed.run_dir
-=======
-    assert undisturbed.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
-    trained = json.loads((tmp_path / "trained.json").read_text())
-    run_dir = tmp_path / "storage" / trained["seeds"][0]["run_dir"]
->>>>>>> green
     assert points == read_curve(run_dir / "curve.jsonl")
     expected = load_file(run_dir / seed.checkpoints.last.path)
     assert weights.keys() == expected.keys()
@@ -640,15 +631,9 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
     with tempfile.TemporaryDirectory(prefix="ray") as ray:  # a short path, for Ray has sockets there
         monkeypatch.setenv("RAY_TMPDIR", ray)
         process = training(tmp_path, row, small_data[1])
-<<<<<<< HEAD
-        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert process.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
     seeds = read_result(TrainingResult, "small", results=tmp_path / "results").seeds
     assert [(entry.status, entry.workers) for entry in seeds] == [("finished", 2)] * 2
-=======
-        assert process.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
-    seeds = json.loads((tmp_path / "trained.json").read_text())["seeds"]
-    assert [(entry["status"], entry["workers"]) for entry in seeds] == [("finished", 2)] * 2
->>>>>>> green
     for entry in seeds:
         assert [point["step"] for point in read_curve(bucket / entry.run_dir / "curve.jsonl")] == [1, 2, 3, 4]
         assert entry.checkpoints is not None

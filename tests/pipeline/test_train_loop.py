@@ -16,7 +16,7 @@ from m2f.config import BackboneConfig
 from m2f.losses import Divergence
 from pipeline import train_loop, train_step
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
-from pipeline.loader import training_batches
+from pipeline.loader import TrainingOrder, training_batches
 from pipeline.params import Row
 from pipeline.results import Manifest
 from pipeline.tracking import read_curve
@@ -185,20 +185,18 @@ def build(run: Run) -> train_step.Training:
     return train_step.build(run.row, Worker.here(), seed=run.seed, groups_at_once=run.groups_at_once)
 
 
+def order(run: Run) -> TrainingOrder:
+    """The run's order, with its pictures' segments by class."""
+    augmentation = run.row.train.augmentation
+    return TrainingOrder(manifest=run.manifest, augmentation=augmentation, seed=run.seed, global_batch=4)
+
+
 def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..., Run]) -> None:
     runs = [make_run("all"), make_run("one", groups_at_once=1)]
     gradients = []
     for run in runs:
         training = build(run)
-        batches = training_batches(
-            run.manifest,
-            run.row.train.augmentation,
-            seed=5,
-            first_step=0,
-            steps=1,
-            global_batch=4,
-            picture_range=range(4),
-        )
+        batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
         losses = train_step.backward(training, next(iter(batches)))
         gradients.append((training.gradients, sum(losses.values())))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=0)
@@ -255,9 +253,7 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
 def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callable[..., Run]) -> None:
     run = make_run("run")
     training = build(run)
-    batches = training_batches(
-        run.manifest, run.row.train.augmentation, seed=5, first_step=0, steps=1, global_batch=4, picture_range=range(4)
-    )
+    batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
     batch = next(iter(batches))
     nothing = tuple(labels[:0] for labels in batch.labels)
     for labels in (batch.labels[:3] + nothing[3:], nothing):

@@ -85,15 +85,9 @@ class Job:
         assert self.process is not None
         return self.process.wait(LIMIT_S)
 
-<<<<<<< HEAD
-    def wait(self, timeout_s: float = 200) -> TrainingResult:
+    def wait(self) -> TrainingResult:
         """What the stage has written, after an end without an error."""
-        assert self.ended(timeout_s) == 0, self.log()[-3000:]
-=======
-    def wait(self) -> dict[str, Any]:
-        """What results/train/<row>.json would hold, after an end without an error."""
         assert self.ended() == 0, self.log()[-3000:]
->>>>>>> green
         return self.result()
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.loader import training_batches, validation_pictures
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures
 from pipeline.params import load_params
 from pipeline.results import Manifest, read_result
 from tests.pipeline.http_server import Server, serving
@@ -70,15 +70,7 @@ def test_published_archives_reach_the_loader(
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     recipe = load_params(PROJECT / "params.yaml").rows[row]
     batches = training_batches(
-        manifest,
-        recipe.train.augmentation,
-        task=recipe.task,
-        pictures=recipe.train.pictures,
-        seed=0,
-        first_step=0,
-        steps=1,
-        global_batch=2,
-        picture_range=range(2),
+        TrainingOrder.of(recipe, manifest, seed=0), first_step=0, steps=1, picture_range=range(2)
     )
     (batch,) = batches
     assert batch.images.shape == (2, 3, *recipe.train.augmentation.crop)
