@@ -149,7 +149,10 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
         if (found := finished_evaluation(job.folder)) is not None:
             return found
         raise
-    return _finish(job, measures)
+    found = keep(job.run_dir, job.key, measures, step=job.step, title=job.what)
+    with contextlib.suppress(FileNotFoundError):  # another process has deleted them
+        delete(job.folder / "parts")
+    return found
 
 
 def parts_of(records: int) -> list[range]:
@@ -235,13 +238,12 @@ def _merged(job: Job, parts: Sequence[range]) -> Measures:
     return measures
 
 
-def _finish(job: Job, measures: Measures) -> EvaluatedCheckpoint:
-    """Write what is shown of an evaluation, and then its result; the parts are not needed any more."""
-    found = EvaluatedCheckpoint(key=job.key, step=job.step, figures=measures.figures(), per_class=measures.per_class())
-    _show(job.folder, found, measures, job.what)
-    write_json(job.folder / "result.json", dataclasses.asdict(found))
-    with contextlib.suppress(FileNotFoundError):  # another process has done it
-        delete(job.folder / "parts")
+def keep(run_dir: StoredPath, key: str, measures: Measures, *, step: int, title: str) -> EvaluatedCheckpoint:
+    """Write what is shown of an evaluation, and last its result, which this returns."""
+    folder = evaluation_dir(run_dir, key)
+    found = EvaluatedCheckpoint(key=key, step=step, figures=measures.figures(), per_class=measures.per_class())
+    _show(folder, found, measures, title)
+    write_json(folder / "result.json", dataclasses.asdict(found))
     return found
 
 

@@ -367,7 +367,10 @@ def _catch_up(
 
 
 def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, row: str) -> dict[str, str]:
-    """The figures, tables, charts and pictures of an evaluation; the tag that says which files were sent."""
+    """The figures, tables, charts and pictures of an evaluation, as far as they are there; the tag that says which files
+    were sent."""
+    if not (folder / "figures.json").exists():
+        return {}
     _send_figures(client, run, read_json(folder / "figures.json", made_by=f"dvc repro -f evaluate@{row}"))
     shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
     files = {f"evaluation/{path.name}": path for path in shown}

@@ -228,7 +228,7 @@ def _checkpoint(
         near = row.published.get(name, row.published_authors.get(name, value + 3))
         figures[name] = round(float(np.clip(near + draws.normal(0, 0.3), 0, 100)) / 100, 6)
     figures[primary(row.task)] = round(value / 100, 6)
-    return EvaluatedCheckpoint(step=step, figures=figures, per_class=per_class)
+    return EvaluatedCheckpoint(key="e0", step=step, figures=figures, per_class=per_class)
 
 
 def _write_curve(

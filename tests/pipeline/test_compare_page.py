@@ -18,8 +18,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from pipeline import evaluation as evaluations
 from pipeline import tracking
-from pipeline.evaluate_job import described, keep_evaluation
 from pipeline.measures import Measures
 from pipeline.params import Row, load_params
 from pipeline.results import EvaluatedSeed, write_result
@@ -111,9 +111,8 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     assert remembered is not None
     write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
     measures = evaluated(row, names, rng)
-    figures = described(measures, row.train.steps)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
-    keep_evaluation(folder / "evaluation", figures, measures, title)
+    figures = evaluations.keep(folder, "e0", measures, step=row.train.steps, title=title)
     return evaluated_seed(seed, figures, run_key=key)
 
 

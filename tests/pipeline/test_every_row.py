@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import Resources
-from pipeline.evaluate_job import evaluate_checkpoint
+from pipeline.evaluation import Job, evaluate, overlays_of
 from pipeline.params import load_params
 from pipeline.results import Manifest
 from pipeline.tasks import FIGURES, primary
@@ -58,8 +58,20 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
 
     path = run.run_dir / result.checkpoints.last.path
     alone = Resources(workers=0, use_gpu=False, cpus_per_worker=2, loader_processes=0, groups_at_once=None)
-    figures = evaluate_checkpoint(path, run.run_key, row, manifest, alone, tmp_path / "overlays").figures()
+    job = Job(
+        row=row,
+        manifest=manifest,
+        checkpoint=path,
+        sha256=result.checkpoints.last.sha256,
+        run_key=run.run_key,
+        step=2,
+        run_dir=run.run_dir,
+        key="e0",
+        what="two steps",
+        processes=0,
+    )
+    figures = evaluate(job, alone).figures
     assert figures == result.metrics and set(figures) == set(FIGURES[row.task])
     assert figures[primary(row.task)] is not None
-    assert len(list((tmp_path / "overlays").glob("*.png"))) == 1
+    assert len(overlays_of(job.folder)) == 1
     shutil.rmtree(run.run_dir)  # gigabytes

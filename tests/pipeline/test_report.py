@@ -411,7 +411,7 @@ def test_a_checkpoint_without_a_figure_of_its_task_is_named_with_the_command_tha
     params: Params, tmp_path: Path
 ) -> None:
     last = figures("semantic", 0.7)
-    best = EvaluatedCheckpoint(step=80, figures={"miou": 0.71, "pixel_accuracy": 0.9}, per_class={})
+    best = EvaluatedCheckpoint(key="e0", step=80, figures={"miou": 0.71, "pixel_accuracy": 0.9}, per_class={})
     written(tmp_path, made_up.evaluation("ours", [made_up.evaluated_seed(0, last, best)]))
     lacking = r"ours\.json has no 'mean_accuracy' of the checkpoint of step 80; .* dvc repro -f evaluate@ours$"
     with pytest.raises(ValueError, match=lacking):

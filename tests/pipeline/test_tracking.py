@@ -23,7 +23,7 @@ import pytest
 
 from pipeline import mlflow_client, sender
 from pipeline.results import write_result
-from pipeline.run_folder import write_note
+from pipeline.run_folder import evaluation_dir, write_note
 from pipeline.sender import Machine, point_line
 from pipeline.tracking import (
     Curve,
@@ -257,17 +257,20 @@ def test_nothing_happens_without_a_run(workspace: Path) -> None:
 def trained(run_key: str = "k0", *, seed: int = 0, points: int = 3, evaluated: bool = True) -> Path:
     """The folder that a training and its evaluation leave behind."""
     folder = Path("storage/runs", run_key).absolute()
-    (folder / "overlays").mkdir(parents=True)
+    folder.mkdir(parents=True)
     lines = [
         point_line(10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1}, 1_700_000_000_000 + n) + "\n" for n in range(points)
     ]
     (folder / "curve.jsonl").write_text("".join(lines))
     write_note(folder, dataclasses.replace(CPU, device="EPYC", git_commit="abc"))
     if evaluated:
-        (folder / "evaluation").mkdir()
-        (folder / "evaluation" / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
-        (folder / "evaluation" / "per_class.png").write_bytes(b"chart")
-        (folder / "overlays" / "00000.png").write_bytes(b"picture")
+        shown = evaluation_dir(folder, "e0")
+        (shown / "overlays").mkdir(parents=True)
+        (shown / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
+        (shown / "per_class.png").write_bytes(b"chart")
+        (shown / "overlays" / "00000.png").write_bytes(b"picture")
+        evaluation_dir(folder, "e1").mkdir()  # of other test settings
+        (evaluation_dir(folder, "e1") / "figures.json").write_text('{"test_miou": 0.1}')
     return folder
 
 
@@ -296,7 +299,7 @@ def test_catching_up_sends_a_whole_run_folder_and_a_second_time_nothing(workspac
     assert catch_up(folder, status="finished") is None  # nobody has opened a run for it
     first = open_run(**described(), run_dir=folder)
     for _ in range(2):
-        assert catch_up(folder, status="finished") == first
+        assert catch_up(folder, status="finished", evaluation="e0") == first
         assert_all_is_there(first)
 
 
@@ -304,7 +307,7 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
     folder = trained()
     open_run(**described(), run_dir=folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
-    run_id = catch_up(folder, status="finished")
+    run_id = catch_up(folder, status="finished", evaluation="e0")
     assert_all_is_there(run_id)
     info = client().get_run(run_id).info
     assert info.end_time == 1_700_000_000_002  # at its last point
@@ -314,10 +317,11 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
 def test_changed_files_and_figures_replace_those_shown(workspace: Path) -> None:
     folder = trained()
     run_id = open_run(**described(), run_dir=folder)
-    catch_up(folder, status="finished")
-    (folder / "overlays" / "00000.png").write_bytes(b"another picture")
-    (folder / "evaluation" / "figures.json").write_text('{"test_miou": 0.6}')
-    catch_up(folder, status="finished")
+    catch_up(folder, status="finished", evaluation="e0")
+    shown = evaluation_dir(folder, "e0")
+    (shown / "overlays" / "00000.png").write_bytes(b"another picture")
+    (shown / "figures.json").write_text('{"test_miou": 0.6}')
+    catch_up(folder, status="finished", evaluation="e0")
     downloaded = client().download_artifacts(run_id, "overlays/00000.png")
     assert Path(downloaded).read_bytes() == b"another picture"
     assert client().get_run(run_id).data.metrics["test_miou"] == 0.6
@@ -476,7 +480,7 @@ if process == "train":
         timed(curve.log, 10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1})
         time.sleep(pause_s)
     timed(curve.close)
-timed(tracking.catch_up, folder, status="finished")
+timed(tracking.catch_up, folder, status="finished", evaluation="e0" if process == "evaluate" else None)
 timed(tracking.log_row, dataset="shapes", row="shapes_tiny", statuses=["finished"])
 print(spent)
 """
@@ -516,7 +520,7 @@ def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_not
         print(f"seconds: {in_outage_s:.1f}, and {undisturbed_s:.1f} with a server")
         assert in_outage_s - undisturbed_s < 10.0
         for _ in range(2):
-            run_id = catch_up(folder, status="finished", patient=True)
+            run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
         assert run_id is not None
         assert_all_is_there(run_id, points=103)
 
@@ -573,7 +577,7 @@ def test_every_point_arrives_once_though_training_and_server_are_killed_and_froz
     reaches(process, 300)
     with server:
         assert process.wait(LIMIT_S) == 0
-        run_id = catch_up(folder, status="finished", patient=True)
+        run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
         assert run_id is not None
         for metric in ("loss", "lr"):
             assert [step for step, _ in sorted(history(run_id, metric))] == list(range(500))
