@@ -24,7 +24,9 @@ from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
 from pipeline.progress import Progress
+from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.environment import environment
+from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
 from pipeline.train_step import Training, build, training_step
 from pipeline.worker import Worker
@@ -44,6 +46,20 @@ LEAST = 3
 
 MASKS = 10
 """True masks of a generated training picture. ADE20K's pictures hold 10.5 classes on average, COCO's 7.3 objects."""
+
+CODE = Code(
+    roots=("pipeline.benchmark.benchmark",),
+    left_out={
+        **KEEPS_BYTES,
+        **READS_SHARDS,
+        "m2f.weights.read_checkpoint": "reads tensors as they are",
+        "pipeline.provenance": "says where a number came from",
+        "pipeline.results": "says what was measured",
+    },
+    sinks=PROGRESS,
+    settings=SETTINGS,
+)
+"""The definitions that decide how long a row takes."""
 
 _COUNTED = (
     "one forward pass of the network for one picture; products of convolutions, linear layers and attention, a "
@@ -145,6 +161,7 @@ def benchmark(
     inference = _inference(model, subject)
     cost = _training(training, subject, groups)
     return Benchmark(
+        key=benchmark_key(row, manifest=manifest, seconds=seconds, groups=groups),
         row=row.name,
         dataset=row.dataset,
         task=row.task,
@@ -158,6 +175,27 @@ def benchmark(
         inference=inference,
         training=cost if isinstance(cost, TrainingCost) else None,
         skipped=None if isinstance(cost, TrainingCost) else cost,
+    )
+
+
+def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups: int) -> str:
+    """The name of a measurement, 16 hexadecimal digits: of the row's settings, the pictures, how it is measured, the
+    definitions that decide how long it takes, this machine's device and the libraries that compute."""
+    facts = environment(tf32=row.train.tf32)
+    return key_of(
+        task=row.task,
+        model=settings_facts(row.model),
+        train=settings_facts(row.train),
+        test=settings_facts(row.test),
+        data=manifest and manifest.digest,
+        seconds=seconds,
+        groups=groups,
+        code=code_digest(CODE),
+        device=facts.device,
+        cuda=facts.cuda,
+        tf32=facts.tf32,
+        threads=None if facts.cuda else torch.get_num_threads(),
+        libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
     )
 
 

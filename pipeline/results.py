@@ -463,6 +463,8 @@ class TrainingCost:
 class Benchmark:
     """results/benchmark/<row>.json."""
 
+    key: str
+    """Of the measurement (pipeline.benchmark.benchmark_key): where it is the same, nothing is measured again."""
     row: str
     dataset: str
     task: Task

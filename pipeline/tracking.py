@@ -367,7 +367,7 @@ def _catch_up(
 
 
 def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, row: str) -> dict[str, str]:
-    """The figures, tables, charts and pictures of an evaluation, as far as they are there; the tag that says which files
+    """Figures, tables, charts and pictures of an evaluation, as far as they are there; the tag that says which files
     were sent."""
     if not (folder / "figures.json").exists():
         return {}

@@ -179,6 +179,7 @@ def benchmark(
         protocol="Random crops.",
     )
     return Benchmark(
+        key="b0",
         row=row,
         dataset="d",
         task=task,
