@@ -166,7 +166,7 @@ def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(m
     assert picture.labels.tolist() == [0, 1, 2]
     assert picture.crowd.tolist() == [False, False, False]
     assert (picture.instances, picture.original) == (None, None)
-    indices = [[p.index for p in validation_pictures(manifest, TEST, worker=w, workers=2)] for w in range(2)]
+    indices = [[p.index for p in validation_pictures(manifest, TEST, places=range(w, 5, 2))] for w in range(2)]
     assert indices == [[0, 2, 4], [1, 3]]
 
 

@@ -16,24 +16,43 @@ import pytest
 from pipeline import results
 from pipeline.params import parse
 from pipeline.results import (
+    Aliases,
+    BestVersion,
     ConvertedWeights,
     FetchedDataset,
     FetchedSource,
+    RegisteredVersion,
+    Registration,
     find_result,
     names_of,
     read_result,
     result_path,
     write_result,
 )
+from tests.pipeline import made_up
 from tests.pipeline.manifests import made_up_manifest
 from tests.shared import PROJECT
 
 ARCHIVE = FetchedSource(name="mine.zip", bytes=12, sha256="5a" * 32, path="archives/5a5a5a5a5a5a5a5a/mine.zip")
 FETCHED = FetchedDataset(dataset="mine", sources=(ARCHIVE,), terms="CC0", generate={"train": 3})
+CHECKPOINT = made_up.checkpoint("semantic", 0.5, per_class={"iou": {"road": 0.5, "sky": None}})
 EXAMPLES = (
     FETCHED,
     made_up_manifest(),
     ConvertedWeights(name="r50", url="https://host/r50.pth", source_sha256="0b", sha256="c1", path="weights/c1"),
+    made_up.training("mine", [made_up.trained_seed(0), made_up.trained_seed(1)]),
+    made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT)], median={"miou": 0.5}),
+    made_up.published_evaluation("mine", made_up.padded(CHECKPOINT), published={"miou": 50.5, "device": "A100"}),
+    made_up.benchmark("mine"),
+    Registration(
+        row="mine",
+        model="mine",
+        aliases=Aliases(
+            best=BestVersion(version=2, seed=1, run_key="k1", figure="miou", value=0.5, kept="it is of other data"),
+            median=RegisteredVersion(version=1, seed=None, run_key=None, figure=None, value=None),
+        ),
+        tracking_uri="sqlite:///mlflow.db",
+    ),
 )
 """One of every kind."""
 
