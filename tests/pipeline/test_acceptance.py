@@ -56,7 +56,7 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
     assert json.loads((tmp_path / "storage" / note.note).read_text())["reason"] == "a module was renamed"
     write_result(training("small", [after]), "small", results=tmp_path / "results")
     named = {item.path for item in inventory(tmp_path / "results") if item.named}
-    assert {f"runs/{note['run_key']}", f"runs/{note['instead_of']}"} <= named  # prune leaves both
+    assert {f"runs/{note.run_key}", f"runs/{note.instead_of}"} <= named  # prune leaves both
 
 
 def test_a_changed_setting_is_named_in_the_note(
