@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import random
 import statistics
@@ -27,20 +26,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import torch
 
 from pipeline import loader, resizing, transforms
 from pipeline.datasets import folder
-from pipeline.loader import training_batches
+from pipeline.loader import TrainingOrder, training_batches
 from pipeline.params import AugmentationConfig, DatasetConfig, load_params
-from pipeline.pictures import decode_image, decode_segments, encode_segments
-from pipeline.shard_file import SCHEMA
+from pipeline.pictures import decode_image, decode_segments
+from pipeline.results import Manifest
+from pipeline.shards import build
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -103,36 +102,24 @@ def enlarged(pictures: Path, ignore_label: int, size: Size, count: int) -> list[
     return files
 
 
-def write_shard(storage: Path, name: str, files: Sequence[Files], layout: str) -> dict[str, Any]:
-    """One shard of all the files; returns as much of its manifest as the loader reads."""
-    path = f"shards/{name}/train-00000.arrow"
-    (storage / path).parent.mkdir(parents=True)
-    with pa.ipc.new_file(storage / path, SCHEMA) as writer:
-        for index, file in enumerate(files):
-            image, labels = decode(file)
-            row = {
-                **dict.fromkeys(SCHEMA.names),
-                "name": str(index),
-                "image": image.tobytes() if layout == "raw" else file.image,
-                "height": image.shape[0],
-                "width": image.shape[1],
-                "segments": labels.tobytes() if layout == "raw" else encode_segments(labels),
-                "things": 0,
-                "digest": "",
-            }
-            writer.write_batch(pa.RecordBatch.from_pylist([row], schema=SCHEMA))
-    digest = hashlib.sha256((storage / path).read_bytes()).hexdigest()
-    size = (storage / path).stat().st_size
-    shard = {"path": path, "records": len(files), "bytes": size, "sha256": digest}
-    return {
-        "dataset": name,
-        "digest": digest,
-        "class_names": [str(index) for index in range(CLASSES)],
-        "thing_classes": [],
-        "labels": ["semantic"],
-        "pixel_layout": layout,
-        "splits": {"train": {"records": len(files), "shards": [shard]}},
-    }
+def write_shard(
+    storage: Path, name: str, files: Sequence[Files], suffix: str, pixels: Literal["encoded", "raw"]
+) -> Manifest:
+    """One shard of all the files."""
+    pictures = storage / "pictures" / name
+    for top in ("images", "annotations"):
+        (pictures / top / "train").mkdir(parents=True)
+    for index, file in enumerate(files):
+        (pictures / f"images/train/{index:06d}{suffix}").write_bytes(file.image)
+        (pictures / f"annotations/train/{index:06d}.png").write_bytes(file.labels)
+    config = DatasetConfig(
+        layout="folder",
+        splits={"train": "train"},
+        class_names=tuple(f"class {index}" for index in range(CLASSES)),
+        shard_mib=2**20,
+        pixels=pixels,
+    )
+    return build(name, config, [pictures], facts=(), processes=0)
 
 
 def decode(file: Files) -> tuple[np.ndarray, np.ndarray]:
@@ -201,10 +188,10 @@ def distort(image: np.ndarray, draw: random.Random) -> np.ndarray:
     return image
 
 
-def batches(manifest: dict[str, Any], augmentation: AugmentationConfig) -> Iterator[loader.Batch]:
+def batches(manifest: Manifest, augmentation: AugmentationConfig) -> Iterator[loader.Batch]:
     """Endless batches of GROUP pictures, loaded in this process."""
-    settings: dict[str, Any] = {"seed": 0, "first_step": 0, "global_batch": GROUP, "picture_range": range(GROUP)}
-    return training_batches(manifest, augmentation, steps=10**9, **settings)
+    order = TrainingOrder(manifest=manifest, augmentation=augmentation, seed=0, global_batch=GROUP)
+    return training_batches(order, first_step=0, steps=10**9, picture_range=range(GROUP))
 
 
 def per_second(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -261,7 +248,7 @@ class Profile:
         return wrapped
 
 
-def profile(manifest: dict[str, Any], augmentation: AugmentationConfig, pictures: int) -> dict[str, float]:
+def profile(manifest: Manifest, augmentation: AugmentationConfig, pictures: int) -> dict[str, float]:
     """Milliseconds per picture by part of the loader, `all` among them."""
     found = Profile()
     with contextlib.ExitStack() as stack:
@@ -292,7 +279,10 @@ def compare(
 ) -> None:
     """Print the tables of one size."""
     augmentation = load_params(PROJECT / "params.yaml").row(size.row).train.augmentation
-    manifests = {layout: write_shard(storage, f"{name}-{layout}", files, layout) for layout in ("raw", "encoded")}
+    layouts: tuple[Literal["raw", "encoded"], ...] = ("raw", "encoded")
+    manifests: dict[str, Manifest] = {
+        layout: write_shard(storage, f"{name}-{layout}", files, size.suffix, layout) for layout in layouts
+    }
     sources = {layout: batches(manifest, augmentation) for layout, manifest in manifests.items()}
     draw = random.Random(0)
 
@@ -307,7 +297,7 @@ def compare(
     }
     found = per_second(contenders, rounds)
     crop = " x ".join(map(str, augmentation.crop))
-    kib = {layout: manifest["splits"]["train"]["shards"][0]["bytes"] / 1024 for layout, manifest in manifests.items()}
+    kib = {layout: manifest.bytes["train"] / 1024 for layout, manifest in manifests.items()}
     print(f"\n{name}: {len(files)} pictures of {size.width} x {size.height} ({size.suffix}), crop {crop}, {size.row}")
     print(f"KiB per picture: {', '.join(f'{layout} {total / len(files):,.0f}' for layout, total in kib.items())}\n")
     fed = "" if images_per_s_per_gpu is None else f" GPUs fed at {images_per_s_per_gpu:g} images/s each |"

@@ -29,6 +29,7 @@ from pipeline.cluster import connect
 from pipeline.datasets.source import file_names, read_file
 from pipeline.files import sha256
 from pipeline.params import DatasetConfig
+from pipeline.results import FetchedSource
 
 KINDS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
 """Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""
@@ -105,15 +106,16 @@ def measured(
         ignore_label=ignore_label,
         pixels=pixels,
     )
-    facts = [{"name": archive.name, "bytes": archive.stat().st_size, "sha256": sha256(archive)}]
+    size, path = archive.stat().st_size, str(archive.absolute())
+    facts = [FetchedSource(name=archive.name, bytes=size, sha256=sha256(archive), path=path)]
     before_s, begun_s = cpu_s(), time.monotonic()
     with Ready() as ready:
         manifest = shards.build("benchmark", config, [archive], facts=facts, processes=processes)
     took_s = time.monotonic() - begun_s
     return {
-        "pictures": manifest["splits"]["train"]["records"],
-        "shards": len(manifest["splits"]["train"]["shards"]),
-        "bytes": manifest["bytes"]["train"],
+        "pictures": manifest.splits["train"].records,
+        "shards": len(manifest.splits["train"].shards),
+        "bytes": manifest.bytes["train"],
         "took_s": took_s,
         "cpu_s": cpu_s() - before_s,
         "ready": np.minimum(ready.counts, processes).mean() / processes,

@@ -35,6 +35,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.results import RESULTS, Manifest, read_result
 from tests.cluster.conftest import Cluster
 from tests.cluster.hosts import Hosts, why_not
 from tests.mlflow_server import free_port
@@ -443,7 +444,7 @@ class Soak:
                 in_mlflow = self._steps_in_mlflow()
                 cluster.laptop("python -m pipeline.submit run cluster.yaml stop", timeout_s=300, check=False)
             job.wait(timeout=300)
-            shutil.copy(self.lab.home("head") / "m2f/results/shard/shapes.json", self.lab.folder / "manifest.json")
+            shutil.copytree(self.lab.home("head") / "m2f" / RESULTS, self.lab.folder / RESULTS, dirs_exist_ok=True)
             shutil.copy(params, self.lab.folder / "params.yaml")
             say("ray down")
             cluster.laptop("python -m pipeline.submit down cluster.yaml", timeout_s=300)
@@ -532,7 +533,7 @@ class Soak:
         params = str(self.lab.folder / "params.yaml")
         job = {"params": params, "seed": entry["seed"], "run_key": entry["run"], "run_dir": again}
         (self.lab.folder / "job.pickle").write_bytes(
-            pickle.dumps(job | {"manifest": json.loads((self.lab.folder / "manifest.json").read_text())})
+            pickle.dumps(job | {"manifest": read_result(Manifest, "shapes", results=self.lab.folder / RESULTS)})
         )
         environment = {
             **os.environ,

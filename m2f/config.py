@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+OFF = "off"
+"""In the metadata of a setting's field: the value at which the program is as if there were no such setting, as in
+`field(default=0.0, metadata={OFF: 0.0})`. A setting that is added later names one, so that work done before keeps its
+name."""
+
 BACKBONE_NAMES = ("r50", "r101", "tiny", "swin-t", "swin-s", "swin-b", "swin-l", "swin-tiny")
 """Backbones that `m2f.backbones` builds."""
 BATCH_NORM_BACKBONES = ("r50", "r101")

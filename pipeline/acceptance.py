@@ -9,27 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipeline.params import Row
-from pipeline.results import Accepted
+from pipeline.results import Accepted, ConvertedWeights, Manifest
 from pipeline.run_folder import TrackedRun, finished_result, note_of, outcome, write_note
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 
 _MUST_AGREE = ("seed", "task", "model.", "train.steps")
 
 
 def accept(
-    row: Row, seed: int, earlier: str, *, manifest: Mapping[str, Any], weights: Mapping[str, Any], reason: str
+    row: Row, seed: int, earlier: str, *, manifest: Manifest, weights: ConvertedWeights, reason: str
 ) -> Accepted:
     """Let the finished run `earlier` stand for what the row would train for a seed now; the note that is written.
 
     ValueError when `earlier` is no finished training, differs in seed, task, network or steps, or is not needed.
     """
-    from pipeline.provenance import run_key
+    from pipeline.provenance.run_key import run_key
 
-    key = run_key(row, seed=seed, data_digest=manifest["digest"], weights_sha256=weights["sha256"])
+    key = run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
     run_dir, other = storage_root() / "runs" / key, storage_root() / "runs" / earlier
     if key == earlier or finished_result(run_dir) is not None:
         raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to accept for it")
@@ -47,8 +47,8 @@ def accept(
     for difference in differences:
         if difference.startswith(_MUST_AGREE):
             raise ValueError(f"run {earlier} is another experiment than seed {seed} of row {row.name}: {difference}")
-    if trained.tags["m2f.data_digest"] != manifest["digest"]:
-        differences.append(f"data: {trained.tags['m2f.data_digest']} there, {manifest['digest']} now")
+    if trained.tags["m2f.data_digest"] != manifest.digest:
+        differences.append(f"data: {trained.tags['m2f.data_digest']} there, {manifest.digest} now")
     note = Accepted(
         run_key=earlier,
         instead_of=key,
@@ -61,7 +61,7 @@ def accept(
     return note
 
 
-def accepted(run_dir: Path) -> Accepted | None:
+def accepted(run_dir: StoredPath) -> Accepted | None:
     """The note in a run's folder that another run stands for it; None without one.
 
     Nor does it hold when this run has been trained since, or when checkpoints of the other are gone.

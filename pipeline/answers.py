@@ -29,31 +29,33 @@ class Outcome:
     instances: Instances | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How pictures are shown to a row's network, and what is made of its prediction."""
+
+    test: TestConfig
+    task: Task
+    """Semantic rows resize scores. Panoptic rows take all three answers from one prediction, their label map from
+    resized mask logits, as the authors do."""
+    thing_ids: Sequence[int]
+    """The dataset's things, among the row's classes."""
+    segments_only: bool = False
+    """Panoptic rows: the segments alone."""
+
+
 @torch.inference_mode()
 def answer(
-    model: nn.Module,
-    image: Tensor,
-    size: Size,
-    test: TestConfig,
-    *,
-    task: Task,
-    thing_ids: Sequence[int],
-    original: Tensor | None = None,
-    segments_only: bool = False,
+    model: nn.Module, image: Tensor, size: Size, config: PredictConfig, *, original: Tensor | None = None
 ) -> Outcome:
     """The answer for one picture of `size` (height, width), given as `pipeline.resizing.network_picture` makes it.
 
-    The model is in evaluation mode. `thing_ids`: the dataset's things, among the row's classes. `original`:
-    (3, h, w) uint8, needed where `test.ms_flip` is set. Panoptic rows take all three answers from one prediction,
-    their label map from resized mask logits, as the authors do, or with `segments_only` the segments alone; semantic
-    rows resize scores.
+    The model is in evaluation mode. `original`: (3, h, w) uint8, needed where `test.ms_flip` is set.
     """
+    test = config.test
     device = next(model.parameters()).device
     images = pad(normalise(image[None].to(device)), test.pad_multiple)
-    outcome = single_scale(
-        model, images, _size(image), size, test, task=task, thing_ids=thing_ids, segments_only=segments_only
-    )
-    if task != "semantic" or test.ms_flip is None:
+    outcome = single_scale(model, images, _size(image), size, config)
+    if config.task != "semantic" or test.ms_flip is None:
         return outcome
     assert original is not None
     scores = semantic_scores_ms_flip(
@@ -67,18 +69,9 @@ def answer(
 
 
 @torch.inference_mode()
-def single_scale(
-    model: nn.Module,
-    images: Tensor,
-    valid: Size,
-    size: Size,
-    test: TestConfig,
-    *,
-    task: Task,
-    thing_ids: Sequence[int],
-    segments_only: bool = False,
-) -> Outcome:
+def single_scale(model: nn.Module, images: Tensor, valid: Size, size: Size, config: PredictConfig) -> Outcome:
     """`answer` without other sizes, for (1, 3, H, W) normalised and padded `images` of which `valid` is the picture."""
+    test, task, thing_ids = config.test, config.task, config.thing_ids
     prediction = model(images, auxiliary=False)
     padded = _size(images)
     if task == "semantic":
@@ -95,7 +88,7 @@ def single_scale(
         score_threshold=test.score_threshold,
         overlap_threshold=test.overlap_threshold,
     )
-    if segments_only:
+    if config.segments_only:
         return Outcome(segments=segments)
     (found,) = instances(
         prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances

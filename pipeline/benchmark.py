@@ -12,26 +12,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from m2f import build_model
 from m2f.model import normalise, pad
-from m2f.optim import build_optimizer
-from pipeline.answers import single_scale
+from pipeline.answers import PredictConfig, single_scale
 from pipeline.params import DatasetConfig, Row
 from pipeline.picture_sizes import Size, counted, input_size, shown_size
 from pipeline.precision import allow_tf32
 from pipeline.progress import Progress
-from pipeline.provenance import environment
+from pipeline.provenance.code import Code, code_digest
+from pipeline.provenance.environment import environment
+from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
-from pipeline.train_loop import Run, Worker, backward, build
+from pipeline.train_step import Training, build, training_step
+from pipeline.worker import Worker
 
 if TYPE_CHECKING:
     from pipeline.loader import Batch
+    from pipeline.results import Manifest
 
 WARM_UP, PICTURES = 5, 195
 """Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
@@ -44,6 +46,20 @@ LEAST = 3
 
 MASKS = 10
 """True masks of a generated training picture. ADE20K's pictures hold 10.5 classes on average, COCO's 7.3 objects."""
+
+CODE = Code(
+    roots=("pipeline.benchmark.benchmark",),
+    left_out={
+        **KEEPS_BYTES,
+        **READS_SHARDS,
+        "m2f.weights.read_checkpoint": "reads tensors as they are",
+        "pipeline.provenance": "says where a number came from",
+        "pipeline.results": "says what was measured",
+    },
+    sinks=PROGRESS,
+    settings=SETTINGS,
+)
+"""The definitions that decide how long a row takes."""
 
 _COUNTED = (
     "one forward pass of the network for one picture; products of convolutions, linear layers and attention, a "
@@ -91,8 +107,23 @@ class Machine(NamedTuple):
         return torch.cuda.max_memory_allocated(self.device) / 2**20, reserved / 2**20
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is measured, on what and for how long."""
+
+    row: Row
+    dataset: DatasetConfig
+    manifest: Manifest | None
+    """Of the dataset's shards; None: pictures are random."""
+    usual: Size
+    """Of the dataset's pictures, for random ones."""
+    machine: Machine
+    seconds: float
+    """For inference and for training each."""
+
+
 def benchmark(
-    row: Row, dataset: DatasetConfig, *, manifest: Mapping[str, Any] | None, seconds: float = 60.0, groups: int = 1
+    row: Row, dataset: DatasetConfig, *, manifest: Manifest | None, seconds: float = 60.0, groups: int = 1
 ) -> Benchmark:
     """Measure a row on this machine's GPU, or its CPU.
 
@@ -119,14 +150,18 @@ def benchmark(
     allow_tf32(row.train.tf32)
     worker = Worker.here()
     machine = Machine(worker.device)
-    run = Run(row=row, seed=0, run_key="benchmark", run_dir=Path("benchmark"), manifest=manifest or {})
-    model, gradients = build(run, worker)
+    training = build(row, worker, seed=0)
+    model = training.model
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    subject = _Subject(
+        row=row, dataset=dataset, manifest=manifest, usual=pictures.usual, machine=machine, seconds=seconds
+    )
     size = input_size(pictures.usual, row.test)
-    inference = _inference(model, row, dataset, machine, manifest, pictures.usual, seconds)
-    training = _training(model, gradients, run, worker, machine, seconds, groups)
+    inference = _inference(model, subject)
+    cost = _training(training, subject, groups)
     return Benchmark(
+        key=benchmark_key(row, manifest=manifest, seconds=seconds, groups=groups),
         row=row.name,
         dataset=row.dataset,
         task=row.task,
@@ -138,8 +173,29 @@ def benchmark(
         parameters_trained=sum(trained),
         flops=Operations(picture=size, forward=forward_flops(row, size), counted=_COUNTED),
         inference=inference,
-        training=training if isinstance(training, TrainingCost) else None,
-        skipped=None if isinstance(training, TrainingCost) else training,
+        training=cost if isinstance(cost, TrainingCost) else None,
+        skipped=None if isinstance(cost, TrainingCost) else cost,
+    )
+
+
+def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups: int) -> str:
+    """The name of a measurement, 16 hexadecimal digits: of the row's settings, the pictures, how it is measured, the
+    definitions that decide how long it takes, this machine's device and the libraries that compute."""
+    facts = environment(tf32=row.train.tf32)
+    return key_of(
+        task=row.task,
+        model=settings_facts(row.model),
+        train=settings_facts(row.train),
+        test=settings_facts(row.test),
+        data=manifest and manifest.digest,
+        seconds=seconds,
+        groups=groups,
+        code=code_digest(CODE),
+        device=facts.device,
+        cuda=facts.cuda,
+        tf32=facts.tf32,
+        threads=None if facts.cuda else torch.get_num_threads(),
+        libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
     )
 
 
@@ -162,19 +218,13 @@ def forward_flops(row: Row, size: Size) -> int:
 
 
 @torch.inference_mode()
-def _inference(
-    model: nn.Module,
-    row: Row,
-    dataset: DatasetConfig,
-    machine: Machine,
-    manifest: Mapping[str, Any] | None,
-    usual: Size,
-    seconds: float,
-) -> InferenceCost:
+def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
+    row, dataset, machine = subject.row, subject.dataset, subject.machine
     model.eval()
     machine.forget_peak()
-    shown = _validation(row, manifest, usual)
+    shown = _validation(row, subject.manifest, subject.usual)
     things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=things, segments_only=True)
     sizes: list[Size] = []
 
     def one() -> float:
@@ -182,15 +232,12 @@ def _inference(
         sizes.append(size)
         images = pad(normalise(image_3HW[None].to(machine.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
-        return machine.seconds(
-            lambda: single_scale(
-                model, images, valid, size, row.test, task=row.task, thing_ids=things, segments_only=True
-            )
-        )
+        return machine.seconds(lambda: single_scale(model, images, valid, size, config))
 
-    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=seconds)
+    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
-    where = "real pictures of the validation split" if manifest is not None else "random pictures of the published size"
+    real = subject.manifest is not None
+    where = "real pictures of the validation split" if real else "random pictures of the published size"
     memory_mib, reserved_mib = machine.peak_mib()
     return InferenceCost(
         fps=len(taken_s) / sum(taken_s),
@@ -204,7 +251,7 @@ def _inference(
     )
 
 
-def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
+def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
     """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
     if manifest is not None:
         from pipeline.loader import validation_pictures
@@ -221,26 +268,24 @@ def _validation(row: Row, manifest: Mapping[str, Any] | None, usual: Size) -> It
 # Training
 
 
-def _training(
-    model: nn.Module, gradients: Tensor, run: Run, worker: Worker, machine: Machine, seconds: float, groups: int
-) -> TrainingCost | str:
+def _training(training: Training, subject: _Subject, groups: int) -> TrainingCost | str:
     """The cost of a training step; text: why it could not be measured."""
-    row, config = run.row, run.row.train
-    model.train()
+    row, config, machine = subject.row, subject.row.train, subject.machine
+    training.model.train()
     machine.forget_peak()
-    optimizer = build_optimizer(model, config.optimizer)
-    batches = _batches(run, groups)
+    batches = enumerate(_batches(row, subject.manifest, groups))
 
     def one() -> float:
-        batch = next(batches)
-        return machine.seconds(lambda: _step(model, gradients, optimizer, batch, run, worker))
+        count, batch = next(batches)
+        step = min(count, config.steps - 1)  # the schedule may be shorter
+        return machine.seconds(lambda: training_step(training, batch, step=step))
 
     try:
-        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=seconds)
+        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds)
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
         return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
-    if run.manifest:
+    if subject.manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
@@ -261,37 +306,17 @@ def _training(
     )
 
 
-def _step(
-    model: nn.Module, gradients: Tensor, optimizer: torch.optim.Optimizer, batch: Batch, run: Run, worker: Worker
-) -> None:
-    """One step as pipeline.train_loop.train makes it, of one worker."""
-    gradients.zero_()
-    backward(model, batch, run, worker)
-    norm = torch.linalg.vector_norm(gradients)
-    gradients.mul_((run.row.train.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.step()
-
-
-def _batches(run: Run, groups: int) -> Iterator[Batch]:
+def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch]:
     """Batches of this many groups."""
-    config = run.row.train
-    count = groups * config.group_size
-    if not run.manifest:
+    count = groups * row.train.group_size
+    if manifest is None:
         for step in itertools.count():
-            yield cast("Batch", _Generated.of(run.row, count, step))
-    from pipeline.loader import training_batches
+            yield cast("Batch", _Generated.of(row, count, step))
+        return
+    from pipeline.loader import TrainingOrder, training_batches
 
-    yield from training_batches(
-        run.manifest,
-        config.augmentation,
-        task=run.row.task,
-        pictures=config.pictures,
-        seed=run.seed,
-        first_step=0,
-        steps=WARM_UP + STEPS,  # of a schedule that may be shorter
-        global_batch=config.global_batch,
-        picture_range=range(count),
-    )
+    order = TrainingOrder.of(row, manifest, seed=0)
+    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, picture_range=range(count))
 
 
 def _masks(row: Row) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.files import whole_file
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def commonest_confusions(
     return found
 
 
-def draw_confusion(path: Path, confusion: NDArray[np.integer], class_names: Sequence[str], title: str) -> None:
+def draw_confusion(path: StoredPath, confusion: NDArray[np.integer], class_names: Sequence[str], title: str) -> None:
     """A PNG: for every true class the shares of the predicted ones, beside a table of the commonest confusions.
 
     `confusion`: (C, C) pixels, rows the true class. Classes without a pixel are grey.
@@ -86,7 +86,7 @@ def draw_confusion(path: Path, confusion: NDArray[np.integer], class_names: Sequ
     _save(figure, path)
 
 
-def draw_per_class(path: Path, per_class: Mapping[str, Mapping[str, float | None]], title: str) -> None:
+def draw_per_class(path: StoredPath, per_class: Mapping[str, Mapping[str, float | None]], title: str) -> None:
     """A PNG with one panel of bars per metric, best class first, in percent; a class with nothing to count says so."""
     from pipeline.tasks import LABELS
 
@@ -132,7 +132,7 @@ def _colours() -> Any:
     return colormaps["Blues"].with_extremes(bad="0.85")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: StoredPath) -> None:
     with whole_file(path) as partial:
         figure.savefig(partial, format="png")
 

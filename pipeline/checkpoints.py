@@ -15,32 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.files import sha256, whole_file
-from pipeline.storage import local_file
+from pipeline.files import local_file, sha256, whole_file
+from pipeline.stores import StoredPath, store_of
 
 _NAME = "step-{:08d}.safetensors"
 _STATES = ("exp_avg", "exp_avg_sq", "step")
 
 
-def checkpoint_path(run_dir: Path, step: int) -> Path:
+def checkpoint_path(run_dir: StoredPath, step: int) -> StoredPath:
     """Where the checkpoint made after `step` finished steps lies."""
     return run_dir / "checkpoints" / _NAME.format(step)
 
 
-def step_of(path: Path) -> int:
+def step_of(path: StoredPath) -> int:
     """Finished steps of a checkpoint, from its name."""
     return int(path.stem.split("-")[1])
 
 
 def save_checkpoint(
-    run_dir: Path,
+    run_dir: StoredPath,
     *,
     step: int,
     run_key: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
-) -> Path:
+) -> StoredPath:
     """Write the checkpoint of `step` finished steps. `state`: JSON values that `load_checkpoint` gives back."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -49,12 +49,14 @@ def save_checkpoint(
     return _save(run_dir, step, run_key, tensors, state)
 
 
-def save_model(run_dir: Path, *, step: int, run_key: str, tensors: Mapping[str, Tensor]) -> Path:
+def save_model(run_dir: StoredPath, *, step: int, run_key: str, tensors: Mapping[str, Tensor]) -> StoredPath:
     """Write a checkpoint of weights alone, to be evaluated; `tensors` by the model's names."""
     return _save(run_dir, step, run_key, {f"model.{name}": value for name, value in tensors.items()}, {})
 
 
-def _save(run_dir: Path, step: int, run_key: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def _save(
+    run_dir: StoredPath, step: int, run_key: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> StoredPath:
     from safetensors.torch import save_file
 
     header = {"run_key": run_key, "step": str(step), "state": json.dumps(dict(state))}
@@ -65,29 +67,28 @@ def _save(run_dir: Path, step: int, run_key: str, tensors: Mapping[str, Tensor],
     return path
 
 
-def keep_only(run_dir: Path, steps: set[int]) -> None:
+def keep_only(run_dir: StoredPath, steps: set[int]) -> None:
     """Delete all checkpoints but those of `steps`, and halves that a killed process has left."""
     for step, path in _all(run_dir):
         if step not in steps:
             path.unlink(missing_ok=True)
-    for half in (run_dir / "checkpoints").glob(".step-*.part"):  # pipeline.files.whole_file's; nobody else writes here
-        half.unlink(missing_ok=True)
+    store_of(run_dir / "checkpoints").delete_partial_files()  # nobody else writes here
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
+def newest_checkpoint(run_dir: StoredPath) -> StoredPath | None:
     """The newest checkpoint that can be read; a damaged one is set aside with a line on stderr."""
     for _, path in sorted(_all(run_dir), reverse=True):
         try:
             read_header(path)
             return path
         except ValueError as error:
-            aside = path.with_suffix(".damaged")
-            path.rename(aside)
-            print(f"{error}; set aside as {aside.name}, going on from the one before", file=sys.stderr)
+            aside = f"{path.stem}.damaged"
+            store_of(path).rename(aside)
+            print(f"{error}; set aside as {aside}, going on from the one before", file=sys.stderr)
     return None
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: StoredPath) -> dict[str, Any]:
     """run_key, step and state of a checkpoint; ValueError when the file is not whole."""
     try:
         size = path.stat().st_size
@@ -105,7 +106,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path} cannot be read ({error})") from None
 
 
-def check_digest(path: Path, digest: str, *, row: str) -> None:
+def check_digest(path: StoredPath, digest: str, *, row: str) -> None:
     """ValueError unless a checkpoint is the one that a row's training wrote, by its SHA-256."""
     with local_file(path, digest) as file:
         if sha256(file) != digest:
@@ -116,7 +117,7 @@ def check_digest(path: Path, digest: str, *, row: str) -> None:
 
 
 def load_checkpoint(
-    path: Path,
+    path: StoredPath,
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
@@ -132,7 +133,7 @@ def load_checkpoint(
 
 
 def _load(
-    path: Path, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, run_key: str | None
+    path: StoredPath, file: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, run_key: str | None
 ) -> dict[str, Any]:
     from safetensors.torch import load_file
 
@@ -167,6 +168,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
     optimizer.load_state_dict(saved)
 
 
-def _all(run_dir: Path) -> list[tuple[int, Path]]:
+def _all(run_dir: StoredPath) -> list[tuple[int, StoredPath]]:
     folder = run_dir / "checkpoints"
     return [(step_of(path), path) for path in folder.glob("step-*.safetensors")]

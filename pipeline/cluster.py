@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from m2f.config import BATCH_NORM_BACKBONES
 from pipeline.params import Row
+from pipeline.stores import StoredPath, store_of
 
 _KIND = "accelerator_type:"
 """How Ray begins the name of the resource that says a host's kind of GPU."""
@@ -81,6 +82,11 @@ class Resources:
     """Seeds of the row that train at the same time, each on a pool of its own."""
     kind: str | None = None
     """The only kind of GPU that a worker may have, by Ray's name; None: any."""
+
+    @property
+    def device_kind(self) -> Literal["cuda", "cpu"]:
+        """What a worker computes on."""
+        return "cuda" if self.use_gpu else "cpu"
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -182,9 +188,7 @@ def connect() -> None:
 
     import ray
 
-    from pipeline.files import store_of
     from pipeline.mlflow_client import tracking_uri
-    from pipeline.shard_cache import cache_folder
     from pipeline.storage import storage_root
 
     if ray.is_initialized():
@@ -194,8 +198,7 @@ def connect() -> None:
     variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
     known = ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB", "M2F_GIT_COMMIT")
     variables |= {name: os.environ[name] for name in known if name in os.environ}
-    if store_of(storage_root()) is not None:  # a host's copy of an archive has the same path on all of them
-        variables["M2F_SHARD_CACHE"] = str(cache_folder())
+    variables |= store_of(storage_root()).settings_of_workers()
     places = {"env_vars": variables}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
     if os.environ.get("RAY_ADDRESS"):
@@ -228,16 +231,10 @@ def refuse_password(uri: str) -> None:
         )
 
 
-def ray_storage(folder: Any) -> dict[str, Any]:
-    """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it: a Path, or a UPath of a URL."""
-    from pipeline.files import store_of
-
-    store = store_of(folder)
-    if store is None:
-        return {"storage_path": str(folder)}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store))}
+def ray_storage(folder: StoredPath) -> dict[str, Any]:
+    """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it."""
+    path, file_system = store_of(folder).for_arrow()
+    return {"storage_path": path, "storage_filesystem": file_system}
 
 
 def cluster_resources(row: Row, *, training: bool = True) -> Resources:

@@ -23,6 +23,7 @@ import yaml
 from pipeline.cluster import Host, accelerator_type, environment_int, hosts_of_kind, resources_of_kind
 from pipeline.cluster_file import Machines, machines
 from pipeline.params import Row, load_params
+from pipeline.results import RESULTS
 
 JOIN_WAIT_S = 180.0
 """How long machines that `ray up` has started may take to join."""
@@ -117,9 +118,10 @@ def _upstream(stage: str, pipeline: Mapping[str, Any], params: Mapping[str, Any]
     if not key:
         return []
     item = params[_section(definition)][key]
+    result = re.compile(re.escape(f"{RESULTS}/") + r"(\w+)/\$\{(key|item\.(\w+))\}\.json")
     found = []
     for dep in definition["do"].get("deps", ()):
-        match = re.fullmatch(r"results/(\w+)/\$\{(key|item\.(\w+))\}\.json", dep)
+        match = result.fullmatch(dep)
         if match and match[1] in pipeline:
             found.append(f"{match[1]}@{key if match[2] == 'key' else item[match[3]]}")
     return found

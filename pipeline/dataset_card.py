@@ -7,12 +7,16 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.painting import class_colours, painted, segment_colours, stacked
 from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image, decode_masks, decode_segments
+from pipeline.results import Manifest, PictureSizes, SkippedRecord
+
+if TYPE_CHECKING:
+    from pipeline.shard_file import ShardFacts
 
 SAMPLES = 8
 """Pictures of the sample sheet."""
@@ -24,61 +28,61 @@ _COLUMNS, _GAP, _LINE, _ENTRY = 4, 8, 24, 200
 """Tiles in a row; pixels between tiles, of a line of text, of an entry of the legend."""
 
 
-def counted(shards: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """The histograms of a manifest, each by split, from the facts of the splits' shards in their order."""
-    card: dict[str, dict[str, Any]] = {
-        name: {}
-        for name in (
-            "pixels",  # by class, crowds included
-            "ignored_pixels",
-            "pictures",  # that hold a class
-            "instances",  # by class: things that are no crowd
-            "things_per_picture",  # number of things that are no crowd: pictures
-            "picture_sizes",  # height, width: least, median, greatest
-            "bytes",
-            "skipped",
-        )
-    }
-    for split, facts in shards.items():
-        pixels = _summed(facts, "pixels")
-        card["pixels"][split], card["ignored_pixels"][split] = pixels[:-1], pixels[-1]
-        card["pictures"][split], card["instances"][split] = _summed(facts, "pictures"), _summed(facts, "instances")
-        things: Counter[int] = Counter()
-        heights: Counter[int] = Counter()
-        widths: Counter[int] = Counter()
-        for shard in facts:
-            things.update({int(count): pictures for count, pictures in shard["things_per_picture"].items()})
-            for height, width, pictures in shard["sizes"]:
-                heights[height] += pictures
-                widths[width] += pictures
-        card["things_per_picture"][split] = {str(count): things[count] for count in sorted(things)}
-        card["picture_sizes"][split] = {"height": _spread(heights), "width": _spread(widths)}
-        card["bytes"][split] = sum(shard["bytes"] for shard in facts)
-        card["skipped"][split] = [entry for shard in facts for entry in shard["skipped"]]
-    return card
+class Counts(NamedTuple):
+    """What the shards of a split hold together: the fields of this name of a manifest, for one split."""
+
+    pixels: tuple[int, ...]
+    ignored_pixels: int
+    pictures: tuple[int, ...]
+    instances: tuple[int, ...]
+    things_per_picture: dict[int, int]
+    picture_sizes: PictureSizes
+    bytes: int
+    skipped: tuple[SkippedRecord, ...]
 
 
-def _summed(facts: Sequence[Mapping[str, Any]], key: str) -> list[int]:
-    total: list[int] = np.sum([shard[key] for shard in facts], axis=0).tolist()
-    return total
+def counted(shards: Sequence[ShardFacts]) -> Counts:
+    """The counts of a split's shards, which are in their order."""
+    *pixels, ignored = _summed([shard.pixels for shard in shards])
+    things: Counter[int] = Counter()
+    heights: Counter[int] = Counter()
+    widths: Counter[int] = Counter()
+    for shard in shards:
+        things.update(shard.things_per_picture)
+        for height, width, pictures in shard.sizes:
+            heights[height] += pictures
+            widths[width] += pictures
+    return Counts(
+        pixels=tuple(pixels),
+        ignored_pixels=ignored,
+        pictures=_summed([shard.pictures for shard in shards]),
+        instances=_summed([shard.instances for shard in shards]),
+        things_per_picture={count: things[count] for count in sorted(things)},
+        picture_sizes=PictureSizes(height=_spread(heights), width=_spread(widths)),
+        bytes=sum(shard.bytes for shard in shards),
+        skipped=tuple(record for shard in shards for record in shard.skipped),
+    )
 
 
-def _spread(counts: Counter[int]) -> list[int]:
+def _summed(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(np.sum(counts, axis=0).tolist())
+
+
+def _spread(counts: Counter[int]) -> tuple[int, int, int]:
     """Least, median (the lower of two) and greatest value."""
     values = sorted(counts)
     below = np.cumsum([counts[value] for value in values])
-    return [values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]]
+    return values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]
 
 
-def class_table(manifest: Mapping[str, Any]) -> str:
+def class_table(manifest: Manifest) -> str:
     """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    columns = ("pixels", "pictures", "instances")
-    table.writerow(("class", "split", *columns))
-    for split in manifest["splits"]:
-        for index, name in enumerate(manifest["class_names"]):
-            table.writerow((name, split, *(manifest[column][split][index] for column in columns)))
+    table.writerow(("class", "split", "pixels", "pictures", "instances"))
+    for split in manifest.splits:
+        columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
+        table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
     return text.getvalue()
 
 
@@ -93,17 +97,16 @@ def sample_places(counts: Sequence[int]) -> list[tuple[int, int]]:
     return [(shard, place - int(ends[shard]) + counts[shard]) for shard, place in zip(shards, chosen, strict=True)]
 
 
-def sample_sheet(rows: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], title: str) -> bytes:
+def sample_sheet(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], layout: str, title: str) -> bytes:
     """A PNG of stored records, each with its labels painted over it, and a legend of the classes that they show.
 
-    Segments and instances have white borders, and shades of their class's colour.
+    Segments and instances have white borders, and shades of their class's colour. `layout`: of the pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    classes = manifest["class_names"]
     tiles, shown = [], set[int]()
     for row in rows:
-        tile, kinds = _tile(row, manifest["pixel_layout"], len(classes))
+        tile, kinds = _tile(row, layout, len(classes))
         tiles.append(tile)
         shown |= kinds
     columns = min(_COLUMNS, len(tiles))

@@ -17,16 +17,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
-from pipeline.files import in_gib, move, store_of, write_json
+from pipeline.files import matching, write_json
 from pipeline.progress import Progress
-from pipeline.shard_cache import cache_folder
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath, store_of
 
 ATTEMPTS = 8
 """Tries in a row without a new byte before a download is given up, two minutes after the first."""
@@ -73,17 +73,12 @@ LOGINS = {
 class Fetched(NamedTuple):
     """A file in archives/<first 16 digits of its SHA-256>/ under the storage root."""
 
-    path: Path
+    path: StoredPath
     sha256: str
 
 
 class _WebPageError(Exception):
     """The server answers with a web page where a file was asked for."""
-
-
-def download(url: str, *, sha256_prefix: str = "", attempts: int = ATTEMPTS, pause_s: float = 1.0) -> Path:
-    """Download a file once, into archives/<digest>/ under the storage root; its path there. See `downloaded`."""
-    return downloaded(url, sha256_prefix=sha256_prefix, attempts=attempts, pause_s=pause_s).path
 
 
 def downloaded(
@@ -118,7 +113,8 @@ def downloaded(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"another process is downloading {url}; wait for it to end") from None
-        _receive(url, partial, size=size, login=login, attempts=attempts, pause_s=pause_s)
+        progress = Progress(f"downloading {partial.stem}", size, unit="MiB", scale=MIB)
+        _receive(_Transfer(url, partial, size, progress), login=login, attempts=attempts, pause_s=pause_s)
         os.fsync(file.fileno())
         digest = file_digest(partial, name)
         try:
@@ -130,9 +126,7 @@ def downloaded(
             raise
         target = storage_root() / "archives" / digest[:16] / name
         write_json(target.parent / "url.json", {"url": url})
-        if store_of(target) is not None:
-            print(f"uploading {name} to {target.parent}", file=sys.stderr)
-        move(partial, target)
+        store_of(target).take(partial)
         shutil.rmtree(partial.parent)
     return Fetched(target, digest)
 
@@ -149,7 +143,7 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
     if len(sha256_prefix) >= 16:
         folders = [archives / sha256_prefix[:16]]
     else:
-        notes = sorted(archives.glob("*/url.json"))
+        notes = matching(archives, "*/url.json")
         folders = [note.parent for note in notes if json.loads(note.read_text()).get("url") == url]
     for folder in folders:
         path = folder / name
@@ -176,7 +170,7 @@ def published_size(url: str) -> int:
         return 0  # the download will say what is the matter
 
 
-def file_digest(path: Path, name: str = "") -> str:
+def file_digest(path: StoredPath, name: str = "") -> str:
     """SHA-256 of a file, hexadecimal; reading a large one shows how far it is."""
     digest = hashlib.sha256()
     progress = Progress(f"reading {name or path.name}", path.stat().st_size, unit="MiB", scale=MIB)
@@ -198,31 +192,42 @@ def check_digest(what: str, digest: str, expected: str) -> None:
 
 
 def check_space(what: str, needed: int) -> None:
-    """ValueError unless there is room for `needed` more bytes where they are written; what: "downloading coco"."""
-    root = storage_root()
-    at_url = store_of(root) is not None
-    folder = cache_folder() if at_url else root
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        place = "this host's copies" if at_url else "the storage root"
-        raise ValueError(
-            f"{what} takes {in_gib(needed)} more, but only {in_gib(free)} are free under {place} {folder}; make room, "
-            f"or set {'M2F_SHARD_CACHE' if at_url else 'M2F_STORAGE'} to a folder on another file system"
-        )
+    """ValueError unless there is room for `needed` more bytes where downloads grow; what: "downloading coco"."""
+    store_of(storage_root()).room_for_downloads().check(what, needed)
 
 
 def _partial(url: str, name: str) -> Path:
     """Where a download grows: on a disk, for an object store cannot append to a file."""
-    root = storage_root()
-    folder = root / "archives" if store_of(root) is None else cache_folder()
-    return folder / "incoming" / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
+    folder = store_of(storage_root()).incoming()
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / f"{name}.part"
 
 
-def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, pause_s: float) -> None:
-    """Bring `partial` to the file's full length."""
-    progress = Progress(f"downloading {partial.stem}", size, unit="MiB", scale=MIB)
-    most = partial.stat().st_size  # a byte that was here before and had to be sent again is no progress
+@dataclass(frozen=True)
+class _Transfer:
+    """A file on its way to this host."""
+
+    url: str
+    partial: Path
+    """Where it grows."""
+    size: int
+    """Bytes as published; 0: not published."""
+    progress: Progress
+
+    @property
+    def note(self) -> Path:
+        """Tells of what file the bytes in `partial` are: its length, and the version that the server named."""
+        return self.partial.with_suffix(".json")
+
+    @property
+    def here(self) -> int:
+        """Bytes that have come."""
+        return self.partial.stat().st_size
+
+
+def _receive(transfer: _Transfer, *, login: str, attempts: int, pause_s: float) -> None:
+    """Bring `transfer.partial` to the file's full length."""
+    url = transfer.url
+    most = transfer.here  # a byte that was here before and had to be sent again is no progress
     opener: urllib.request.OpenerDirector | None = None
     login_is_fresh, failures = False, 0
     while True:
@@ -231,7 +236,7 @@ def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, p
         try:
             if opener is None:
                 opener, login_is_fresh = log_in(login) if login else urllib.request.build_opener(), True
-            _receive_rest(opener, url, partial, size=size, progress=progress)
+            _receive_rest(opener, transfer)
             return
         except _WebPageError as page:
             refusal = f"{url} cannot be downloaded: {page}; {_way_out(url, login)}"
@@ -239,7 +244,7 @@ def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, p
             error.close()
             refusal = f"{url} cannot be downloaded: the server answers {error.code} {error.reason}"
             if error.code == 416:  # what is here is not a part of what is there
-                partial.write_bytes(b"")
+                transfer.partial.write_bytes(b"")
                 problem = error
             elif error.code >= 500 or error.code in (408, 425, 429):
                 problem = error
@@ -247,7 +252,7 @@ def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, p
             refusal = f"{url} cannot be downloaded: {error}"
             if not isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
                 problem = error
-        most = max(most, partial.stat().st_size)
+        most = max(most, transfer.here)
         if problem is None:
             if not login or login_is_fresh:
                 raise ValueError(refusal) from None
@@ -258,91 +263,114 @@ def _receive(url: str, partial: Path, *, size: int, login: str, attempts: int, p
         if failures >= attempts:
             raise ValueError(
                 f"{url} cannot be downloaded ({problem}), {attempts} tries in a row; the "
-                f"{partial.stat().st_size:,} bytes that came are kept, so run the command again to go on"
+                f"{transfer.here:,} bytes that came are kept, so run the command again to go on"
             ) from None
         wait_s = min(60.0, pause_s * 2 ** (failures - 1))
         print(f"{url}: {problem}; trying again in {wait_s:.0f} s", file=sys.stderr)
         time.sleep(wait_s)
 
 
-def _receive_rest(
-    opener: urllib.request.OpenerDirector, url: str, partial: Path, *, size: int, progress: Progress
-) -> None:
+def _receive_rest(opener: urllib.request.OpenerDirector, transfer: _Transfer) -> None:
     """One request for the bytes that are missing. OSError when the connection ends early or the answer is not what
     was asked for, ValueError when no other try can help, _WebPageError when a page comes instead."""
-    note = partial.with_suffix(".json")
-    start = partial.stat().st_size
-    known = json.loads(note.read_text()) if note.exists() else {}
+    start, size = transfer.here, transfer.size
+    known = json.loads(transfer.note.read_text()) if transfer.note.exists() else {}
     if start and start == (size or known.get("total")):
         return  # all came, and the process ended before it was put in its place
     if not known or (size and start > size):
         start = 0  # of what file it is a part, nobody knows
+    with opener.open(_request(transfer.url, start, known), timeout=TIMEOUT_S) as answer:
+        _check_kind(transfer.url, answer)
+        start, total = _span(answer, transfer, start, known)
+        check_space(f"downloading {transfer.partial.stem}", total - start)
+        head = answer.read1(BLOCK)
+        if start == 0:
+            head = _start_over(answer, head, transfer, total)
+        transfer.progress.restart(start, total)
+        _append(answer, head, transfer, start)
+    _check_length(transfer, total)
+    transfer.progress.done()
+
+
+def _request(url: str, start: int, known: Mapping[str, Any]) -> urllib.request.Request:
+    """A request for the bytes from `start` on; of a file that has changed since, it is answered by all of them."""
     request = urllib.request.Request(url, headers=HEADERS)
     if start:
         request.add_header("Range", f"bytes={start}-")
         if known["validator"]:
-            request.add_header("If-Range", known["validator"])  # a file that has changed is sent from its beginning
-    with opener.open(request, timeout=TIMEOUT_S) as answer:
-        if _is_page(answer.headers):
-            raise _WebPageError(f"the server sent a web page ({answer.headers.get_content_type()}), not the file")
-        encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise ValueError(
-                f"{url} cannot be downloaded: the server sends it re-packed ({encoding}) though asked not to, so its "
-                "length and digest cannot be checked; use another address"
-            )
-        total = int(answer.length or 0)
-        if answer.status == 206:
-            begins, total = _content_range(answer.headers.get("Content-Range", ""))
-            total = total or known.get("total", 0)
-            if begins != start or total != (known.get("total") or total):
-                os.truncate(partial, 0)
-                raise OSError(
-                    f"asked for the bytes from {start:,} on, the server sent something else (Content-Range: "
-                    f"{answer.headers.get('Content-Range', 'none')}); starting over"
-                )
-        else:
-            start = 0
-        if size and total and total != size:
-            raise ValueError(
-                f"{url} is {total:,} bytes long on the server, published are {size:,}; it is not the published file: "
-                "use a mirror, or correct bytes and sha256 in params.yaml"
-            )
-        total = total or size
-        check_space(f"downloading {partial.stem}", total - start)
-        head = answer.read1(BLOCK)
-        if start == 0:
-            while len(head) < 32 and (more := answer.read1(BLOCK)):
-                head += more
-            if re.match(rb"\s*<(!doctype\s+)?html", head, re.IGNORECASE):
-                raise _WebPageError("the server sent a web page, not the file")
-            if partial.stat().st_size:
-                print(f"{url}: the server starts over from the first byte", file=sys.stderr)
-            os.truncate(partial, 0)  # first: the note tells of what file the bytes are
-            etag = answer.headers.get("ETag")
-            validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
-            write_json(note, {"validator": validator, "total": total})
-        progress.restart(start, total)
-        _append(answer, head, partial, start=start, progress=progress)
-    at = partial.stat().st_size
-    if total and at > total:
-        os.truncate(partial, 0)
-        raise OSError(f"{at:,} bytes came of a file of {total:,}; starting over")
-    if at < total:
-        raise OSError(f"the connection ended after {at:,} of {total:,} bytes")
-    progress.done()
+            request.add_header("If-Range", known["validator"])
+    return request
 
 
-def _append(answer: Any, head: bytes, partial: Path, *, start: int, progress: Progress) -> None:
+def _check_kind(url: str, answer: Any) -> None:
+    """_WebPageError or ValueError unless the answer is a file as it is."""
+    if _is_page(answer.headers):
+        raise _WebPageError(f"the server sent a web page ({answer.headers.get_content_type()}), not the file")
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise ValueError(
+            f"{url} cannot be downloaded: the server sends it re-packed ({encoding}) though asked not to, so its "
+            "length and digest cannot be checked; use another address"
+        )
+
+
+def _span(answer: Any, transfer: _Transfer, start: int, known: Mapping[str, Any]) -> tuple[int, int]:
+    """First byte of an answer and the length of the whole file (0: not said); `start` was asked for."""
+    total = int(answer.length or 0)
+    if answer.status == 206:
+        begins, total = _content_range(answer.headers.get("Content-Range", ""))
+        total = total or known.get("total", 0)
+        if begins != start or total != (known.get("total") or total):
+            os.truncate(transfer.partial, 0)
+            raise OSError(
+                f"asked for the bytes from {start:,} on, the server sent something else (Content-Range: "
+                f"{answer.headers.get('Content-Range', 'none')}); starting over"
+            )
+    else:
+        start = 0
+    if transfer.size and total and total != transfer.size:
+        raise ValueError(
+            f"{transfer.url} is {total:,} bytes long on the server, published are {transfer.size:,}; it is not the "
+            "published file: use a mirror, or correct bytes and sha256 in params.yaml"
+        )
+    return start, total or transfer.size
+
+
+def _start_over(answer: Any, head: bytes, transfer: _Transfer, total: int) -> bytes:
+    """Note of what file the bytes are that begin with `head`; the head, long enough to tell that it is no page."""
+    while len(head) < 32 and (more := answer.read1(BLOCK)):
+        head += more
+    if re.match(rb"\s*<(!doctype\s+)?html", head, re.IGNORECASE):
+        raise _WebPageError("the server sent a web page, not the file")
+    if transfer.here:
+        print(f"{transfer.url}: the server starts over from the first byte", file=sys.stderr)
+    os.truncate(transfer.partial, 0)  # first: the note tells of what file the bytes are
+    etag = answer.headers.get("ETag")
+    validator = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
+    write_json(transfer.note, {"validator": validator, "total": total})
+    return head
+
+
+def _append(answer: Any, head: bytes, transfer: _Transfer, start: int) -> None:
     """Write what comes as it comes, so that an interruption costs as little as it can."""
-    with open(partial, "r+b") as file:
+    with open(transfer.partial, "r+b") as file:
         file.seek(start)
         block = head
         while block:
             file.write(block)
             file.flush()
-            progress.add(len(block))
+            transfer.progress.add(len(block))
             block = answer.read1(BLOCK)
+
+
+def _check_length(transfer: _Transfer, total: int) -> None:
+    """OSError unless all bytes have come, as far as their number is known, and no more."""
+    at = transfer.here
+    if total and at > total:
+        os.truncate(transfer.partial, 0)
+        raise OSError(f"{at:,} bytes came of a file of {total:,}; starting over")
+    if at < total:
+        raise OSError(f"the connection ended after {at:,} of {total:,} bytes")
 
 
 def _content_range(header: str) -> tuple[int, int]:

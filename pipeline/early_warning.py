@@ -69,3 +69,8 @@ def described(behind: Behind, label: str) -> str:
     reference = {"published": "the published curve", "sisters": "its sister seeds' median"}[behind.reference]
     gap = 100 * (behind.expected - behind.value)
     return f"{label} {100 * behind.value:.2f} is {gap:.1f} points behind {reference} ({100 * behind.expected:.2f})"
+
+
+def warning(behind: Behind, label: str) -> str:
+    """'step 4000: mIoU 31.20 is ...', as it is said and tagged (m2f.behind)."""
+    return f"step {behind.step}: {described(behind, label)}"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from pipeline.disk import in_gib
 from pipeline.download import (
     BLOCK,
     MIB,
@@ -27,10 +28,11 @@ from pipeline.download import (
     file_name,
     published_size,
 )
-from pipeline.files import in_gib, link_or_copy, read_json, sha256, store_of, write_json
+from pipeline.files import link_or_copy, read_json, sha256, write_json
 from pipeline.progress import Progress
-from pipeline.shard_cache import local_copy
+from pipeline.results import FetchedDataset, FetchedSource
 from pipeline.storage import storage_root, stored
+from pipeline.stores import store_of
 
 if TYPE_CHECKING:
     from pipeline.params import DatasetConfig
@@ -52,53 +54,52 @@ class _Wanted(NamedTuple):
     """Its first digits, lower case; empty: not published."""
 
 
-def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> dict[str, Any]:
-    """Get and verify every source of a dataset; the facts for results/fetch/<dataset>.json.
+def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> FetchedDataset:
+    """Get and verify every source of a dataset.
 
     base: folder that relative sources and mirrors start at. ValueError says in one sentence what is missing or altered.
     """
     if config.layout == "shapes":
-        return {"dataset": dataset, "sources": [], "terms": "", "generate": dict(config.generate)}
+        return FetchedDataset(dataset=dataset, sources=(), terms="", generate=dict(config.generate))
     if not config.sources:
         raise ValueError(f"datasets.{dataset}.sources is empty; list a zip archive, a folder or a URL in params.yaml")
     wanted = _wanted(config)
     folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
-    facts = [_without_download(one, dataset=dataset, folders=folders, base=base) for one in wanted]
-    missing = [one for one, fact in zip(wanted, facts, strict=True) if fact is None]
+    found = [_without_download(one, dataset=dataset, folders=folders, base=base) for one in wanted]
+    missing = [one for one, source in zip(wanted, found, strict=True) if source is None]
     if missing and (folder := _unpacked(dataset, config, folders, names=[one.name for one in wanted])):
         print(f"{dataset} is here, unpacked ({folder})", file=sys.stderr)
-        facts = [_folder_facts(folder, "")]
+        found = [_folder(folder, "")]
     elif missing:
         _check_terms(dataset, config, missing)
         _check_space(dataset, missing)
         bases = [mirror for mirror in config.mirrors if is_url(mirror)]
-        facts = [
-            fact or _download(one, bases=bases, login=config.login) for one, fact in zip(wanted, facts, strict=True)
+        found = [
+            source or _download(one, bases=bases, login=config.login) for one, source in zip(wanted, found, strict=True)
         ]
-    return {"dataset": dataset, "sources": facts, "terms": config.terms}
+    sources = tuple(source for source in found if source is not None)
+    return FetchedDataset(dataset=dataset, sources=sources, terms=config.terms, generate={})
 
 
-def open_sources(facts: Mapping[str, Any]) -> list[Path]:
+def open_sources(fetched: FetchedDataset) -> list[Path]:
     """Archives and folders that `fetch` recorded, as files of this host, checked against their digests.
 
     ValueError names what is gone or altered and the command that fetches it again.
     """
-    made_by = f"python -m stages.fetch {facts['dataset']}"
+    made_by = f"python -m stages.fetch {fetched.dataset}"
     paths = []
-    for source in facts["sources"]:
-        path = stored(source["path"], made_by=made_by)
-        if path.name == "folder.json":
-            path = Path(read_json(path, made_by=made_by)["folder"])
+    for source in fetched.sources:
+        entry = stored(source.path, made_by=made_by)
+        if entry.name == "folder.json":
+            path = Path(read_json(entry, made_by=made_by)["folder"])
             if not path.is_dir():
                 raise ValueError(f"folder {path} is gone, or on another host; put it back or run {made_by}")
             digest = folder_digest(path)[0]
-        elif store_of(path) is not None:
-            path, digest = local_copy(path, source["sha256"]), source["sha256"]
         else:
-            digest = file_digest(path)
-        if digest != source["sha256"]:
+            path, digest = store_of(entry).local_and_digest(source.sha256, file_digest)
+        if digest != source.sha256:
             raise ValueError(
-                f"{path} has changed since it was fetched (sha256 {digest[:16]}, was {source['sha256'][:16]}); "
+                f"{path} has changed since it was fetched (sha256 {digest[:16]}, was {source.sha256[:16]}); "
                 f"run {made_by}"
             )
         paths.append(path)
@@ -126,27 +127,27 @@ def _path(source: str, base: Path) -> Path:
     return (base / Path(source).expanduser()).absolute()
 
 
-def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path], base: Path) -> dict[str, Any] | None:
-    """Facts of a source that is on this machine; None: it has to be downloaded. ValueError when a path is wrong."""
+def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path], base: Path) -> FetchedSource | None:
+    """A source that is on this machine; None: it has to be downloaded. ValueError when a path is wrong."""
     if not wanted.url:
         path = _path(wanted.source, base)
         if path.is_dir():
-            return _folder_facts(path, wanted.sha256)
+            return _folder(path, wanted.sha256)
         if not path.is_file():
             raise ValueError(
                 f"{path} does not exist; put the archive or folder there, or change "
                 f"datasets.{dataset}.sources in params.yaml"
             )
-        return _archive_facts(path, wanted)
+        return _archive(path, wanted)
     found = at_hand(wanted.name, url=wanted.url, size=wanted.size, sha256_prefix=wanted.sha256)
     if found:
         print(f"{wanted.name} is here already ({found.path})", file=sys.stderr)
-        return _facts(found)
+        return _as_source(found)
     for folder in folders:
         path = folder / wanted.name
         if path.is_file():
             try:
-                facts = _archive_facts(path, wanted)
+                source = _archive(path, wanted)
             except ValueError as error:
                 print(
                     f"{error}; it is left out (list it in datasets.{dataset}.sources to use it as it is)",
@@ -154,7 +155,7 @@ def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path],
                 )
             else:
                 print(f"{wanted.name} is here ({path})", file=sys.stderr)
-                return facts
+                return source
     return None
 
 
@@ -201,12 +202,12 @@ def _check_space(dataset: str, missing: Sequence[_Wanted]) -> None:
     )
 
 
-def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> dict[str, Any]:
-    """Facts of an archive after downloading it, from the first place that has the published one."""
+def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> FetchedSource:
+    """An archive after downloading it, from the first place that has the published one."""
 
-    def get(url: str, login: str) -> dict[str, Any]:
+    def get(url: str, login: str) -> FetchedSource:
         check = None if len(wanted.sha256) == WHOLE_DIGEST else _check_zip
-        return _facts(
+        return _as_source(
             downloaded(url, name=wanted.name, size=wanted.size, sha256_prefix=wanted.sha256, login=login, check=check)
         )
 
@@ -218,8 +219,8 @@ def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> dict[str,
     return get(wanted.url, login)
 
 
-def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
-    """Facts of an archive on this machine, linked or copied into the storage root."""
+def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
+    """An archive on this machine, linked or copied into the storage root."""
     size = path.stat().st_size
     if wanted.size and size != wanted.size:
         raise ValueError(
@@ -229,34 +230,26 @@ def _archive_facts(path: Path, wanted: _Wanted) -> dict[str, Any]:
     check_digest(str(path), digest, wanted.sha256)
     target = storage_root() / "archives" / digest[:16] / path.name
     # What lies there has been checked before it was put there.
-    if not (target.is_file() and (_same_file(target, path) or sha256(target) == digest)):
+    if not (target.is_file() and (store_of(target).is_same_file(path) or sha256(target) == digest)):
         if len(wanted.sha256) < WHOLE_DIGEST:
             _check_zip(path, str(path))
         link_or_copy(path.resolve(), target)
-    return _facts(Fetched(target, digest))
+    return _as_source(Fetched(target, digest))
 
 
-def _same_file(target: Path, path: Path) -> bool:
-    return store_of(target) is None and target.samefile(path)
-
-
-def _folder_facts(path: Path, expected: str) -> dict[str, Any]:
+def _folder(path: Path, expected: str) -> FetchedSource:
+    """A folder that is read where it is, with a file under the storage root that says where."""
     digest, size = folder_digest(path)
     check_digest(str(path), digest, expected)
     pointer = f"archives/{digest[:16]}/folder.json"
-    if store_of(storage_root()) is not None:
-        print(
-            f"{path} is read where it is, and not copied to {storage_root()}: only hosts that see it there can make "
-            "shards of it; list a zip archive of it instead to have it copied",
-            file=sys.stderr,
-        )
+    store_of(storage_root()).say_not_copied(path)
     write_json(storage_root() / pointer, {"folder": str(path)})
-    return {"name": path.name, "path": pointer, "bytes": size, "sha256": digest}
+    return FetchedSource(name=path.name, bytes=size, sha256=digest, path=pointer)
 
 
-def _facts(found: Fetched) -> dict[str, Any]:
-    relative = found.path.relative_to(storage_root()).as_posix()
-    return {"name": found.path.name, "path": relative, "bytes": found.path.stat().st_size, "sha256": found.sha256}
+def _as_source(found: Fetched) -> FetchedSource:
+    relative = found.path.relative_to(str(storage_root())).as_posix()
+    return FetchedSource(name=found.path.name, bytes=found.path.stat().st_size, sha256=found.sha256, path=relative)
 
 
 def _check_zip(path: Path, name: str) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.download import downloaded
-from pipeline.files import copy_file, sha256
-from pipeline.storage import local_file, storage_root
+from pipeline.files import copy_file, local_file, sha256
+from pipeline.results import ConvertedWeights
+from pipeline.storage import storage_root
 
 if TYPE_CHECKING:
     from pipeline.params import WeightsConfig
 
 
-def convert_weights(name: str, config: WeightsConfig) -> dict[str, Any]:
-    """Download published backbone weights and store them as safetensors in m2f's names.
-
-    Returns the facts for results/weights/<name>.json; `sha256` is that of the stored file.
-    """
+def convert_weights(name: str, config: WeightsConfig) -> ConvertedWeights:
+    """Download published backbone weights and store them as safetensors in m2f's names."""
     from safetensors.torch import save_file
 
     from m2f.weights import backbone_from_swin, backbone_from_torchvision, read_checkpoint
@@ -33,4 +31,4 @@ def convert_weights(name: str, config: WeightsConfig) -> dict[str, Any]:
         digest = sha256(file)
         path = f"weights/{digest}.safetensors"
         copy_file(file, storage_root() / path)
-    return {"name": name, "url": config.url, "source_sha256": source.sha256, "sha256": digest, "path": path}
+    return ConvertedWeights(name=name, url=config.url, source_sha256=source.sha256, sha256=digest, path=path)

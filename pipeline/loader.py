@@ -13,11 +13,9 @@ RandomCrop which of them a crop keeps, FilterAnnotations when another picture is
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import mmap
 import os
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -32,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from m2f.draws import mix
-from pipeline.files import files_below, read_json, sha256, store_of, write_json
+from pipeline.files import local_copy, local_file, sha256
 from pipeline.pictures import (
     IGNORE,
     decode_image,
@@ -42,10 +40,9 @@ from pipeline.pictures import (
     nothing_of,
     raw_pixels,
 )
-from pipeline.progress import Progress
 from pipeline.resizing import network_picture
-from pipeline.shard_cache import local_copy
-from pipeline.storage import local_file, storage_root, stored
+from pipeline.storage import storage_root, stored
+from pipeline.stores import Expected, store_of
 from pipeline.transforms import (
     label_counts,
     look_up,
@@ -55,7 +52,8 @@ from pipeline.transforms import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.params import AugmentationConfig, Task, TestConfig
+    from pipeline.params import AugmentationConfig, Row, Task, TestConfig
+    from pipeline.results import Label, Manifest
 
 _Item = TypeVar("_Item")
 
@@ -131,50 +129,65 @@ class Picture:
     """Its place in the split."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOrder:
+    """The endless order of a run's augmented pictures: epoch after epoch, each in an order of its own."""
+
+    manifest: Manifest
+    """Of the dataset's shards."""
+    augmentation: AugmentationConfig
+    task: Task = "semantic"
+    """semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment. instance:
+    masks of things that are no crowds; where a crop leaves no pixel of all things that it should still show, another
+    picture is drawn."""
+    pictures: Literal["all", "with_things"] = "all"
+    """with_things leaves out those without an annotated thing and those with a side of less than MIN_SIDE pixels."""
+    seed: int
+    global_batch: int
+    """Pictures of a step: step k holds the positions k * global_batch + i."""
+
+    @classmethod
+    def of(cls, row: Row, manifest: Manifest, *, seed: int) -> TrainingOrder:
+        """A row's, on the manifest of its dataset."""
+        train = row.train
+        return cls(
+            manifest=manifest,
+            augmentation=train.augmentation,
+            task=row.task,
+            pictures=train.pictures,
+            seed=seed,
+            global_batch=train.global_batch,
+        )
+
+
 def training_batches(
-    manifest: Mapping[str, Any],
-    augmentation: AugmentationConfig,
-    *,
-    task: Task = "semantic",
-    pictures: Literal["all", "with_things"] = "all",
-    seed: int,
-    first_step: int,
-    steps: int,
-    global_batch: int,
-    picture_range: range,
-    processes: int = 0,
+    order: TrainingOrder, *, first_step: int, steps: int, picture_range: range, processes: int = 0
 ) -> Iterator[Batch]:
     """One Batch for each of `steps` steps from `first_step` on.
 
-    Step k holds the positions k * global_batch + i; this worker's are those with i in `picture_range`. The order never
-    ends: epoch after epoch, each in an order of its own. processes: 0 decodes in this process, else that many
-    others do, with the same batches.
-
-    task: semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment.
-    instance: masks of things that are no crowds; where a crop leaves no pixel of all things that it should still
-    show, another picture is drawn. pictures: with_things leaves out those without an annotated thing and those with a
-    side of less than MIN_SIDE pixels.
+    picture_range: this worker's part of a step, as places in its global batch. processes: 0 decodes in this process,
+    else that many others do, with the same batches.
 
     ValueError names labels that the task needs and the dataset lacks, a shard that is missing or altered, or the record
     that failed.
     """
-    split = _Split.of(manifest, "train", task)
-    source = _Training(split, _chosen(split, pictures), augmentation, seed, global_batch, picture_range)
+    split = _Split.of(order.manifest, "train", order.task)
+    chosen = _chosen(split, order.pictures)
+    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, picture_range)
     yield from _load(source, range(first_step, first_step + steps), processes)
 
 
 def validation_pictures(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     test: TestConfig,
     *,
     task: Task = "semantic",
-    worker: int = 0,
-    workers: int = 1,
+    places: Sequence[int] | None = None,
     processes: int = 0,
 ) -> Iterator[Picture]:
-    """Every `workers`-th validation picture from `worker` on, in the shards' order; ValueError as training_batches."""
+    """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches."""
     split = _Split.of(manifest, "val", task)
-    yield from _load(_Validation(split, test), range(worker, split.records, workers), processes)
+    yield from _load(_Validation(split, test), range(split.records) if places is None else places, processes)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
@@ -185,66 +198,29 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
 _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epochs
 
 
-def verify_shards(manifest: Mapping[str, Any], split: str) -> None:
-    """Check the digest of a split's shards, once per host: a note under the storage root says what was checked.
+def verify_shards(manifest: Manifest, split: str) -> None:
+    """Check a split's shards before they are read: their digests, once per host, where they are read in place; of those
+    that every host copies, which verifies them, that they are there in their lengths.
 
-    A file of the note's size and modification time is not read again. From a URL shards are read through this host's
-    copies only, which are verified when they are made: here it is enough that they are there, in their lengths.
     ValueError names a missing or altered shard.
     """
-    made_by = _made_by(manifest)
-    if store_of(storage_root()) is not None:
-        _check_lengths(manifest["splits"][split]["shards"], made_by)
-        return
-    note = storage_root() / "verified" / socket.gethostname() / f"{manifest['digest'][:16]}-{split}.json"
-    try:
-        known = read_json(note, made_by=made_by) if note.exists() else {}
-    except ValueError:
-        known = {}
-    seen: dict[str, list[Any]] = {}
-    shards = manifest["splits"][split]["shards"]
-    progress = Progress(
-        f"verifying shards of {manifest['dataset']}", sum(s["bytes"] for s in shards), unit="MiB", scale=2.0**-20
+    shards = {shard.path: Expected(shard.bytes, shard.sha256) for shard in manifest.splits[split].shards}
+    wrong = store_of(storage_root()).first_wrong(
+        shards,
+        note=f"{manifest.digest[:16]}-{split}",
+        digest=sha256,
+        doing=f"verifying shards of {manifest.dataset}",
     )
-    for shard in shards:
-        path = stored(shard["path"], made_by=made_by)
-        status = path.stat()
-        seen[shard["path"]] = [status.st_size, status.st_mtime_ns, shard["sha256"]]
-        if known.get(shard["path"]) != seen[shard["path"]]:
-            digest = sha256(path)
-            if digest != shard["sha256"]:
-                raise ValueError(
-                    f"shard {path} is truncated or altered: its sha256 is {digest}, the manifest "
-                    f"says {shard['sha256']} ({status.st_size:,} of {shard['bytes']:,} bytes); "
-                    f"make it again with: {made_by}"
-                )
-        progress.add(shard["bytes"])
-    if seen != known:
-        with contextlib.suppress(OSError):  # a storage root that cannot be written: checked again next time
-            write_json(note, seen)
+    if wrong is not None:
+        path = stored(wrong[0], made_by=_made_by(manifest))
+        raise ValueError(f"shard {path} is truncated or altered: {wrong[1]}; make it again with: {_made_by(manifest)}")
 
 
-def _check_lengths(shards: Sequence[Mapping[str, Any]], made_by: str) -> None:
-    """ValueError unless the store holds every shard in its length; one question for each of their folders."""
-    folders = {shard["path"].rpartition("/")[0] for shard in shards}
-    found = {
-        f"{folder}/{name}": size for folder in folders for name, size in files_below(storage_root() / folder).items()
-    }
-    for shard in shards:
-        if shard["path"] not in found:
-            stored(shard["path"], made_by=made_by)
-        elif found[shard["path"]] != shard["bytes"]:
-            raise ValueError(
-                f"shard {storage_root() / shard['path']} is truncated or altered: {found[shard['path']]:,} of "
-                f"{shard['bytes']:,} bytes; make it again with: {made_by}"
-            )
+def _made_by(manifest: Manifest) -> str:
+    return f"python -m stages.shard {manifest.dataset}"
 
 
-def _made_by(manifest: Mapping[str, Any]) -> str:
-    return f"python -m stages.shard {manifest['dataset']}"
-
-
-_LABELS: Mapping[Task, str] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
+_LABELS: Mapping[Task, Label] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
 """What a manifest's `labels` must list for a task."""
 
 
@@ -395,34 +371,29 @@ class _Split:
     readers: dict[tuple[int, int], pa.RecordBatchFileReader] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], split: str, task: Task) -> _Split:
+    def of(cls, manifest: Manifest, split: str, task: Task) -> _Split:
         """A verified split of a manifest, for a task."""
-        if split not in manifest["splits"]:
-            raise ValueError(f"dataset {manifest['dataset']} has no split {split}; `splits` in params.yaml names them")
-        if "pixel_layout" not in manifest:
+        if split not in manifest.splits:
+            raise ValueError(f"dataset {manifest.dataset} has no split {split}; `splits` in params.yaml names them")
+        if _LABELS[task] not in manifest.labels:
             raise ValueError(
-                f"the shards of dataset {manifest['dataset']} are of an earlier layout; make them again with: "
-                f"{_made_by(manifest)}"
-            )
-        if _LABELS[task] not in manifest["labels"]:
-            raise ValueError(
-                f"dataset {manifest['dataset']} has no {_LABELS[task]} labels, which the task {task} needs, but "
-                f"{' and '.join(manifest['labels'])}; give the row another `task` or another dataset"
+                f"dataset {manifest.dataset} has no {_LABELS[task]} labels, which the task {task} needs, but "
+                f"{' and '.join(manifest.labels)}; give the row another `task` or another dataset"
             )
         verify_shards(manifest, split)
-        shards = manifest["splits"][split]["shards"]
-        starts = itertools.accumulate((shard["records"] for shard in shards[:-1]), initial=0)
-        thing = np.array([name in manifest["thing_classes"] for name in manifest["class_names"]])
+        shards = manifest.splits[split].shards
+        starts = itertools.accumulate((shard.records for shard in shards[:-1]), initial=0)
+        thing = np.array([name in manifest.thing_classes for name in manifest.class_names])
         return cls(
-            dataset=manifest["dataset"],
+            dataset=manifest.dataset,
             task=task,
-            paths=tuple(shard["path"] for shard in shards),
-            digests=tuple(shard["sha256"] for shard in shards),
+            paths=tuple(shard.path for shard in shards),
+            digests=tuple(shard.sha256 for shard in shards),
             starts=tuple(starts),
-            records=manifest["splits"][split]["records"],
+            records=manifest.splits[split].records,
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
-            raw=manifest["pixel_layout"] == "raw",
+            raw=manifest.pixel_layout == "raw",
         )
 
     def __getstate__(self) -> dict[str, Any]:

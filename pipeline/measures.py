@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from pipeline.answers import Outcome, answer
+from pipeline.answers import Outcome, PredictConfig, answer
 from pipeline.params import Row
-from pipeline.tasks import FIGURES, MS_FLIP, class_names, primary, thing_ids
+from pipeline.tasks import FIGURES, MS_FLIP, primary
 
 if TYPE_CHECKING:
     from pipeline.loader import Picture
+    from pipeline.results import Manifest
 
 
 class Measures:
     """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
 
-    def __init__(self, row: Row, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, row: Row, manifest: Manifest) -> None:
         classes = row.model.num_classes
         self.task = row.task
-        self.class_names = class_names(row, manifest)
-        self.thing_ids = thing_ids(row, manifest)
+        self.class_names = manifest.class_names_of(row.task)
+        self.thing_ids = manifest.thing_ids_of(row.task)
         self.semantic = SemanticMetric(num_classes=classes) if row.task != "instance" else None
         self.ms_flip = SemanticMetric(num_classes=classes) if row.test.ms_flip is not None else None
         self.panoptic = (
@@ -65,14 +66,23 @@ class Measures:
 
     def merge(self, other: Measures) -> None:
         """Add another part's counts, in place."""
-        for own, others in (
-            (self.semantic, other.semantic),
-            (self.ms_flip, other.ms_flip),
-            (self.panoptic, other.panoptic),
-            (self.instance, other.instance),
-        ):
-            if own is not None:
-                own.merge(others)  # type: ignore[arg-type]
+        others = other._metrics()
+        for name, metric in self._metrics().items():
+            metric.merge(others[name])  # type: ignore[arg-type]
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted, as JSON values."""
+        return {name: metric.state() for name, metric in self._metrics().items()}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what the `state` of another part holds, in place."""
+        for name, metric in self._metrics().items():
+            metric.add_state(state[name])
+
+    def _metrics(self) -> dict[str, SemanticMetric | PanopticMetric | InstanceMetric]:
+        """The metrics that the row has."""
+        every = {name: getattr(self, name) for name in ("semantic", "ms_flip", "panoptic", "instance")}
+        return {name: metric for name, metric in every.items() if metric is not None}
 
     def figures(self) -> dict[str, float | None]:
         """The task's FIGURES, and MS_FLIP if asked for; ValueError when the first of them has nothing to count."""
@@ -110,37 +120,28 @@ class Measures:
         return named
 
 
-def measure(
-    model: nn.Module,
-    manifest: Mapping[str, Any],
-    row: Row,
-    *,
-    worker: int = 0,
-    workers: int = 1,
-    processes: int = 0,
-    on_picture: Callable[[Picture, Outcome], None] | None = None,
-) -> Measures:
+def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> Measures:
     """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    measures = Measures(row, manifest)
+    for picture, outcome in predictions(
+        model, manifest, row, places=range(worker, manifest.splits["val"].records, workers)
+    ):
+        measures.update(picture, outcome)
+    return measures
+
+
+def predictions(
+    model: nn.Module, manifest: Manifest, row: Row, *, places: Sequence[int], processes: int = 0
+) -> Iterator[tuple[Picture, Outcome]]:
+    """The validation pictures at some places, in their order, with what the network makes of each; puts the model in
+    evaluation mode. processes: of the loader."""
     from pipeline.loader import validation_pictures
 
     model.eval()
-    measures = Measures(row, manifest)
-    for picture in validation_pictures(
-        manifest, row.test, task=row.task, worker=worker, workers=workers, processes=processes
-    ):
-        outcome = answer(
-            model,
-            picture.image,
-            picture.original_size,
-            row.test,
-            task=row.task,
-            thing_ids=measures.thing_ids,
-            original=picture.original,
-        )
-        measures.update(picture, outcome)
-        if on_picture is not None:
-            on_picture(picture, outcome)
-    return measures
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))
+    for picture in validation_pictures(manifest, row.test, task=row.task, places=places, processes=processes):
+        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
+        yield picture, outcome
 
 
 def while_training(row: Row) -> Row:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from pipeline.answers import Outcome
 from pipeline.loader import Picture
 from pipeline.painting import class_colours, painted, segment_colours, stacked
+from pipeline.stores import StoredPath
 
 SHOWN_SCORE = 0.5
 """Instances that are less sure are not drawn."""
 
 
-def write_overlay(path: Path, picture: Picture, outcome: Outcome, num_classes: int) -> None:
+def write_overlay(path: StoredPath, picture: Picture, outcome: Outcome, num_classes: int) -> None:
     """A PNG of three panels: the picture, the prediction over it, the truth over it; where there is nothing, grey.
 
     Panoptic segments have their class's colour, things lighter or darker than their neighbours; instances a colour

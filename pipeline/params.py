@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -269,7 +271,7 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
         str(name): {"name": str(name), **row} if isinstance(row, Mapping) else row
         for name, row in (tree.get("rows") or {}).items()
     }
-    params = _build(Params, {**tree, "rows": rows}, where)
+    params = parse(Params, {**tree, "rows": rows}, where, in_file=True)
     for name, data in params.datasets.items():
         _check_dataset(data, f"{where}: datasets.{name}")
     for name, row in params.rows.items():
@@ -372,17 +374,20 @@ def _check_row(row: Row, at: str) -> None:
         raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")
 
 
-def parse(kind: type[_T], value: Any, where: str) -> _T:
-    """One of this project's settings dataclasses from parsed JSON or YAML; ValueError says which key is wrong."""
-    settings: _T = _build(kind, value, where)
-    return settings
+def parse(kind: type[_T], value: Any, where: str, *, in_file: bool = False) -> _T:
+    """One of this project's frozen dataclasses from parsed JSON or YAML; ValueError says which key is wrong.
+
+    `where`: what messages call the value; `in_file`: that is a file, and its keys are named after a colon.
+    """
+    parsed: _T = _build_dataclass(kind, value, where, ": " if in_file else ".")
+    return parsed
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`: a dataclass, a container of known types, or a scalar."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
+        return _build_dataclass(kind, value, where, ".")
     if origin is Literal:
         if isinstance(value, bool):
             known = ", ".join(f'"{argument}"' for argument in arguments)
@@ -404,7 +409,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; expected a mapping")
-        return {str(k): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {_key(arguments[0], k, where): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -415,20 +420,36 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
+def _key(kind: Any, key: Any, where: str) -> Any:
+    """A mapping's key: text, or a whole number, which JSON holds as text."""
+    if kind is not int:
+        return str(key)
+    with contextlib.suppress(TypeError, ValueError):
+        if str(int(key)) == str(key):
+            return int(key)
+    raise ValueError(f"{where} has the key {key!r}; expected int")
+
+
+def _build_dataclass(kind: Any, value: Any, where: str, separator: str) -> Any:
+    """`separator`: between `where` and a key, in messages."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {value!r}; expected the keys {_names(kind)}")
-    hints = typing.get_type_hints(kind)
-    at = where if kind is Params else f"{where}."
+    kinds = _kinds(kind)
     for key in value:
-        if key not in hints:
-            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), hints)}")
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), kinds)}")
     for entry in dataclasses.fields(kind):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in value:
             raise ValueError(f"{where}: {entry.name!r} is missing")
-    separator = ": " if kind is Params else ""
-    return kind(**{k: _build(hints[k], v, f"{at}{separator}{k}") for k, v in value.items()})
+    return kind(**{key: _build(kinds[key], entry, f"{where}{separator}{key}") for key, entry in value.items()})
+
+
+@cache
+def _kinds(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass and their types; class variables are none."""
+    hints = typing.get_type_hints(kind)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
 
 
 def _names(kind: Any) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.params import MsFlipConfig, TestConfig
+    from pipeline.results import Manifest
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -32,13 +33,13 @@ PUBLISHED: Mapping[str, Pictures] = {
 pictures are of one size; those of the other two differ, and the commonest landscape size stands for them."""
 
 
-def counted(dataset: str, manifest: Mapping[str, Any] | None) -> Pictures | None:
+def counted(dataset: str, manifest: Manifest | None) -> Pictures | None:
     """A dataset's pictures by the manifest of its shards or, without one, as published; None: neither is there."""
     if manifest is None:
         return PUBLISHED.get(dataset)
-    records = {split: entry["records"] for split, entry in manifest["splits"].items()}
-    sides = manifest["picture_sizes"]["val" if "val" in records else "train"]
-    height, width = (sides[side][1] for side in ("height", "width"))  # least, median, greatest
+    records = {split: entry.records for split, entry in manifest.splits.items()}
+    sides = manifest.picture_sizes["val" if "val" in records else "train"]
+    (_, height, _), (_, width, _) = sides.height, sides.width
     return Pictures(train=records["train"], val=records.get("val", 0), usual=(height, width))
 
 

@@ -23,6 +23,8 @@ from pipeline.picture_sizes import PUBLISHED, Pictures, area, counted, input_siz
 from pipeline.results import (
     Benchmark,
     Evaluation,
+    FetchedDataset,
+    Manifest,
     PublishedEvaluation,
     TrainedSeed,
     TrainingResult,
@@ -97,16 +99,16 @@ class Speed:
     source: str
 
 
-def estimated_gpu_hours(row: Row, results: str | Path) -> Estimate | None:
+def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
     """GPU-hours of one seed of a row, from what lies in the `results` folder or the published speed of its network.
 
     None when nothing is known: another network than the published ones, never run on a GPU. What was measured on a CPU
     says nothing about GPUs.
     """
-    speed = known_speed(row, Path(results))
+    speed = known_speed(row, results)
     if speed is None or speed.kind == "cpu":
         return None
-    pictures = counted(row.dataset, _result(results, "shard", row.dataset))
+    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     hours = (_training_s(row, speed) + _validation_s(row, speed, pictures)) / _HOUR_S
     return Estimate(hours, speed.source)
 
@@ -185,7 +187,7 @@ def _published_speed(row: Row, results: Path) -> Speed | None:
         source = f"published speed of {name} on an A100, {A100_FPS[name]:g} fps at 2048 x 1024"
     else:
         return None
-    pictures = counted(row.dataset, _result(results, "shard", row.dataset))
+    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     return Speed(
         evidence="published",
         train_s=TRAINING_FACTOR * pixel_s * area(row.train.augmentation.crop),
@@ -347,7 +349,7 @@ class _Cost:
     @classmethod
     def of(cls, row: Row, settings: Settings, results: Path) -> _Cost:
         speed = known_speed(row, results)
-        pictures = counted(row.dataset, _result(results, "shard", row.dataset))
+        pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
         settled = _settled(row, results)
         left = len(row.seeds) - len(settled)
         finished = {seed.seed for seed in settled if seed.status == "finished"}
@@ -446,12 +448,15 @@ def _preparation(params: Params, names: Sequence[str], settings: Settings, resul
     facts, ready_s = {}, 0.0
     for name in names:
         config = params.dataset(name)
-        fetched, manifest = _result(results, "fetch", name), _result(results, "shard", name)
+        fetched, manifest = (
+            find_result(FetchedDataset, name, results=results),
+            find_result(Manifest, name, results=results),
+        )
         pictures = counted(name, manifest)
-        archives = sum(source["bytes"] for source in fetched["sources"]) if fetched else sum(config.bytes)
+        archives = sum(source.bytes for source in fetched.sources) if fetched else sum(config.bytes)
         pixels = (pictures.train + pictures.val) * area(pictures.usual) if pictures else 0
         if manifest is not None:
-            shards = sum(manifest["bytes"].values())
+            shards = sum(manifest.bytes.values())
         else:
             shards = RAW_BYTES_PER_PIXEL * pixels if config.pixels == "raw" else archives
             ready_s += 0 if fetched else archives / (settings.download_mib_s * 2**20)

@@ -7,21 +7,23 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from pipeline import tracking
+from pipeline import evaluation, tracking
 from pipeline.checkpoints import save_model
-from pipeline.cluster import cluster_resources
-from pipeline.download import downloaded
-from pipeline.evaluate_job import described, evaluate_checkpoint, keep_evaluation
-from pipeline.files import write_text
+from pipeline.cluster import Resources, cluster_resources
+from pipeline.download import Fetched, downloaded
+from pipeline.evaluation import Job, evaluate, evaluation_key, finished_evaluation
+from pipeline.files import local_file, sha256, write_text
 from pipeline.params import PublishedConfig, Row
-from pipeline.results import EvaluatedCheckpoint, PaddedEvaluation, PublishedEvaluation
+from pipeline.results import EvaluatedCheckpoint, Manifest, PaddedEvaluation, PublishedEvaluation
+from pipeline.run_folder import evaluation_dir
 from pipeline.sender import point_line
-from pipeline.storage import local_file, storage_root
+from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 from pipeline.tasks import primary
+
+CODE = dataclasses.replace(evaluation.CODE, roots=(*evaluation.CODE.roots, "m2f.weights.from_reference"))
+"""The definitions that make figures of a published checkpoint."""
 
 _TRAINING = {
     "loss": "loss",
@@ -34,40 +36,30 @@ _VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pix
 """Names in the published logs (percent) and ours (fractions)."""
 
 
-def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[str, Any]) -> PublishedEvaluation:
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest) -> PublishedEvaluation:
     """Fetch, convert and evaluate a row's published checkpoint.
 
     Our figures less the published ones should be within the last digit. A row that is tested unpadded is also evaluated
     padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes an MLflow run beside ours.
     ValueError when the file is not the row's network, or a log is none.
     """
-    from m2f.weights import from_reference, read_checkpoint
-
     source = downloaded(config.url, sha256_prefix=digest_prefix(config.url))
-    run_key = f"published-{source.sha256[:16]}"
-    run_dir = storage_root() / "runs" / run_key
-    with local_file(source.path, source.sha256) as file:
-        tensors = from_reference(read_checkpoint(file), row.model)
-    path = save_model(run_dir, step=row.train.steps, run_key=run_key, tensors=tensors)
     resources = cluster_resources(row, training=False)
-    measures = evaluate_checkpoint(path, run_key, row, manifest, resources, run_dir / "overlays")
-    evaluated = _compared(described(measures, row.train.steps), row)
-    keep_evaluation(run_dir / tracking.EVALUATION, evaluated.checkpoint, measures, f"published {row.name}")
-    first = primary(row.task)
+    evaluated = _compared(_evaluated(row, source, manifest, resources), row)
     other: PaddedEvaluation | None = None
     agrees = None
     if row.test.pad_multiple == 1:
         padded = dataclasses.replace(row, test=dataclasses.replace(row.test, pad_multiple=32, ms_flip=None))
-        measures = evaluate_checkpoint(path, run_key, padded, manifest, resources, None)
-        other = _compared(described(measures, row.train.steps), padded)
-        if first in evaluated.difference:
+        other = _compared(_evaluated(padded, source, manifest, resources), padded)
+        if (first := primary(row.task)) in evaluated.difference:
             agrees = 1 if abs(evaluated.difference[first]) <= abs(other.difference[first]) else 32
-    run_id = import_log(row, config, run_key=run_key, run_dir=run_dir) if config.log_url else None
+    run_dir, key = _run_dir(source), evaluated.checkpoint.key
+    run_id = import_log(row, config, run_dir=run_dir, evaluation_key=key) if config.log_url else None
     return PublishedEvaluation(
         row=row.name,
         dataset=row.dataset,
         task=row.task,
-        primary=first,
+        primary=primary(row.task),
         url=config.url,
         sha256=source.sha256,
         published=dict(row.published),
@@ -76,8 +68,39 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Mapping[s
         agrees=agrees,
         mlflow_run_id=run_id,
         step_s=logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
-        curve=f"runs/{run_key}/curve.jsonl" if config.log_url else None,
+        curve=f"runs/{run_dir.name}/curve.jsonl" if config.log_url else None,
     )
+
+
+def _evaluated(row: Row, source: Fetched, manifest: Manifest, resources: Resources) -> EvaluatedCheckpoint:
+    """The figures of a published checkpoint, found or made; it is converted only if they are to be made."""
+    run_dir = _run_dir(source)
+    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_kind, code=CODE)
+    if (found := finished_evaluation(evaluation_dir(run_dir, key))) is not None:
+        return found
+    from m2f.weights import from_reference, read_checkpoint
+
+    with local_file(source.path, source.sha256) as file:
+        tensors = from_reference(read_checkpoint(file), row.model)
+    path = save_model(run_dir, step=row.train.steps, run_key=run_dir.name, tensors=tensors)
+    job = Job(
+        row=row,
+        manifest=manifest,
+        checkpoint=path,
+        sha256=sha256(path),
+        run_key=run_dir.name,
+        step=row.train.steps,
+        run_dir=run_dir,
+        key=key,
+        what=f"published {row.name}",
+        processes=resources.loader_processes,
+    )
+    return evaluate(job, resources)
+
+
+def _run_dir(source: Fetched) -> StoredPath:
+    """The run folder of a published training: published-<the beginning of its checkpoint's SHA-256>."""
+    return storage_root() / "runs" / f"published-{source.sha256[:16]}"
 
 
 def _compared(checkpoint: EvaluatedCheckpoint, row: Row) -> PaddedEvaluation:
@@ -96,8 +119,9 @@ def digest_prefix(url: str) -> str:
     return found[1] if found else ""
 
 
-def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path) -> str | None:
-    """Write the published training log as a curve of ours and into MLflow; the run's id, None if no server answers."""
+def import_log(row: Row, config: PublishedConfig, *, run_dir: StoredPath, evaluation_key: str) -> str | None:
+    """Write the published training log as a curve of ours and into MLflow, with the figures of an evaluation; the run's
+    id, None if no server answers."""
     points = sorted(read_log(downloaded(config.log_url).path).items())
     now_ms = int(time.time() * 1000)
     write_text(run_dir / "curve.jsonl", "".join(f"{point_line(step, point, now_ms)}\n" for step, point in points))
@@ -106,15 +130,15 @@ def import_log(row: Row, config: PublishedConfig, *, run_key: str, run_dir: Path
         dataset=row.dataset,
         row=row.name,
         name=f"published {row.name}",
-        run_key=run_key,
+        run_key=run_dir.name,
         params={"url": config.url, "log_url": config.log_url},
         tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
         running=False,
     )
-    return tracking.catch_up(run_dir, status="published")
+    return tracking.catch_up(run_dir, status="published", evaluation=evaluation_key)
 
 
-def read_log(path: Path) -> dict[int, dict[str, float]]:
+def read_log(path: StoredPath) -> dict[int, dict[str, float]]:
     """Points by step of a training log in mmengine's format: JSON lines, training and validation mixed.
 
     Metrics get our names and become fractions. ValueError when a line is no JSON object, or none has a step.
@@ -136,7 +160,7 @@ def read_log(path: Path) -> dict[int, dict[str, float]]:
     return points
 
 
-def logged_step_s(path: Path) -> float | None:
+def logged_step_s(path: StoredPath) -> float | None:
     """Median seconds of a training step by a log in mmengine's format; None where it gives no times."""
     entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     times = [entry["time"] for entry in entries if "loss" in entry and "time" in entry]  # validation lines have a time

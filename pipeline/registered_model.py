@@ -25,18 +25,31 @@ from mlflow.pyfunc.model import PythonModel
 
 from m2f.config import ModelConfig
 from m2f.model import build_model
-from pipeline.answers import Outcome, answer
+from pipeline.answers import Outcome, PredictConfig, answer
 from pipeline.params import TestConfig, parse
 from pipeline.pictures import IGNORE_WIDE, decode_image, encode_masks, encode_segments
 from pipeline.precision import allow_tf32
-from pipeline.provenance import PROJECT, code_digest
+from pipeline.provenance.code import Code, code_digest
+from pipeline.provenance.sources import PROJECT
 from pipeline.resizing import network_picture
 
-ANSWERING_MODULES = (
+ANSWERING = Code(
+    roots=("pipeline.registered_model.RegisteredModel",),
+    left_out={
+        "pipeline.params": "values of settings are registered with the model",
+        "pipeline.provenance": "says where a number came from",
+    },
+    settings="pipeline.params.TestConfig",
+)
+"""The definitions that decide what a registered model answers."""
+
+MODULES = (
+    "m2f",
     "m2f.augmented_inference",
     "m2f.backbones",
     "m2f.backbones.resnet",
     "m2f.backbones.swin",
+    "m2f.config",
     "m2f.deformable_attention",
     "m2f.draws",
     "m2f.inference",
@@ -45,24 +58,19 @@ ANSWERING_MODULES = (
     "m2f.pixel_decoder",
     "m2f.query_decoder",
     "m2f.types",
+    "pipeline",
     "pipeline.answers",
+    "pipeline.params",
     "pipeline.pictures",
     "pipeline.precision",
+    "pipeline.provenance",
+    "pipeline.provenance.code",
+    "pipeline.provenance.names",
+    "pipeline.provenance.sources",
     "pipeline.registered_model",
     "pipeline.resizing",
 )
-"""Modules whose code decides what a registered model answers; they are registered with it."""
-
-OTHER_MODULES = (
-    "m2f",
-    "m2f.config",
-    "pipeline",
-    "pipeline.files",
-    "pipeline.params",
-    "pipeline.provenance",
-    "pipeline.results",
-)
-"""What those import besides: names and settings."""
+"""What a registered model brings of the project: all that this module imports."""
 
 LIBRARIES = (
     "mlflow",
@@ -85,7 +93,7 @@ class RegisteredModel(PythonModel):
         from safetensors.torch import load_file
 
         settings = json.loads(Path(context.artifacts["settings"]).read_text(encoding="utf-8"))
-        if code_digest(ANSWERING_MODULES) != settings["code"]:
+        if code_digest(ANSWERING) != settings["code"]:
             raise ValueError(
                 f"this process has imported m2f and pipeline from {PROJECT}, which are not the code that the model was "
                 "registered with, and might answer differently; load it in a process of its own, before them"
@@ -133,15 +141,8 @@ class RegisteredModel(PythonModel):
         size = (image.shape[0], image.shape[1])
         with self.one_at_a_time:
             allow_tf32(self.tf32)
-            outcome = answer(
-                self.model,
-                network_picture(image, self.test),
-                size,
-                self.test,
-                task=self.task,
-                thing_ids=self.thing_ids,
-                segments_only=True,
-            )
+            config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
+            outcome = answer(self.model, network_picture(image, self.test), size, config)
         if self.task == "instance":
             return {"instances": self._instances(outcome), "size": list(size)}
         if self.task == "panoptic":

@@ -26,12 +26,13 @@ from pipeline.results import (
     Aliases,
     BestVersion,
     Evaluation,
+    Manifest,
     RegisteredVersion,
     Registration,
     TrainingResult,
     result_path,
 )
-from pipeline.tasks import LABELS, class_names, thing_ids
+from pipeline.tasks import LABELS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -107,7 +108,7 @@ def model_name(row: str) -> str:
 def register(
     row: Row,
     *,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     evaluated: Evaluation,
     trained: TrainingResult,
     weights_terms: str,
@@ -126,8 +127,8 @@ def register(
         "row": row.name,
         "task": row.task,
         "metric": figure,
-        "dataset_digest": manifest["digest"],
-        "licence": licence(manifest["terms"], weights_terms),
+        "dataset_digest": manifest.digest,
+        "licence": licence(manifest.terms, weights_terms),
     }
     with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
         _open_model(client, name, row)
@@ -141,19 +142,19 @@ def register(
     return Registration(row=row.name, model=name, aliases=aliases, tracking_uri=shown_uri())
 
 
-def served_settings(row: Row, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
     """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
-    from pipeline.provenance import code_digest
-    from pipeline.registered_model import ANSWERING_MODULES
+    from pipeline.provenance.code import code_digest
+    from pipeline.registered_model import ANSWERING
 
     return {
         "task": row.task,
         "model": asdict(row.model),
         "test": asdict(replace(row.test, ms_flip=None)),
         "tf32": row.train.tf32,
-        "class_names": class_names(row, manifest),
-        "thing_ids": thing_ids(row, manifest),
-        "code": code_digest(ANSWERING_MODULES),
+        "class_names": list(manifest.class_names_of(row.task)),
+        "thing_ids": manifest.thing_ids_of(row.task),
+        "code": code_digest(ANSWERING),
     }
 
 
@@ -348,11 +349,12 @@ def _example() -> Any:
 
 def copy_code(folder: Path) -> None:
     """The modules that a registered model needs, in their packages below `folder`."""
-    from pipeline.provenance import PROJECT, source_file
-    from pipeline.registered_model import ANSWERING_MODULES, OTHER_MODULES
+    from pipeline.provenance.sources import PROJECT, source_file
+    from pipeline.registered_model import MODULES
 
-    for module in (*ANSWERING_MODULES, *OTHER_MODULES):
+    for module in MODULES:
         source = source_file(module)
+        assert source is not None, module
         target = folder / source.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

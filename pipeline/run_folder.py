@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.files import read_json, write_json
 from pipeline.params import parse
 from pipeline.results import Accepted, Behind, Environment, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.stores import StoredPath
 
 OVERLAYS = 8
 """Validation pictures of an evaluated seed that are drawn with prediction and truth."""
@@ -122,7 +122,7 @@ class Outcome:
     """One sentence; None when it finished."""
 
 
-def outcome(run_dir: Path) -> Outcome | None:
+def outcome(run_dir: StoredPath) -> Outcome | None:
     """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
     if finished_result(run_dir) is not None:
         return Outcome("finished")
@@ -135,7 +135,7 @@ def outcome(run_dir: Path) -> Outcome | None:
     return None
 
 
-def finished_result(run_dir: Path) -> Finished | None:
+def finished_result(run_dir: StoredPath) -> Finished | None:
     """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
     result = note_of(run_dir, Finished)
     if result is None:
@@ -144,23 +144,28 @@ def finished_result(run_dir: Path) -> Finished | None:
     return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
 
 
-def note_of(run_dir: Path, kind: type[_Note]) -> _Note | None:
+def note_of(run_dir: StoredPath, kind: type[_Note]) -> _Note | None:
     """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
     path = run_dir / _FILES[kind]
     return _parsed(kind, read_json(path, made_by=_AGAIN), path, str(path)) if path.exists() else None
 
 
-def write_note(run_dir: Path, note: Any) -> None:
+def write_note(run_dir: StoredPath, note: Any) -> None:
     """Write the folder's file of the note's kind, whole or not at all."""
     write_json(run_dir / _FILES[type(note)], dataclasses.asdict(note))
 
 
-def forget_note(run_dir: Path, kind: type) -> None:
+def forget_note(run_dir: StoredPath, kind: type) -> None:
     """Delete the folder's file of this kind, if there is one."""
     (run_dir / _FILES[kind]).unlink(missing_ok=True)
 
 
-def pools_of(run_dir: Path) -> tuple[Pool, ...]:
+def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
+    """The folder of one evaluation of one of the training's checkpoints (pipeline.evaluation)."""
+    return run_dir / "evaluations" / key
+
+
+def pools_of(run_dir: StoredPath) -> tuple[Pool, ...]:
     """The pools that have worked on the training, in turn; none before the first."""
     path = run_dir / _POOLS
     if not path.exists():
@@ -171,7 +176,7 @@ def pools_of(run_dir: Path) -> tuple[Pool, ...]:
     return tuple(_parsed(Pool, entry, path, f"{path}[{place}]") for place, entry in enumerate(content))
 
 
-def write_pools(run_dir: Path, pools: Sequence[Pool]) -> None:
+def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
     """Write down which pools have worked on the training."""
     write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
 
@@ -179,14 +184,14 @@ def write_pools(run_dir: Path, pools: Sequence[Pool]) -> None:
 _AGAIN = "training this row again"
 
 
-def _parsed(kind: type[_Note], content: Any, path: Path, where: str) -> _Note:
+def _parsed(kind: type[_Note], content: Any, path: StoredPath, where: str) -> _Note:
     try:
         return parse(kind, content, where)
     except ValueError as error:
         raise ValueError(f"{error}; {_foreign(path)}") from None
 
 
-def _foreign(path: Path) -> str:
+def _foreign(path: StoredPath) -> str:
     return (
         f"another version of this project wrote it: delete its folder, runs/{path.parent.name} in the storage root, "
         "and train the row again"

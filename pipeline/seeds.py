@@ -19,9 +19,21 @@ from typing import TYPE_CHECKING, Any
 from pipeline.acceptance import accepted
 from pipeline.files import delete
 from pipeline.params import Row
-from pipeline.results import RESULTS, Environment, Pool, PublishedEvaluation, TrainedSeed, TrainingResult, write_result
+from pipeline.results import (
+    RESULTS,
+    ConvertedWeights,
+    Environment,
+    Manifest,
+    Pool,
+    PublishedEvaluation,
+    TrainedSeed,
+    TrainingResult,
+    made_by,
+    write_result,
+)
 from pipeline.run_folder import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
 from pipeline.storage import storage_root, stored
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -47,8 +59,8 @@ _SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", 
 def train_row(
     row: Row,
     *,
-    manifest: Mapping[str, Any],
-    weights: Mapping[str, Any],
+    manifest: Manifest,
+    weights: ConvertedWeights,
     published: PublishedEvaluation | None = None,
     only: int | None = None,
     results: Path | None = None,
@@ -61,11 +73,13 @@ def train_row(
     whose curve the early warning compares. `only`: this seed alone. ValueError, after writing, when no seed finished.
     """
     from pipeline import tracking
-    from pipeline.provenance import run_key
+    from pipeline.provenance.run_key import run_key
 
-    digests = {"data_digest": manifest["digest"], "weights_sha256": weights["sha256"]}
     seeds = row.seeds if only is None else (only,)
-    keys = {seed: run_key(row, seed=seed, **digests) for seed in dict.fromkeys((*seeds, *row.seeds))}
+    keys = {
+        seed: run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
+        for seed in dict.fromkeys((*seeds, *row.seeds))
+    }
     notes = {seed: note for seed, key in keys.items() if (note := accepted(_run_dir(key)))}
     keys |= {seed: note.run_key for seed, note in notes.items()}
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
@@ -92,11 +106,11 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _run_dir(key: str) -> Path:
+def _run_dir(key: str) -> StoredPath:
     return storage_root() / "runs" / key
 
 
-def _has_ended(row: Row, run_dir: Path) -> bool:
+def _has_ended(row: Row, run_dir: StoredPath) -> bool:
     """Whether a seed is not to be trained, or not any more."""
     end = outcome(run_dir)
     if end is None:
@@ -104,7 +118,7 @@ def _has_ended(row: Row, run_dir: Path) -> bool:
     return end.status in ("finished", "diverged") or (end.status == "stopped" and row.early_warning.stop)
 
 
-def _in_words(run_dir: Path) -> str:
+def _in_words(run_dir: StoredPath) -> str:
     end = outcome(run_dir)
     assert end is not None
     return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]
@@ -166,8 +180,8 @@ def _train(
     row: Row,
     pending: Sequence[int],
     keys: Mapping[int, str],
-    manifest: Mapping[str, Any],
-    weights: Mapping[str, Any],
+    manifest: Manifest,
+    weights: ConvertedWeights,
     published: PublishedEvaluation | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
@@ -178,7 +192,7 @@ def _train(
     resources = cluster_resources(row)
     if resources.use_gpu:
         refuse_if_too_costly(row)
-    initial = stored(weights["path"], made_by=f"dvc repro -f weights@{row.weights}") if weights["path"] else None
+    initial = stored(weights.path, made_by=made_by(ConvertedWeights, row.weights)) if weights.path else None
     curve = _published_curve(row, published)
     runs = {
         seed: Run(
@@ -186,7 +200,7 @@ def _train(
             seed=seed,
             run_key=keys[seed],
             run_dir=_run_dir(keys[seed]),
-            manifest=dict(manifest),
+            manifest=manifest,
             weights=initial,
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
@@ -247,8 +261,9 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     from ray.tune.execution import class_cache
 
     from pipeline.cluster import connect, ray_storage
+    from pipeline.elastic import RESTARTS
     from pipeline.relay import printing
-    from pipeline.train_job import RESTARTS, fail, open_tracked
+    from pipeline.train_job import fail, open_tracked
 
     if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
         open_tracked(next(iter(runs.values())), resources.workers)

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import Lines
 from pipeline.mlflow_client import metric_name, mlflow_client, warn
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,7 @@ class Backlog:
     every point arrives once. Holds a place in the file, not the points.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StoredPath) -> None:
         self._path = path
         self._place = 0
         self._known: dict[str, set[int]] = {}

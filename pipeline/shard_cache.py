@@ -13,21 +13,18 @@ copies holds copying.lock, so that a host copies one file at a time.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.files import download, in_gib, sha256, store_of, whole_file
+from pipeline.disk import written_whole
 
 FREE_SHARE = 0.1
 """Of the disk that stays free where no bound is set."""
-
-_BLOCK = 1 << 22
 
 _held: dict[Path, TextIO] = {}
 """Locks of the copies that this process, or the one that it was forked from, has opened; given back when it ends."""
@@ -41,46 +38,44 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "m2f"
 
 
-def local_copy(path: Path, digest: str) -> Path:
-    """This host's copy of a stored file, made now if there is none; the file itself where it lies on a file system and
-    there is no cache, or no room in it.
+def cache_is_set() -> bool:
+    """Whether M2F_SHARD_CACHE asks for copies also of what could be read where it lies."""
+    return bool(os.environ.get("M2F_SHARD_CACHE"))
 
-    The copy is verified while it is made, and made again if its size or modification time has changed since. It is not
-    deleted while a process that asked for it lives. Copies that no process has open are deleted, the longest unused
-    first, where the bound needs it. ValueError: the file has not this SHA-256, the cache cannot be written, there is no
-    room for a file from a URL, or M2F_SHARD_CACHE_GIB is no number.
+
+def kept_copy(name: str, digest: str, *, size: Callable[[], int], fill: Callable[[Path], None]) -> Path | None:
+    """This host's copy of a file, made now if there is none; None where it has no room.
+
+    size(): the file's bytes. fill(path): writes the copy there, an error unless it has the SHA-256 `digest`. Both are
+    called only where a copy is to be made, which it is again if its size or modification time has changed since. It is
+    not deleted while a process that asked for it lives. Copies that no process has open are deleted, the longest unused
+    first, where the bound needs it. ValueError: the cache cannot be written, or M2F_SHARD_CACHE_GIB is no number.
     """
-    if not os.environ.get("M2F_SHARD_CACHE") and store_of(path) is None:
-        return path
     folder = cache_folder()
     try:
-        return _copy_in(folder, path, digest)
+        return _copy_in(folder, folder / digest / name, size, fill)
     except OSError as error:
-        raise ValueError(f"M2F_SHARD_CACHE is {folder}, where {path.name} cannot be kept ({error})") from None
+        raise ValueError(f"M2F_SHARD_CACHE is {folder}, where {name} cannot be kept ({error})") from None
 
 
-def _copy_in(folder: Path, path: Path, digest: str) -> Path:
-    """The copy in the cache's folder, or a local file itself where there is no room."""
-    copy = folder / digest / path.name
+def bytes_left() -> int:
+    """Bytes that may still be copied."""
+    return max(0, int(_room(cache_folder())))
+
+
+def _copy_in(folder: Path, copy: Path, size: Callable[[], int], fill: Callable[[Path], None]) -> Path | None:
+    """The copy in the cache's folder; None: there is no room."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     lock = _held.get(copy) or open(_lock(copy), "a", encoding="ascii")  # noqa: SIM115 (held for good)
     fcntl.flock(lock, fcntl.LOCK_SH)  # only while one deletes a copy that nobody had open does this wait
     if not _is_whole(copy):
         with _copying(folder):
             if not _is_whole(copy):
-                size = path.stat().st_size
-                if not _make_room(folder, size, copy):
+                if not _make_room(folder, size(), copy):
                     lock.close()
                     _held.pop(copy, None)
-                    if store_of(path) is None:
-                        return path
-                    left = in_gib(max(0, int(_room(folder))))
-                    raise ValueError(
-                        f"{path.name} ({in_gib(size)}) has no room in {folder}, where files from {path.parent} are "
-                        f"copied to be read ({left} are left, and no copy there is unused); set M2F_SHARD_CACHE to a "
-                        "folder on a larger disk of this host, or raise M2F_SHARD_CACHE_GIB"
-                    )
-                _copy(path, copy, digest)
+                    return None
+                _copy(copy, fill)
                 _lock(copy).write_text(_state(copy), encoding="ascii")
     os.utime(lock.fileno())
     _held[copy] = lock
@@ -115,32 +110,9 @@ def _copying(folder: Path) -> Iterator[None]:
         yield
 
 
-def _copy(path: Path, copy: Path, digest: str) -> None:
-    with whole_file(copy) as partial:
-        found = _downloaded(path, partial) if store_of(path) is not None else _read(path, partial)
-        if found != digest:
-            raise ValueError(
-                f"{path} is truncated or altered: its sha256 is {found}, results/ says {digest}; make it again"
-            )
-
-
-def _downloaded(path: Path, partial: Path) -> str:
-    """Copy a file from a URL; its SHA-256."""
-    try:
-        download(path, partial)
-    except Exception as error:  # drivers have errors of their own
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    return sha256(partial)
-
-
-def _read(path: Path, partial: Path) -> str:
-    """Copy a file from another file system; its SHA-256."""
-    found = hashlib.sha256()
-    with open(path, "rb") as source, open(partial, "wb") as target:
-        while block := source.read(_BLOCK):
-            found.update(block)
-            target.write(block)
-    return found.hexdigest()
+def _copy(copy: Path, fill: Callable[[Path], None]) -> None:
+    with written_whole(copy) as partial:
+        fill(partial)
 
 
 def _room(folder: Path) -> float:

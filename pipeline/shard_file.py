@@ -11,7 +11,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.datasets.source import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
-from pipeline.files import sha256, store_of, whole_file, write_json
+from pipeline.files import read_json, sha256, whole_file, write_json
+from pipeline.params import parse
 from pipeline.pictures import IGNORE, IGNORE_WIDE, decode_image, encode_segments
-from pipeline.shard_cache import local_copy
+from pipeline.results import Label, SkippedRecord
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath, store_of
 
 Pixels = Literal["encoded", "raw"]
 """How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
@@ -68,8 +70,8 @@ class Stored(NamedTuple):
     """(classes,) things of every class that are no crowd."""
     held: np.ndarray
     """(classes,) bool: the classes that the picture holds, by its segments or, without segments, by its instances."""
-    labels: tuple[str, ...]
-    """Sorted, out of `instances`, `panoptic`, `semantic`."""
+    labels: tuple[Label, ...]
+    """Sorted."""
 
 
 def verify(
@@ -102,7 +104,7 @@ def verify(
     held = counts[:-1] > 0
     if labelled.segments is None:
         held = np.bincount([kind for kind, _ in owners], minlength=num_classes) > 0
-    given = {
+    given: dict[Label, bool] = {
         "instances": labelled.instances is not None or (classes is not None and bool(things)),
         "panoptic": classes is not None,
         "semantic": labelled.segments is not None,
@@ -220,10 +222,42 @@ class ShardJob:
     sources: tuple[Path, ...]
     """The dataset's archives and folders, as files of this host."""
     archives: tuple[tuple[str, str], ...] = ()
-    """Where the storage root is a URL: path under it and SHA-256 of the archives, which `sources` are copies of."""
+    """Path under the storage root and SHA-256 of the archives that `sources` are, or are this host's copies of."""
 
 
-def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureLabels:
+    """What labels a picture has."""
+
+    kinds: tuple[Label, ...]
+    file: str
+    """The picture's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFacts:
+    """<name>.json beside a shard: what it holds. It needs no version: a folder of shards is taken up only where the
+    code of this module was the same (pipeline.shards)."""
+
+    records: int
+    bytes: int
+    sha256: str
+    pixels: tuple[int, ...]
+    """Of every class, crowds included, then of none."""
+    pictures: tuple[int, ...]
+    """That hold a class, for every class."""
+    instances: tuple[int, ...]
+    """Things that are no crowd, of every class."""
+    things_per_picture: Mapping[int, int]
+    """Number of things that are no crowd -> pictures with as many."""
+    sizes: tuple[tuple[int, int, int], ...]
+    """Height, width, pictures of that size."""
+    labels: PictureLabels | None
+    """Of its first picture; None: every record was skipped."""
+    skipped: tuple[SkippedRecord, ...]
+
+
+def make_shard(job: ShardJob, folder: StoredPath, on_record: Callable[[], None] | None = None) -> ShardFacts:
     """Read and verify the records of a shard, write <name>.arrow and then <name>.json; returns what the latter holds.
 
     One record is in memory at a time: less than 40 bytes for every pixel of the largest picture, however many
@@ -233,9 +267,9 @@ def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None
     import cv2
 
     for path, digest in job.archives:
-        local_copy(storage_root() / path, digest)
-    for place in (*([folder] if store_of(folder) is None else []), *job.sources):
-        if not place.exists():
+        store_of(storage_root() / path).local(digest)  # which makes the copy
+    for place in (folder, *job.sources):
+        if not store_of(place).is_visible():
             raise OSError(
                 f"host {socket.gethostname()} does not see {place}; on a cluster the storage root and the sources must "
                 "be on a file system that all hosts share, under the same path"
@@ -247,18 +281,18 @@ def make_shard(job: ShardJob, folder: Path, on_record: Callable[[], None] | None
             facts = _write(job, partial, on_record)
     finally:
         cv2.setNumThreads(threads)
-    write_json(folder / f"{job.name}.json", facts)
+    write_json(folder / f"{job.name}.json", asdict(facts))
     return facts
 
 
-def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> dict[str, Any]:
+def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> ShardFacts:
     """Write the shard's records to `path`; its facts."""
     pixels = np.zeros(job.num_classes + 1, np.int64)
     pictures, instances = np.zeros(job.num_classes, np.int64), np.zeros(job.num_classes, np.int64)
     things: Counter[int] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
-    labels: tuple[str, str] | None = None
-    skipped: list[dict[str, str]] = []
+    labels: PictureLabels | None = None
+    skipped: list[SkippedRecord] = []
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
@@ -266,7 +300,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
             except ValueError as error:
                 if job.on_error == "stop":
                     raise
-                skipped.append({"file": record.image_file, "reason": " ".join(str(error).split())})
+                skipped.append(SkippedRecord(file=record.image_file, reason=" ".join(str(error).split())))
             else:
                 writer.write_batch(pa.RecordBatch.from_pylist([stored.row], schema=SCHEMA))
                 pixels += stored.pixels
@@ -274,50 +308,50 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> d
                 instances += stored.instances
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
-                labels = same_labels(labels, (" and ".join(stored.labels), record.image_file))
+                labels = same_labels(labels, PictureLabels(kinds=stored.labels, file=record.image_file))
                 del stored  # before the next one is read
                 pa.default_memory_pool().release_unused()
             if on_record is not None:
                 on_record()
-    return {
-        "records": len(job.records) - len(skipped),
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "pixels": pixels.tolist(),  # by class, then of none
-        "pictures": pictures.tolist(),
-        "instances": instances.tolist(),
-        "things_per_picture": {str(count): things[count] for count in sorted(things)},
-        "sizes": [[*size, sizes[size]] for size in sorted(sizes)],  # height, width, pictures
-        "labels": list(labels or ()),  # their kinds, and the first picture that has them
-        "skipped": skipped,
-    }
+    return ShardFacts(
+        records=len(job.records) - len(skipped),
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        pixels=tuple(pixels.tolist()),
+        pictures=tuple(pictures.tolist()),
+        instances=tuple(instances.tolist()),
+        things_per_picture={count: things[count] for count in sorted(things)},
+        sizes=tuple((*size, sizes[size]) for size in sorted(sizes)),
+        labels=labels,
+        skipped=tuple(skipped),
+    )
 
 
-def same_labels(known: tuple[str, str] | None, found: tuple[str, str]) -> tuple[str, str]:
-    """The kinds of labels that a dataset's pictures have, and one of the pictures. ValueError if `found` differs."""
+def same_labels(known: PictureLabels | None, found: PictureLabels) -> PictureLabels:
+    """The labels that all of a dataset's pictures have, with one of them. ValueError if those of `found` are others."""
     if known is None:
         return found
-    if known[0] != found[0]:
+    if known.kinds != found.kinds:
+        kinds, others = (" and ".join(labels.kinds) for labels in (known, found))
         raise ValueError(
-            f"{found[1]} has {found[0]} labels, but {known[1]} has {known[0]} labels; all pictures of a dataset need "
+            f"{found.file} has {others} labels, but {known.file} has {kinds} labels; all pictures of a dataset need "
             "the same kinds"
         )
     return known
 
 
-def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
-    """The facts of a shard that is there and as it was written; None otherwise."""
-    path = folder / f"{name}.arrow"
+def finished_shard(folder: StoredPath, name: str) -> ShardFacts | None:
+    """The facts of a shard that is there and as it was written; None otherwise: it is to be made again."""
+    shard, beside = folder / f"{name}.arrow", folder / f"{name}.json"
     try:
-        facts: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        if path.stat().st_size == facts["bytes"] and sha256(path) == facts["sha256"]:
-            return facts
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # made again
-    return None
+        facts = parse(ShardFacts, read_json(beside, made_by="python -m stages.shard"), str(beside), in_file=True)
+        whole = shard.stat().st_size == facts.bytes and sha256(shard) == facts.sha256
+    except (OSError, ValueError):
+        return None
+    return facts if whole else None
 
 
-def read_rows(path: Path, places: Sequence[int]) -> list[dict[str, Any]]:
+def read_rows(path: StoredPath, places: Sequence[int]) -> list[dict[str, Any]]:
     """Some rows of a shard."""
     with path.open("rb") as file:
         reader = pa.ipc.open_file(file)

@@ -9,20 +9,23 @@ does.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.files import copy_file, delete, download, files_below, read_json, sha256, store_of
+from pipeline.disk import is_partial
+from pipeline.files import copy_file, delete, files_below, local_file, read_json, sha256
 from pipeline.progress import Progress
-from pipeline.shard_cache import local_copy
+from pipeline.results import RESULTS
+from pipeline.stores import StoredPath
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 ANSWER_S = 20.0
 """A store that has not answered the first question after this long is called unreachable."""
@@ -31,12 +34,12 @@ _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az")
 """Schemes whose first part is a bucket, which has to exist."""
 
 
-def storage_root() -> Path:
+def storage_root() -> StoredPath:
     """`M2F_STORAGE`, or `storage/` in the working directory; absolute. ValueError if it is a URL that does not work."""
     return root_at(os.environ.get("M2F_STORAGE") or "storage")
 
 
-def root_at(setting: str) -> Path:
+def root_at(setting: str) -> StoredPath:
     """A storage root by its folder or URL. ValueError says what is wrong with a URL, once its store has been asked."""
     url = urlsplit(setting)
     if "://" not in setting:
@@ -49,12 +52,10 @@ def root_at(setting: str) -> Path:
     return _below_url(setting.rstrip("/"))
 
 
-def _below_url(url: str) -> Path:
+def _below_url(url: str) -> UPath:
     from upath import UPath
 
-    path: Any = UPath(url, use_listings_cache=False)  # other hosts write there too
-    root: Path = path
-    return root
+    return UPath(url, use_listings_cache=False)  # other hosts write there too
 
 
 @cache
@@ -64,7 +65,7 @@ def _ask(url: str) -> None:
 
     def ask() -> None:
         try:
-            root: Any = _below_url(url)
+            root = _below_url(url)
             root.fs.info(urlsplit(url).netloc) if urlsplit(url).scheme in _BUCKETS else root.exists()
         except Exception as error:  # drivers have errors of their own
             errors.append(error)
@@ -110,24 +111,7 @@ def store_failure(error: BaseException) -> str:
 _DRIVERS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
 
 
-@contextmanager
-def local_file(path: Path, digest: str | None = None) -> Iterator[Path]:
-    """A stored file as one of this host's, to be mapped or searched: the file itself on a file system.
-
-    From a URL it is the host's verified copy if its SHA-256 is given (pipeline.shard_cache), else a temporary one.
-    """
-    if store_of(path) is None:
-        yield path
-    elif digest is not None:
-        yield local_copy(path, digest)
-    else:
-        with tempfile.TemporaryDirectory(prefix="m2f-") as folder:
-            copy = Path(folder, path.name)
-            download(path, copy)
-            yield copy
-
-
-def stored(relative: str, *, made_by: str) -> Path:
+def stored(relative: str, *, made_by: str) -> StoredPath:
     """Absolute path of something under the storage root; ValueError with the command that makes it if it is gone."""
     path = storage_root() / relative
     if not path.exists():
@@ -169,11 +153,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _results(folder: Path) -> Iterator[Any]:
+    """Every result as JSON, whichever kind and version: what a file of an earlier version names is kept too."""
     for path in sorted(folder.rglob("*.json")):
         yield read_json(path, made_by="the stage that its folder is named after")
 
 
-def inventory(results: Path = Path("results")) -> list[Item]:
+def inventory(results: Path = RESULTS) -> list[Item]:
     """What lies under the storage root, by path: the entries of its folders, one level deep."""
     named = {text for value in _results(results) for text in _strings(value)}
     sizes: Counter[str] = Counter()
@@ -191,7 +176,7 @@ def _item(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def named_digests(results: Path = Path("results")) -> dict[str, str]:
+def named_digests(results: Path = RESULTS) -> dict[str, str]:
     """SHA-256 of every file that results/ names with one, by its path under the root; folders in place are left out."""
     found = (pair for value in _results(results) for pair in _digests(value))
     return {path: digest for path, digest in found if not path.endswith("/folder.json")}
@@ -211,7 +196,7 @@ def prune(item: Item) -> None:
     delete(storage_root() / item.path)
 
 
-def copy_named(target: Path, results: Path = Path("results")) -> tuple[int, int]:
+def copy_named(target: StoredPath, results: Path = RESULTS) -> tuple[int, int]:
     """Copy every item that results/ names to another storage root: how many files there are, and how many were copied.
 
     A file that is there in its length is left as it is, for files come whole or not at all. ValueError when one that is
@@ -219,7 +204,7 @@ def copy_named(target: Path, results: Path = Path("results")) -> tuple[int, int]
     """
     root, digests = storage_root(), named_digests(results)
     items = {item.path for item in inventory(results) if item.named}
-    files = {name: size for name, size in files_below(root).items() if _item(name) in items and not _is_partial(name)}
+    files = {name: size for name, size in files_below(root).items() if _item(name) in items and not is_partial(name)}
     there = files_below(target)
     missing = {name: size for name, size in files.items() if there.get(name) != size}
     progress = Progress(f"copying to {target}", sum(missing.values()), unit="MiB", scale=2.0**-20)
@@ -232,8 +217,3 @@ def copy_named(target: Path, results: Path = Path("results")) -> tuple[int, int]
     if missing:
         progress.done()
     return len(files), len(missing)
-
-
-def _is_partial(name: str) -> bool:
-    """Whether a file is one that is being written."""
-    return name.rpartition("/")[2].startswith(".") and name.endswith(".part")

@@ -157,7 +157,7 @@ def _cluster(words: list[str], command: str) -> str:
 
 def _commit(words: Sequence[str]) -> list[str]:
     """The checkout's commit as a setting of the job, whose code is a copy without it; none where the words have one."""
-    from pipeline.provenance import commit_word
+    from pipeline.provenance.environment import commit_word
 
     word = None if any(word.startswith("M2F_GIT_COMMIT=") for word in words) else commit_word()
     return [f"M2F_GIT_COMMIT={word}"] if word else []

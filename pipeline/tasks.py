@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pipeline.params import Row
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
@@ -64,16 +60,3 @@ def in_words(figures: Mapping[str, float | None], task: str) -> str:
     """The figures that a task is known by, in percent: "PQ 52.00, AP 41.80, mIoU 61.70"."""
     shown = ("pq", "ap", "miou") if task == "panoptic" else (primary(task),)
     return ", ".join(f"{LABELS[name]} {'-' if (x := figures[name]) is None else f'{100 * x:.2f}'}" for name in shown)
-
-
-def class_names(row: Row, manifest: Mapping[str, Any]) -> list[str]:
-    """The row's classes: the dataset's, or its things alone for an instance row."""
-    names: list[str] = manifest["class_names"]
-    things = manifest["thing_classes"]
-    return [name for name in names if name in things] if row.task == "instance" else names
-
-
-def thing_ids(row: Row, manifest: Mapping[str, Any]) -> list[int]:
-    """Which of the row's classes are things."""
-    things = manifest["thing_classes"]
-    return [c for c, name in enumerate(class_names(row, manifest)) if name in things]

@@ -6,8 +6,8 @@ per outage, and what it missed is sent later: by the curve's own thread, by the 
 written from one process.
 
 MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`). A run folder holds all
-that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json, overlays/,
-evaluation/.
+that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json,
+evaluations/.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.files import Lines, read_json, store_of
+from pipeline.files import Lines, matching, read_json
 from pipeline.mlflow_client import attempt, in_background, metric_name, mlflow_client, tracking_uri
 from pipeline.results import Environment, EvaluatedSeed, TrainedSeed, Which
-from pipeline.run_folder import TrackedRun, note_of, write_note
+from pipeline.run_folder import TrackedRun, evaluation_dir, note_of, write_note
 from pipeline.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,8 +53,6 @@ __all__ = [
 
 LOAD = "load.jsonl"
 """In a run folder: the machine's load, points like the curve's."""
-EVALUATION = "evaluation"
-"""In a run folder: figures.json and the files that are shown beside it."""
 
 _TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 """Opens an experiment with its runs; MLflow would otherwise guess, and may show pages for language models."""
@@ -68,7 +67,9 @@ _STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 """A training's status in results/train/, and MLflow's word for it."""
 
 
-def open_training(run_dir: Path, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int) -> str | None:
+def open_training(
+    run_dir: StoredPath, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int
+) -> str | None:
     """`open_run` for one seed of a row; its run folder remembers how, for a server that is down now."""
     return open_run(
         run_dir=run_dir,
@@ -95,7 +96,7 @@ def open_run(
     run_key: str,
     params: Mapping[str, object],
     tags: Mapping[str, str],
-    run_dir: Path | None = None,
+    run_dir: StoredPath | None = None,
     running: bool = True,
 ) -> str | None:
     """The MLflow run of one training: found again by `run_key`, or created with its settings below the row's
@@ -119,19 +120,25 @@ def open_run(
 
 
 def catch_up(
-    run_dir: Path, *, status: str | None = None, tags: Mapping[str, str] | None = None, patient: bool = False
+    run_dir: StoredPath,
+    *,
+    status: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    evaluation: str | None = None,
+    patient: bool = False,
 ) -> str | None:
     """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
 
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
-    results/train/ (None: not ended). `patient`: wait for a slow server as long as it takes.
+    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server
+    as long as it takes.
     """
     described = note_of(run_dir, TrackedRun)
     if described is None:
         return None
     loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
-    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}), patient=patient)
+    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}, evaluation), patient=patient)
 
 
 def track_row(
@@ -142,18 +149,27 @@ def track_row(
     `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. Returns ids of runs: a seed's by its
     run key, the row's by the row's name; None where the server did not answer.
     """
+    evaluated = {
+        seed.run_key: seed.checkpoints[decides]
+        for seed in seeds
+        if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
+    }
     ids = {
-        seed.run_key: catch_up(storage_root() / "runs" / seed.run_key, status=seed.status, patient=patient)
+        seed.run_key: catch_up(
+            storage_root() / "runs" / seed.run_key,
+            status=seed.status,
+            evaluation=evaluated[seed.run_key].key if seed.run_key in evaluated else None,
+            patient=patient,
+        )
         for seed in seeds
     }
-    evaluated = [
-        seed.checkpoints[decides] for seed in seeds if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
-    ]
     ids[row.name] = log_row(
         dataset=row.dataset,
         row=row.name,
         statuses=[seed.status for seed in seeds],
-        figures=[{f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated],
+        figures=[
+            {f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated.values()
+        ],
         published=row.published,
         tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
         patient=patient,
@@ -225,7 +241,9 @@ class Curve:
     only a worker knows, and for the machine's load.
     """
 
-    def __init__(self, path: Path, run_id: str | None, first_step: int, *, run_dir: Path | None = None) -> None:
+    def __init__(
+        self, path: StoredPath, run_id: str | None, first_step: int, *, run_dir: StoredPath | None = None
+    ) -> None:
         points = [line for line in _lines(path) for point in read_points([line]) if point["step"] < first_step]
         self._file = Lines(path, "".join(points))
         self._load: Lines | None = None
@@ -264,20 +282,20 @@ class Curve:
         self.close()
 
 
-def read_curve(path: Path) -> list[dict[str, Any]]:
+def read_curve(path: StoredPath) -> list[dict[str, Any]]:
     """The points of a curve file, {"step": 50, "loss": 3.1}, oldest first; none if there is no file. A torn last line
     is left out."""
     return [{key: value for key, value in point.items() if key != "time_ms"} for point in read_points(_lines(path))]
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: StoredPath) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
 
 
-def _join(run_id: str | None, run_dir: Path | None) -> str:
+def _join(run_id: str | None, run_dir: StoredPath | None) -> str:
     """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
     described = note_of(run_dir, TrackedRun) if run_dir else None
     if run_dir is None or described is None:
@@ -325,7 +343,13 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
     return run
 
 
-def _catch_up(run_dir: Path, described: TrackedRun, status: str | None, more_tags: Mapping[str, str]) -> str:
+def _catch_up(
+    run_dir: StoredPath,
+    described: TrackedRun,
+    status: str | None,
+    more_tags: Mapping[str, str],
+    evaluation: str | None,
+) -> str:
     client = mlflow_client()
     run = _open_run(described, running=False)
     run_id: str = run.info.run_id
@@ -334,26 +358,30 @@ def _catch_up(run_dir: Path, described: TrackedRun, status: str | None, more_tag
         backlog = Backlog(run_dir / name)
         while backlog.send(client, run_id):
             pass
-    figures = run_dir / EVALUATION / "figures.json"
-    if figures.exists():
-        _send_figures(client, run, read_json(figures, made_by=f"dvc repro -f evaluate@{described.row}"))
-    files = {
-        f"{folder}/{path.name}": path
-        for folder in ("overlays", EVALUATION)
-        for path in sorted((run_dir / folder).glob("*.*"))
-        if path != figures
-    }
-    digest = _digest(files)
-    if files and run.data.tags.get("m2f.files") != digest:
-        _send_files(client, run_id, files)
-        tags["m2f.files"] = digest
+    if evaluation is not None:
+        tags |= _send_evaluation(client, run, evaluation_dir(run_dir, evaluation), described.row)
     _send_tags(client, run, tags | ({"m2f.status": status} if status else {}))
     if status:
         _end(client, run, _STATUS[status], run_dir)
     return run_id
 
 
-def _machine_tags(run_dir: Path) -> dict[str, str]:
+def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, row: str) -> dict[str, str]:
+    """Figures, tables, charts and pictures of an evaluation, as far as they are there; the tag that says which files
+    were sent."""
+    if not (folder / "figures.json").exists():
+        return {}
+    _send_figures(client, run, read_json(folder / "figures.json", made_by=f"dvc repro -f evaluate@{row}"))
+    shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
+    files = {f"evaluation/{path.name}": path for path in shown}
+    files |= {f"overlays/{path.name}": path for path in matching(folder / "overlays", "*.png")}
+    digest = _digest(files)
+    if files and run.data.tags.get("m2f.files") != digest:
+        _send_files(client, run.info.run_id, files)
+    return {"m2f.files": digest}
+
+
+def _machine_tags(run_dir: StoredPath) -> dict[str, str]:
     """What environment.json, which a worker writes, says about where a training runs and from which code."""
     environment = note_of(run_dir, Environment)
     if environment is None:
@@ -372,7 +400,7 @@ def _user() -> str:
         return "unknown"
 
 
-def _digest(files: Mapping[str, Path]) -> str:
+def _digest(files: Mapping[str, StoredPath]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -400,7 +428,7 @@ def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) 
         client.log_batch(run.info.run_id, metrics=new[start : start + METRICS_PER_BATCH])
 
 
-def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, Path]) -> None:
+def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, StoredPath]) -> None:
     """One request per file and folder: MLflow keeps local names, so the files are laid out under theirs first."""
     with tempfile.TemporaryDirectory() as folder:
         for artifact, path in files.items():
@@ -410,7 +438,7 @@ def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, Path]) ->
         client.log_artifacts(run_id, folder)
 
 
-def _end(client: MlflowClient, run: Run, status: str, run_dir: Path | None = None) -> None:
+def _end(client: MlflowClient, run: Run, status: str, run_dir: StoredPath | None = None) -> None:
     """End a run, at its last point."""
     if run.info.status == status:
         return
@@ -426,8 +454,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     if experiment is None:
         artifacts = None  # a server knows its own place for artifacts
         if tracking_uri().startswith("sqlite:"):
-            folder = storage_root() / "mlflow" / name
-            artifacts = folder.as_uri() if store_of(folder) is None else str(folder)
+            artifacts = (storage_root() / "mlflow" / name).as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=artifacts, tags=_TRAINING_PAGES))
         except MlflowException:

@@ -21,10 +21,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.cluster import Resources, connect, needs_synchronised_norm, ray_storage
+from pipeline.elastic import Decision, End, WorkerGroup, after, counted, is_to_say_it_waits
 from pipeline.files import write_json
 from pipeline.results import Pool
 from pipeline.run_folder import (
@@ -39,6 +39,7 @@ from pipeline.run_folder import (
     write_note,
     write_pools,
 )
+from pipeline.stores import StoredPath
 from pipeline.tasks import LABELS, primary
 
 if TYPE_CHECKING:
@@ -46,18 +47,12 @@ if TYPE_CHECKING:
 
     from pipeline.train_loop import Run
 
-RESTARTS = 3
-"""Times in a row that lost workers are replaced without the training getting any further."""
-
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often the controller looks at its workers
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long it waits for a pool before it comes back to us
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it says every line twice
 }
-
-_SAY_AGAIN_S = 600.0
-"""How often a seed that waits for its pool says so."""
 
 COUNT_S = 10.0
 """How long what a loss has left is counted at most: longer than a dead host may still be taken for alive (6 s, with the
@@ -99,20 +94,20 @@ def open_tracked(run: Run, workers: int) -> str | None:
     """The seed's MLflow run, made if there is none; None while no server answers."""
     from pipeline import tracking
 
+    assert run.manifest is not None
     return tracking.open_training(
-        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest["digest"], workers=workers
+        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest.digest, workers=workers
     )
 
 
 def _behind(run: Run) -> dict[str, str]:
     """The tag of the last warning that the training was clearly behind, if there was one."""
-    from pipeline.early_warning import described
+    from pipeline.early_warning import warning
 
     end = note_of(run.run_dir, Finished) or note_of(run.run_dir, Stopped)
     if end is None or not end.behind:
         return {}
-    behind = end.behind[-1]
-    return {"m2f.behind": f"step {behind.step}: {described(behind, LABELS[primary(run.row.task)])}"}
+    return {"m2f.behind": warning(end.behind[-1], LABELS[primary(run.row.task)])}
 
 
 def _workers_in_turn(run: Run) -> dict[str, str]:
@@ -130,7 +125,7 @@ def say(run: Run, text: str) -> None:
     print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
 
 
-def fail(run_dir: Path, reason: str) -> None:
+def fail(run_dir: StoredPath, reason: str) -> None:
     """Write down why a seed failed; its next start forgets it."""
     write_note(run_dir, Failed(reason=reason))
 
@@ -153,62 +148,50 @@ def _train_here(run: Run) -> None:
 
 def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
     """Run the loop on a pool of workers until it ends, replacing workers that are lost, or going on without them."""
-    import torch
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    lost = bugs = 0
-    workers = resources.workers
-    spans, fits = False, True  # its whole pool was on several hosts; less than that has the memory for it
-    saved, said_s = _saved_steps(run.run_dir), -math.inf
+    group = WorkerGroup(pool=resources.workers, workers=resources.workers, saved=_saved_steps(run.run_dir))
     if not _pool_is_free(resources):
-        said_s = _say_it_waits(run, resources)
+        group = dataclasses.replace(group, said_s=_say_it_waits(run, resources))
     while True:
         try:
-            with _growing(run, resources, workers):
-                _fit(_sized(run, resources, workers), dataclasses.replace(resources, workers=workers), lines)
+            with _growing(run, resources, group.workers):
+                started = dataclasses.replace(resources, workers=group.workers)
+                _fit(_sized(run, resources, group.workers), started, lines)
             return
         except (TrainingFailedError, RayError) as error:
-            kind, cause = what_failed(error)
-        end = outcome(run.run_dir)
-        if end is not None:  # a divergence; or a worker was lost after the last step
+            end = _end_of(run, error)
+        if outcome(run.run_dir) is not None:  # a divergence; or a worker was lost after the last step
             return
-        if kind == "left":
-            workers = resources.workers
-            continue
-        if kind == "final" and isinstance(cause, torch.OutOfMemoryError) and workers < resources.workers:
-            say(run, f"{workers} workers have not the memory for it; it waits for its whole pool")
-            workers, spans, fits = resources.workers, False, False
-            continue
-        if kind == "no pool":
-            workers = _what_is_left(run, resources) if spans else workers
-            if time.monotonic() - said_s > _SAY_AGAIN_S and workers == resources.workers:
-                said_s = _say_it_waits(run, resources)
-            continue
-        if (now := _saved_steps(run.run_dir)) > saved:
-            saved, lost = now, 0
-        lost, bugs = lost + (kind == "lost"), bugs + (kind == "bug")
-        if kind == "final":
-            fail(run.run_dir, sentence(cause, run))
+        group, decision = after(group, end)
+        if decision.fail is not None:
+            fail(run.run_dir, decision.fail)
             return
-        if bugs > 1:
-            fail(run.run_dir, f"{sentence(cause, run)}, and again when it was tried once more")
-            return
-        if lost > RESTARTS:
-            fail(run.run_dir, f"lost its workers {lost} times without getting further ({sentence(cause, run)})")
-            return
-        what = f"lost a worker ({lost} of {RESTARTS} times)" if kind == "lost" else "failed, and is tried once more"
-        say(run, f"{what}: {sentence(cause, run)}")
-        spans = fits and (spans or _hosts(run.run_dir) > 1)
-        workers = _what_is_left(run, resources) if spans else workers
+        _say_decided(run, decision)
+        if decision.count:
+            group, decision = counted(group, places(resources))
+            _say_decided(run, decision)
+        if is_to_say_it_waits(group, time.monotonic()):
+            group = dataclasses.replace(group, said_s=_say_it_waits(run, resources))
 
 
-def _what_is_left(run: Run, resources: Resources) -> int:
-    """Workers to go on with after a loss, said when they are less than the pool; the whole pool where none fits."""
-    workers = places(resources) or resources.workers
-    if workers < resources.workers:
-        say(run, f"goes on with {workers} of its {resources.workers} workers until the others' places are free again")
-    return workers
+def _end_of(run: Run, error: BaseException) -> End:
+    """How a Ray Train run has ended, and how far the training had come by then."""
+    import torch
+
+    kind, cause = what_failed(error)
+    return End(
+        kind="no memory" if kind == "final" and isinstance(cause, torch.OutOfMemoryError) else kind,
+        reason=sentence(cause, run),
+        saved=_saved_steps(run.run_dir),
+        hosts=_hosts(run.run_dir),
+    )
+
+
+def _say_decided(run: Run, decision: Decision) -> None:
+    if decision.say is not None:
+        say(run, decision.say)
 
 
 def places(resources: Resources) -> int:
@@ -329,8 +312,8 @@ def note_pool(run: Run, host: str) -> None:
     import torch.distributed as dist
 
     from pipeline.checkpoints import newest_checkpoint, read_header, step_of
-    from pipeline.provenance import device_name
-    from pipeline.train_loop import Worker
+    from pipeline.provenance.environment import device_name
+    from pipeline.worker import Worker
 
     worker = Worker.here()
     places = [(host, device_name())] * worker.size
@@ -350,7 +333,7 @@ def note_pool(run: Run, host: str) -> None:
         write_pools(run.run_dir, [*(p for p in pools_of(run.run_dir) if p.from_step < pool.from_step), pool])
 
 
-def _hosts(run_dir: Path) -> int:
+def _hosts(run_dir: StoredPath) -> int:
     """Hosts of the newest pool; 0 before the first."""
     pools = pools_of(run_dir)
     return pools[-1].hosts if pools else 0
@@ -428,7 +411,7 @@ def _last_line(text: str) -> str:
     return next(iter(reversed(text.strip().splitlines())), "")[:400].strip()
 
 
-def _saved_steps(run_dir: Path) -> int:
+def _saved_steps(run_dir: StoredPath) -> int:
     """Steps of the newest checkpoint; 0 without one."""
     names = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in (run_dir / "checkpoints").glob("step-*"))
     return max((int(match[1]) for match in names if match), default=0)

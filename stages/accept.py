@@ -20,8 +20,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.acceptance import accept
-    from pipeline.files import read_json
     from pipeline.params import load_params
+    from pipeline.results import ConvertedWeights, Manifest, read_result
 
     row = load_params(arguments.params).row(arguments.row)
     if arguments.seed not in row.seeds:
@@ -30,8 +30,8 @@ def main() -> None:
         row,
         arguments.seed,
         arguments.run_key,
-        manifest=read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}"),
-        weights=read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}"),
+        manifest=read_result(Manifest, row.dataset),
+        weights=read_result(ConvertedWeights, row.weights),
         reason=arguments.because,
     )
     print(f"{row.name} seed {arguments.seed}: run {note.run_key} stands for {note.instead_of}")

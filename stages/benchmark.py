@@ -8,6 +8,7 @@ published dataset without shards is measured on random pictures of its size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING
 
 from stages import run
@@ -33,23 +34,26 @@ def main() -> None:
     parser.add_argument(
         "--groups", type=int, default=1, help="of pictures in a step on this device; default: %(default)s"
     )
+    parser.add_argument("--again", action="store_true", help="measure although nothing has changed since the last time")
     arguments = parser.parse_args()
 
-    from pathlib import Path
-
-    from pipeline.benchmark import benchmark
-    from pipeline.files import read_json
+    from pipeline.benchmark import benchmark, benchmark_key
     from pipeline.params import load_params
-    from pipeline.results import write_result
+    from pipeline.results import Benchmark, Manifest, find_result, result_path, write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    shards = Path(f"results/shard/{row.dataset}.json")
-    manifest = read_json(shards, made_by=f"dvc repro shard@{row.dataset}") if shards.exists() else None
-    result = benchmark(
-        row, params.dataset(row.dataset), manifest=manifest, seconds=arguments.seconds, groups=arguments.groups
-    )
-    path = write_result(result, row.name)
+    manifest = find_result(Manifest, row.dataset)
+    how = {"manifest": manifest, "seconds": arguments.seconds, "groups": arguments.groups}
+    result = None
+    if not arguments.again:
+        with contextlib.suppress(ValueError):  # torn, or another version's: it is made again here
+            result = find_result(Benchmark, row.name)
+    if result is not None and result.key == benchmark_key(row, **how):
+        print(f"{row.name} was measured here before, and nothing has changed; --again measures it again")
+    else:
+        result = benchmark(row, params.dataset(row.dataset), **how)
+        write_result(result, row.name)
     inference, training, (height, width) = result.inference, result.training, result.flops.picture
     print(f"{row.name} on {result.environment.device}")
     print(f"  parameters  {result.parameters / 1e6:.1f} million, {result.parameters_trained / 1e6:.1f} trained")
@@ -59,7 +63,7 @@ def main() -> None:
         print(f"  training    not measured: {result.skipped}")
     else:
         print(f"  training    {training.step_s:.3f} s for a step of {training.pictures} pictures{_memory(training)}")
-    print(f"  written to {path}")
+    print(f"  written to {result_path(Benchmark, row.name)}")
 
 
 def _memory(cost: InferenceCost | TrainingCost) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from stages import run
 
@@ -15,15 +16,19 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.evaluate_job import evaluate_row
-    from pipeline.files import read_json
     from pipeline.params import load_params
-    from pipeline.results import TrainingResult, read_result, write_result
+    from pipeline.results import Manifest, TrainingResult, read_result, write_result
     from pipeline.tasks import in_words
+    from pipeline.tracking import track_row
 
     row = load_params(arguments.params).row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
-    result = evaluate_row(row, manifest=manifest, train_result=read_result(TrainingResult, row.name))
+    manifest, trained = read_result(Manifest, row.dataset), read_result(TrainingResult, row.name)
+    result = evaluate_row(row, manifest=manifest, trained=trained)
     write_result(result, row.name)
+    ids = track_row(row, result.seeds, decides=result.decides)
+    seeds = tuple(replace(seed, mlflow_run_id=ids[seed.run_key] or seed.mlflow_run_id) for seed in result.seeds)
+    if seeds != result.seeds:  # no server answered the training
+        write_result(replace(result, seeds=seeds), row.name)
     print(f"{row.name}: median {in_words(result.median, row.task)}; see python -m stages.report")
 
 

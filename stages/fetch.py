@@ -16,15 +16,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.fetch import fetch
-    from pipeline.files import write_json
     from pipeline.params import load_params
+    from pipeline.results import write_result
 
     config = load_params(arguments.params).dataset(arguments.dataset)
-    facts = fetch(arguments.dataset, config, base=Path(arguments.params).absolute().parent)
-    write_json(f"results/fetch/{arguments.dataset}.json", facts)
-    for source in facts["sources"]:
-        size = source["bytes"] / 2**20
-        print(f"{arguments.dataset}: {source['name']}, {size:.1f} MiB, sha256 {source['sha256'][:16]}")
+    fetched = fetch(arguments.dataset, config, base=Path(arguments.params).absolute().parent)
+    write_result(fetched, arguments.dataset)
+    for source in fetched.sources:
+        print(f"{arguments.dataset}: {source.name}, {source.bytes / 2**20:.1f} MiB, sha256 {source.sha256[:16]}")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json
     from pipeline.params import load_params, pick
-    from pipeline.results import write_result
+    from pipeline.results import Manifest, read_result, write_result
 
     params = load_params(arguments.params)
     config = pick(params.checkpoints, arguments.row, "published checkpoint", arguments.params)
     row = params.row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    manifest = read_result(Manifest, row.dataset)
 
     from pipeline.published import evaluate_published
 

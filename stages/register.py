@@ -20,15 +20,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json
     from pipeline.params import load_params
     from pipeline.registry import register
-    from pipeline.results import Evaluation, TrainingResult, read_result, write_result
+    from pipeline.results import Evaluation, Manifest, TrainingResult, read_result, write_result
     from pipeline.tasks import LABELS
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
+    manifest = read_result(Manifest, row.dataset)
     trained, evaluated = read_result(TrainingResult, row.name), read_result(Evaluation, row.name)
     terms = "" if row.weights == "none" else params.weights[row.weights].terms
     result = register(

@@ -29,22 +29,23 @@ def main() -> None:
 
     from pipeline.dataset_card import class_table
     from pipeline.fetch import open_sources
-    from pipeline.files import read_json, write_json, write_text
+    from pipeline.files import write_text
     from pipeline.params import load_params
+    from pipeline.results import FetchedDataset, Manifest, read_result, result_path, write_result
     from pipeline.shards import build
 
     dataset = arguments.dataset
     config = load_params(arguments.params).dataset(dataset)
-    facts = read_json(f"results/fetch/{dataset}.json", made_by=f"python -m stages.fetch {dataset}")
-    manifest = build(dataset, config, open_sources(facts), facts=facts["sources"], processes=arguments.processes)
-    write_text(f"results/shard/{dataset}.csv", class_table(manifest))
-    write_json(f"results/shard/{dataset}.json", manifest)
-    for split, skipped in manifest["skipped"].items():
+    fetched = read_result(FetchedDataset, dataset)
+    manifest = build(dataset, config, open_sources(fetched), facts=fetched.sources, processes=arguments.processes)
+    write_text(result_path(Manifest, dataset).with_suffix(".csv"), class_table(manifest))
+    write_result(manifest, dataset)
+    for split, skipped in manifest.skipped.items():
         if skipped:
             print(f"{dataset} {split}: {len(skipped)} records skipped, listed in the manifest", file=sys.stderr)
-    for split, entry in manifest["splits"].items():
-        size = sum(shard["bytes"] for shard in entry["shards"]) / 2**20
-        print(f"{dataset} {split}: {entry['records']} pictures, {len(entry['shards'])} shards, {size:.1f} MiB")
+    for split, entry in manifest.splits.items():
+        size = manifest.bytes[split] / 2**20
+        print(f"{dataset} {split}: {entry.records} pictures, {len(entry.shards)} shards, {size:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def main() -> None:
         published = find_result(PublishedEvaluation, row.name)
         if published is not None and published.curve:
             run_dir = (storage_root() / published.curve).parent
-            ids["published"] = tracking.catch_up(run_dir, status="published", patient=True)
+            ids["published"] = tracking.catch_up(
+                run_dir, status="published", evaluation=published.evaluated.checkpoint.key, patient=True
+            )
         if (trained := find_result(TrainingResult, row.name)) is not None:
             seeds: Sequence[TrainedSeed | EvaluatedSeed] = trained.seeds
             decides: Which | None = None

@@ -19,14 +19,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
     arguments = parser.parse_args()
 
-    from pipeline.files import read_json
     from pipeline.params import load_params
-    from pipeline.results import RESULTS, PublishedEvaluation, find_result
+    from pipeline.results import RESULTS, ConvertedWeights, Manifest, PublishedEvaluation, find_result, read_result
     from pipeline.seeds import train_row
 
     row = load_params(arguments.params).row(arguments.row)
-    manifest = read_json(f"results/shard/{row.dataset}.json", made_by=f"dvc repro shard@{row.dataset}")
-    weights = read_json(f"results/weights/{row.weights}.json", made_by=f"dvc repro weights@{row.weights}")
+    manifest = read_result(Manifest, row.dataset)
+    weights = read_result(ConvertedWeights, row.weights)
     result = train_row(
         row,
         manifest=manifest,

@@ -14,19 +14,19 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.files import write_json
     from pipeline.params import load_params, pick
+    from pipeline.results import ConvertedWeights, write_result
 
     name = arguments.name
     config = pick(load_params(arguments.params).weights, name, "weights entry", arguments.params)
     if config.url:
         from pipeline.initial_weights import convert_weights
 
-        facts = convert_weights(name, config)
+        weights = convert_weights(name, config)
     else:
-        facts = {"name": name, "path": None, "sha256": None}
-    write_json(f"results/weights/{name}.json", facts)
-    print(f"{name}: {facts['path'] or 'random initial weights'}")
+        weights = ConvertedWeights(name=name, url="", source_sha256=None, sha256=None, path=None)
+    write_result(weights, name)
+    print(f"{name}: {weights.path or 'random initial weights'}")
 
 
 if __name__ == "__main__":

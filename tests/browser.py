@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.waiting import LIMIT_S, until
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -32,10 +34,11 @@ class Browser:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             chosen = self.folder / "profile" / "DevToolsActivePort"
-            end = time.monotonic() + 60
-            while not (chosen.exists() and chosen.read_text().strip()):
-                assert time.monotonic() < end and self.process.poll() is None, "chromium does not start"
-                time.sleep(0.1)
+            until(
+                lambda: chosen.exists() and chosen.read_text().strip(),
+                ended=lambda: self.process.poll() is not None,
+                said=lambda: "chromium does not start",
+            )
             self.port = int(chosen.read_text().split()[0])
         except BaseException:
             self.__exit__(None, None, None)
@@ -47,7 +50,7 @@ class Browser:
     ) -> None:
         self.process.terminate()
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -61,7 +64,6 @@ class Browser:
         script: str = "",
         before: str = "",
         settle_s: float = 3.0,
-        within_s: float = 30.0,
     ) -> str:
         """Open a page, run `script` in it every half second until it shows all `words`, and store a PNG; what it says.
 
@@ -69,14 +71,12 @@ class Browser:
 
         AssertionError with the words that do not come and what the page says instead.
         """
-        return asyncio.run(self._look(url, path, words, script, before, settle_s, within_s))
+        return asyncio.run(self._look(url, path, words, script, before, settle_s))
 
-    async def _look(
-        self, url: str, path: Path, words: list[str], script: str, before: str, settle_s: float, within_s: float
-    ) -> str:
+    async def _look(self, url: str, path: Path, words: list[str], script: str, before: str, settle_s: float) -> str:
         import aiohttp
 
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/json/list", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/json/list", timeout=LIMIT_S) as answer:
             (page, *_) = [target for target in json.load(answer) if target["type"] == "page"]
         async with (
             aiohttp.ClientSession() as session,
@@ -89,7 +89,7 @@ class Browser:
                 number += 1
                 await socket.send_json({"id": number, "method": method, "params": params})
                 while True:
-                    message = await socket.receive_json(timeout=60)
+                    message = await socket.receive_json(timeout=LIMIT_S)
                     if message.get("id") == number:
                         return message.get("result", {})
 
@@ -101,7 +101,7 @@ class Browser:
             await ask("Page.addScriptToEvaluateOnNewDocument", source=before)
             await ask("Page.navigate", url="about:blank")
             await ask("Page.navigate", url=url)
-            end = time.monotonic() + within_s
+            end = time.monotonic() + LIMIT_S
             while True:
                 await evaluate(script)
                 said = str(await evaluate("document.body ? document.body.innerText : ''"))

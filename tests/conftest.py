@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import uuid
 
 # Before torch, Ray, MLflow and albumentations are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stand still on a busy machine
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -44,6 +47,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs an NVIDIA GPU")
 
 
+THREADS = int(os.environ["OMP_NUM_THREADS"])
+PRECISION = ("none", "tf32")
+"""Of matrix products and of convolutions: torch's own choice."""
+
+
+@pytest.fixture(autouse=True)
+def _every_test_begins_alike() -> Iterator[None]:
+    """What a test sets for its process does not reach the next one. What no test has imported stays so."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(THREADS)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = PRECISION
+        torch.manual_seed(0)
+    if cv2 := sys.modules.get("cv2"):
+        cv2.setNumThreads(THREADS)
+    if client := sys.modules.get("pipeline.mlflow_client"):
+        client._patience = client._Patience()  # no outage is remembered
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if (ray := sys.modules.get("ray")) and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("the test left its Ray running")
+
+
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty storage root of the test's own, which the pipeline uses."""
@@ -51,6 +81,16 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.setenv("M2F_STORAGE", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow's with nothing in it, to be copied: making one takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="module")

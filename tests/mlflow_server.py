@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
+
+from tests.waiting import answers, until
 
 
 def free_port() -> int:
@@ -35,16 +35,15 @@ class Server:
             command, env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
         )
         log.close()
-        end = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    return
-            except OSError:
-                if time.monotonic() > end or self.process.poll() is not None:
-                    self.__exit__()
-                    raise
-                time.sleep(0.2)
+        try:
+            until(
+                lambda: answers(f"http://127.0.0.1:{self.port}/health"),
+                ended=lambda: self.process.poll() is not None,
+                said=(self.folder / "server.log").read_text,
+            )
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -9,22 +9,20 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.waiting import answers, until
+
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
-LIFE_S = 900
-"""The server ends itself after this long, whatever becomes of the tests."""
 
 _SERVER = """
-import signal, sys
-signal.alarm(int(sys.argv[2]))
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 from moto.server import main
 main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """
+"""Ends with the process that holds its stdin, whatever becomes of the tests."""
 
 
 @contextmanager
@@ -35,30 +33,22 @@ def s3_server() -> Iterator[str]:
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER, str(port), str(LIFE_S)],
+        [sys.executable, "-c", _SERVER, str(port)],
         env={**os.environ, **KEYS},
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(address, process)
+        until(
+            lambda: answers(f"{address}/moto-api/"),
+            ended=lambda: process.poll() is not None,
+            said=lambda: "moto's server has ended or does not answer",
+        )
         yield address
     finally:
         process.kill()
         process.wait()
-
-
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{address}/moto-api/", timeout=5).close()
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            assert process.poll() is None, "moto's server has ended"
-            time.sleep(0.1)
-    raise AssertionError("moto's server does not answer")
 
 
 class Cutting(socketserver.ThreadingTCPServer):

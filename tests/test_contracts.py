@@ -19,41 +19,11 @@ import yaml
 
 from m2f.config import ModelConfig
 from pipeline.params import Params, load_params
-from pipeline.provenance import TRAINING_MODULES
 from tests.imports import has_code, imported, modules, reached
 from tests.project_copy import SECTIONS, Copy
 from tests.shared import PROJECT
 
 STAGES = ("fetch", "shard", "weights", "train", "evaluate", "published", "benchmark", "register")
-
-NOT_TRAINING = {
-    "m2f": "only names other modules' contents",
-    "m2f.config": "its values are in the key",
-    "pipeline.params": "its values are in the key",
-    "m2f.augmented_inference": "validation watches a training",
-    "m2f.inference": "validation watches a training",
-    "m2f.metrics": "validation watches a training",
-    "m2f.metrics.instance": "validation watches a training",
-    "m2f.metrics.panoptic": "validation watches a training",
-    "m2f.metrics.semantic": "validation watches a training",
-    "pipeline.answers": "validation watches a training",
-    "pipeline.measures": "validation watches a training",
-    "pipeline.tasks": "validation watches a training",
-    "pipeline.checkpoints": "keeps weights as they are",
-    "pipeline.cluster": "where it runs is not what is computed",
-    "pipeline.early_warning": "watches; a training that it stops has no result",
-    "pipeline.files": "keeps bytes as they are",
-    "pipeline.mlflow_client": "watches",
-    "pipeline.progress": "watches",
-    "pipeline.provenance": "says where a number came from",
-    "pipeline.results": "says what a training has left",
-    "pipeline.run_folder": "says how a training ended",
-    "pipeline.sender": "watches",
-    "pipeline.shard_cache": "keeps bytes as they are",
-    "pipeline.storage": "where bytes lie",
-    "pipeline.tracking": "watches",
-}
-"""Modules that the training loop imports and that are not in its run key, and why not."""
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +129,6 @@ def test_the_settings_that_are_checked_reach_into_the_model() -> None:
 
 
 # Code
-
-
-def test_the_run_key_covers_what_the_training_loop_imports() -> None:
-    used = {name for name in reached("pipeline.train_loop") if has_code(name)}
-    assert used - set(NOT_TRAINING) == set(TRAINING_MODULES)
-    assert set(NOT_TRAINING) <= used
 
 
 def test_imports_go_one_way() -> None:

@@ -120,6 +120,24 @@ class InstanceMetric:
             raise ValueError(f"cannot merge: both metrics hold picture {min(twice)} ({len(twice)} in all)")
         self._pictures |= other._pictures
 
+    def state(self) -> dict[str, Any]:
+        """The pictures so far, as JSON values."""
+        return {
+            "pictures": [
+                [image_id, list(picture.size), _as_json(picture.predicted), _as_json(picture.true)]
+                for image_id, picture in self._pictures.items()
+            ]
+        }
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add the pictures that the `state` of another metric holds, in place; ValueError when one is in both."""
+        other = InstanceMetric(num_classes=self.num_classes, max_instances=self.max_instances)
+        for image_id, (height, width), predicted, true in state["pictures"]:
+            other._pictures[image_id] = _Picture(
+                size=(height, width), predicted=_from_json(predicted), true=_from_json(true)
+            )
+        self.merge(other)
+
     def result(self) -> InstanceResult:
         """AP of the pictures so far. A class without a true instance that counts has None and is in no mean."""
         from pycocotools.cocoeval import COCOeval
@@ -197,7 +215,23 @@ def _run_lengths(masks: Masks, name: str) -> list[dict[str, Any]]:
         return run_lengths(masks)
     if not all(isinstance(run, Mapping) and isinstance(run.get("counts"), bytes | str) for run in masks):
         raise ValueError(f"{name} must be (N, H, W) bool, or a list of compressed run lengths")
-    return [dict(run) for run in masks]
+    return [
+        {**run, "counts": run["counts"].encode("ascii") if isinstance(run["counts"], str) else run["counts"]}
+        for run in masks
+    ]
+
+
+def _as_json(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Annotations with the run lengths' bytes, which are ASCII, as text."""
+    return [_with_run(each, counts=each["segmentation"]["counts"].decode("ascii")) for each in annotations]
+
+
+def _from_json(annotations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    return tuple(_with_run(each, counts=each["segmentation"]["counts"].encode("ascii")) for each in annotations)
+
+
+def _with_run(annotation: Mapping[str, Any], **run: Any) -> dict[str, Any]:
+    return {**annotation, "segmentation": {**annotation["segmentation"], **run}}
 
 
 def _areas(runs: list[dict[str, Any]]) -> list[float]:

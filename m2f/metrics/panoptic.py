@@ -5,8 +5,8 @@ C classes, H x W picture, P predicted segments, T true segments
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TypedDict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -140,6 +140,15 @@ class PanopticMetric:
                 f"into one of {self.num_classes} classes with the things {sorted(self.thing_ids)}"
             )
         self.counts += other.counts.to(self.counts.device)
+
+    def state(self) -> dict[str, Any]:
+        """What was counted so far, as JSON values."""
+        return {"counts": self.counts.tolist()}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what the `state` of another metric holds, in place; ValueError when it is of other classes."""
+        counts = torch.tensor(state["counts"], dtype=torch.int64)
+        self.merge(PanopticMetric(num_classes=self.num_classes, thing_ids=self.thing_ids, counts=counts))
 
     def result(self) -> PanopticResult:
         """Metrics of what was counted so far.

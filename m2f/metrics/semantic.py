@@ -5,8 +5,8 @@ C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -86,6 +86,15 @@ class SemanticMetric:
                 f"{self.num_classes} classes ignoring {self.ignore_label}"
             )
         self.confusion += other.confusion.to(self.confusion.device)
+
+    def state(self) -> dict[str, Any]:
+        """What was counted so far, as JSON values."""
+        return {"confusion": self.confusion.tolist()}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what the `state` of another metric holds, in place; ValueError when it is of other classes."""
+        confusion = torch.tensor(state["confusion"], dtype=torch.int64)
+        self.merge(SemanticMetric(num_classes=self.num_classes, ignore_label=self.ignore_label, confusion=confusion))
 
     def result(self) -> SemanticResult:
         """Metrics of what was counted so far.

@@ -14,13 +14,23 @@ from urllib.parse import urlsplit
 
 from pipeline.files import write_json, write_text
 from pipeline.params import Params, Row
-from pipeline.report.facts import Facts, counts, of_row, read, row_facts
+from pipeline.report.facts import Facts, counts, of_row, row_facts
 from pipeline.report.page import page
 from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.row_section import Details
 from pipeline.report.tables import markdown, text_table
-from pipeline.results import RESULTS, Evaluation, PublishedEvaluation, TrainingResult, names_of
+from pipeline.results import (
+    RESULTS,
+    ConvertedWeights,
+    Evaluation,
+    Manifest,
+    PublishedEvaluation,
+    TrainingResult,
+    find_result,
+    names_of,
+)
 from pipeline.storage import storage_root
+from pipeline.stores import StoredPath
 from pipeline.tracking import read_curve, tracking_uri
 
 _T = TypeVar("_T")
@@ -54,7 +64,7 @@ class _Stored:
         self.missing = 0
         self.failure = ""
 
-    def read(self, relative: str, reader: Callable[[Path], _T]) -> _T | None:
+    def read(self, relative: str, reader: Callable[[StoredPath], _T]) -> _T | None:
         """What `reader` makes of the path; None: it is missing or cannot be read."""
         if self.failure:
             self.missing += 1
@@ -91,7 +101,8 @@ def _row_details(
     row: Row, params: Params, results: Path, overlays: Sequence[str], limit: int, stored: _Stored
 ) -> Details:
     trained, checked = of_row(TrainingResult, row, results), of_row(PublishedEvaluation, row, results)
-    manifest, weights = read(results, "shard", row.dataset), read(results, "weights", row.weights)
+    manifest = find_result(Manifest, row.dataset, results=results)
+    weights = find_result(ConvertedWeights, row.weights, results=results)
     trainings = trained.seeds if trained else ()
     published = checked.curve if checked else None
     config = params.checkpoints.get(row.name)
@@ -107,21 +118,21 @@ def _row_details(
             if (pictures := stored.read(path, lambda file: panels(_bytes(file), limit)))
         ],
         overlays_left_out=max(0, len(overlays) - ROW_OVERLAYS),
-        data_digest=(manifest or {}).get("digest"),
-        weights=f"{row.weights}, SHA-256 {weights['sha256']}" if weights and weights.get("sha256") else row.weights,
+        data_digest=manifest.digest if manifest else None,
+        weights=f"{row.weights}, SHA-256 {weights.sha256}" if weights and weights.sha256 else row.weights,
         trainings=trainings,
         links={name: url for name, url in links.items() if url},
     )
 
 
-def _curve(path: Path) -> list[dict[str, Any]]:
+def _curve(path: StoredPath) -> list[dict[str, Any]]:
     points = read_curve(path)
     if not points:
         raise FileNotFoundError(path)
     return points
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: StoredPath) -> bytes:
     with path.open("rb") as file:
         return file.read()
 

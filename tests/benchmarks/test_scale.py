@@ -187,10 +187,13 @@ def test_the_page_names_its_commands_and_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_senders_are_counted_by_what_a_real_server_stores(capsys: pytest.CaptureFixture[str]) -> None:
-    scale.measure_mlflow("", 3.0)
-    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    for seconds in (3.0, 30.0, 300.0):  # until a request is answered within them, on however slow a machine
+        scale.measure_mlflow("", seconds)
+        shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        lines = [line.strip("| ").split(" | ") for line in shown]
+        if all(float(line[2]) > 0 for line in lines[2:]):
+            break
     senders = ["1, without a pause", "8, without a pause", "8, without a pause", "64, each every 5 s"]
     assert [line[0] for line in lines[2:]] == senders
     for _, values, requests_s, values_s, *_, refused in lines[2:]:

@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.waiting import LIMIT_S
+
 PREFIX = "m2flab"
 """Of every network namespace and interface: what bears it and is still there when a lab starts is removed."""
 
@@ -167,7 +169,7 @@ class Hosts:
         self._started.append(process)
 
     def _wait_for_sshd(self, host: str, address: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT_S
         probe = ["ip", "netns", "exec", f"{PREFIX}-{host}", "bash", "-c", f"exec 3<>/dev/tcp/{address}/22"]
         while subprocess.run(probe, capture_output=True).returncode != 0:
             if time.monotonic() > deadline:

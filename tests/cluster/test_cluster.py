@@ -13,8 +13,9 @@ import pytest
 
 from tests.cluster.conftest import Cluster, wait_for
 from tests.cluster.hosts import ADDRESSES
+from tests.waiting import LIMIT_S
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 REPRO = "repro evaluate@shapes_tiny M2F_WORKERS=2"
 
@@ -50,7 +51,7 @@ def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(clu
     assert {host: bool(pids) for host, pids in training.items()} == {"head": False, "worker1": True, "worker2": True}
     try:
         lab.cut("laptop")
-        assert laptop.wait(timeout=60) != 0  # ssh gives up
+        assert laptop.wait(timeout=LIMIT_S) != 0  # ssh gives up
         lab.heal("laptop")
         # The same submitted again joins the job that runs; its log comes from the start.
         log = lab.folder / "joined.log"
@@ -61,7 +62,7 @@ def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(clu
         lab.heal("laptop")
         for host in training:
             lab.kill(host, "RayTrainWorker", signal.SIGCONT)
-    code, output = again.wait(timeout=150), log.read_text()
+    code, output = again.wait(timeout=LIMIT_S), log.read_text()
     assert code == 0 and joins.search(output), output
     assert "shapes_tiny | Running stage 'train@shapes_tiny'" in output
     assert re.search(r"^  shapes_tiny: done after \d+ s", output, re.MULTILINE)
@@ -107,7 +108,7 @@ def test_a_job_of_ray_job_submit_does_the_same_and_can_be_stopped(cluster: Clust
     job = lab.start(
         "head", f"cd ~/m2f-upload && {submit} repro train@shapes_tiny M2F_WORKERS=2", lab.folder / "job.log"
     )
-    assert job.wait(timeout=90) == 0, (lab.folder / "job.log").read_text()
+    assert job.wait(timeout=LIMIT_S) == 0, (lab.folder / "job.log").read_text()
 
     # one that takes long: other settings than the laptop's finished row
     params = cluster.project / "params.yaml"
@@ -119,7 +120,7 @@ def test_a_job_of_ray_job_submit_does_the_same_and_can_be_stopped(cluster: Clust
     code, output = cluster.laptop(other, check=False)
     assert code == 1 and re.search(r"error: m2f-\S+ works on shapes_tiny; join it with: attach m2f-", output)
     assert "stopped" in cluster.laptop("ray submit cluster.yaml pipeline/submit.py -- stop")[1]
-    assert long.wait(timeout=60) == 1
+    assert long.wait(timeout=LIMIT_S) == 1
     wait_for("no training is left", lambda: not lab.pids("worker1", "RayTrainWorker"), 30)
 
 

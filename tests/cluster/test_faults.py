@@ -29,7 +29,7 @@ from tests.cluster.training import (
     run_folder,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 WORKER = "RayTrainWorker"
 LOST = r"lost a worker \(\d of 3 times\)"

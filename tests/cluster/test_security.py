@@ -16,8 +16,9 @@ import yaml
 
 from tests.cluster.conftest import Cluster, wait_for
 from tests.cluster.hosts import ADDRESSES
+from tests.waiting import LIMIT_S
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 HEAD = ADDRESSES["head"]
 HOSTS = ("head", "worker1", "worker2")
@@ -195,7 +196,7 @@ def test_no_secret_is_on_a_command_line_in_a_log_a_result_or_the_tracking_server
     secrets["ssh key"] = (lab.folder / "key/id").read_text().splitlines()[2]
     on_command_lines = [(host, name) for host in ADDRESSES for name in secrets if lab.pids(host, secrets[name])]
     assert on_command_lines == [] and all(lab.pids(host, "ray") for host in HOSTS)
-    assert job.wait(timeout=240) == 0, log.read_text()
+    assert job.wait(timeout=LIMIT_S) == 0, log.read_text()
     assert "train@shapes_tiny" in log.read_text()
 
     (lab.folder / "patterns").write_text("".join(f"{secret}\n" for secret in secrets.values()))
@@ -240,10 +241,10 @@ def test_without_the_token_nobody_joins_reads_or_submits(who: str, up: Cluster) 
         for name, (host, command) in attempts.items():
             log = up.lab.folder / f"stranger-{name}.log"
             running[name] = (up.lab.start(host, f"{stranger} {command}", log), log)
-        ended = {name: (process.wait(timeout=90), log.read_text()) for name, (process, log) in running.items()}
+        ended = {name: (process.wait(timeout=LIMIT_S), log.read_text()) for name, (process, log) in running.items()}
     finally:
         up.lab.kill("laptop", "8265:127.0.0.1:8265")
-        tunnel.wait(timeout=10)
+        tunnel.wait(timeout=LIMIT_S)
     for name, (code, output) in ended.items():
         assert code != 0 and re.search(REFUSED, output), (name, code, output)
     assert up.lab.on("head", "ls /tmp/stranger-was-here", check=False).returncode != 0

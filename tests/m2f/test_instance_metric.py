@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -166,6 +167,15 @@ def test_merged_parts_equal_the_whole_exactly_in_any_order(cut):
     second.merge(pickle.loads(pickle.dumps(first)))  # as it comes from another worker
     assert len(second) == len(whole) == 6
     assert second.result() == whole.result()
+
+
+def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
+    whole, again, first = counted(range(6)), counted(range(2, 6)), counted(range(2))
+    again.add_state(json.loads(json.dumps(first.state())))
+    assert len(again) == 6 and again.result() == whole.result()
+    assert again.state()["pictures"][4:] == first.state()["pictures"]
+    with pytest.raises(ValueError, match="cannot merge: both metrics hold picture 0"):
+        again.add_state(first.state())
 
 
 def test_masks_and_their_run_lengths_count_alike_and_results_can_be_asked_for_twice():

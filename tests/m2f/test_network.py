@@ -19,6 +19,7 @@ from m2f.model import normalise, pad
 from m2f.optim import parameter_groups
 from m2f.weights import from_reference, reference_name
 from pipeline.params import load_params
+from tests.m2f.published_outputs import assert_published
 from tests.reference.seeded_weights import seeded_state_dict
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -50,26 +51,17 @@ FORWARD = [
 @pytest.mark.parametrize("row", FORWARD)
 def test_the_forward_pass_equals_the_published_implementation(row: str) -> None:
     values = np.load(REFERENCE / "forward" / f"{row}.npz")
-    model = seeded_model(row).eval()
     images = pad(normalise(rgb(values["image_bgr"])[None]))
+    prediction = assert_published(seeded_model(row).eval(), images, values)
     with torch.inference_mode():
-        features = model.backbone(images)
-        prediction = model(images)
         scores = semantic_scores(prediction, images.shape[-2:])
-        height, width = values["image_bgr"].shape[:2]
-        labels = semantic_scores(prediction, (height, width), (height, width))[0].argmax(0)
-    for feature, (mean, std, largest) in zip(features, values["feature_stats"], strict=True):
-        assert feature.mean().item() == pytest.approx(mean, abs=1e-5)
-        assert feature.std().item() == pytest.approx(std, abs=1e-5)
-        assert feature.abs().max().item() == pytest.approx(largest, abs=1e-4)
-    for each, stats in zip((*prediction.auxiliary, prediction), values["layer_stats"], strict=True):
-        own = [each.class_logits.mean(), each.class_logits.std(), each.mask_logits.mean(), each.mask_logits.std()]
-        np.testing.assert_allclose([x.item() for x in own], stats, atol=2e-4)
-    assert np.abs(prediction.class_logits[0].numpy() - values["class_logits"]).max() < 1e-4
-    assert np.abs(prediction.mask_logits[0, ::9].numpy() - values["mask_logits_every_9th_query"]).max() < 1e-3
+        height, width = values["argmax"].shape
+        own = semantic_scores(prediction, (height, width), (height, width))[0]
     # sums over 100 queries, up to 11: 1e-5 of their size is rounding
     np.testing.assert_allclose(scores[0, :, ::8, ::8].numpy(), values["scores_at"], atol=1e-4, rtol=1e-5)
-    assert (labels.numpy() == values["argmax"]).mean() > 0.9999
+    # a pixel may be labelled otherwise where two classes' scores are equal but for rounding, and nowhere else
+    lost = own.amax(0) - own.gather(0, torch.from_numpy(values["argmax"][None]).long())[0]
+    assert lost.max() < 1e-4 and (lost > 0).double().mean() < 2e-4
 
 
 @pytest.fixture

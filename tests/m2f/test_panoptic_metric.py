@@ -145,6 +145,14 @@ def test_merged_parts_equal_the_whole_exactly_in_any_order(cut):
     assert again.result() == whole.result()
 
 
+def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
+    whole, again = reference_metric(), reference_metric(range(2, 6))
+    again.add_state(json.loads(json.dumps(reference_metric(range(2)).state())))
+    assert torch.equal(again.counts, whole.counts) and again.result() == whole.result()
+    with pytest.raises(ValueError, match="counts must be int64 of shape"):
+        PanopticMetric(num_classes=3, thing_ids=[]).add_state(whole.state())
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, torch.uint8, torch.int32])
 def test_any_integer_type_counts_alike_and_values_that_are_no_segment_are_void(dtype):
     truth, prediction = one_row("0011.."), one_row("00.111")

@@ -19,6 +19,7 @@ from m2f.config import BackboneConfig, ModelConfig, OptimizerConfig, QueryDecode
 from m2f.model import Mask2Former, normalise, pad
 from m2f.optim import parameter_groups
 from m2f.weights import from_reference, reference_name, to_reference
+from tests.m2f.published_outputs import assert_published
 from tests.reference.seeded_weights import seeded_state_dict
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -176,19 +177,6 @@ def test_coco_resnets_train_on_the_running_statistics_and_leave_them_alone() -> 
 @pytest.mark.parametrize("row", ["coco_panoptic_r50", "coco_instance_swin-t"])
 def test_the_forward_pass_equals_the_published_implementation(row: str) -> None:
     values = np.load(REFERENCE / "forward" / f"{row}.npz")
-    model = seeded_model(row).eval()
     image_rgb = values["image_bgr"][..., ::-1].copy()
     images = pad(normalise(torch.from_numpy(image_rgb).movedim(-1, -3)[None]))
-    with torch.inference_mode():
-        features = model.backbone(images)
-        prediction = model(images)
-    for feature, (mean, std, largest) in zip(features, values["feature_stats"], strict=True):
-        assert feature.mean().item() == pytest.approx(mean, abs=1e-5)
-        assert feature.std().item() == pytest.approx(std, abs=1e-5)
-        assert feature.abs().max().item() == pytest.approx(largest, abs=1e-4)
-    for each, stats in zip((*prediction.auxiliary, prediction), values["layer_stats"], strict=True):
-        own = [each.class_logits.mean(), each.class_logits.std(), each.mask_logits.mean(), each.mask_logits.std()]
-        np.testing.assert_allclose([x.item() for x in own], stats, atol=2e-4)
-    assert np.abs(prediction.class_logits[0].numpy() - values["class_logits"]).max() < 1e-4
-    masks = prediction.mask_logits[0, ::9].numpy()
-    assert np.abs(masks - values["mask_logits_every_9th_query"]).max() < 1e-3
+    assert_published(seeded_model(row).eval(), images, values)

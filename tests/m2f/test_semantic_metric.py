@@ -61,6 +61,15 @@ def test_merged_parts_equal_the_whole_exactly(cut):
     assert again.result() == whole.result()
 
 
+def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
+    pictures = list(zip(*reference_pictures(), strict=True))
+    whole, first, again = counted(*pictures), counted(*pictures[:2]), counted(*pictures[2:])
+    again.add_state(json.loads(json.dumps(first.state())))
+    assert torch.equal(again.confusion, whole.confusion)
+    with pytest.raises(ValueError, match="confusion must be int64 of shape"):
+        SemanticMetric(num_classes=3).add_state(first.state())
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, torch.uint8, torch.int32])
 def test_any_integer_type_and_shape_counts_alike(dtype):
     prediction, label = reference_pictures()

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 
 from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+from pipeline.results import ConvertedWeights, Manifest
 from tests.pipeline.train_process import STEPS, Job
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-NO_WEIGHTS = {"name": "none", "path": None, "sha256": None}
+NO_WEIGHTS = ConvertedWeights(name="none", url="", source_sha256=None, sha256=None, path=None)
 """results/weights/none.json."""
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """(storage root, manifest) of 10 training and 3 validation pictures of 64 x 96."""
     from pipeline.fetch import fetch, open_sources
     from pipeline.shards import build
@@ -36,12 +37,12 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M2F_STORAGE", str(root))
         facts = fetch("shapes", config, base=PROJECT)
-        manifest = build("shapes", config, open_sources(facts), facts=facts["sources"], processes=0)
+        manifest = build("shapes", config, open_sources(facts), facts=facts.sources, processes=0)
     return root, manifest
 
 
 @pytest.fixture
-def small_manifest(small_data: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def small_manifest(small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """The small dataset's manifest, with M2F_STORAGE set to where its shards are."""
     monkeypatch.setenv("M2F_STORAGE", str(small_data[0]))
     return small_data[1]
@@ -73,18 +74,25 @@ def small_row() -> Row:
 
 @pytest.fixture
 def two_steps(
-    small_row: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_row: Row,
+    small_data: tuple[Path, Manifest],
+    empty_mlflow: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Row:
     """The small row for two steps of one seed, trained in this process, in a storage root of its own."""
     shutil.copytree(small_data[0], tmp_path / "storage")
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     monkeypatch.setenv("M2F_WORKERS", "0")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=2), seeds=(1,))
 
 
 @pytest.fixture
-def make_job(small_data: tuple[Path, dict[str, Any]], small_row: Row, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def make_job(
+    small_data: tuple[Path, Manifest], small_row: Row, empty_mlflow: Path, tmp_path: Path
+) -> Iterator[Callable[..., Job]]:
     """A Job of the small row for 24 steps; keywords replace fields of the row."""
     jobs: list[Job] = []
     train = dataclasses.replace(small_row.train, steps=STEPS, val_interval=12, checkpoint_interval=4)
@@ -92,6 +100,7 @@ def make_job(small_data: tuple[Path, dict[str, Any]], small_row: Row, tmp_path: 
     def make(name: str, *, workers: int = 2, **fields: Any) -> Job:
         row = dataclasses.replace(small_row, train=train, **{"seeds": (5,), **fields})
         jobs.append(Job(tmp_path / name, small_data[0], row, small_data[1], workers=workers))
+        shutil.copy(empty_mlflow, tmp_path / name / "mlflow.db")
         return jobs[-1]
 
     yield make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import math
 import socket
 import struct
 import threading
@@ -56,6 +57,8 @@ class Server(http.server.ThreadingHTTPServer):
         """0: as fast as it goes."""
         self.piece = 1 << 14
         """Bytes sent at a time unless as fast as it goes."""
+        self.held_from = math.inf
+        """Bytes of a file after this one wait until it is raised, unless as fast as it goes."""
         self.accounts: dict[str, str] = {}
         """Passwords; files under /file-handling/ want a session if there are any."""
         self.sessions: set[str] = set()
@@ -129,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         end = server.drops.pop(0) if server.drops else len(body)
         with contextlib.suppress(ConnectionError):
-            self.send(memoryview(body)[start:end], at)
+            self.send(memoryview(body)[start:end], at, start)
             if server.chunked and end == len(body):
                 self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True
@@ -160,10 +163,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.page()
 
-    def send(self, body: memoryview, at: int) -> None:
+    def send(self, body: memoryview, at: int, start: int) -> None:
         step = self.server.piece if self.server.bytes_per_s else max(1, len(body))
         for begin in range(0, len(body), step):
             block = body[begin : begin + step]
+            while self.server.bytes_per_s and start + begin > self.server.held_from:
+                time.sleep(0.001)
             if self.server.chunked:
                 self.wfile.write(f"{len(block):x}\r\n".encode())
             self.wfile.write(block)

@@ -93,7 +93,7 @@ def checkpoint(
 ) -> EvaluatedCheckpoint:
     """A checkpoint whose every figure is `value`, but for the given ones."""
     figures = dict.fromkeys(FIGURES[task], value) | others
-    return EvaluatedCheckpoint(step=step, figures=figures, per_class=per_class or {})
+    return EvaluatedCheckpoint(key="e0", step=step, figures=figures, per_class=per_class or {})
 
 
 def evaluated_seed(
@@ -179,6 +179,7 @@ def benchmark(
         protocol="Random crops.",
     )
     return Benchmark(
+        key="b0",
         row=row,
         dataset="d",
         task=task,

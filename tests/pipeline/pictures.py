@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from pycocotools import mask as coco_mask
 from pipeline.datasets.source import Instance
 from pipeline.params import DatasetConfig
 from pipeline.pictures import decode_image, decode_segments
+from pipeline.results import Manifest, Shard, Split
+from tests.pipeline.manifests import made_up_manifest
 
 
 def config(**changes: Any) -> DatasetConfig:
@@ -170,10 +172,10 @@ def write_shards(
     classes: Sequence[str] = ("sky", "road", "car"),
     things: Sequence[str] = (),
     per_shard: int = 100,
-    layout: str = "encoded",
-) -> dict[str, Any]:
-    """Shards of records under the storage root; returns as much of their manifest as the loader reads."""
-    written: dict[str, Any] = {}
+    layout: Literal["encoded", "raw"] = "encoded",
+) -> Manifest:
+    """Shards of records under the storage root; their manifest, whose counts are made up."""
+    written: dict[str, Split] = {}
     for split, records in splits.items():
         shards = []
         for start in range(0, len(records), per_shard):
@@ -185,14 +187,13 @@ def write_shards(
                     writer.write_batch(pa.RecordBatch.from_pylist([record], schema=STORED))
             data = (storage / path).read_bytes()
             digest = hashlib.sha256(data).hexdigest()
-            shards.append({"path": path, "records": len(part), "bytes": len(data), "sha256": digest})
-        written[split] = {"records": len(records), "shards": shards}
-    return {
-        "dataset": "mine",
-        "digest": hashlib.sha256(repr(written).encode()).hexdigest(),
-        "class_names": list(classes),
-        "thing_classes": list(things),
-        "labels": list(labels),
-        "pixel_layout": layout,
-        "splits": written,
-    }
+            shards.append(Shard(path=path, records=len(part), bytes=len(data), sha256=digest))
+        written[split] = Split(records=len(records), shards=tuple(shards))
+    return made_up_manifest(
+        digest=hashlib.sha256(repr(written).encode()).hexdigest(),
+        class_names=tuple(classes),
+        thing_classes=tuple(things),
+        labels=tuple(labels),
+        pixel_layout=layout,
+        splits=written,
+    )

@@ -16,6 +16,8 @@ from typing import Self
 
 import psutil
 
+from tests.waiting import LIMIT_S
+
 
 class RayHosts:
     """A head, and the hosts that are added to it; `settings` are the variables that a driver needs to join them."""
@@ -76,7 +78,7 @@ class RayHosts:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        host.wait(20)
+        host.wait(LIMIT_S)
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from pipeline.results import (
     BestCheckpoint,
     EvaluatedSeed,
     Evaluation,
+    Manifest,
     TrainedCheckpoint,
     TrainedCheckpoints,
     TrainingResult,
@@ -53,7 +54,7 @@ def row_of(task: str, small_row: Row, **test: Any) -> Row:
     )
 
 
-def manifest_of(storage: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> dict[str, Any]:
+def manifest_of(storage: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Manifest:
     """Validation pictures of random colours with a car each, under the storage root."""
     records = []
     for seed, size in enumerate(sizes):
@@ -64,10 +65,7 @@ def manifest_of(storage: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> dict
             stored(f"p{seed}", picture, segments, [1, 2], crowd=[False, False], instances=[instance(2, car)])
         )
     labels = ("semantic", "panoptic", "instances")
-    return {
-        **write_shards(storage, {"val": records}, labels=labels, classes=CLASSES, things=["car"]),
-        "terms": "CC0 (made up)",
-    }
+    return write_shards(storage, {"val": records}, labels=labels, classes=CLASSES, things=["car"])
 
 
 def decided_network(row: Row, seed: int = 4) -> torch.nn.Module:

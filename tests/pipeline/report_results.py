@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.files import write_json, write_text
+from pipeline.files import write_text
 from pipeline.params import Params, Row, load_params
 from pipeline.results import (
     Aliases,
     Baseline,
     BestCheckpoint,
     BestVersion,
+    ConvertedWeights,
     Environment,
     EvaluatedCheckpoint,
     EvaluatedCheckpoints,
@@ -38,6 +39,7 @@ from pipeline.results import (
 )
 from pipeline.tasks import FIGURES, MS_FLIP, primary
 from tests.pipeline import made_up
+from tests.pipeline.manifests import made_up_manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -177,10 +179,12 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
     if row.name in params.checkpoints:
         _write_published(params, row, folder, base, names, draws, points)
     _write_benchmark(row, results, cpu)
-    write_json(results / "shard" / f"{row.dataset}.json", {"digest": _digest(row.dataset)})
-    write_json(
-        results / "weights" / f"{row.weights}.json",
-        {"name": row.weights, "path": None, "sha256": None if row.weights == "none" else _digest(row.weights)},
+    write_result(made_up_manifest(digest=_digest(row.dataset)), row.dataset, results=results)
+    digest = None if row.weights == "none" else _digest(row.weights)
+    write_result(
+        ConvertedWeights(name=row.weights, url="", source_sha256=None, sha256=digest, path=None),
+        row.weights,
+        results=results,
     )
     finished = [entry for entry in evaluated if entry.checkpoints]
     best_seed, middle = (
@@ -224,7 +228,7 @@ def _checkpoint(
         near = row.published.get(name, row.published_authors.get(name, value + 3))
         figures[name] = round(float(np.clip(near + draws.normal(0, 0.3), 0, 100)) / 100, 6)
     figures[primary(row.task)] = round(value / 100, 6)
-    return EvaluatedCheckpoint(step=step, figures=figures, per_class=per_class)
+    return EvaluatedCheckpoint(key="e0", step=step, figures=figures, per_class=per_class)
 
 
 def _write_curve(

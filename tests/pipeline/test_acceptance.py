@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import provenance, train_loop
+from pipeline import train_loop
 from pipeline.acceptance import accept
 from pipeline.files import delete
 from pipeline.params import Row
-from pipeline.results import TrainedSeed, write_result
+from pipeline.provenance import run_key
+from pipeline.results import Manifest, TrainedSeed, write_result
 from pipeline.seeds import train_row
 from pipeline.storage import inventory
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -22,18 +23,18 @@ from tests.shared import PROJECT
 
 
 @pytest.fixture
-def manifest(small_data: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+def manifest(small_data: tuple[Path, Manifest]) -> Manifest:
     return small_data[1]
 
 
-def train(row: Row, manifest: dict[str, Any]) -> TrainedSeed:
+def train(row: Row, manifest: Manifest) -> TrainedSeed:
     """The entry of the row's only seed."""
     (seed,) = train_row(row, manifest=manifest, weights=NO_WEIGHTS).seeds
     return seed
 
 
 def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "code_digest", lambda modules: "other code")
+    monkeypatch.setattr(run_key, "code_digest", lambda code: "other code")
 
 
 def never(run: train_loop.Run) -> Any:
@@ -41,7 +42,7 @@ def never(run: train_loop.Run) -> Any:
 
 
 def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says_so(
-    two_steps: Row, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
     assert before.accepted is None
@@ -60,7 +61,7 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
 
 
 def test_a_changed_setting_is_named_in_the_note(
-    two_steps: Row, manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
     slower = dataclasses.replace(two_steps.train.optimizer, lr=5e-4)
@@ -70,7 +71,7 @@ def test_a_changed_setting_is_named_in_the_note(
 
 
 def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
-    two_steps: Row, manifest: dict[str, Any]
+    two_steps: Row, manifest: Manifest
 ) -> None:
     before = train(two_steps, manifest)
     settings: dict[str, Any] = {"manifest": manifest, "weights": NO_WEIGHTS, "reason": "why not"}
@@ -90,7 +91,7 @@ def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
 
 
 def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
-    two_steps: Row, manifest: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_steps: Row, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
     change_the_code(monkeypatch)
@@ -101,7 +102,7 @@ def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
     assert not (tmp_path / "storage" / before.run_dir / "checkpoints").exists()
 
 
-def test_the_command_says_what_differs_and_what_to_do_next(two_steps: Row, manifest: dict[str, Any]) -> None:
+def test_the_command_says_what_differs_and_what_to_do_next(two_steps: Row, manifest: Manifest) -> None:
     command = [sys.executable, "-m", "stages.accept", "shapes_tiny", "9", "abc", "--because", "x"]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (1, "")

@@ -18,7 +18,7 @@ from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, 
 from m2f import build_model
 from pipeline.benchmark import benchmark, forward_flops
 from pipeline.params import DatasetConfig, Params, Row, load_params
-from pipeline.results import Spread
+from pipeline.results import Manifest, Spread
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -74,7 +74,7 @@ def test_parameters_and_operations_are_the_papers(params: Params, name: str) -> 
 
 
 def test_a_row_is_measured_on_the_pictures_of_its_shards(
-    small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=1.0)
     json.dumps(dataclasses.asdict(result), allow_nan=False)
@@ -113,7 +113,7 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
 
 def test_a_step_is_the_training_loops(
     small_row: Row,
-    small_manifest: dict[str, Any],
+    small_manifest: Manifest,
     shapes: DatasetConfig,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -122,16 +122,16 @@ def test_a_step_is_the_training_loops(
     from safetensors.torch import load_file
 
     from pipeline.checkpoints import checkpoint_path
-    from pipeline.train_loop import Run, build, train
+    from pipeline.train_loop import Run, train
+    from pipeline.train_step import build
 
-    constant = dataclasses.replace(small_row.train.schedule, power=0.0)  # the benchmark's rate does not fall
-    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3, schedule=constant))
+    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3))
     run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=small_manifest)
     train(run)
     built = []
 
-    def remember(*arguments: Any) -> Any:
-        built.append(build(*arguments))
+    def remember(*arguments: Any, **keywords: Any) -> Any:
+        built.append(build(*arguments, **keywords))
         return built[-1]
 
     monkeypatch.setattr(module, "build", remember)
@@ -139,7 +139,7 @@ def test_a_step_is_the_training_loops(
     monkeypatch.setattr(module, "STEPS", 3)
     benchmark(row, shapes, manifest=small_manifest, seconds=0.0, groups=4)
     trained = load_file(checkpoint_path(run.run_dir, 3))
-    for name, value in built[0][0].state_dict().items():
+    for name, value in built[0].model.state_dict().items():
         assert torch.equal(value, trained[f"model.{name}"]), name
 
 
@@ -179,7 +179,7 @@ def test_pictures_of_unknown_size_need_shards(small_row: Row, shapes: DatasetCon
 
 
 def test_more_groups_than_the_row_has_are_refused(
-    small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig
 ) -> None:
     with pytest.raises(ValueError, match="row small has 4 groups; measure 1 to 4, not 5"):
         benchmark(small_row, shapes, manifest=small_manifest, groups=5)
@@ -203,7 +203,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
 
 
 @pytest.mark.gpu
-def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: dict[str, Any], shapes: DatasetConfig) -> None:
+def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: Manifest, shapes: DatasetConfig) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
     assert result.device_kind == "cuda"
     for part in (result.inference, result.training):

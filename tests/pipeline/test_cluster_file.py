@@ -120,7 +120,8 @@ def test_up_hides_the_token_from_other_users_of_the_laptop(tmp_path: Path, monke
 
 
 def test_a_job_is_told_the_commit_of_the_laptops_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import provenance, submit
+    from pipeline import submit
+    from pipeline.provenance import environment
 
     path = str(filled("cluster.onprem.yaml", tmp_path, file_mounts={"~/m2f-upload": "."}))
     submitted: list[tuple[str, ...]] = []
@@ -134,9 +135,9 @@ def test_a_job_is_told_the_commit_of_the_laptops_checkout(tmp_path: Path, monkey
         return [word for word in job[job.index("--") + 1 :] if word.startswith("M2F_")]
 
     for word, told in (("1f3c-changed", ["M2F_GIT_COMMIT=1f3c-changed"]), (None, [])):
-        monkeypatch.setattr(provenance, "commit_word", lambda word=word: word)
+        monkeypatch.setattr(environment, "commit_word", lambda word=word: word)
         assert settings("repro", "train@shapes_tiny") == told
-    monkeypatch.setattr(provenance, "commit_word", lambda: "1f3c")
+    monkeypatch.setattr(environment, "commit_word", lambda: "1f3c")
     assert settings("repro", "train@shapes_tiny", "M2F_GIT_COMMIT=mine") == ["M2F_GIT_COMMIT=mine"]
     assert settings("attach") == []
 

@@ -379,13 +379,13 @@ def test_compressed_run_lengths_are_checked_as_pycocotools_reads_them() -> None:
 
 def test_a_record_carries_both_kinds_of_labels_into_the_shard(tmp_path: Path, storage: Path) -> None:
     manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco")], facts=[])
-    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    assert manifest.labels == ("instances", "panoptic", "semantic")
     # of picture a: the car and the dog that is no crowd; b has none
-    assert manifest["instances"] == {"val": [0, 1, 1, 0]}
+    assert manifest.instances == {"val": (0, 1, 1, 0)}
     # 8 of 48 pixels are nothing, 6 car, 2 dog (crowd); in both pictures
-    assert manifest["pixels"] == {"val": [64, 12, 4, 0]}
-    assert manifest["ignored_pixels"] == {"val": 16}
-    assert manifest["pictures"] == {"val": [2, 2, 2, 0]}
+    assert manifest.pixels == {"val": (64, 12, 4, 0)}
+    assert manifest.ignored_pixels == {"val": 16}
+    assert manifest.pictures == {"val": (2, 2, 2, 0)}
     first, second = rows(storage, manifest, "val")
     assert first["segment_classes"] == [2, 0, 1]
     assert first["segment_crowd"] == [True, False, False]
@@ -401,19 +401,19 @@ def test_a_record_carries_both_kinds_of_labels_into_the_shard(tmp_path: Path, st
 
 def test_without_instances_the_segments_of_things_are_counted(tmp_path: Path, storage: Path) -> None:
     manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco", None)], facts=[])
-    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
-    assert manifest["instances"] == {"val": [0, 2, 0, 0]}  # dogs are crowds
+    assert manifest.labels == ("instances", "panoptic", "semantic")
+    assert manifest.instances == {"val": (0, 2, 0, 0)}  # dogs are crowds
     first = rows(storage, manifest, "val")[0]
     assert (first["instances"], first["things"]) == (None, 2)
 
 
 def test_instances_alone_have_no_segments_and_no_pixels(tmp_path: Path, storage: Path) -> None:
     manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco", panoptic=None)], facts=[])
-    assert manifest["labels"] == ["instances"]
-    assert manifest["pixels"] == {"val": [0, 0, 0, 0]}
-    assert manifest["ignored_pixels"] == {"val": 0}
-    assert manifest["pictures"] == {"val": [0, 1, 1, 0]}
-    assert manifest["instances"] == {"val": [0, 1, 1, 0]}
+    assert manifest.labels == ("instances",)
+    assert manifest.pixels == {"val": (0, 0, 0, 0)}
+    assert manifest.ignored_pixels == {"val": 0}
+    assert manifest.pictures == {"val": (0, 1, 1, 0)}
+    assert manifest.instances == {"val": (0, 1, 1, 0)}
     first = rows(storage, manifest, "val")[0]
     fields = ("segments", "segment_classes", "segment_crowd", "segment_boxes")
     assert [first[key] for key in fields] == [None] * 4
@@ -448,7 +448,7 @@ def test_two_coco_pictures_keep_the_areas_and_boxes_of_their_json(storage: Path)
     assert (len(names), names[:80]) == (133, things)  # COCO's order: 80 things, 53 kinds of stuff
     config = DatasetConfig(layout="coco", class_names=names, thing_classes=things, splits={"val": "val2017"})
     manifest = shards.build("coco", config, [archive], facts=[])
-    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    assert manifest.labels == ("instances", "panoptic", "semantic")
     by_id = {category["id"]: index for index, category in enumerate(truth["categories"])}
     expected_pixels = np.zeros(133, int)
     for row, annotation in zip(rows(storage, manifest, "val"), truth["annotations"], strict=True):
@@ -463,7 +463,7 @@ def test_two_coco_pictures_keep_the_areas_and_boxes_of_their_json(storage: Path)
         assert boxes.tolist() == [info["bbox"] for info in infos]
         assert row["things"] == sum(by_id[info["category_id"]] < 80 for info in infos)
         np.add.at(expected_pixels, row["segment_classes"], [info["area"] for info in infos])
-    assert manifest["pixels"]["val"] == expected_pixels.tolist()
+    assert manifest.pixels["val"] == tuple(expected_pixels.tolist())
     both = dataclasses.replace(config, splits={"train": "train2017", "val": "val2017"})
     with pytest.raises(ValueError, match=r"split train has neither .*panoptic_train2017\.json nor .*sample\.zip"):
         shards.build("coco", both, [archive], facts=[])
@@ -478,9 +478,9 @@ def test_nine_thousand_nuclei_keep_their_area_and_box(storage: Path) -> None:
         splits={"train": "train2018", "val": "val2018"},
     )
     manifest = shards.build("nuclei", config, [archive], facts=[])
-    assert manifest["labels"] == ["instances"]
-    assert {split: entry["records"] for split, entry in manifest["splits"].items()} == {"train": 240, "val": 70}
-    assert manifest["instances"] == {"train": [7126], "val": [2294]}  # 9,420
+    assert manifest.labels == ("instances",)
+    assert {split: entry.records for split, entry in manifest.splits.items()} == {"train": 240, "val": 70}
+    assert manifest.instances == {"train": (7126,), "val": (2294,)}  # 9,420
     for split, folder in config.splits.items():
         truth = real_json(archive, f"nuclei/annotations/instances_{folder}.json")
         by_picture: dict[int, list[dict[str, Any]]] = {}

@@ -18,8 +18,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from pipeline import evaluation as evaluations
 from pipeline import tracking
-from pipeline.evaluate_job import described, keep_evaluation
 from pipeline.measures import Measures
 from pipeline.params import Row, load_params
 from pipeline.results import EvaluatedSeed, write_result
@@ -37,6 +37,7 @@ from tests.pipeline.made_up import (
     trained_seed,
     training,
 )
+from tests.pipeline.manifests import made_up_manifest
 from tests.shared import PROJECT
 
 ROW = "ade20k_swin-t"
@@ -64,7 +65,7 @@ LOSSES = (("loss_class", 0.2), ("loss_mask", 0.3), ("loss_dice", 0.5))
 def evaluated(row: Row, names: list[str], rng: np.random.Generator) -> Measures:
     """Measures of a network that confuses some classes."""
     classes = len(names)
-    measures = Measures(row, {"class_names": names, "thing_classes": [], "pixels": {}})
+    measures = Measures(row, made_up_manifest(class_names=tuple(names), thing_classes=()))
     pixels = 1e7 * np.exp(-np.arange(classes) / 30)
     right = np.clip(0.9 - 0.004 * np.arange(classes) + rng.normal(0, 0.05, classes), 0.05, 0.97)
     shares = np.random.default_rng(5).dirichlet(np.full(classes, 0.04), classes) * (1 - right)[:, None]
@@ -110,15 +111,13 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     assert remembered is not None
     write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
     measures = evaluated(row, names, rng)
-    figures = described(measures, row.train.steps)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
-    keep_evaluation(folder / "evaluation", figures, measures, title)
+    figures = evaluations.keep(folder, "e0", measures, step=row.train.steps, title=title)
     return evaluated_seed(seed, figures, run_key=key)
 
 
 @pytest.mark.full
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
-@pytest.mark.timeout(580)
 def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,11 @@ import shutil
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.download import LOGINS, Login, download, downloaded, file_name, log_in
+from pipeline.download import LOGINS, Login, downloaded, file_name, log_in
 from tests.pipeline.http_server import PAGE, Server, serving
 
 CONTENT = bytes(range(256)) * 12_000
@@ -57,6 +58,11 @@ def write_netrc(path: Path, text: str, mode: int = 0o600) -> None:
 
 def files(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def download(url: str, **settings: Any) -> Path:
+    """Where a download lies."""
+    return downloaded(url, **settings).path
 
 
 def part(root: Path) -> bytes:

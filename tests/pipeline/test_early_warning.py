@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from pipeline.early_warning import clearly_behind, described
 from pipeline.params import EarlyWarningConfig, Row
-from pipeline.results import Behind, PublishedEvaluation, TrainingResult, read_result
+from pipeline.results import Behind, Manifest, PublishedEvaluation, TrainingResult, read_result
 from pipeline.seeds import train_row
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.made_up import checkpoint, padded, published_evaluation
@@ -73,7 +73,7 @@ def behind_row(two_steps: Row, tmp_path: Path) -> tuple[Row, PublishedEvaluation
 
 def test_a_training_that_falls_behind_says_so_is_tagged_and_goes_on(
     behind_row: tuple[Row, PublishedEvaluation],
-    small_data: tuple[Path, dict[str, Any]],
+    small_data: tuple[Path, Manifest],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -91,7 +91,7 @@ def test_a_training_that_falls_behind_says_so_is_tagged_and_goes_on(
 
 
 def test_where_the_user_wants_it_the_second_warning_in_a_row_stops_a_training_until_the_setting_is_off(
-    behind_row: tuple[Row, PublishedEvaluation], small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    behind_row: tuple[Row, PublishedEvaluation], small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     row, theirs = behind_row
     stopping = dataclasses.replace(row, early_warning=EarlyWarningConfig(stop=True))

@@ -6,13 +6,13 @@ import dataclasses
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.cluster import Resources
-from pipeline.evaluate_job import evaluate_checkpoint
+from pipeline.evaluation import Job, evaluate, overlays_of
 from pipeline.params import load_params
+from pipeline.results import Manifest
 from pipeline.tasks import FIGURES, primary
 from pipeline.tracking import read_curve
 from pipeline.train_loop import Run, train
@@ -27,10 +27,9 @@ def test_the_tables_have_27_rows() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures(
-    name: str, small_manifest: dict[str, Any], tmp_path: Path
+    name: str, small_manifest: Manifest, tmp_path: Path
 ) -> None:
     # The row as it is, but for: two groups, a crop of 64 x 64 with scales to match, pictures of 64 x 96 at their own
     # size. The generated pictures' nine classes stand for the dataset's first nine.
@@ -42,9 +41,11 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
     settings = dataclasses.replace(row.train, steps=2, groups=2, augmentation=train_pictures, log_every=1)
     test = dataclasses.replace(row.test, short_side=64, long_side_max=96, ms_flip=None)
     row = dataclasses.replace(row, train=settings, test=test)
-    things = data.thing_classes or small_manifest["thing_classes"]
-    manifest = {**small_manifest, "class_names": list(data.class_names), "thing_classes": list(things)}
-    manifest["splits"] = {**manifest["splits"], "val": {**manifest["splits"]["val"], "records": 1}}
+    things = data.thing_classes or small_manifest.thing_classes
+    splits = {**small_manifest.splits, "val": dataclasses.replace(small_manifest.splits["val"], records=1)}
+    manifest = dataclasses.replace(
+        small_manifest, class_names=data.class_names, thing_classes=tuple(things), splits=splits
+    )
 
     run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=manifest)
     result = train(run)
@@ -57,8 +58,20 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
 
     path = run.run_dir / result.checkpoints.last.path
     alone = Resources(workers=0, use_gpu=False, cpus_per_worker=2, loader_processes=0, groups_at_once=None)
-    figures = evaluate_checkpoint(path, run.run_key, row, manifest, alone, tmp_path / "overlays").figures()
+    job = Job(
+        row=row,
+        manifest=manifest,
+        checkpoint=path,
+        sha256=result.checkpoints.last.sha256,
+        run_key=run.run_key,
+        step=2,
+        run_dir=run.run_dir,
+        key="e0",
+        what="two steps",
+        processes=0,
+    )
+    figures = evaluate(job, alone).figures
     assert figures == result.metrics and set(figures) == set(FIGURES[row.task])
     assert figures[primary(row.task)] is not None
-    assert len(list((tmp_path / "overlays").glob("*.png"))) == 1
+    assert len(overlays_of(job.folder)) == 1
     shutil.rmtree(run.run_dir)  # gigabytes

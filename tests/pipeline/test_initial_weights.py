@@ -38,9 +38,9 @@ def test_a_published_backbone_is_stored_in_our_names(
 ) -> None:
     prefix = sha256(published[0])[:8]
     facts = convert_weights("r50", WeightsConfig(url=url, sha256_prefix=prefix))
-    path = storage / facts["path"]
-    assert facts["sha256"] == sha256(path)
-    assert facts["path"] == f"weights/{facts['sha256']}.safetensors"
+    path = storage / (facts.path or "")
+    assert (facts.url, facts.source_sha256, facts.sha256) == (url, sha256(published[0]), sha256(path))
+    assert facts.path == f"weights/{facts.sha256}.safetensors"
     tensors = load_file(path)
     assert all(name.startswith("backbone.") for name in tensors)
     model = build_model(ModelConfig(num_classes=3, backbone=BackboneConfig(name="r50")))

@@ -13,9 +13,10 @@ import torch
 
 from m2f.draws import mix
 from pipeline import files, loader
-from pipeline.loader import Batch, epoch_order, training_batches, validation_pictures
+from pipeline.loader import Batch, TrainingOrder, epoch_order, training_batches, validation_pictures
 from pipeline.params import AugmentationConfig, MsFlipConfig, TestConfig
 from pipeline.pictures import decode_masks, decode_segments, encode_segments
+from pipeline.results import Manifest
 from pipeline.transforms import seed_transform, training_transform
 from tests.pipeline.pictures import image, instance, labels, raw, rectangle, stored, write_shards
 
@@ -38,14 +39,14 @@ LAYOUTS = ("encoded", "raw")
 
 
 @pytest.fixture(params=LAYOUTS)
-def manifest(storage: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+def manifest(storage: Path, request: pytest.FixtureRequest) -> Manifest:
     """Seven training and five validation pictures of 12 x 16, in shards of up to four."""
     known = np.where(labels() == 9, 255, labels()).astype(np.uint8)
     records = [stored(f"p{index}", image(seed=index), known) for index in range(7)]
     return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4, layout=request.param)
 
 
-def batches(manifest: dict[str, Any], plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
+def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {
         "seed": 5,
         "first_step": 0,
@@ -54,7 +55,9 @@ def batches(manifest: dict[str, Any], plan: AugmentationConfig | None = None, **
         "picture_range": range(4),
         **changes,
     }
-    return list(training_batches(manifest, plan or augmentation(), **settings))
+    of_order = {name: settings.pop(name) for name in ("task", "pictures", "seed", "global_batch") if name in settings}
+    order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
+    return list(training_batches(order, **settings))
 
 
 def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
@@ -82,16 +85,15 @@ def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
     assert epoch_order(6, 0, 50) != orders[0] == epoch_order(5, 0, 50)
 
 
-def test_steps_walk_through_epoch_after_epoch(manifest: dict[str, Any]) -> None:
+def test_steps_walk_through_epoch_after_epoch(manifest: Manifest) -> None:
     # 7 pictures in steps of 4: 16 positions hold two whole epochs and two pictures of the third
     names = [name for batch in batches(manifest) for name in batch.names]
     expected = [f"p{index}" for epoch in range(3) for index in epoch_order(5, epoch, 7)]
     assert names == expected[:16]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_loader_processes_change_nothing(manifest: dict[str, Any], processes: int) -> None:
+def test_loader_processes_change_nothing(manifest: Manifest, processes: int) -> None:
     # OpenCV's own threads are running here: processes forked now must not wait for them
     cv2.setNumThreads(4)
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
@@ -103,7 +105,7 @@ def test_loader_processes_change_nothing(manifest: dict[str, Any], processes: in
     assert all(torch.equal(a.image, b.image) for a, b in zip(*shown, strict=True))
 
 
-def test_workers_and_restarts_see_the_same_pictures(manifest: dict[str, Any]) -> None:
+def test_workers_and_restarts_see_the_same_pictures(manifest: Manifest) -> None:
     whole = pictures_of(batches(manifest))
     shared = pictures_of(batches(manifest, picture_range=range(2))) | pictures_of(
         batches(manifest, picture_range=range(2, 4))
@@ -113,12 +115,12 @@ def test_workers_and_restarts_see_the_same_pictures(manifest: dict[str, Any]) ->
     assert whole != pictures_of(batches(manifest, seed=6))
 
 
-def test_every_picture_carries_its_seed(manifest: dict[str, Any]) -> None:
+def test_every_picture_carries_its_seed(manifest: Manifest) -> None:
     for batch in batches(manifest, picture_range=range(1, 3)):
         assert batch.seeds == tuple(mix(5, 3, position) for position in batch.positions)
 
 
-def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifest: dict[str, Any]) -> None:
+def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifest: Manifest) -> None:
     for batch in batches(manifest, steps=20):
         assert batch.images.shape == (4, 3, 32, 32)
         assert batch.images.dtype == batch.segments.dtype == torch.uint8
@@ -132,7 +134,7 @@ def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifes
             assert batch.labels[place].tolist() == sorted(batch.labels[place].tolist())
 
 
-def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: dict[str, Any]) -> None:
+def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: Manifest) -> None:
     plain = augmentation(short_sides=(12,), flip=0.0, photometric=False)
     (batch,) = batches(manifest, plain, steps=1, global_batch=1, picture_range=range(1))
     expected = image(seed=int(batch.names[0][1:]))
@@ -152,10 +154,10 @@ def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
     assert (picture.label_map == 255).all()
 
 
-def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: dict[str, Any]) -> None:
+def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
     whole = [picture.name for picture in validation_pictures(manifest, TEST)]
     assert whole == ["p0", "p1", "p2", "p3", "p4"]
-    shares = [[p.name for p in validation_pictures(manifest, TEST, worker=w, workers=3)] for w in range(3)]
+    shares = [[p.name for p in validation_pictures(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
     assert shares == [["p0", "p3"], ["p1", "p4"], ["p2"]]
     picture = next(validation_pictures(manifest, TEST))
     assert picture.image.shape == (3, 24, 32)  # 12 x 16, short side to 24
@@ -168,7 +170,7 @@ def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(m
     assert indices == [[0, 2, 4], [1, 3]]
 
 
-def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: dict[str, Any]) -> None:
+def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: Manifest) -> None:
     test = dataclasses.replace(TEST, ms_flip=MsFlipConfig(short_sides=(10, 20), long_side_max=100))
     picture = next(validation_pictures(manifest, test))
     np.testing.assert_array_equal(picture.original.permute(1, 2, 0).numpy(), image())
@@ -203,7 +205,7 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
     assert shown[1].label_map[-1, -1] == 255
 
 
-def one(manifest: dict[str, Any], task: str, **changes: Any) -> Batch:
+def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
     """The first training picture as it is, not resized."""
     plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
     (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
@@ -386,7 +388,7 @@ def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resi
     assert {tuple(kinds) for _, kinds in found} == {(1,), (0, 1)}
 
 
-def vanishing(storage: Path, **changes: Any) -> dict[str, Any]:
+def vanishing(storage: Path, **changes: Any) -> Manifest:
     """Five pictures of 32 x 32: p0 to p3 show a car of one pixel, p4 one that fills half of it."""
     small, large = rectangle((32, 32), 5, 5, 6, 6), rectangle((32, 32), 0, 0, 32, 16)
     records = [
@@ -419,7 +421,6 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
     assert max(attempts.values()) > 2
 
 
-@pytest.mark.timeout(60)
 def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
     settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}
@@ -483,18 +484,18 @@ def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path
         batches(manifest, task="panoptic", pictures="with_things")
 
 
-def shard_path(storage: Path, manifest: dict[str, Any]) -> Path:
-    return storage / manifest["splits"]["train"]["shards"][0]["path"]
+def shard_path(storage: Path, manifest: Manifest) -> Path:
+    return storage / manifest.splits["train"].shards[0].path
 
 
 @pytest.mark.parametrize("truncated", [True, False])
-def test_an_altered_shard_is_named_with_both_digests(manifest: dict[str, Any], storage: Path, truncated: bool) -> None:
+def test_an_altered_shard_is_named_with_both_digests(manifest: Manifest, storage: Path, truncated: bool) -> None:
     path = shard_path(storage, manifest)
     batches(manifest)  # verified now, so the note says that it is whole
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data[:-10] if truncated else data)
-    expected = manifest["splits"]["train"]["shards"][0]["sha256"]
+    expected = manifest.splits["train"].shards[0].sha256
     with pytest.raises(
         ValueError, match=rf"train-00000\.arrow is truncated or altered: its sha256 is [0-9a-f]{{64}}, .*{expected}.*"
     ) as caught:
@@ -502,13 +503,13 @@ def test_an_altered_shard_is_named_with_both_digests(manifest: dict[str, Any], s
     assert "make it again with: python -m stages.shard mine" in str(caught.value)
 
 
-def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: dict[str, Any], storage: Path) -> None:
+def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: Manifest, storage: Path) -> None:
     shard_path(storage, manifest).unlink()
     with pytest.raises(ValueError, match=r"train-00000\.arrow is missing .* python -m stages\.shard mine"):
         batches(manifest)
 
 
-def test_shards_are_verified_once_per_host(manifest: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_verified_once_per_host(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     monkeypatch.setattr(loader, "sha256", lambda path: read.append(path) or files.sha256(path))
     for _ in range(3):
@@ -549,13 +550,13 @@ def test_torn_pixels_are_named_with_shard_and_record(
 ) -> None:
     record = stored("p0", image(), np.zeros((12, 16), np.uint8))
     torn = {**(raw(record) if layout == "raw" else record), **changes}
-    manifest = {**write_shards(storage, {"train": [torn]}), "pixel_layout": layout}
+    manifest = dataclasses.replace(write_shards(storage, {"train": [torn]}), pixel_layout=layout)
     with pytest.raises(ValueError, match=rf"shards/mine/train-00000\.arrow: p0:? {message}"):
         batches(manifest, processes=processes)
 
 
 def test_a_record_whose_header_is_torn_is_named(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any]
+    storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: Manifest
 ) -> None:
     path = shard_path(storage, manifest)
     split = loader._Split.of(manifest, "train", "semantic")
@@ -666,7 +667,7 @@ def resident_kib(path: Path) -> int:
 
 
 def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
-    manifest: dict[str, Any], tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pictures_of(batches(manifest))
     monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
@@ -679,7 +680,7 @@ def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
     assert len(list((tmp_path / "cache").glob("*/*.arrow"))) == 2
 
 
-def test_a_loader_can_be_sent_to_a_spawned_process(manifest: dict[str, Any]) -> None:
+def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
     split = loader._Split.of(manifest, "train", "semantic")
     source = loader._Training(split, loader._chosen(split, "all"), augmentation(), 5, 4, range(4))
     first = source[0]
@@ -687,20 +688,14 @@ def test_a_loader_can_be_sent_to_a_spawned_process(manifest: dict[str, Any]) -> 
     assert pictures_of([copy[0]]) == pictures_of([first])
 
 
-def test_an_unfinished_loader_can_be_dropped(manifest: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"seed": 0, "first_step": 0, "global_batch": 4, "picture_range": range(4)}
-    endless = training_batches(manifest, augmentation(), steps=10**9, processes=1, **settings)
+def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
+    order = TrainingOrder(manifest=manifest, augmentation=augmentation(), seed=0, global_batch=4)
+    endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()
 
 
-def test_a_split_that_is_not_there_is_named(manifest: dict[str, Any]) -> None:
-    del manifest["splits"]["val"]
+def test_a_split_that_is_not_there_is_named(manifest: Manifest) -> None:
+    manifest = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
     with pytest.raises(ValueError, match="dataset mine has no split val"):
         next(validation_pictures(manifest, TEST))
-
-
-def test_shards_of_an_earlier_layout_are_made_again(small_manifest: dict[str, Any]) -> None:
-    earlier = {key: value for key, value in small_manifest.items() if key not in ("pixel_layout", "labels")}
-    with pytest.raises(ValueError, match=r"of an earlier layout; make them again with: python -m stages.shard shapes"):
-        next(validation_pictures(earlier, TestConfig(short_side=64, long_side_max=128)))

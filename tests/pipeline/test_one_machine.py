@@ -11,6 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.waiting import LIMIT_S
+
 _TRAINING = """
 import sys
 from pipeline.cluster import connect
@@ -35,7 +37,7 @@ def test_who_reaches_this_machine_gets_nothing_from_the_ray_that_a_stage_starts(
                 address, answer = stage.stdout.readline().split()
                 assert answer == "4"  # its own tasks run
                 with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refusal:
-                    channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVKeys")(b"", timeout=10)
+                    channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVKeys")(b"", timeout=LIMIT_S)
                 assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
                 assert not (tmp_path / ".ray").exists()
             finally:

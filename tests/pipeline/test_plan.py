@@ -13,7 +13,7 @@ from pipeline.params import Params, Row, TrainConfig, load_params
 from pipeline.picture_sizes import counted, input_size, ms_flip_factor
 from pipeline.plan import Settings, checkpoint_bytes, estimated_gpu_hours, make_plan
 from pipeline.plan_table import text
-from pipeline.results import TrainedSeed, write_result
+from pipeline.results import Manifest, PictureSizes, Split, TrainedSeed, write_result
 from tests.pipeline.made_up import (
     A100,
     CPU,
@@ -26,6 +26,7 @@ from tests.pipeline.made_up import (
     trained_seed,
     training,
 )
+from tests.pipeline.manifests import made_up_manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -68,14 +69,14 @@ def write_log(results: Path, row: Row, *, step_s: float | None) -> None:
     write_result(made, row.name, results=results)
 
 
-def manifest(*, train: int, val: int) -> dict[str, Any]:
-    """results/shard/<dataset>.json, what a plan reads of it."""
-    sides = {"height": [100, 128, 200], "width": [100, 192, 300]}
-    return {
-        "splits": {"train": {"records": train}, "val": {"records": val}},
-        "picture_sizes": {"train": sides, "val": sides},
-        "bytes": {"train": 3 * 2**30, "val": 2**30},
-    }
+def manifest(*, train: int, val: int) -> Manifest:
+    """Of so many pictures; a plan reads no more of it than is said here."""
+    sides = PictureSizes(height=(100, 128, 200), width=(100, 192, 300))
+    return made_up_manifest(
+        splits={"train": Split(records=train, shards=()), "val": Split(records=val, shards=())},
+        picture_sizes={"train": sides, "val": sides},
+        bytes={"train": 3 * 2**30, "val": 2**30},
+    )
 
 
 # Sizes
@@ -136,7 +137,7 @@ def test_nothing_is_known_of_an_own_network_until_it_was_measured_on_a_gpu(param
     assert estimated_gpu_hours(row, tmp_path) is None
     # 1,000 steps of 8 pictures at 0.5 s each: 4,000 s; shards say 90 validation pictures: 2 validations at 10 fps: 18 s
     write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2)
-    write(tmp_path, "shard", "shapes", manifest(train=600, val=90))
+    write_result(manifest(train=600, val=90), "shapes", results=tmp_path)
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None
     assert estimate.hours == pytest.approx(4018 / 3600)
@@ -200,7 +201,7 @@ def row(params: Params) -> Row:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """The row's shards are made and hold no validation pictures; a step of one group took a second on a GPU."""
-    write(tmp_path, "shard", "ade20k", manifest(train=100, val=0))
+    write_result(manifest(train=100, val=0), "ade20k", results=tmp_path)
     write_benchmark(tmp_path, "mine", step_s=1.0, pictures=2)
     return tmp_path
 
@@ -275,7 +276,7 @@ def test_a_seed_that_finished_after_other_steps_is_to_be_trained_again(params: P
 def test_validations_and_the_evaluation_take_their_time(params: Params, row: Row, results: Path) -> None:
     # 720 validation pictures at 10 fps on 8 GPUs: 9 s a validation, one at the end of each seed. The evaluation shows
     # both checkpoints of 3 seeds to the network once and in 12 views.
-    write(results, "shard", "ade20k", manifest(train=100, val=720))
+    write_result(manifest(train=100, val=720), "ade20k", results=results)
     plan = planned(params, row, results, pools=3)
     assert plan["rows"][0]["seed_h"][1] == pytest.approx(3609 / 3600)
     views = ms_flip_factor((128, 192), row.test)
@@ -287,7 +288,7 @@ def test_validations_and_the_evaluation_take_their_time(params: Params, row: Row
 def test_finished_seeds_that_were_not_evaluated_are_and_others_are_not_again(
     params: Params, row: Row, results: Path
 ) -> None:
-    write(results, "shard", "ade20k", manifest(train=100, val=720))
+    write_result(manifest(train=100, val=720), "ade20k", results=results)
     write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
     plan = planned(params, row, results)
     assert [(job["what"], job["start_h"]) for job in plan["schedule"]] == [("evaluate", 0)]
@@ -314,13 +315,13 @@ def test_trainings_wait_for_the_download_and_the_shards_of_their_dataset(params:
     assert plan["schedule"][0]["start_h"] == pytest.approx(ready_h)
     # raw: 4 bytes a pixel
     assert plan["datasets"]["ade20k"]["shards_gib"] == pytest.approx(22_210 * 512 * 683 * 4 / 2**30)
-    write(tmp_path, "shard", "ade20k", manifest(train=20210, val=0))
+    write_result(manifest(train=20210, val=0), "ade20k", results=tmp_path)
     plan = make_plan(params, ["ade20k_r50"], settings, results=tmp_path)
     assert (plan["datasets"]["ade20k"]["shards_gib"], plan["schedule"][0]["start_h"]) == (4.0, 0.0)
 
 
 def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     from pipeline.seeds import train_row
     from tests.pipeline.conftest import NO_WEIGHTS
@@ -355,7 +356,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
     write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
-    write(tmp_path, "shard", "shapes", manifest(train=600, val=0))
+    write_result(manifest(train=600, val=0), "shapes", results=tmp_path)
     plan = make_plan(params, ["shapes_tiny"], Settings(pools=1, price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]
     assert (entry["seed_h"][1], entry["gpu_hours"], entry["money"]) == (1.0, None, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from pipeline.files import sha256
 from pipeline.measures import measure
 from pipeline.params import PublishedConfig, Row
 from pipeline.published import digest_prefix, evaluate_published, logged_step_s, read_log
+from pipeline.results import Manifest
 from pipeline.tracking import read_curve
 from tests.shared import shared
 
@@ -47,7 +47,7 @@ def published(two_steps: Row, served: tuple[Path, str]) -> tuple[Row, PublishedC
 
 
 def test_a_published_checkpoint_is_evaluated_like_our_own(
-    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     row, config, model = published
     result = evaluate_published(row, config, manifest=small_data[1])
@@ -68,7 +68,7 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
 
 
 def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
-    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, dict[str, Any]]
+    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, Manifest]
 ) -> None:
     row, config, model = published
     # 64 x 96 pictures at 40 x 60: padded to 64 x 64, or not at all
@@ -89,7 +89,7 @@ def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
 
 
 def test_a_checkpoint_of_another_network_is_refused(
-    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, dict[str, Any]]
+    published: tuple[Row, PublishedConfig, torch.nn.Module], small_data: tuple[Path, Manifest]
 ) -> None:
     row, config, _ = published
     more_queries = dataclasses.replace(row.model.query_decoder, queries=20)
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_network_is_refused(
 
 def test_a_checkpoint_that_was_altered_on_its_way_is_refused(
     published: tuple[Row, PublishedConfig, torch.nn.Module],
-    small_data: tuple[Path, dict[str, Any]],
+    small_data: tuple[Path, Manifest],
     served: tuple[Path, str],
 ) -> None:
     row, config, _ = published

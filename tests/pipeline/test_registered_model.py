@@ -6,11 +6,11 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -28,16 +28,17 @@ from safetensors import safe_open
 
 from pipeline.answers import Outcome
 from pipeline.checkpoints import load_checkpoint
-from pipeline.loader import Picture
-from pipeline.measures import measure
+from pipeline.measures import predictions
 from pipeline.params import MsFlipConfig, Row
-from pipeline.provenance import code_digest
-from pipeline.registered_model import ANSWERING_MODULES, LIBRARIES, OTHER_MODULES, _png
+from pipeline.provenance.code import code_digest
+from pipeline.registered_model import ANSWERING, LIBRARIES, MODULES, _png
 from pipeline.registry import candidates, register, save_model, served_settings, trained_network
+from pipeline.results import Manifest
 from tests.imports import imported, reached
 from tests.pipeline.pictures import encoded, image
 from tests.pipeline.registered import SIZES, decided_network, manifest_of, results_of, row_of
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, answers, until
 
 TASKS = ("semantic", "panoptic", "instance")
 
@@ -48,24 +49,19 @@ def search_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def saved(row: Row, manifest: dict[str, Any], storage: Path, folder: Path) -> Path:
+def saved(row: Row, manifest: Manifest, storage: Path, folder: Path) -> Path:
     """The folder of a registered model of the row."""
     (candidate,) = candidates(**results_of(row, storage, {4: 0.5}))
     save_model(folder, trained_network(row, candidate), served_settings(row, manifest))
     return folder
 
 
-def measured(row: Row, manifest: dict[str, Any], storage: Path) -> list[Outcome]:
+def measured(row: Row, manifest: Manifest, storage: Path) -> list[Outcome]:
     """What evaluation makes of the row's checkpoint."""
     model = decided_network(row, seed=0)
     load_checkpoint(storage / "runs/run4/checkpoints/step-00000002.safetensors", model=model, run_key="run4")
-    outcomes: list[Outcome] = []
-
-    def keep(_: Picture, outcome: Outcome) -> None:
-        outcomes.append(outcome)
-
-    measure(model, manifest, row, on_picture=keep)
-    return outcomes
+    places = range(manifest.splits["val"].records)
+    return [outcome for _, outcome in predictions(model, manifest, row, places=places)]
 
 
 def assert_same(answer: dict[str, Any], outcome: Outcome, task: str) -> int:
@@ -195,7 +191,7 @@ def test_it_loads_where_this_project_is_not_and_unpickles_nothing(
     (expected,) = mlflow.pyfunc.load_model(str(folder)).predict([encoded(image(67, 101))])
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-I", "-c", WITHOUT_PROJECT, str(folder), str(tmp_path / "picture.png")]
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     assert answer.returncode == 0, answer.stderr
     seen = json.loads(answer.stdout.splitlines()[-1])
     assert np.array_equal(seen["segments"], expected["segments"])
@@ -230,13 +226,13 @@ def test_a_model_with_other_code_than_the_process_has_imported_is_refused(
 ) -> None:
     folder = saved(row_of("semantic", small_row), manifest_of(storage), storage, tmp_path / "model")
     path = folder / "artifacts/settings.json"
-    path.write_text(path.read_text().replace(code_digest(ANSWERING_MODULES), "another"))
+    path.write_text(path.read_text().replace(code_digest(ANSWERING), "another"))
     with pytest.raises(ValueError, match="which are not the code that the model was registered with, .* of its own"):
         mlflow.pyfunc.load_model(str(folder))
 
 
 def test_the_code_registered_with_a_model_is_what_it_imports() -> None:
-    assert reached("pipeline.registered_model") == set(ANSWERING_MODULES) | set(OTHER_MODULES)
+    assert reached("pipeline.registered_model") == set(MODULES)
     names = {"cv2": "opencv-python-headless"}
     used = {
         names.get(top, top)
@@ -261,14 +257,7 @@ def running(command: list[str], url: str, folder: Path, **settings: str) -> Iter
             cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(url, timeout=2):
-                    break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < end, (folder / "server.log").read_text()
-                time.sleep(0.2)
+        until(lambda: answers(url), ended=lambda: server.poll() is not None, said=(folder / "server.log").read_text)
         yield
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -290,7 +279,7 @@ def asked(port: int, content: Any) -> tuple[int, dict[str, Any]]:
         headers={"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -298,8 +287,9 @@ def asked(port: int, content: Any) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_served_model_answers_a_real_picture_over_http(
-    small_row: Row, storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_row: Row, storage: Path, empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     row, manifest = row_of("panoptic", small_row, short_side=160, long_side_max=320), manifest_of(storage)
     register(row, manifest=manifest, weights_terms="", **results_of(row, storage, {4: 0.5, 5: 0.6}))

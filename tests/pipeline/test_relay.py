@@ -10,11 +10,29 @@ import pytest
 from tests.shared import PROJECT
 
 SCRIPT = """
-import time
+import sys
+import threading
 
 import ray
 
 from pipeline.relay import printing, relayed
+
+
+class Noted:
+    '''stderr, which tells when the second line has come.'''
+
+    def __init__(self, stream):
+        self.stream, self.whole = stream, threading.Event()
+
+    def write(self, text):
+        written = self.stream.write(text)
+        if "another" in text:
+            self.whole.set()
+        return written
+
+    def flush(self):
+        self.stream.flush()
+
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
 
@@ -28,9 +46,10 @@ def work(lines):
         print("line\\na run: another", file=sys.stderr)
 
 
+sys.stderr = noted = Noted(sys.stderr)
 with printing() as lines:
     ray.get(work.remote(lines))
-    time.sleep(2)
+    noted.whole.wait()
     ray.kill(lines.actor)
     ray.get(work.remote(lines))  # nobody listens any more
 print("the training went on")
@@ -38,7 +57,6 @@ print("the training went on")
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_lines_of_workers_are_printed_by_name_and_a_lost_queue_costs_only_the_lines_after_it() -> None:
     with tempfile.TemporaryDirectory(prefix="m2f-ray-", dir="/tmp") as folder:  # Ray's socket paths must be short
         environment = {**os.environ, "RAY_TMPDIR": folder, "PYTHONPATH": str(PROJECT)}

@@ -41,6 +41,7 @@ from pipeline.results import (
 )
 from pipeline.tasks import FIGURES
 from tests.pipeline import made_up
+from tests.pipeline.manifests import made_up_manifest
 from tests.pipeline.report_results import PageParser
 
 AUGMENTATION = {"crop": [64, 64], "short_sides": [64], "long_side_max": 128}
@@ -410,7 +411,7 @@ def test_a_checkpoint_without_a_figure_of_its_task_is_named_with_the_command_tha
     params: Params, tmp_path: Path
 ) -> None:
     last = figures("semantic", 0.7)
-    best = EvaluatedCheckpoint(step=80, figures={"miou": 0.71, "pixel_accuracy": 0.9}, per_class={})
+    best = EvaluatedCheckpoint(key="e0", step=80, figures={"miou": 0.71, "pixel_accuracy": 0.9}, per_class={})
     written(tmp_path, made_up.evaluation("ours", [made_up.evaluated_seed(0, last, best)]))
     lacking = r"ours\.json has no 'mean_accuracy' of the checkpoint of step 80; .* dvc repro -f evaluate@ours$"
     with pytest.raises(ValueError, match=lacking):
@@ -567,7 +568,7 @@ def test_the_page_is_whole_and_loads_nothing_from_outside(params: Params, tmp_pa
     facts = evaluated("ours", [0.7, 0.71, 0.72], overlays=overlays)
     written(results, facts)
     written(results, trained("ours", 3), dataclasses.replace(facts, row="renamed"))
-    write_json(results / "shard" / "d.json", {"digest": "da7a"})
+    write_result(made_up_manifest(digest="da7a"), "d", results=results)
     (storage / "runs" / "k0" / "overlays").mkdir(parents=True)
     (storage / "runs" / "k0" / "overlays" / "00000.png").write_bytes(PNG)
     curve = "".join(json.dumps({"step": s, "loss": 10 - s / 10, "lr": 0.1}) + "\n" for s in range(10, 60, 10))

@@ -28,7 +28,8 @@ from pipeline.cluster import Resources, ray_storage
 from pipeline.files import sha256
 from pipeline.mlflow_client import mlflow_client
 from pipeline.params import Row, load_params
-from pipeline.provenance import run_key
+from pipeline.provenance.run_key import run_key
+from pipeline.results import Manifest
 from pipeline.run_folder import pools_of, write_pools
 from pipeline.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
 from pipeline.storage import storage_root
@@ -38,6 +39,7 @@ from tests.pipeline.made_up import pool
 from tests.pipeline.ray_hosts import RayHosts
 from tests.pipeline.train_process import Job
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S
 
 SEEDS = (1, 2, 3)
 
@@ -46,7 +48,7 @@ def spoil(job: Job, seed: int) -> Path:
     """Make a seed fail: its run folder holds a checkpoint of another run. The file, to be deleted again."""
     from pipeline.checkpoints import save_model
 
-    key = run_key(job.row, seed=seed, data_digest=job.manifest["digest"], weights_sha256=None)
+    key = run_key(job.row, seed=seed, data_digest=job.manifest.digest, weights_sha256=None)
     return save_model(job.storage / "runs" / key, step=2, run_key="another", tensors={"a": torch.zeros(1)})
 
 
@@ -59,7 +61,6 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_failed_one_alone(
     make_job: Callable[..., Job],
 ) -> None:
@@ -103,7 +104,6 @@ def pools() -> int:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)],
@@ -119,8 +119,8 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
     started = job.tree()
     assert job.process is not None
     job.process.send_signal(number)
-    assert job.ended(60) == code, job.log()[-3000:]
-    _, alive = psutil.wait_procs(started, timeout=20)
+    assert job.ended() == code, job.log()[-3000:]
+    _, alive = psutil.wait_procs(started, timeout=LIMIT_S)
     assert alive == []
     finished = len(list(job.storage.glob("runs/*/finished.json")))
     assert finished < 2  # one may have begun much earlier than the other
@@ -143,7 +143,6 @@ def cluster() -> Iterator[dict[str, str]]:
 
 @pytest.mark.ray
 @pytest.mark.full
-@pytest.mark.timeout(600)
 def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_saying_for_what(
     make_job: Callable[..., Job], cluster: dict[str, str]
 ) -> None:
@@ -184,29 +183,31 @@ def other_row(cluster: dict[str, str]) -> Iterator[None]:
         assert driver.stdout is not None and driver.stdout.readline() == "held\n"
         yield
     finally:
-        driver.communicate(timeout=30)
+        driver.communicate(timeout=LIMIT_S)
 
 
 def test_finished_seeds_need_neither_ray_nor_torch(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path
+    two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
     train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     import pickle
 
-    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1])))
+    (tmp_path / "row.pickle").write_bytes(pickle.dumps((two_steps, small_data[1], NO_WEIGHTS)))
     code = (
         "import pickle, sys\n"
         "from pipeline.seeds import train_row\n"
-        "row, manifest = pickle.loads(open('row.pickle', 'rb').read())\n"
-        "result = train_row(row, manifest=manifest, weights={'path': None, 'sha256': None})\n"
+        "row, manifest, weights = pickle.loads(open('row.pickle', 'rb').read())\n"
+        "result = train_row(row, manifest=manifest, weights=weights)\n"
         "print(result.seeds[0].status, [n for n in ('ray', 'torch') if n in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout == "finished []\n"
 
 
 def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_found_again(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     mlflow_client().update_run(seed.mlflow_run_id, status="RUNNING")
@@ -215,7 +216,7 @@ def test_a_finished_seed_whose_driver_was_lost_is_shown_as_finished_when_it_is_f
 
 
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     run_dir = storage_root() / seed.run_dir
@@ -226,7 +227,7 @@ def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
 
 
 def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
+    two_steps: Row, small_data: tuple[Path, Manifest]
 ) -> None:
     row = dataclasses.replace(two_steps, seeds=(1, 2))
     (alone,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS, only=2).seeds
@@ -278,7 +279,7 @@ def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
 
 
 @pytest.fixture
-def small_run(two_steps: Row, small_data: tuple[Path, dict[str, Any]], tmp_path: Path) -> Run:
+def small_run(two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path) -> Run:
     """A run that has not begun."""
     run = Run(row=two_steps, seed=1, run_key="k", run_dir=tmp_path / "run", manifest=small_data[1])
     (run.run_dir / "checkpoints").mkdir(parents=True)
@@ -446,9 +447,7 @@ def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_pools(
     assert _worker_s(pools, 100.0) == 680.0
 
 
-def test_a_training_in_this_process_says_so_in_its_result(
-    two_steps: Row, small_data: tuple[Path, dict[str, Any]]
-) -> None:
+def test_a_training_in_this_process_says_so_in_its_result(two_steps: Row, small_data: tuple[Path, Manifest]) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     (only,) = seed.pools
     assert (seed.workers, only.from_step, only.workers, only.hosts) == (1, 0, 1, 1)
@@ -456,7 +455,7 @@ def test_a_training_in_this_process_says_so_in_its_result(
 
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
-    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray"}
+    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray", "storage_filesystem": None}
 
 
 def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(tmp_path: Path) -> None:

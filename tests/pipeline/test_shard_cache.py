@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import shard_cache
-from pipeline.shard_cache import _lock, local_copy
+from pipeline.files import local_copy
+from pipeline.shard_cache import _lock
+from tests.waiting import LIMIT_S
 
 KIB = 1 << 10
 
@@ -134,14 +136,13 @@ def _race(
     shards: list[tuple[Path, str]], start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue
 ) -> None:
     copies: list[str] = []
-    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[1])), copy(*args))
+    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[0])), copy(*args))
     start.wait()
     read = [hashlib.sha256(local_copy(*each).read_bytes()).hexdigest() == each[1] for each in shards]
     start.wait()  # nobody's copies are free for deletion before all have theirs
     results.put((copies, read))
 
 
-@pytest.mark.timeout(60)
 def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: Path, cache: Path) -> None:
     shards = [shard(tmp_path, seed, 200 * KIB) for seed in range(20)]
     context = multiprocessing.get_context("fork")
@@ -149,7 +150,7 @@ def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: P
     racing = [context.Process(target=_race, args=(shards[:: 1 - 2 * (each % 2)], start, results)) for each in range(3)]
     for process in racing:
         process.start()
-    found = [results.get(timeout=30) for _ in racing]
+    found = [results.get(timeout=LIMIT_S) for _ in racing]
     for process in racing:
         process.join()
     assert all(all(read) for _, read in found)
@@ -157,7 +158,6 @@ def test_processes_that_race_copy_every_shard_once_and_read_it_whole(tmp_path: P
     assert len(copied) == len(set(copied)) == 20
 
 
-@pytest.mark.timeout(60)
 def test_processes_that_race_keep_the_bound(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bound(monkeypatch, 1100 * KIB)  # five of twenty
     shards = [shard(tmp_path, seed, 200 * KIB) for seed in range(20)]
@@ -166,7 +166,7 @@ def test_processes_that_race_keep_the_bound(tmp_path: Path, cache: Path, monkeyp
     racing = [context.Process(target=_race, args=(shards[:: 1 - 2 * each], start, results)) for each in range(2)]
     for process in racing:
         process.start()
-    found = [results.get(timeout=30) for _ in racing]
+    found = [results.get(timeout=LIMIT_S) for _ in racing]
     for process in racing:
         process.join()
     assert all(all(read) for _, read in found)

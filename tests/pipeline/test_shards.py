@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,26 +21,28 @@ from pipeline.dataset_card import class_table, counted, sample_places
 from pipeline.datasets.source import Instance, Labelled, Record
 from pipeline.fetch import folder_digest
 from pipeline.files import sha256
-from pipeline.loader import training_batches, validation_pictures
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures
 from pipeline.painting import class_colours
 from pipeline.params import AugmentationConfig, TestConfig, load_params
 from pipeline.pictures import decode_image, decode_segments
+from pipeline.results import FetchedSource, Manifest, PictureSizes, Samples, Source
+from tests.pipeline.manifests import made_up_manifest
 from tests.pipeline.pictures import config, encoded, image, labels, put, write_folder
 from tests.shared import PROJECT, shared
 
 
-def facts_of(folder: Path) -> list[dict[str, Any]]:
+def facts_of(folder: Path) -> list[FetchedSource]:
     """What fetching says of a folder."""
     digest, size = folder_digest(folder)
-    return [{"name": folder.name, "path": "archives/00/folder.json", "bytes": size, "sha256": digest}]
+    return [FetchedSource(name=folder.name, path="archives/00/folder.json", bytes=size, sha256=digest)]
 
 
-def build(folder: Path, processes: int = 0, **changes: Any) -> dict[str, Any]:
+def build(folder: Path, processes: int = 0, **changes: Any) -> Manifest:
     return shards.build("mine", config(**changes), [folder], facts=facts_of(folder), processes=processes)
 
 
-def rows(storage: Path, manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
-    files = [storage / shard["path"] for shard in manifest["splits"][split]["shards"]]
+def rows(storage: Path, manifest: Manifest, split: str) -> list[dict[str, Any]]:
+    files = [storage / shard.path for shard in manifest.splits[split].shards]
     return [row for file in files for row in pa.ipc.open_file(pa.memory_map(str(file))).read_all().to_pylist()]
 
 
@@ -65,28 +68,44 @@ def test_every_record_comes_back_as_it_was(tmp_path: Path, storage: Path) -> Non
 def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: Path) -> None:
     manifest = build(write_folder(tmp_path / "d"), thing_classes=("car",))
     # one picture, 12 x 16: column 0 ignored (12); car 4 x 4 = 16; sky 6 x 15 - 8 = 82; road the same
-    assert manifest["pixels"] == {"train": [3 * 82, 3 * 82, 3 * 16], "val": [2 * 82, 2 * 82, 2 * 16]}
-    assert manifest["ignored_pixels"] == {"train": 36, "val": 24}
-    assert manifest["pictures"] == {"train": [3, 3, 3], "val": [2, 2, 2]}
-    assert manifest["picture_sizes"]["val"] == {"height": [12, 12, 12], "width": [16, 16, 16]}
-    assert manifest["things_per_picture"] == {"train": {"0": 3}, "val": {"0": 2}}
-    assert (manifest["pixel_layout"], manifest["skipped"]) == ("encoded", {"train": [], "val": []})
-    assert manifest["bytes"]["train"] == sum(shard["bytes"] for shard in manifest["splits"]["train"]["shards"])
-    assert manifest["class_names"] == ["sky", "road", "car"]
-    assert (manifest["thing_classes"], manifest["ignore_label"]) == (["car"], 255)
-    assert manifest["labels"] == ["semantic"]  # ids are classes: cars that touch are one region, and nobody counts it
-    assert manifest["instances"] == {"train": [0, 0, 0], "val": [0, 0, 0]}
+    assert manifest.pixels == {"train": (3 * 82, 3 * 82, 3 * 16), "val": (2 * 82, 2 * 82, 2 * 16)}
+    assert manifest.ignored_pixels == {"train": 36, "val": 24}
+    assert manifest.pictures == {"train": (3, 3, 3), "val": (2, 2, 2)}
+    assert manifest.picture_sizes["val"] == PictureSizes(height=(12, 12, 12), width=(16, 16, 16))
+    assert manifest.things_per_picture == {"train": {0: 3}, "val": {0: 2}}
+    assert (manifest.pixel_layout, manifest.skipped) == ("encoded", {"train": (), "val": ()})
+    assert manifest.bytes["train"] == sum(shard.bytes for shard in manifest.splits["train"].shards)
+    assert manifest.class_names == ("sky", "road", "car")
+    assert (manifest.thing_classes, manifest.ignore_label) == (("car",), 255)
+    assert manifest.labels == ("semantic",)  # ids are classes: cars that touch are one region, and nobody counts it
+    assert manifest.instances == {"train": (0, 0, 0), "val": (0, 0, 0)}
     (source,) = facts_of(tmp_path / "d")
-    assert manifest["sources"] == [{key: source[key] for key in ("name", "bytes", "sha256")}]
+    assert manifest.sources == (Source(name=source.name, bytes=source.bytes, sha256=source.sha256),)
     for split, count in (("train", 3), ("val", 2)):
-        assert manifest["splits"][split]["records"] == count
-        for shard in manifest["splits"][split]["shards"]:
-            path = storage / shard["path"]
-            assert (path.stat().st_size, sha256(path)) == (shard["bytes"], shard["sha256"])
-    assert manifest["digest"] == shards.manifest_digest(manifest)
-    assert manifest["digest"] != shards.manifest_digest({**manifest, "class_names": ["a", "b", "c"]})
+        assert manifest.splits[split].records == count
+        for shard in manifest.splits[split].shards:
+            path = storage / shard.path
+            assert (path.stat().st_size, sha256(path)) == (shard.bytes, shard.sha256)
+    assert manifest.digest == shards.manifest_digest(manifest)
+    assert manifest.digest != shards.manifest_digest(dataclasses.replace(manifest, class_names=("a", "b", "c")))
     # neither how samples are painted nor how the terms are worded changes what is trained on
-    assert manifest["digest"] == shards.manifest_digest({**manifest, "samples": {}, "terms": "others"})
+    others = Samples(path="elsewhere.png", bytes=1, sha256="5a")
+    assert manifest.digest == shards.manifest_digest(dataclasses.replace(manifest, samples=others, terms="others"))
+
+
+def test_a_manifests_digest_is_what_it_has_always_been() -> None:
+    # worked out by the code that wrote manifests before they had types: json.dumps(..., sort_keys=True) of the same
+    # values without digest, samples and terms
+    manifest = made_up_manifest(things_per_picture={"train": {2: 1, 10: 4}, "val": {0: 1}})
+    assert shards.manifest_digest(manifest) == "a665f0c496f40b9acac33532bba4cf6ad817b497ac4a26d0430c8019418a3226"
+
+
+def test_a_new_field_changes_a_manifests_digest_only_where_it_is_used() -> None:
+    manifest = made_up_manifest()
+    newer = dataclasses.make_dataclass("Newer", [("depth", tuple[int, ...], ())], bases=(Manifest,), frozen=True)
+    fields = {entry.name: getattr(manifest, entry.name) for entry in dataclasses.fields(manifest)}
+    assert shards.manifest_digest(newer(**fields)) == shards.manifest_digest(manifest)
+    assert shards.manifest_digest(newer(**fields, depth=(3,))) != shards.manifest_digest(manifest)
 
 
 def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, storage: Path) -> None:
@@ -103,16 +122,25 @@ def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, st
 
 
 def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
-    def facts(things: dict[str, int], sizes: list[list[int]]) -> dict[str, Any]:
-        counts = {"pixels": [1, 2, 3], "pictures": [1, 0], "instances": [4, 0], "bytes": 10, "skipped": []}
-        return {**counts, "things_per_picture": things, "sizes": sizes}
-
-    card = counted({"val": [facts({"0": 1, "10": 2}, [[5, 9, 3]]), facts({"2": 1, "10": 1}, [[4, 7, 1], [6, 9, 1]])]})
+    facts = shard_file.ShardFacts(
+        records=3,
+        bytes=10,
+        sha256="5a",
+        pixels=(1, 2, 3),
+        pictures=(1, 0),
+        instances=(4, 0),
+        things_per_picture={0: 1, 10: 2},
+        sizes=((5, 9, 3),),
+        labels=None,
+        skipped=(),
+    )
+    other = dataclasses.replace(facts, things_per_picture={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
+    counts = counted([facts, other])
     # heights 4 5 5 5 6, widths 7 9 9 9 9
-    assert card["picture_sizes"]["val"] == {"height": [4, 5, 6], "width": [7, 9, 9]}
-    assert list(card["things_per_picture"]["val"].items()) == [("0", 1), ("2", 1), ("10", 3)]
-    assert (card["pixels"]["val"], card["ignored_pixels"]["val"]) == ([2, 4], 6)
-    assert (card["instances"]["val"], card["bytes"]["val"]) == ([8, 0], 20)
+    assert counts.picture_sizes == PictureSizes(height=(4, 5, 6), width=(7, 9, 9))
+    assert list(counts.things_per_picture.items()) == [(0, 1), (2, 1), (10, 3)]
+    assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
+    assert (counts.instances, counts.bytes) == ((8, 0), 20)
 
 
 def test_samples_are_spread_over_the_shards() -> None:
@@ -126,8 +154,8 @@ def test_the_sample_sheet_paints_labels_in_their_colours(tmp_path: Path, storage
     folder = write_folder(tmp_path / "d", train=1)
     put(folder / "images/training/p0.jpg", encoded(np.full((12, 16, 3), 100, np.uint8), ".jpg"))
     manifest = build(folder, pixels=pixels)
-    path = storage / manifest["samples"]["path"]
-    assert (path.stat().st_size, sha256(path)) == (manifest["samples"]["bytes"], manifest["samples"]["sha256"])
+    path = storage / manifest.samples.path
+    assert (path.stat().st_size, sha256(path)) == (manifest.samples.bytes, manifest.samples.sha256)
     sheet = decode_image(path.read_bytes(), "")
     # one tile at (32, 8), 30 times as large: row 1, column 3 is sky, its colour and grey 100 in equal parts; column 0
     # is ignored and stays as it is
@@ -136,20 +164,35 @@ def test_the_sample_sheet_paints_labels_in_their_colours(tmp_path: Path, storage
     assert np.abs(sheet[32 + 45, 8 + 10].astype(int) - 100).max() <= 2
 
 
+def test_a_shard_counts_as_finished_with_the_facts_that_were_written_only(tmp_path: Path) -> None:
+    records = [Record(f"p{index}", "a.jpg", "a.png", lambda: Labelled(JPEG, labels() % 3, None)) for index in range(2)]
+    facts = shard_file.make_shard(
+        shard_file.ShardJob("a-0", "a", records, 3, frozenset(), "encoded", "stop", ()), tmp_path
+    )
+    assert facts.labels == shard_file.PictureLabels(kinds=("semantic",), file="a.jpg")
+    assert shard_file.finished_shard(tmp_path, "a-0") == facts
+    beside = tmp_path / "a-0.json"
+    written = json.loads(beside.read_text())
+    missing = {key: value for key, value in written.items() if key != "sizes"}
+    for wrong in (missing, {**written, "pixel": []}, {**written, "bytes": "10"}, {**written, "bytes": 10}, [], "torn"):
+        beside.write_text("{" if wrong == "torn" else json.dumps(wrong))
+        assert shard_file.finished_shard(tmp_path, "a-0") is None
+    assert shard_file.finished_shard(tmp_path, "a-1") is None
+
+
 def test_the_same_input_gives_the_same_bytes_and_mends_altered_shards(tmp_path: Path, storage: Path) -> None:
     folder = write_folder(tmp_path / "d")
     first = build(folder)
-    path = storage / first["splits"]["train"]["shards"][0]["path"]
+    path = storage / first.splits["train"].shards[0].path
     path.write_bytes(b"altered")
     assert build(folder) == first
-    assert sha256(path) == first["splits"]["train"]["shards"][0]["sha256"]
+    assert sha256(path) == first.splits["train"].shards[0].sha256
     assert leftovers(storage) == [path.parent.name]
     put(folder / "annotations/training/p0.png", encoded(np.zeros((12, 16), np.uint8)))
-    assert build(folder)["digest"] != first["digest"]
+    assert build(folder).digest != first.digest
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -158,7 +201,7 @@ def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: py
     folder = write_folder(tmp_path / "d", train=20)
     few_in_a_shard(monkeypatch)
     alone = build(folder, shard_mib=3)
-    assert len(alone["splits"]["train"]["shards"]) == 7
+    assert len(alone.splits["train"].shards) == 7
     files = {path.name: path.read_bytes() for path in (storage / "shards").glob("*/*")}
     monkeypatch.setattr(shards, "FEW_RECORDS", 1)
     made: list[str] = []
@@ -197,7 +240,6 @@ add, make_here = shards._Shards.add, shards._make_here
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
 def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage: Path) -> None:
     import ray
 
@@ -220,9 +262,9 @@ def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage:
     folder = storage / "shards/.building-x"
     folder.mkdir(parents=True)
     try:
-        shards._make_with_ray([job(number) for number in range(3)], folder, made, {"train": 1000.0}, 2)
+        shards._make_with_ray(shards._Work([job(number) for number in range(3)], {"train": 1000.0}, folder, made), 2)
         assert flag.read_text() == "xx"
-        assert [made.facts[f"train-{number:05d}"]["records"] for number in range(3)] == [3, 3, 3]
+        assert [made.facts[f"train-{number:05d}"].records for number in range(3)] == [3, 3, 3]
         assert shard_file.finished_shard(folder, "train-00001") == made.facts["train-00001"]
     finally:
         ray.shutdown()
@@ -242,7 +284,7 @@ def test_shards_are_runs_of_equal_length_and_keep_the_order(
 ) -> None:
     few_in_a_shard(monkeypatch)
     manifest = build(write_folder(tmp_path / "d", train=7), shard_mib=3)
-    assert [entry["records"] for entry in manifest["splits"]["train"]["shards"]] == [3, 2, 2]
+    assert [shard.records for shard in manifest.splits["train"].shards] == [3, 2, 2]
     assert [row["name"] for row in rows(storage, manifest, "train")] == [f"p{index}" for index in range(7)]
 
 
@@ -258,7 +300,7 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "other"))
     made: list[str] = []
 
-    def make(job: shard_file.ShardJob, *arguments: Any) -> dict[str, Any]:
+    def make(job: shard_file.ShardJob, *arguments: Any) -> shard_file.ShardFacts:
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(job.name)
@@ -285,7 +327,7 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
 
     # a finished build is taken up too, and settings that decide nothing do not count
     made.clear()
-    assert build(folder, shard_mib=2, terms="others")["digest"] == whole["digest"]
+    assert build(folder, shard_mib=2, terms="others").digest == whole.digest
     assert made == []
     assert len(list((tmp_path / "other/shards").iterdir())) == 1
     changes: list[dict[str, Any]] = [{"pixels": "raw"}, {"label_offset": 3}, {"thing_classes": ("car",)}]
@@ -299,7 +341,7 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
 def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "d")
 
-    def make(*arguments: Any) -> dict[str, Any]:
+    def make(*arguments: Any) -> shard_file.ShardFacts:
         monkeypatch.setattr(shards, "make_shard", shard_file.make_shard)
         with pytest.raises(
             ValueError, match=r"another process is sharding mine in .*\.building-\w+; wait for it to end"
@@ -317,7 +359,7 @@ def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monke
 
 
 def test_too_little_room_is_one_sentence(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(ValueError, match=r"sharding .* takes .* more, but only 0\.0 MiB are free under .*; make room"):
         build(write_folder(tmp_path / "d"))
     assert leftovers(storage) == []
@@ -339,14 +381,14 @@ def test_wrong_records_are_skipped_and_listed_up_to_a_twentieth(
     put(folder / "annotations/training/p3.png", encoded(labels(5, 5)))
     put(folder / "images/training/p7.jpg", b"<html>")
     manifest = build(folder, on_error="skip")
-    assert manifest["splits"]["train"]["records"] == 38
+    assert manifest.splits["train"].records == 38
     # by name: p3 comes after p29, p7 after p39
-    assert [entry["file"] for entry in manifest["skipped"]["train"]] == [
+    assert [record.file for record in manifest.skipped["train"]] == [
         "d: images/training/p3.jpg",
         "d: images/training/p7.jpg",
     ]
-    assert "p3.png is 5 x 5 (height x width), but its picture" in manifest["skipped"]["train"][0]["reason"]
-    assert "p7.jpg does not decode" in manifest["skipped"]["train"][1]["reason"]
+    assert "p3.png is 5 x 5 (height x width), but its picture" in manifest.skipped["train"][0].reason
+    assert "p7.jpg does not decode" in manifest.skipped["train"][1].reason
     assert "mine: skipped d: images/training/p7.jpg: d: images/training/p7.jpg does not" in capsys.readouterr().err
     assert "p3" not in {row["name"] for row in rows(storage, manifest, "train")}
     # what was left out is not taken over by a build that leaves nothing out
@@ -371,7 +413,7 @@ def test_what_stopped_a_build_can_be_skipped_by_the_next(
     monkeypatch.setattr(shards, "make_shard", lambda job, *_: made.append(job.name) or shard_file.make_shard(job, *_))
     manifest = build(folder, shard_mib=10, on_error="skip")
     assert made == ["train-00003", "val-00000"]
-    assert [shard["records"] for shard in manifest["splits"]["train"]["shards"]] == [10, 10, 10, 9]
+    assert [shard.records for shard in manifest.splits["train"].shards] == [10, 10, 10, 9]
 
 
 # Decoded pictures
@@ -380,9 +422,9 @@ def test_what_stopped_a_build_can_be_skipped_by_the_next(
 def test_raw_shards_hold_rows_of_pixels_and_ids(tmp_path: Path, storage: Path) -> None:
     folder = write_folder(tmp_path / "d")
     plain, raw = build(folder), build(folder, pixels="raw")
-    assert raw["pixel_layout"] == "raw"
+    assert raw.pixel_layout == "raw"
     same = ("pixels", "ignored_pixels", "pictures", "instances", "picture_sizes", "labels")
-    assert {key: raw[key] for key in same} == {key: plain[key] for key in same}
+    assert {key: getattr(raw, key) for key in same} == {key: getattr(plain, key) for key in same}
     for before, row in zip(rows(storage, plain, "train"), rows(storage, raw, "train"), strict=True):
         pixels = np.frombuffer(row["image"], np.uint8).reshape(12, 16, 3)
         np.testing.assert_array_equal(pixels, decode_image(before["image"], ""))
@@ -398,7 +440,7 @@ def test_the_bytes_that_are_expected_of_a_record_are_about_those_it_takes(tmp_pa
     for index, read in enumerate((many_segments, two_cars, partial(_objects, (HALF,) * 40))):
         record = Record("a", "a.png", "a.txt", read)
         job = shard_file.ShardJob(f"a-{index}", "a", [record] * 30, 3, frozenset({1, 2}), pixels, "stop", ())
-        taken = shard_file.make_shard(job, tmp_path)["bytes"] / 30
+        taken = shard_file.make_shard(job, tmp_path).bytes / 30
         assert 0.6 * taken < shard_file.expected_bytes(record, pixels) < 1.4 * taken
 
 
@@ -484,8 +526,8 @@ def test_a_picture_without_a_labelled_pixel_is_kept(tmp_path: Path, storage: Pat
     folder = write_folder(tmp_path / "d", train=1)
     put(folder / "annotations/training/p0.png", encoded(np.full((12, 16), 9, np.uint8)))
     manifest = build(folder)
-    assert manifest["pictures"]["train"] == [0, 0, 0]
-    assert manifest["ignored_pixels"]["train"] == 192
+    assert manifest.pictures["train"] == (0, 0, 0)
+    assert manifest.ignored_pixels["train"] == 192
 
 
 def many_segments() -> Labelled:
@@ -605,10 +647,10 @@ def test_generated_scenes_have_panoptic_labels(storage: Path) -> None:
     generate = {"train": 3, "val": 2, "height": 64, "width": 96, "seed": 1}
     shapes = config(layout="shapes", class_names=names, thing_classes=names[6:], generate=generate)
     manifest = shards.build("shapes", shapes, [], facts=[])
-    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    assert manifest.labels == ("instances", "panoptic", "semantic")
     read = rows(storage, manifest, "train")
     kinds = np.array([kind for row in read for kind in row["segment_classes"] if kind >= 6])
-    assert manifest["instances"]["train"] == np.bincount(kinds, minlength=9).tolist()
+    assert manifest.instances["train"] == tuple(np.bincount(kinds, minlength=9).tolist())
     assert sum(row["things"] for row in read) == len(kinds) > 0
 
 
@@ -619,13 +661,16 @@ SAMPLES = {
 }
 
 
-def sample(name: str, storage: Path) -> tuple[list[Path], dict[str, Any]]:
+def sample(name: str, storage: Path) -> tuple[list[Path], Manifest]:
     """Archives and manifest of a published data set's sample, sharded by its entry in params.yaml, but encoded."""
     archives = [shared(f"data/{archive}") for archive in SAMPLES[name]]
     entry = dataclasses.replace(load_params(PROJECT / "params.yaml").dataset(name), pixels="encoded")
     if name == "coco":
         entry = dataclasses.replace(entry, splits={"val": "val2017"})
-    facts = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in archives]
+    facts = [
+        FetchedSource(name=path.name, path=str(path), bytes=path.stat().st_size, sha256=sha256(path))
+        for path in archives
+    ]
     return archives, shards.build(name, entry, archives, facts=facts)
 
 
@@ -655,12 +700,14 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
         np.testing.assert_array_equal(picture.label_map.numpy(), expected[stored])
     batch = next(
         training_batches(
-            manifest,
-            AugmentationConfig(crop=(64, 128), short_sides=(96,), long_side_max=512),
-            seed=0,
+            TrainingOrder(
+                manifest=manifest,
+                augmentation=AugmentationConfig(crop=(64, 128), short_sides=(96,), long_side_max=512),
+                seed=0,
+                global_batch=2,
+            ),
             first_step=0,
             steps=1,
-            global_batch=2,
             picture_range=range(2),
         )
     )
@@ -671,11 +718,11 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
 def test_the_coco_sample_reaches_the_loader_with_its_segments(storage: Path) -> None:
     _, manifest = sample("coco", storage)
     pictures = list(validation_pictures(manifest, TestConfig(short_side=128, long_side_max=256), task="panoptic"))
-    assert manifest["things_per_picture"]["val"] == {"14": 1, "26": 1}
+    assert manifest.things_per_picture["val"] == {14: 1, 26: 1}
     things = [sum(int(kind) < 80 for kind in picture.labels) for picture in pictures]
     crowds = [int(picture.crowd.sum()) for picture in pictures]
     assert [thing - crowd for thing, crowd in zip(things, crowds, strict=True)] == [14, 26]
-    assert (storage / manifest["samples"]["path"]).exists()
+    assert (storage / manifest.samples.path).exists()
 
 
 MEMORY = """

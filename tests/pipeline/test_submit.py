@@ -374,7 +374,7 @@ def test_code_is_taken_whole_and_results_and_ignored_files_stay(tmp_path: Path) 
         (ours / kept).parent.mkdir(exist_ok=True)
         (ours / kept).write_text("kept")
     (ours / "dvc.lock").write_text("kept")
-    assert sorted(workspace.code_changes(upload, ours)) == ["m2f/gone.py", "m2f/model.py"]
+    assert workspace.code_changes(upload, ours) == ["m2f/gone.py", "m2f/model.py"]
     workspace.take_code(upload, ours)
     assert (ours / "m2f/model.py").read_text() == "new" and not (ours / "m2f/gone.py").exists()
     assert {path.relative_to(ours).as_posix() for path in ours.rglob("*") if path.is_file()} == {
@@ -382,6 +382,75 @@ def test_code_is_taken_whole_and_results_and_ignored_files_stay(tmp_path: Path) 
         "results/a.json", "storage/b", "tracking/mlflow.db", "reports/index.html",
     }  # fmt: skip
     assert workspace.code_changes(upload, ours) == []
+
+
+def copy_of(folder: Path, **files: str) -> Path:
+    """A copy of a project with these files beside its dvc.yaml."""
+    for name, text in {"dvc.yaml": "stages: {}", **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    """Files and links of a folder and the folders in it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
+def test_links_programs_and_files_that_become_folders_arrive_as_they_are(tmp_path: Path) -> None:
+    upload = copy_of(tmp_path / "upload", **{"run": "sh", "text": "t", "m2f/a.py": "a", "part/b.py": "b", "whole": "w"})
+    links = {"link": "m2f/a.py", "folder": "m2f", "nowhere": "missing"}
+    for name, to in links.items():
+        (upload / name).symlink_to(to)
+    (upload / "run").chmod(0o755)
+    ours = copy_of(
+        tmp_path / "ours",
+        **{"run": "sh", "text": "t", "m2f/a.py": "a", "part": "b", "whole/c/d.py": "", "link": "a", "old/e.py": ""},
+    )
+    (ours / "folder").symlink_to("old")
+    (ours / "text").chmod(0o755)
+    changed = ["folder", "link", "nowhere", "old/e.py", "part", "part/b.py", "run", "text", "whole", "whole/c/d.py"]
+    assert workspace.code_changes(upload, ours) == changed
+    workspace.take_code(upload, ours)
+    assert workspace.code_changes(upload, ours) == []
+    assert names(ours) == names(upload) and not (ours / "old").exists()
+    assert {name: os.readlink(ours / name) for name in links} == links
+    assert [(ours / name).read_text() for name in ("part/b.py", "whole")] == ["b", "w"]
+    assert [os.access(ours / name, os.X_OK) for name in ("run", "text")] == [True, False]
+
+
+def test_a_gitignore_counts_in_its_folder_and_below_as_git_reads_it(tmp_path: Path) -> None:
+    upload = copy_of(
+        tmp_path / "upload",
+        **{
+            ".gitignore": "*.db\n/data/\n/out/*\n!/out/kept/\n",
+            "docs/.gitignore": "/draft.md\n!shown.db\n",
+        },
+    )
+    taken = {"docs/shown.db", "docs/more/shown.db", "docs/more/draft.md", "docs/data/x", "out/kept/x", "draft.md"}
+    ignored = {"a.db", "shown.db", "docs/a.db", "docs/draft.md", "data/x", "data/shown.db", "out/x", "out/kept/a.db"}
+    copy_of(upload, **dict.fromkeys(taken | ignored, "theirs"))
+    before = names(upload)
+    ours = copy_of(tmp_path / "ours", **dict.fromkeys(ignored, "ours"))
+    workspace.take_code(upload, ours)
+    assert names(ours) == before
+    assert {name for name in before if (ours / name).read_text() == "theirs"} == taken
+    assert {name for name in before if (ours / name).read_text() == "ours"} == ignored
+
+
+def test_a_line_less_in_the_uploads_gitignore_removes_nothing(tmp_path: Path) -> None:
+    ours = copy_of(tmp_path / "ours", **{".gitignore": "/weights/\n", "weights/a": "ours"})
+    upload = copy_of(tmp_path / "upload", **{".gitignore": "", "weights/b": "theirs"})
+    workspace.take_code(upload, ours)
+    assert names(ours) == {"dvc.yaml", ".gitignore", "weights/a", "weights/b"}
+
+
+def test_what_stays_and_is_in_the_way_of_code_is_said(tmp_path: Path) -> None:
+    upload = copy_of(tmp_path / "upload", **{".gitignore": "*.db\n", "notes": "now a file"})
+    ours = copy_of(tmp_path / "ours", **{"notes/a.db": "ours"})
+    with pytest.raises(ValueError, match=r"could not be taken from .*upload to .*ours: .*Is a directory: .*notes"):
+        workspace.take_code(upload, ours)
+    assert (ours / "notes/a.db").read_text() == "ours"
 
 
 def test_a_folder_without_the_project_is_no_upload(tmp_path: Path) -> None:

@@ -7,21 +7,23 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline import mlflow_client, sender
 from pipeline.results import write_result
-from pipeline.run_folder import write_note
+from pipeline.run_folder import evaluation_dir, write_note
 from pipeline.sender import Machine, point_line
 from pipeline.tracking import (
     Curve,
@@ -36,15 +38,16 @@ from stages.track import main as track
 from tests.mlflow_server import Server, free_port
 from tests.pipeline.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, until
 
 FOREVER = 10**9
 
 
 @pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of the test's own; the storage root lies in it. No outage is remembered from another test."""
+def workspace(tmp_path: Path, storage: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of the test's own, with an empty database of MLflow's; the storage root lies in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlflow_client, "_patience", mlflow_client._Patience())
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return tmp_path
 
 
@@ -92,6 +95,7 @@ def test_a_relative_database_is_made_absolute_for_workers_in_other_folders(
 
 
 def test_a_new_database_is_made_without_a_word(workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
     call = "open_run(dataset='d', row='r', name='n', run_key='k', params={'a': 1}, tags={})"
     code = f"from pipeline.tracking import open_run, set_tags; set_tags({call}, {{}})"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONWARNINGS": "ignore"}
@@ -139,11 +143,12 @@ def test_a_run_opens_in_an_experiment_that_was_deleted() -> None:
 def test_points_reach_the_disk_at_once_and_mlflow_on_close(workspace: Path) -> None:
     run_id = opened()
     curve = Curve(workspace / "curve.jsonl", run_id, 0)
+    begun_ms = int(time.time() * 1000)
     curve.log(0, {"loss": 2.0, "lr": 0.1})
     curve.log(10, {"loss": 1.5, "lr": 0.1})
     now_ms = time.time() * 1000
     first, second = (json.loads(line) for line in (workspace / "curve.jsonl").read_text().splitlines())
-    assert now_ms - 5000 < first.pop("time_ms") <= second.pop("time_ms") <= now_ms
+    assert begun_ms <= first.pop("time_ms") <= second.pop("time_ms") <= now_ms
     assert (first, second) == ({"step": 0, "loss": 2.0, "lr": 0.1}, {"step": 10, "loss": 1.5, "lr": 0.1})
     curve.close()
     curve.close()
@@ -241,6 +246,7 @@ def test_a_running_training_is_tagged_without_waiting() -> None:
 
 
 def test_nothing_happens_without_a_run(workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
     set_tags(None, {"a": "b"})
     assert not (workspace / "mlflow.db").exists()
 
@@ -251,17 +257,20 @@ def test_nothing_happens_without_a_run(workspace: Path) -> None:
 def trained(run_key: str = "k0", *, seed: int = 0, points: int = 3, evaluated: bool = True) -> Path:
     """The folder that a training and its evaluation leave behind."""
     folder = Path("storage/runs", run_key).absolute()
-    (folder / "overlays").mkdir(parents=True)
+    folder.mkdir(parents=True)
     lines = [
         point_line(10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1}, 1_700_000_000_000 + n) + "\n" for n in range(points)
     ]
     (folder / "curve.jsonl").write_text("".join(lines))
     write_note(folder, dataclasses.replace(CPU, device="EPYC", git_commit="abc"))
     if evaluated:
-        (folder / "evaluation").mkdir()
-        (folder / "evaluation" / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
-        (folder / "evaluation" / "per_class.png").write_bytes(b"chart")
-        (folder / "overlays" / "00000.png").write_bytes(b"picture")
+        shown = evaluation_dir(folder, "e0")
+        (shown / "overlays").mkdir(parents=True)
+        (shown / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
+        (shown / "per_class.png").write_bytes(b"chart")
+        (shown / "overlays" / "00000.png").write_bytes(b"picture")
+        evaluation_dir(folder, "e1").mkdir()  # of other test settings
+        (evaluation_dir(folder, "e1") / "figures.json").write_text('{"test_miou": 0.1}')
     return folder
 
 
@@ -290,7 +299,7 @@ def test_catching_up_sends_a_whole_run_folder_and_a_second_time_nothing(workspac
     assert catch_up(folder, status="finished") is None  # nobody has opened a run for it
     first = open_run(**described(), run_dir=folder)
     for _ in range(2):
-        assert catch_up(folder, status="finished") == first
+        assert catch_up(folder, status="finished", evaluation="e0") == first
         assert_all_is_there(first)
 
 
@@ -298,7 +307,7 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
     folder = trained()
     open_run(**described(), run_dir=folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
-    run_id = catch_up(folder, status="finished")
+    run_id = catch_up(folder, status="finished", evaluation="e0")
     assert_all_is_there(run_id)
     info = client().get_run(run_id).info
     assert info.end_time == 1_700_000_000_002  # at its last point
@@ -308,10 +317,11 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
 def test_changed_files_and_figures_replace_those_shown(workspace: Path) -> None:
     folder = trained()
     run_id = open_run(**described(), run_dir=folder)
-    catch_up(folder, status="finished")
-    (folder / "overlays" / "00000.png").write_bytes(b"another picture")
-    (folder / "evaluation" / "figures.json").write_text('{"test_miou": 0.6}')
-    catch_up(folder, status="finished")
+    catch_up(folder, status="finished", evaluation="e0")
+    shown = evaluation_dir(folder, "e0")
+    (shown / "overlays" / "00000.png").write_bytes(b"another picture")
+    (shown / "figures.json").write_text('{"test_miou": 0.6}')
+    catch_up(folder, status="finished", evaluation="e0")
     downloaded = client().download_artifacts(run_id, "overlays/00000.png")
     assert Path(downloaded).read_bytes() == b"another picture"
     assert client().get_run(run_id).data.metrics["test_miou"] == 0.6
@@ -361,21 +371,29 @@ def test_the_machines_load_is_sampled_into_the_run_folder_and_sent(
     monkeypatch.setattr(sender, "SEND_EVERY_S", 0.05)
     monkeypatch.setattr(sender, "SAMPLE_EVERY_S", 0.05)
     run_id = open_run(**described(), run_dir=workspace)
+    begun_s = int(time.time())
     with Curve(workspace / "curve.jsonl", run_id, 0, run_dir=workspace):
         until(lambda: "system/cpu_utilization_percentage" in client().get_run(run_id).data.metrics)
     (point, *_) = read_curve(workspace / "load.jsonl")
     assert 0 <= point["system/cpu_utilization_percentage"] <= 100
     assert point["system/system_memory_usage_megabytes"] > 0
-    assert abs(point["step"] - time.time()) < 60
+    assert begun_s <= point["step"] <= time.time()
 
 
-def test_a_sample_of_the_machines_load_takes_less_than_a_millisecond(workspace: Path) -> None:
+def test_a_sample_of_the_machines_load_costs_little_more_than_the_kernels_counters(workspace: Path) -> None:
     client()
     machine = Machine()
-    begun_s = time.process_time()
+
+    def counters() -> None:
+        psutil.cpu_percent(), psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
+
+    spent_s = {machine.sample: 0.0, counters: 0.0}
     for _ in range(100):
-        machine.sample()
-    assert (time.process_time() - begun_s) / 100 < 0.001
+        for call in spent_s:
+            begun_s = time.process_time()
+            call()
+            spent_s[call] += time.process_time() - begun_s
+    assert spent_s[machine.sample] < 4 * spent_s[counters]  # measured: 1.25 times; a process that is started: 20
 
 
 def test_one_command_brings_mlflow_up_to_date_with_results(
@@ -445,9 +463,9 @@ LIFE = """
 import json, os, sys, time
 from pathlib import Path
 from pipeline import mlflow_client, tracking
-folder, process = Path(sys.argv[1]), sys.argv[2]
+folder, process, pause_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 mlflow_client.mlflow_client()  # importing MLflow is not the server's fault
-run = json.loads(Path("described.json").read_text())
+run = json.loads((folder / "described.json").read_text())
 spent = 0.0
 def timed(call, *args, **kwargs):
     global spent
@@ -460,16 +478,15 @@ if process == "train":
     curve = timed(tracking.Curve, folder / "curve.jsonl", run_id, 10**9, run_dir=folder)
     for n in range(3, 103):
         timed(curve.log, 10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1})
-        time.sleep(0.12)  # long enough for two attempts to send
+        time.sleep(pause_s)
     timed(curve.close)
-timed(tracking.catch_up, folder, status="finished")
+timed(tracking.catch_up, folder, status="finished", evaluation="e0" if process == "evaluate" else None)
 timed(tracking.log_row, dataset="shapes", row="shapes_tiny", statuses=["finished"])
 print(spent)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "outage",
     [
@@ -482,22 +499,28 @@ print(spent)
 def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_nothing(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, outage: Any
 ) -> None:
-    folder = trained()
-    Path("described.json").write_text(json.dumps(described()))
-    spent = {}
-    with outage(workspace) as port:
+    def spent_s(run_key: str, port: int, *, pause_s: float) -> float:
+        """In calls of MLflow, by a training and its evaluation, each in a process of its own."""
+        folder = trained(run_key)
+        (folder / "described.json").write_text(json.dumps(described(run_key)))
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+        spent = 0.0
         for process in ("train", "evaluate"):
-            command = [sys.executable, "-c", LIFE, str(folder), process]
+            command = [sys.executable, "-c", LIFE, str(folder), process, str(pause_s)]
             answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            spent[process] = float(answer.stdout)
-    print(f"seconds: {spent}")
-    assert sum(spent.values()) < 10.0
-    port = free_port()
+            spent += float(answer.stdout)
+        return spent
+
+    with outage(workspace) as port:
+        in_outage_s = spent_s("k0", port, pause_s=0.12)  # long enough for two attempts to send
+    port, folder = free_port(), Path("storage/runs/k0").absolute()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     with Server(workspace, port):
+        undisturbed_s = spent_s("k1", port, pause_s=0.0)  # what this machine takes for the same calls
+        print(f"seconds: {in_outage_s:.1f}, and {undisturbed_s:.1f} with a server")
+        assert in_outage_s - undisturbed_s < 10.0
         for _ in range(2):
-            run_id = catch_up(folder, status="finished", patient=True)
+            run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
         assert run_id is not None
         assert_all_is_there(run_id, points=103)
 
@@ -519,7 +542,6 @@ tracking.catch_up(folder, status="finished")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_every_point_arrives_once_though_training_and_server_are_killed_and_frozen(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,18 +576,11 @@ def test_every_point_arrives_once_though_training_and_server_are_killed_and_froz
     process = training(200, 500)  # its checkpoint was of step 200; the server is gone, and returns meanwhile
     reaches(process, 300)
     with server:
-        assert process.wait(120) == 0
-        run_id = catch_up(folder, status="finished", patient=True)
+        assert process.wait(LIMIT_S) == 0
+        run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
         assert run_id is not None
         for metric in ("loss", "lr"):
             assert [step for step, _ in sorted(history(run_id, metric))] == list(range(500))
-
-
-def until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
-    end = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 class Wire:

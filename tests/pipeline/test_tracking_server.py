@@ -8,15 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, until
 
 ADDRESS = "127.0.0.77"  # a loopback address of its own: the port is always 5000
 PASSWORD = "a secret & $more"
@@ -29,7 +29,7 @@ def start(home: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "HOME": str(home), "M2F_STORAGE": str(home / "storage"), "PATH": path}
     command = ["bash", str(PROJECT / "pipeline/tracking_server.sh"), ADDRESS]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def processes(home: Path) -> dict[int, str]:
@@ -45,7 +45,7 @@ def processes(home: Path) -> dict[int, str]:
 def status(path: str, headers: Mapping[str, str], *, data: bytes | None = None) -> int:
     request = urllib.request.Request(f"http://{ADDRESS}:5000{path}", headers=dict(headers), data=data)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -72,7 +72,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_with_a_login_nobody_reads_or_writes_without_it(home: Path) -> None:
     artifact = "/api/2.0/mlflow-artifacts/artifacts/x"
     assert status(EXPERIMENT, login(PASSWORD)) == 200
@@ -104,7 +103,6 @@ def test_the_password_is_on_no_command_line_and_in_no_file_but_its_own(home: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_a_server_of_which_a_part_is_killed_is_started_again_and_one_that_is_ended_leaves_nothing(home: Path) -> None:
     def servers() -> list[int]:
         return sorted(pid for pid, command in processes(home).items() if "mlflow server" in command)
@@ -114,16 +112,10 @@ def test_a_server_of_which_a_part_is_killed_is_started_again_and_one_that_is_end
             return status(EXPERIMENT, login(PASSWORD)) == 200
         return False
 
-    def until(what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
-        while not what():
-            assert time.monotonic() < deadline, (home / "m2f/tracking/server.log").read_text()[-2000:]
-            time.sleep(0.3)
-
     before = processes(home)
     (first,) = servers()
     os.kill(first, signal.SIGKILL)
-    until(lambda: servers() not in ([], [first]) and answers())
+    until(lambda: servers() not in ([], [first]) and answers(), said=(home / "m2f/tracking/server.log").read_text)
     assert len(servers()) == 1
     kept = [pid for pid, command in before.items() if pid in processes(home)]
     assert all("tracking_server.sh" in before[pid] for pid in kept)  # nothing of the first server

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,21 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-import pipeline.train_loop as train_loop
 from m2f.config import BackboneConfig
+from m2f.losses import Divergence
+from pipeline import train_loop, train_step
 from pipeline.checkpoints import checkpoint_path, newest_checkpoint
-from pipeline.loader import training_batches
+from pipeline.loader import TrainingOrder, training_batches
 from pipeline.params import Row
+from pipeline.results import Manifest
 from pipeline.tracking import read_curve
-from pipeline.train_loop import Divergence, Run, Worker, train
+from pipeline.train_loop import Run, train
+from pipeline.worker import Worker
+from tests.pipeline import golden
 
 
 @pytest.fixture
-def make_run(small_manifest: dict[str, Any], small_row: Row, tmp_path: Path) -> Callable[..., Run]:
+def make_run(small_manifest: Manifest, small_row: Row, tmp_path: Path) -> Callable[..., Run]:
     """A Run of the small row in a folder of its own; keywords replace its fields."""
 
     def make(name: str, row: Row = small_row, **fields: Any) -> Run:
@@ -56,7 +59,7 @@ class Interrupted(Exception):
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     """The loop dies when it computes the learning rate of `stop` for the first time."""
-    original = train_loop.learning_rate_factor
+    original = train_step.learning_rate_factor
     armed = True
 
     def factor(step: int, **keywords: Any) -> float:
@@ -66,7 +69,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
             raise Interrupted
         return original(step, **keywords)
 
-    monkeypatch.setattr(train_loop, "learning_rate_factor", factor)
+    monkeypatch.setattr(train_step, "learning_rate_factor", factor)
 
 
 def with_swin(row: Row) -> Row:
@@ -177,23 +180,25 @@ def test_one_two_and_three_workers_see_the_same_samples_and_the_same_first_ten_l
             assert curves[workers][-1][name] == pytest.approx(curves[1][-1][name], abs=1e-3)
 
 
+def build(run: Run) -> train_step.Training:
+    """The run's training before its first step, as `train` builds it."""
+    return train_step.build(run.row, Worker.here(), seed=run.seed, groups_at_once=run.groups_at_once)
+
+
+def order(run: Run) -> TrainingOrder:
+    """The run's order, with its pictures' segments by class."""
+    augmentation = run.row.train.augmentation
+    return TrainingOrder(manifest=run.manifest, augmentation=augmentation, seed=run.seed, global_batch=4)
+
+
 def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..., Run]) -> None:
     runs = [make_run("all"), make_run("one", groups_at_once=1)]
     gradients = []
     for run in runs:
-        worker = Worker.here()
-        model, flat = train_loop.build(run, worker)
-        batches = training_batches(
-            run.manifest,
-            run.row.train.augmentation,
-            seed=5,
-            first_step=0,
-            steps=1,
-            global_batch=4,
-            picture_range=range(4),
-        )
-        losses = train_loop.backward(model.train(), next(iter(batches)), run, worker)
-        gradients.append((flat, sum(losses.values())))
+        training = build(run)
+        batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
+        losses = train_step.backward(training, next(iter(batches)))
+        gradients.append((training.gradients, sum(losses.values())))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=0)
     torch.testing.assert_close(
         gradients[0][0], gradients[1][0], rtol=1e-3, atol=1e-4 * gradients[0][0].abs().max().item()
@@ -206,11 +211,11 @@ def test_a_non_finite_loss_stops_the_run_for_good_and_says_where(
     run = make_run("run")
     original = train_loop.build
 
-    def poisoned(run: Run, worker: Worker) -> Any:
-        model, gradients = original(run, worker)
+    def poisoned(*arguments: Any, **keywords: Any) -> Any:
+        training = original(*arguments, **keywords)
         with torch.no_grad():
-            model.query_decoder.class_head.bias[0] = float("nan")
-        return model, gradients
+            training.model.query_decoder.class_head.bias[0] = float("nan")
+        return training
 
     monkeypatch.setattr(train_loop, "build", poisoned)
     with pytest.raises(Divergence, match="row small, seed 5 diverged in step 0"):
@@ -227,18 +232,18 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("run")
-    original = train_loop.backward
+    original = train_step.backward
     steps = 0
 
-    def poisoned(*arguments: Any) -> Any:
+    def poisoned(training: train_step.Training, batch: Any) -> Any:
         nonlocal steps
-        losses = original(*arguments)
+        losses = original(training, batch)
         steps += 1
         if steps == 2:  # step 1, after which a checkpoint is due
-            next(arguments[0].parameters()).grad.fill_(float("inf"))
+            next(training.model.parameters()).grad.fill_(float("inf"))
         return losses
 
-    monkeypatch.setattr(train_loop, "backward", poisoned)
+    monkeypatch.setattr(train_step, "backward", poisoned)
     with pytest.raises(Divergence, match="diverged in step 1: the gradient's norm is inf"):
         train(run)
     assert json.loads((run.run_dir / "diverged.json").read_text())["positions"] == [4, 5, 6, 7]
@@ -247,22 +252,17 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
 
 def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callable[..., Run]) -> None:
     run = make_run("run")
-    worker = Worker.here()
-    model, flat = train_loop.build(run, worker)
-    batches = training_batches(
-        run.manifest, run.row.train.augmentation, seed=5, first_step=0, steps=1, global_batch=4, picture_range=range(4)
-    )
+    training = build(run)
+    batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
     batch = next(iter(batches))
     nothing = tuple(labels[:0] for labels in batch.labels)
     for labels in (batch.labels[:3] + nothing[3:], nothing):
         segments = batch.segments.clone()
         segments[len(labels) - sum(len(x) == 0 for x in labels) :] = 255
-        flat.zero_()
-        losses = train_loop.backward(
-            model.train(), dataclasses.replace(batch, segments=segments, labels=labels), run, worker
-        )
+        training.gradients.zero_()
+        losses = train_step.backward(training, dataclasses.replace(batch, segments=segments, labels=labels))
         assert all(torch.isfinite(value) for value in losses.values())
-        assert torch.isfinite(flat).all() and flat.abs().sum() > 0
+        assert torch.isfinite(training.gradients).all() and training.gradients.abs().sum() > 0
     assert losses["loss_mask"] == 0  # no masks at all: only "no object" is learnt
 
 
@@ -285,17 +285,34 @@ def test_batch_statistics_cannot_be_accumulated(make_run: Callable[..., Run], sm
         train(run)
 
 
-GOLDEN = Path(__file__).parent / "golden_losses.json"
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """(storage root, manifest) of the dataset of params.yaml."""
+    root = tmp_path_factory.mktemp("shapes") / "storage"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M2F_STORAGE", str(root))
+        return root, golden.make_shards()
 
 
-def test_ten_steps_follow_the_recorded_losses(make_run: Callable[..., Run], small_row: Row) -> None:
-    """Guards refactors. When numbers change on purpose: M2F_WRITE_GOLDEN=1 pytest -k recorded_losses, and say why."""
-    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=10, val_interval=10))
-    run = make_run("run", row=row)
-    train(run)
-    losses = [point["loss"] for point in read_curve(run.run_dir / "curve.jsonl")]
-    if os.environ.get("M2F_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
-    recorded = json.loads(GOLDEN.read_text())
-    assert losses[0] == pytest.approx(recorded[0], rel=1e-5)
-    assert losses == pytest.approx(recorded, rel=1e-2)  # rounding of another processor grows through matching
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("seed", golden.SEEDS)
+def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(
+    shapes: tuple[Path, dict[str, Any]], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A change that is meant to leave the numbers alone leaves all six digits; CONTRIBUTING says how to record others.
+    monkeypatch.setenv("M2F_STORAGE", str(shapes[0]))
+    losses, recorded = golden.trajectory(seed, shapes[1], tmp_path).losses, golden.recorded()
+    if recorded["made_on"] == golden.made_on():
+        assert losses == recorded["losses"][str(seed)]
+    else:
+        for step, (loss, expected) in enumerate(zip(losses, recorded["losses"][str(seed)], strict=True)):
+            assert loss == pytest.approx(expected, rel=golden.tolerance(step)), f"step {step}"

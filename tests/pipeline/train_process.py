@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import psutil
 
 from pipeline.params import Row
-from pipeline.results import PublishedEvaluation, TrainingResult, read_result, result_path
+from pipeline.results import Manifest, PublishedEvaluation, TrainingResult, read_result, result_path
 from pipeline.tracking import read_curve
 from tests.shared import PROJECT
+from tests.waiting import LIMIT_S, until
 
 STEPS = 24
 
@@ -45,7 +45,7 @@ if __name__ == "__main__":
 class Job:
     """`train_row` as `stages.train` calls it, with its own workspace, storage root and Ray."""
 
-    def __init__(self, folder: Path, shards: Path, row: Row, manifest: dict[str, Any], *, workers: int) -> None:
+    def __init__(self, folder: Path, shards: Path, row: Row, manifest: Manifest, *, workers: int) -> None:
         folder.mkdir()
         self.folder, self.storage = folder, folder / "storage"
         shutil.copytree(shards, self.storage)
@@ -80,14 +80,14 @@ class Job:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
-    def ended(self, timeout_s: float = 200) -> int:
+    def ended(self) -> int:
         """The exit code."""
         assert self.process is not None
-        return self.process.wait(timeout_s)
+        return self.process.wait(LIMIT_S)
 
-    def wait(self, timeout_s: float = 200) -> TrainingResult:
+    def wait(self) -> TrainingResult:
         """What the stage has written, after an end without an error."""
-        assert self.ended(timeout_s) == 0, self.log()[-3000:]
+        assert self.ended() == 0, self.log()[-3000:]
         return self.result()
 
     @property
@@ -104,13 +104,11 @@ class Job:
                 return self.storage / "runs" / line.split("run ")[1].split(":")[0]
         return None
 
-    def until(self, what: Callable[[], Any], timeout_s: float = 150) -> None:
-        """Wait until something holds, or the process has ended."""
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert self.process is not None and self.process.poll() is None, self.log()[-3000:]
-            assert time.monotonic() < deadline, self.log()[-3000:]
-            time.sleep(0.05)
+    def until(self, holds: Callable[[], object]) -> None:
+        """Wait until something holds. AssertionError with the log when the process ends before."""
+        process = self.process
+        assert process is not None
+        until(holds, ended=lambda: process.poll() is not None, said=lambda: self.log()[-3000:])
 
     def wait_for_step(self, step: int, seed: int = 5) -> None:
         """Until the curve of a seed shows that `step` steps are done and a checkpoint exists."""
@@ -145,7 +143,7 @@ class Job:
             except psutil.NoSuchProcess:
                 continue
         if self.process is not None:
-            self.process.wait(30)
+            self.process.wait(LIMIT_S)
 
     def weights(self, seed: int = 5) -> bytes:
         """The tensors after the last step; the file's header says how long the training took."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import shutil
 import subprocess
@@ -17,8 +16,11 @@ import pytest
 import yaml
 
 from pipeline.files import sha256
+from pipeline.results import ConvertedWeights, Manifest, read_result
+from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
 from tests.pipeline.test_coco import published, write
+from tests.waiting import LIMIT_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +38,7 @@ def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def stage(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def failure(*words: str) -> str:
@@ -71,8 +73,8 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
     sharded = stage("stages.shard", "tiny")
     assert sharded.returncode == 0, sharded.stderr
     assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shards")
-    manifest = json.loads((workspace / "results/shard/tiny.json").read_text())
-    assert manifest["labels"] == ["instances", "panoptic", "semantic"]
+    manifest = read_result(Manifest, "tiny", results=workspace / "results")
+    assert manifest.labels == ("instances", "panoptic", "semantic")
     assert [path.name for path in storage.rglob("*.png")] == ["samples.png"]
 
     datasets["tiny"]["splits"]["train"] = "train2017"
@@ -82,7 +84,7 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
 
 def test_wrong_names_and_missing_facts_end_in_one_sentence(workspace: Path) -> None:
     assert "no dataset is called 'mines'; did you mean 'mine'?" in failure("stages.fetch", "mines")
-    assert "results/fetch/mine.json does not exist; make it with: python -m stages.fetch mine" in failure(
+    assert "results/fetch/mine.json does not exist; make it with: dvc repro -f fetch@mine" in failure(
         "stages.shard", "mine"
     )
     assert "no weights entry is called 'nine'" in failure("stages.weights", "nine")
@@ -105,7 +107,6 @@ def test_a_killed_sharding_goes_on_and_ends_with_the_same_bytes(workspace: Path)
 
 @pytest.mark.full
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(workspace: Path) -> None:
     killed_and_resumed(workspace, pictures=2000, kills=20, words=["--processes", "2"])
 
@@ -126,8 +127,8 @@ def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: lis
     whole = stage("stages.shard", "mine", *words)
     took_s = time.monotonic() - begun_s
     assert whole.returncode == 0, whole.stderr
-    manifest = json.loads((workspace / "results/shard/mine.json").read_text())
-    assert len(manifest["splits"]["train"]["shards"]) >= 3
+    manifest = read_result(Manifest, "mine", results=workspace / "results")
+    assert len(manifest.splits["train"].shards) >= 3
     root = workspace / "storage/shards"
     files = {path.name: sha256(path) for path in root.glob("*/*")}
     moments, result = random.Random(1), workspace / "results/shard/mine.json"
@@ -141,15 +142,14 @@ def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: lis
             sharding.kill()
     resumed = stage("stages.shard", "mine", *words)
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(result.read_text()) == manifest
+    assert read_result(Manifest, "mine", results=workspace / "results") == manifest
     assert {path.name: sha256(path) for path in root.glob("*/*")} == files
-    assert [path.name for path in root.iterdir()] == [Path(manifest["samples"]["path"]).parent.name]
+    assert [path.name for path in root.iterdir()] == [Path(manifest.samples.path).parent.name]
 
 
 def test_no_weights_are_a_fact_too(workspace: Path) -> None:
     assert stage("stages.weights", "none").returncode == 0
-    facts = json.loads((workspace / "results/weights/none.json").read_text())
-    assert facts == {"name": "none", "path": None, "sha256": None}
+    assert read_result(ConvertedWeights, "none", results=workspace / "results") == NO_WEIGHTS
 
 
 def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: Path, storage: Path) -> None:
@@ -171,8 +171,8 @@ def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: 
     assert (storage / "runs/fedcba9876543210").exists()
     assert "deleted runs/fedcba9876543210" in stage("stages.storage", "prune", "--yes", "--runs").stdout
 
-    manifest = json.loads((workspace / "results/shard/mine.json").read_text())
-    shard = manifest["splits"]["val"]["shards"][0]["path"]
+    manifest = read_result(Manifest, "mine", results=workspace / "results")
+    shard = manifest.splits["val"].shards[0].path
     (storage / shard).write_bytes(b"altered")
     found = hashlib.sha256(b"altered").hexdigest()
     verified = stage("stages.storage", "verify")

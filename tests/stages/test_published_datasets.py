@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.loader import training_batches, validation_pictures
+from pipeline.loader import TrainingOrder, training_batches, validation_pictures
 from pipeline.params import load_params
+from pipeline.results import Manifest, read_result
 from tests.pipeline.http_server import Server, serving
 from tests.project_copy import Copy
 from tests.shared import PROJECT, shared
@@ -37,7 +36,6 @@ def source(server: Server, dataset: str, number: int, name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize(("dataset", "archives", "row"), IMITATED, ids=[name for name, *_ in IMITATED])
 def test_published_archives_reach_the_loader(
     dataset: str, archives: dict[str, str], row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -66,26 +64,18 @@ def test_published_archives_reach_the_loader(
     assert "a secret" not in said
     assert not any("a secret" in path.read_text() for path in (tmp_path / "results").rglob("*.json"))
 
-    manifest: dict[str, Any] = json.loads((tmp_path / f"results/shard/{dataset}.json").read_text())
-    assert manifest["pixel_layout"] == ("encoded" if dataset == "coco" else "raw")
-    assert [entry["name"] for entry in manifest["sources"]] == list(archives)
+    manifest = read_result(Manifest, dataset, results=tmp_path / "results")
+    assert manifest.pixel_layout == ("encoded" if dataset == "coco" else "raw")
+    assert [source.name for source in manifest.sources] == list(archives)
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     recipe = load_params(PROJECT / "params.yaml").rows[row]
     batches = training_batches(
-        manifest,
-        recipe.train.augmentation,
-        task=recipe.task,
-        pictures=recipe.train.pictures,
-        seed=0,
-        first_step=0,
-        steps=1,
-        global_batch=2,
-        picture_range=range(2),
+        TrainingOrder.of(recipe, manifest, seed=0), first_step=0, steps=1, picture_range=range(2)
     )
     (batch,) = batches
     assert batch.images.shape == (2, 3, *recipe.train.augmentation.crop)
     assert all(len(labels) for labels in batch.labels)
     test = dataclasses.replace(recipe.test, ms_flip=None)
     pictures = list(validation_pictures(manifest, test, task=recipe.task))
-    assert len(pictures) == manifest["splits"]["val"]["records"] == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
+    assert len(pictures) == manifest.splits["val"].records == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
     assert all(picture.label_map is not None and picture.label_map.unique().numel() > 2 for picture in pictures)

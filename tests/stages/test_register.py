@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import write_json
 from pipeline.params import load_params
 from pipeline.results import Registration, read_result, write_result
+from tests.pipeline.manifests import made_up_manifest
 from tests.pipeline.registered import results_of
 from tests.project_copy import Copy
 from tests.shared import PROJECT
@@ -21,8 +21,8 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     copy = Copy(tmp_path)
     params = load_params(PROJECT / "params.yaml")
     row, shapes = params.row("shapes_tiny"), params.dataset("shapes")
-    names = {"class_names": list(shapes.class_names), "thing_classes": list(shapes.thing_classes)}
-    write_json(tmp_path / "results/shard/shapes.json", {"digest": "d", "terms": "", **names})
+    manifest = made_up_manifest(class_names=shapes.class_names, thing_classes=shapes.thing_classes)
+    write_result(manifest, "shapes", results=tmp_path / "results")
     results = results_of(row, tmp_path / "storage", {0: 0.5654, 1: 0.5883})
     write_result(results["trained"], row.name, results=tmp_path / "results")
     command = [sys.executable, "-m", "stages.register", "shapes_tiny"]

@@ -13,7 +13,6 @@ from tests.project_copy import Copy
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_row_goes_from_pictures_to_a_line_in_the_report_and_a_second_seed_trains_alone(tmp_path: Path) -> None:
     copy = Copy(tmp_path)
     copy.params["datasets"]["shapes"]["generate"] |= {"train": 12, "val": 4}

@@ -1,0 +1,94 @@
+"""What a result may depend on besides its key: library versions, device, commit; recorded beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.provenance.sources import PROJECT
+from pipeline.results import Environment
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "albumentations",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "ray",
+    "mlflow",
+)
+"""Libraries whose versions are recorded beside a result."""
+
+
+def environment(*, tf32: str) -> Environment:
+    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: nobody knows).
+
+    `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
+    M2F_GIT_COMMIT says, as `commit_word` has it: on a cluster the code is a copy without one.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        libraries={name: _version(name) for name in LIBRARIES},
+        device=device_name(),
+        cuda=torch.version.cuda if cuda else None,
+        tf32=tf32 if cuda else None,
+        **_git(),
+    )
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def device_name() -> str:
+    """This process's GPU, or the machine's processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit_word() -> str | None:
+    """The checkout in one word, for M2F_GIT_COMMIT: 1f3c..., or 1f3c...-changed where files differ; None without."""
+    state = _git()
+    return state["git_commit"] and f"{state['git_commit']}{'-changed' if state['git_changed'] else ''}"
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the project's own checkout, or of the one it was copied from, and whether files differ from it."""
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    top = ask("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != PROJECT:
+        commit, changed, _ = os.environ.get("M2F_GIT_COMMIT", "").partition("-changed")
+        return {"git_commit": commit or None, "git_changed": bool(changed) if commit else None}
+    changes = ask("status", "--porcelain", "--untracked-files=no", "--", "m2f", "pipeline", "stages", "params.yaml")
+    return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": None if changes is None else bool(changes)}

@@ -1,0 +1,104 @@
+"""The key that names a training: equal keys, equal experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from m2f.config import OFF
+from pipeline.provenance.code import Code, code_digest
+
+if TYPE_CHECKING:
+    from pipeline.params import Row
+
+SETTINGS = "pipeline.params.Row"
+"""The dataclass whose values, and whose parts' values, are in keys by themselves."""
+
+KEEPS_BYTES: Mapping[str, str] = {
+    "pipeline.files": "keeps bytes as they are",
+    "pipeline.storage": "says where bytes lie",
+    "pipeline.stores": "keeps bytes as they are",
+}
+"""What every kind of work leaves out."""
+
+READS_SHARDS: Mapping[str, str] = {
+    "pipeline.loader.verify_shards": "refuses bytes that are not those of the manifest, whose digest is in the key",
+    "pipeline.loader._made_by": "says what to do",
+}
+"""What work on a dataset's shards leaves out besides."""
+
+PROGRESS = ("pipeline.progress.Progress",)
+"""Whose lines may be added anywhere."""
+
+TRAINING = Code(
+    roots=("pipeline.train_loop.train",),
+    left_out={
+        **KEEPS_BYTES,
+        **READS_SHARDS,
+        "m2f.weights.read_checkpoint": "reads tensors as they are; the digest of the initial weights is in the key",
+        "pipeline.measures": "validation watches a training",
+        "pipeline.provenance": "says where a number came from",
+        "pipeline.run_folder": "says how a training ended",
+        "pipeline.tasks": "names figures",
+        "pipeline.train_loop.divergence_noted": "says where a training diverged",
+        "pipeline.train_loop.fell_behind": "watches; a training that it stops has no result",
+        "pipeline.train_loop.peak_memory_mib": "watches",
+        "pipeline.train_loop.why_stopped": "says why a training was stopped",
+        "pipeline.train_loop.refuse_if_too_long": "a training that it stops has no result",
+        "pipeline.train_loop.summary": "says what a training left",
+    },
+    sinks=(*PROGRESS, "pipeline.tracking.Curve", "pipeline.training_progress"),
+    settings=SETTINGS,
+)
+"""The definitions that decide the weights a training ends with, and which of them are kept."""
+
+_SHAPES_NOTHING = ("log_every", "checkpoint_interval")
+"""Fields of TrainConfig that say only how often a run logs and saves."""
+
+
+def run_key(row: Row, *, seed: int, data_digest: str, weights_sha256: str | None) -> str:
+    """The name of one training, 16 hexadecimal digits.
+
+    A digest of the resolved model and train settings (defaults included, so that YAML's spelling does not matter), the
+    seed, the dataset's manifest, the initial weights and the definitions that shape a training. Left out: how often a
+    run logs and saves, the row's name, its other seeds, its test sizes (evaluation is made again when they change), its
+    published figures, and settings at the value at which they do nothing (m2f.config.OFF).
+    """
+    train = settings_facts(row.train)
+    for name in _SHAPES_NOTHING:
+        del train[name]
+    return key_of(
+        task=row.task,
+        model=settings_facts(row.model),
+        train=train,
+        seed=seed,
+        data=data_digest,
+        weights=weights_sha256,
+        code=code_digest(TRAINING),
+    )
+
+
+def key_of(**facts: Any) -> str:
+    """A key, 16 hexadecimal digits, of all that decides a piece of work: JSON values by name."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def settings_facts(settings: Any) -> Any:
+    """Settings as JSON values. A field at its off value is left out: the program is as before the field was there."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        values = {entry: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
+        return {
+            entry.name: settings_facts(value)
+            for entry, value in values.items()
+            if not (OFF in entry.metadata and value == entry.metadata[OFF])
+        }
+    if isinstance(settings, Mapping):
+        return {str(name): settings_facts(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [settings_facts(value) for value in settings]
+    if settings is None or isinstance(settings, bool | int | float | str):
+        return settings
+    raise TypeError(f"{type(settings).__name__} in a row's settings cannot be part of a key")
