@@ -150,6 +150,17 @@ def test_m2f_knows_nothing_but_torch_and_numbers() -> None:
         assert "torch.distributed" not in ast.unparse(ast.parse(path.read_text())), name
 
 
+def test_only_one_module_spells_paths_of_results() -> None:
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        described = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
+                assert not re.search(r"results/[\w{]", node.value), (
+                    f"{name} spells {node.value!r}: pipeline.results does"
+                )
+
+
 def test_no_module_hides_its_imports() -> None:
     for name, path in modules().items():
         if name != "m2f":  # its lazy names are followed by tests.imports

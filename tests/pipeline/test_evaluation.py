@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from pipeline.published import CODE as PUBLISHED_CODE
 from pipeline.results import EvaluatedCheckpoint, Manifest
 from tests.pipeline.provenance.mutations import Project, other_comments
 from tests.shared import PROJECT
+from tests.waiting import until
 
 RUN = "0123456789abcdef"
 
@@ -281,13 +281,13 @@ def start(job: Job, tmp_path: Path) -> Any:
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], folder: Path) -> None:
-    while not path.exists():
-        assert process.poll() is None, [log.read_text() for log in folder.glob("*.log")]
-        time.sleep(0.05)
+    def said() -> str:
+        return "\n".join(log.read_text() for log in folder.glob("*.log"))
+
+    until(path.exists, ended=lambda: process.poll() is not None, said=said)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_after_sigkill_only_what_was_not_finished_is_evaluated_again_with_equal_figures(
     job: Job, start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +303,6 @@ def test_after_sigkill_only_what_was_not_finished_is_evaluated_again_with_equal_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_evaluations_at_once_find_the_same_figures_and_leave_one_result(
     job: Job, start: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -303,7 +303,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # half a minute where nothing else runs
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seed", golden.SEEDS)
 def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(

@@ -331,7 +331,6 @@ MODULES = sorted({each.module for each in Written.of(TRAINING).definitions})
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("module", MODULES)
 def test_changes_that_compute_the_same_keep_the_run_key_and_others_change_it(module: str) -> None:
     made = {make.__name__: make(project(), module) for make in (*SAME, *OTHER)}
