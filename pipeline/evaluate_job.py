@@ -39,6 +39,8 @@ def evaluate_row(row: Row, *, manifest: Manifest, trained: TrainingResult) -> Ev
     decides: Which = "best" if row.checkpoint_rule == "best" else "last"
     seeds = tuple(_evaluated(row, seed, manifest, resources, decides) for seed in trained.seeds)
     finished = [seed.checkpoints[decides].figures for seed in seeds if seed.checkpoints]
+    if not finished:
+        raise ValueError(f"no seed of row {row.name} has finished, so there is nothing to evaluate; {_train(row)}")
     return Evaluation(
         row=row.name,
         dataset=row.dataset,
@@ -88,6 +90,10 @@ def _job(row: Row, seed: TrainedSeed, which: Which, manifest: Manifest, resource
         what=f"seed {seed.seed} of {row.name}, step {checkpoint.step}",
         processes=resources.loader_processes,
     )
+
+
+def _train(row: Row) -> str:
+    return f"train it with: dvc repro -f train@{row.name}"
 
 
 def _overlays(seeds: Sequence[EvaluatedSeed], decides: Which) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.files import delete, files_below, matching, read_json, write_json, write_text
-from pipeline.params import Row, parse
+from pipeline.params import Row, Task, parse
 from pipeline.progress import Progress
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
@@ -31,6 +31,7 @@ from pipeline.results import EvaluatedCheckpoint, Figures, Manifest
 from pipeline.run_folder import OVERLAYS, evaluation_dir
 from pipeline.storage import stored
 from pipeline.stores import StoredPath
+from pipeline.tasks import FIGURES
 
 if TYPE_CHECKING:
     from pipeline.cluster import Resources
@@ -107,13 +108,17 @@ def evaluation_key(
     )
 
 
-def finished_evaluation(folder: StoredPath) -> EvaluatedCheckpoint | None:
-    """What a finished evaluation found; None: it is not finished, or its file cannot be read: it is made again."""
+def finished_evaluation(folder: StoredPath, task: Task) -> EvaluatedCheckpoint | None:
+    """What a finished evaluation of a row of this task found; None: it is not finished, or something of it is gone or
+    cannot be read: it is made again."""
     path = folder / "result.json"
     try:
-        return parse(EvaluatedCheckpoint, read_json(path, made_by=""), str(path))
+        found = parse(EvaluatedCheckpoint, read_json(path, made_by=""), str(path))
+        known = read_json(folder / "figures.json", made_by="")
     except ValueError:
         return None
+    whole = found.key == folder.name and set(FIGURES[task]) <= set(found.figures) and known == _shown_figures(found)
+    return found if whole and overlays_of(folder) else None
 
 
 def overlays_of(folder: StoredPath) -> list[StoredPath]:
@@ -126,7 +131,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
 
     In this process, or as one Ray task per worker. ValueError when the checkpoint is altered or of another run.
     """
-    if (found := finished_evaluation(job.folder)) is not None:
+    if (found := finished_evaluation(job.folder, job.row.task)) is not None:
         return found
     from pipeline.checkpoints import check_digest
 
@@ -146,7 +151,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
     try:
         measures = _merged(job, parts)
     except FileNotFoundError:  # another process has finished it meanwhile
-        if (found := finished_evaluation(job.folder)) is not None:
+        if (found := finished_evaluation(job.folder, job.row.task)) is not None:
             return found
         raise
     found = keep(job.run_dir, job.key, measures, step=job.step, title=job.what)
@@ -234,7 +239,15 @@ def _merged(job: Job, parts: Sequence[range]) -> Measures:
 
     measures = Measures(job.row, job.manifest)
     for part in parts:
-        measures.add_state(json.loads(_part_file(job, part).read_text(encoding="utf-8")))
+        path = _part_file(job, part)
+        try:
+            measures.add_state(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            path.unlink(missing_ok=True)
+            raise ValueError(
+                f"{path} was altered ({type(error).__name__}: {error}) and is deleted; run the same command again, "
+                "which makes it anew"
+            ) from None
     return measures
 
 
@@ -261,8 +274,12 @@ def _show(folder: StoredPath, found: EvaluatedCheckpoint, measures: Measures, ti
         pixels = {"class_names": measures.class_names, "true_by_predicted": confusion.tolist()}
         write_text(folder / "confusion.json", json.dumps(pixels, ensure_ascii=False) + "\n")
         draw_confusion(folder / "confusion.png", confusion, measures.class_names, title)
-    known = {f"test_{name}": value for name, value in found.figures.items() if value is not None}
-    write_json(folder / "figures.json", known)
+    write_json(folder / "figures.json", _shown_figures(found))
+
+
+def _shown_figures(found: EvaluatedCheckpoint) -> dict[str, float]:
+    """The figures by their names in MLflow; those that had nothing to count are left out."""
+    return {f"test_{name}": value for name, value in found.figures.items() if value is not None}
 
 
 def _table(per_class: Mapping[str, Figures]) -> str:

@@ -127,7 +127,9 @@ def read_json(path: str | StoredPath, *, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it with: {made_by}") from None
-    except ValueError as error:  # of json's, of UTF-8, of _no_number
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder, not a file; delete it and make it again with: {made_by}") from None
+    except (ValueError, RecursionError) as error:  # of json's, of UTF-8, of _no_number
         raise ValueError(f"{path} is not JSON ({error}); make it again with: {made_by}") from None
 
 

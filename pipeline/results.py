@@ -561,7 +561,7 @@ def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object; make it again with: {command}")
     version = content.pop("version", None)
-    if version != wanted:
+    if type(version) is not int or version != wanted:
         found = "no version of its layout" if version is None else f"version {version} of its layout"
         raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
     try:

@@ -147,7 +147,7 @@ def finished_result(run_dir: StoredPath) -> Finished | None:
 def note_of(run_dir: StoredPath, kind: type[_Note]) -> _Note | None:
     """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
     path = run_dir / _FILES[kind]
-    return _parsed(kind, read_json(path, made_by=_AGAIN), path, str(path)) if path.exists() else None
+    return _parsed(kind, read_json(path, made_by=_AGAIN), path) if path.exists() else None
 
 
 def write_note(run_dir: StoredPath, note: Any) -> None:
@@ -173,7 +173,7 @@ def pools_of(run_dir: StoredPath) -> tuple[Pool, ...]:
     content = read_json(path, made_by=_AGAIN)
     if not isinstance(content, list):
         raise ValueError(f"{path} is no list of pools; {_foreign(path)}")
-    return tuple(_parsed(Pool, entry, path, f"{path}[{place}]") for place, entry in enumerate(content))
+    return tuple(_parsed(Pool, entry, path, f"[{place}]") for place, entry in enumerate(content))
 
 
 def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
@@ -181,12 +181,13 @@ def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
     write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
 
 
-_AGAIN = "training this row again"
+_AGAIN = "training this row again, once the file is deleted"
 
 
-def _parsed(kind: type[_Note], content: Any, path: StoredPath, where: str) -> _Note:
+def _parsed(kind: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
+    """`place`: of the content in the file; empty: it is all of it."""
     try:
-        return parse(kind, content, where)
+        return parse(kind, content, f"{path}{place}", in_file=not place)
     except ValueError as error:
         raise ValueError(f"{error}; {_foreign(path)}") from None
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pipeline.files import read_json
 from pipeline.params import Row, Task, VerdictConfig
 from pipeline.results import (
     Accepted,
@@ -319,12 +318,6 @@ def of_row(kind: type[_Result], row: Row, results: Path) -> _Result | None:
             if name not in checkpoint.figures:
                 raise ValueError(f"{path} has no {name!r} of the checkpoint of step {checkpoint.step}; {again}")
     return result
-
-
-def read(results: Path, stage: str, name: str) -> Any:
-    """results/<stage>/<name>.json, or None where the stage has not run."""
-    path = results / stage / f"{name}.json"
-    return read_json(path, made_by=f"dvc repro -f {stage}@{name}") if path.exists() else None
 
 
 def _checkpoints(result: object) -> Iterator[EvaluatedCheckpoint]:

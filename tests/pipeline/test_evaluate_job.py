@@ -22,6 +22,7 @@ from pipeline.run_folder import evaluation_dir
 from pipeline.seeds import train_row
 from pipeline.tasks import FIGURES
 from pipeline.tracking import track_row
+from tests.pipeline import made_up
 from tests.pipeline.conftest import NO_WEIGHTS
 from tests.pipeline.manifests import made_up_manifest
 
@@ -135,6 +136,12 @@ def test_an_altered_or_missing_checkpoint_is_not_evaluated(
     path.unlink()
     with pytest.raises(ValueError, match=r"is missing from the storage root .*: dvc repro -f train@small"):
         evaluate_row(two_steps, manifest=small_data[1], trained=trained)
+
+
+def test_a_row_without_a_finished_seed_is_one_sentence(two_steps: Row, small_data: tuple[Path, Manifest]) -> None:
+    failed = made_up.trained_seed(1, status="failed", checkpoints=None)
+    with pytest.raises(ValueError, match=r"no seed of row small has finished, .*: dvc repro -f train@small"):
+        evaluate_row(two_steps, manifest=small_data[1], trained=made_up.training("small", [failed]))
 
 
 def forget_evaluations(folder: Path) -> None:

@@ -154,14 +154,40 @@ def test_other_test_settings_are_another_evaluation_and_the_first_is_found_when_
     assert evaluate(job, ALONE) == first and len(seen) == 24
 
 
-def test_a_torn_result_is_made_again(job: Job) -> None:
+def test_a_result_that_is_torn_altered_or_not_whole_is_made_again(job: Job) -> None:
     first = evaluate(job, ALONE)
-    (job.folder / "result.json").write_text('{"key": "')
-    assert finished_evaluation(job.folder) is None
+    path = job.folder / "result.json"
+    content = json.loads(path.read_text())
+    assert finished_evaluation(job.folder, "panoptic") == first
+    for wrong in (
+        '{"key": "',
+        json.dumps({**content, "more": 1}),  # another version's
+        json.dumps({**content, "key": "0" * 16}),
+        json.dumps({**content, "figures": {}}),
+        json.dumps({**content, "figures": {**content["figures"], "pq": 0.125}}),
+    ):
+        path.write_text(wrong)
+        assert finished_evaluation(job.folder, "panoptic") is None
     assert evaluate(job, ALONE) == first
-    content = json.loads((job.folder / "result.json").read_text())
-    (job.folder / "result.json").write_text(json.dumps({**content, "more": 1}))  # another version's
-    assert finished_evaluation(job.folder) is None
+    (job.folder / "figures.json").write_text("{")
+    assert finished_evaluation(job.folder, "panoptic") is None
+    assert evaluate(job, ALONE) == first
+    shutil.rmtree(job.folder / "overlays")
+    assert finished_evaluation(job.folder, "panoptic") is None
+    assert evaluate(job, ALONE) == first and len(evaluation.overlays_of(job.folder)) == 8
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"semantic": 1, "panoptic": 2, "instance": 3}'])
+def test_a_part_that_was_altered_is_deleted_with_a_sentence_and_made_anew(job: Job, text: str) -> None:
+    expected, _ = undisturbed(job)
+    part = job.folder / "parts" / "000003-000003.json"
+    part.parent.mkdir(parents=True)
+    part.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"000003-000003\.json was altered .* and is deleted; run the same command again"
+    ):
+        evaluate(job, ALONE)
+    assert evaluate(job, ALONE) == expected
 
 
 def test_everything_that_decides_a_figure_is_in_the_key(job: Job) -> None:
@@ -316,6 +342,6 @@ def test_two_evaluations_at_once_find_the_same_figures_and_leave_one_result(
         wait_for(out, process, tmp_path)
         process.wait()
         assert pickle.loads(out.read_bytes()) == expected
-    assert finished_evaluation(job.folder) == expected
+    assert finished_evaluation(job.folder, "panoptic") == expected
     assert (job.folder / "confusion.json").read_bytes() == confusions
     assert [path.name for path in job.folder.rglob("*.part")] == []

@@ -105,6 +105,7 @@ def test_what_has_not_run_is_named_with_the_command_that_makes_it(tmp_path: Path
     [
         (["version"], 0, " has version 0 of its layout, but version 1 is needed"),
         (["version"], 2, " has version 2 of its layout, but version 1 is needed"),
+        (["version"], True, " has version True of its layout, but version 1 is needed"),
         (["version"], None, " has no version of its layout, but version 1 is needed"),
         (["terms"], None, ": terms is None; expected str"),
         (["license"], "CC0", ": unknown key 'license'; known: dataset, generate, sources, terms"),
@@ -148,6 +149,14 @@ def test_what_was_written_before_layouts_had_versions_is_refused_with_the_comman
 @pytest.mark.parametrize("text", ['["mine"]', '"mine"', "null", "3"])
 def test_a_file_that_holds_no_object_is_refused_with_the_command(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path, text) == f" is no JSON object{AGAIN}"
+
+
+def test_a_folder_in_the_place_of_a_file_and_json_without_a_bottom_are_one_sentence(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "[" * 100_000).startswith(" is not JSON (")
+    path = result_path(FetchedDataset, "another", results=tmp_path)
+    path.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"another\.json is a folder, not a file; .*: dvc repro -f fetch@another$"):
+        read_result(FetchedDataset, "another", results=tmp_path)
 
 
 def test_a_torn_file_is_refused_with_the_command(tmp_path: Path) -> None:
