@@ -50,7 +50,7 @@ def evaluate_row(row: Row, *, manifest: Manifest, trained: TrainingResult) -> Ev
         decides=decides,
         seeds=seeds,
         median={name: _median([figures[name] for figures in finished]) for name in finished[0]},
-        baseline=None if row.task == "instance" else commonest_class(manifest),
+        baseline=commonest_class(manifest) if row.task != "instance" and "train" in manifest.splits else None,
         overlays=_overlays(seeds, decides),
     )
 

@@ -137,7 +137,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
 
     stored(f"runs/{job.run_key}/checkpoints/{job.checkpoint.name}", made_by=f"dvc repro -f train@{job.row.name}")
     check_digest(job.checkpoint, job.sha256, row=job.row.name)
-    records = job.manifest.splits["val"].records
+    records = job.manifest.split("val").records
     parts = parts_of(records)
     missing = [part for part in parts if not _part_file(job, part).exists()]
     if missing:
@@ -184,7 +184,7 @@ def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] 
     load_checkpoint(job.checkpoint, model=model, run_key=job.run_key, digest=job.sha256)
     if torch.cuda.is_available():
         model.cuda()
-    shown = _shown(job.manifest.splits["val"].records)
+    shown = _shown(job.manifest.split("val").records)
     places = [place for part in waiting for place in part]
     pictures = predictions(model, job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
@@ -217,7 +217,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
         while running:
             ended, running = ray.wait(running, num_returns=len(running), timeout=PROGRESS_EVERY_S)
             ray.get(ended)
-            progress.add(job.manifest.splits["val"].records - _left(job) - progress.count)
+            progress.add(job.manifest.split("val").records - _left(job) - progress.count)
     except ray.exceptions.RayTaskError as error:  # its text is a traceback; the sentence is in its cause
         if isinstance(error.cause, (ValueError, OSError)):
             raise error.cause from None
@@ -230,7 +230,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
 def _left(job: Job) -> int:
     """Pictures of the parts that are not there."""
     there = files_below(job.folder / "parts")
-    return sum(len(part) for part in parts_of(job.manifest.splits["val"].records) if _part_name(part) not in there)
+    return sum(len(part) for part in parts_of(job.manifest.split("val").records) if _part_name(part) not in there)
 
 
 def _merged(job: Job, parts: Sequence[range]) -> Measures:

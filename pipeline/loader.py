@@ -204,7 +204,7 @@ def verify_shards(manifest: Manifest, split: str) -> None:
 
     ValueError names a missing or altered shard.
     """
-    shards = {shard.path: Expected(shard.bytes, shard.sha256) for shard in manifest.splits[split].shards}
+    shards = {shard.path: Expected(shard.bytes, shard.sha256) for shard in manifest.split(split).shards}
     wrong = store_of(storage_root()).first_wrong(
         shards,
         note=f"{manifest.digest[:16]}-{split}",
@@ -373,15 +373,13 @@ class _Split:
     @classmethod
     def of(cls, manifest: Manifest, split: str, task: Task) -> _Split:
         """A verified split of a manifest, for a task."""
-        if split not in manifest.splits:
-            raise ValueError(f"dataset {manifest.dataset} has no split {split}; `splits` in params.yaml names them")
+        records, shards = manifest.split(split).records, manifest.split(split).shards
         if _LABELS[task] not in manifest.labels:
             raise ValueError(
                 f"dataset {manifest.dataset} has no {_LABELS[task]} labels, which the task {task} needs, but "
                 f"{' and '.join(manifest.labels)}; give the row another `task` or another dataset"
             )
         verify_shards(manifest, split)
-        shards = manifest.splits[split].shards
         starts = itertools.accumulate((shard.records for shard in shards[:-1]), initial=0)
         thing = np.array([name in manifest.thing_classes for name in manifest.class_names])
         return cls(
@@ -390,7 +388,7 @@ class _Split:
             paths=tuple(shard.path for shard in shards),
             digests=tuple(shard.sha256 for shard in shards),
             starts=tuple(starts),
-            records=manifest.splits[split].records,
+            records=records,
             thing_index=np.where(thing, thing.cumsum() - 1, -1),
             made_by=_made_by(manifest),
             raw=manifest.pixel_layout == "raw",

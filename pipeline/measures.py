@@ -124,7 +124,7 @@ def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, 
     """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
     measures = Measures(row, manifest)
     for picture, outcome in predictions(
-        model, manifest, row, places=range(worker, manifest.splits["val"].records, workers)
+        model, manifest, row, places=range(worker, manifest.split("val").records, workers)
     ):
         measures.update(picture, outcome)
     return measures

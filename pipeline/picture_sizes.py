@@ -40,7 +40,7 @@ def counted(dataset: str, manifest: Manifest | None) -> Pictures | None:
     records = {split: entry.records for split, entry in manifest.splits.items()}
     sides = manifest.picture_sizes["val" if "val" in records else "train"]
     (_, height, _), (_, width, _) = sides.height, sides.width
-    return Pictures(train=records["train"], val=records.get("val", 0), usual=(height, width))
+    return Pictures(train=records.get("train", 0), val=records.get("val", 0), usual=(height, width))
 
 
 def shown_size(size: Size, *, short_side: int, long_side_max: int, pad_multiple: int) -> Size:

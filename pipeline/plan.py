@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m2f.config import ModelConfig
-from pipeline.files import read_json
 from pipeline.params import Params, Row
 from pipeline.picture_sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
 from pipeline.results import (
@@ -206,11 +205,6 @@ def _settled(row: Row, results: Path) -> list[TrainedSeed]:
         for seed in (trained.seeds if trained else ())
         if seed.seed in row.seeds and seed.status in ("finished", "diverged") and seed.steps == row.train.steps
     ]
-
-
-def _result(results: str | Path, stage: str, name: str) -> Any:
-    path = Path(results) / stage / f"{name}.json"
-    return read_json(path, made_by=f"dvc repro {stage}@{name}") if path.exists() else None
 
 
 def _training_s(row: Row, speed: Speed) -> float:

@@ -78,7 +78,11 @@ def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate
             )
         checkpoint = training.checkpoints[evaluated.decides]
         value = entry.checkpoints[evaluated.decides].figures[evaluated.primary]
-        assert value is not None  # Measures.figures
+        if value is None:
+            raise ValueError(
+                f"seed {entry.seed} has no {LABELS[evaluated.primary]} in {result_path(Evaluation, evaluated.row)}: "
+                "the validation pictures hold nothing that it counts, so there is no best checkpoint to register"
+            )
         found.append(
             Candidate(
                 seed=entry.seed,

@@ -8,13 +8,14 @@ No other module spells a path below results/.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.files import read_json, write_json
 from pipeline.params import Task, parse
+from pipeline.tasks import FIGURES, primary
 
 RESULTS = Path("results")
 """The folder of all results, in the working directory."""
@@ -143,6 +144,12 @@ class Manifest:
     """Where they lay is left out."""
     samples: Samples
     terms: str
+
+    def split(self, name: str) -> Split:
+        """ValueError where the dataset has no such split."""
+        if name not in self.splits:
+            raise ValueError(f"dataset {self.dataset} has no split {name}; `splits` in params.yaml names them")
+        return self.splits[name]
 
     def class_names_of(self, task: Task) -> tuple[str, ...]:
         """The classes of a row with this task: the dataset's, or its things alone for an instance row."""
@@ -365,7 +372,7 @@ class Evaluation:
     median: Figures
     """Of the finished seeds; None as soon as one seed lacks a figure."""
     baseline: Baseline | None
-    """None: the task's figures cannot be worked out from counts of pixels."""
+    """None: the task's figures cannot be worked out from counts of pixels, or there are no training pictures."""
     overlays: tuple[str, ...]
     """Under the storage root."""
 
@@ -523,21 +530,58 @@ class Registration:
     """Without a password."""
 
 
+def _wrong_manifest(manifest: Manifest) -> str:
+    counts = ("pixels", "pictures", "instances")
+    if not manifest.splits:
+        return "has no splits"
+    for name in ("ignored_pixels", "things_per_picture", "picture_sizes", "bytes", "skipped", *counts):
+        if {*getattr(manifest, name)} != {*manifest.splits}:
+            return f"has other splits in {name} than in splits"
+    for name in counts:
+        for split, values in getattr(manifest, name).items():
+            if len(values) != len(manifest.class_names):
+                return f"has {name} of split {split} for {len(values)} classes, but {len(manifest.class_names)} classes"
+    return ""
+
+
+def _wrong_evaluation(evaluated: Evaluation) -> str:
+    first = primary(evaluated.task)
+    if evaluated.primary != first:
+        return f"has the primary figure {evaluated.primary!r}, but that of the task {evaluated.task} is {first!r}"
+    seeds = [seed.checkpoints for seed in evaluated.seeds if seed.checkpoints]
+    return _lacking([each for seed in seeds for each in (seed.last, seed.best)], evaluated.task)
+
+
+def _wrong_published(checked: PublishedEvaluation) -> str:
+    padded = [each for each in (checked.evaluated, checked.other_padding) if each]
+    return _lacking([each.checkpoint for each in padded], checked.task)
+
+
+def _lacking(checkpoints: Sequence[EvaluatedCheckpoint], task: Task) -> str:
+    for checkpoint in checkpoints:
+        for name in FIGURES[task]:
+            if name not in checkpoint.figures:
+                return f"has no {name!r} of the checkpoint of step {checkpoint.step}"
+    return ""
+
+
 class _File(NamedTuple):
     """Where a kind of result lies, and how its file is read."""
 
     stage: str
     version: int
     """Rises whenever the fields or their meaning change."""
+    wrong: Callable[[Any], str] = lambda result: ""
+    """What is wrong with a result although each value may be, after the name of its file; empty: nothing."""
 
 
 _FILES: Mapping[type, _File] = {
     FetchedDataset: _File("fetch", 1),
-    Manifest: _File("shard", 1),
+    Manifest: _File("shard", 1, _wrong_manifest),
     ConvertedWeights: _File("weights", 1),
     TrainingResult: _File("train", 1),
-    Evaluation: _File("evaluate", 1),
-    PublishedEvaluation: _File("published", 1),
+    Evaluation: _File("evaluate", 1, _wrong_evaluation),
+    PublishedEvaluation: _File("published", 1, _wrong_published),
     Benchmark: _File("benchmark", 1),
     Registration: _File("register", 1),
 }
@@ -555,7 +599,7 @@ def made_by(kind: type, name: str) -> str:
 
 def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
     """A stage's result. ValueError, with the command that makes it, where it is missing, torn, of another version of
-    its layout, or holds a key or value that it should not."""
+    its layout, holds a key or value that it should not, or contradicts itself."""
     path, command, wanted = result_path(kind, name, results=results), made_by(kind, name), _FILES[kind].version
     content = read_json(path, made_by=command)
     if not isinstance(content, dict):
@@ -565,9 +609,12 @@ def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _
         found = "no version of its layout" if version is None else f"version {version} of its layout"
         raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
     try:
-        return parse(kind, content, str(path), in_file=True)
+        result = parse(kind, content, str(path), in_file=True)
     except ValueError as error:
         raise ValueError(f"{error}; make it again with: {command}") from None
+    if wrong := _FILES[kind].wrong(result):
+        raise ValueError(f"{path} {wrong}; make it again with: {command}")
+    return result
 
 
 def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
@@ -585,3 +632,9 @@ def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
 def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
     """The rows, datasets or weights that have such a result, sorted."""
     return (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
+
+
+def every_result(results: Path = RESULTS) -> Iterator[Any]:
+    """All results as JSON, whatever their kind and version: what a file of an earlier version names is kept too."""
+    for path in sorted(results.rglob("*.json")):
+        yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.disk import is_partial
-from pipeline.files import copy_file, delete, files_below, local_file, read_json, sha256
+from pipeline.files import copy_file, delete, files_below, local_file, sha256
 from pipeline.progress import Progress
-from pipeline.results import RESULTS
+from pipeline.results import RESULTS, every_result
 from pipeline.stores import StoredPath
 
 if TYPE_CHECKING:
@@ -152,15 +152,9 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
-def _results(folder: Path) -> Iterator[Any]:
-    """Every result as JSON, whichever kind and version: what a file of an earlier version names is kept too."""
-    for path in sorted(folder.rglob("*.json")):
-        yield read_json(path, made_by="the stage that its folder is named after")
-
-
 def inventory(results: Path = RESULTS) -> list[Item]:
     """What lies under the storage root, by path: the entries of its folders, one level deep."""
-    named = {text for value in _results(results) for text in _strings(value)}
+    named = {text for value in every_result(results) for text in _strings(value)}
     sizes: Counter[str] = Counter()
     for name, size in files_below(storage_root()).items():
         if "/" in name:
@@ -178,7 +172,7 @@ def _item(name: str) -> str:
 
 def named_digests(results: Path = RESULTS) -> dict[str, str]:
     """SHA-256 of every file that results/ names with one, by its path under the root; folders in place are left out."""
-    found = (pair for value in _results(results) for pair in _digests(value))
+    found = (pair for value in every_result(results) for pair in _digests(value))
     return {path: digest for path, digest in found if not path.endswith("/folder.json")}
 
 

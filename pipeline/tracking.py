@@ -132,13 +132,37 @@ def catch_up(
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
     results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server
-    as long as it takes.
+    as long as it takes. ValueError: a file of the folder is torn.
     """
     described = note_of(run_dir, TrackedRun)
     if described is None:
         return None
     loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
-    return attempt(loss, lambda: _catch_up(run_dir, described, status, tags or {}, evaluation), patient=patient)
+    shown = {**_machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
+    folder = evaluation_dir(run_dir, evaluation) if evaluation is not None else None
+    stage = "published" if status == "published" else "evaluate"
+    figures = _figures(folder, f"dvc repro -f {stage}@{described.row}") if folder is not None else None
+    if status:
+        shown["m2f.status"] = status
+
+    def send() -> str:
+        client = mlflow_client()
+        run = _open_run(described, running=False)
+        run_id = str(run.info.run_id)
+        for name in ("curve.jsonl", LOAD):
+            backlog = Backlog(run_dir / name)
+            while backlog.send(client, run_id):
+                pass
+        files = {}
+        if folder is not None and figures is not None:
+            _send_figures(client, run, figures)
+            files = _send_evaluation(client, run, folder)
+        _send_tags(client, run, shown | files)
+        if status:
+            _end(client, run, _STATUS[status], run_dir)
+        return run_id
+
+    return attempt(loss, send, patient=patient)
 
 
 def track_row(
@@ -343,35 +367,19 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
     return run
 
 
-def _catch_up(
-    run_dir: StoredPath,
-    described: TrackedRun,
-    status: str | None,
-    more_tags: Mapping[str, str],
-    evaluation: str | None,
-) -> str:
-    client = mlflow_client()
-    run = _open_run(described, running=False)
-    run_id: str = run.info.run_id
-    tags = {**_machine_tags(run_dir), **more_tags}
-    for name in ("curve.jsonl", LOAD):
-        backlog = Backlog(run_dir / name)
-        while backlog.send(client, run_id):
-            pass
-    if evaluation is not None:
-        tags |= _send_evaluation(client, run, evaluation_dir(run_dir, evaluation), described.row)
-    _send_tags(client, run, tags | ({"m2f.status": status} if status else {}))
-    if status:
-        _end(client, run, _STATUS[status], run_dir)
-    return run_id
+def _figures(folder: StoredPath, made_by: str) -> dict[str, float] | None:
+    """The figures of an evaluation as MLflow shows them; None: they are not there."""
+    path = folder / "figures.json"
+    if not path.exists():
+        return None
+    figures = read_json(path, made_by=made_by)
+    if not isinstance(figures, dict) or any(type(value) not in (int, float) for value in figures.values()):
+        raise ValueError(f"{path} holds no figures by name; make it again with: {made_by}")
+    return figures
 
 
-def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, row: str) -> dict[str, str]:
-    """Figures, tables, charts and pictures of an evaluation, as far as they are there; the tag that says which files
-    were sent."""
-    if not (folder / "figures.json").exists():
-        return {}
-    _send_figures(client, run, read_json(folder / "figures.json", made_by=f"dvc repro -f evaluate@{row}"))
+def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath) -> dict[str, str]:
+    """Tables, charts and pictures of an evaluation, as far as they are there; the tag that says which were sent."""
     shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
     files = {f"evaluation/{path.name}": path for path in shown}
     files |= {f"overlays/{path.name}": path for path in matching(folder / "overlays", "*.png")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,6 @@ from pipeline.results import (
     Baseline,
     Behind,
     Benchmark,
-    EvaluatedCheckpoint,
     EvaluatedSeed,
     Evaluation,
     Figures,
@@ -305,31 +304,16 @@ def short_device(device: str, *, gpu: bool = True) -> str:
 def of_row(kind: type[_Result], row: Row, results: Path) -> _Result | None:
     """The row's result of a kind, or None where the stage has not run.
 
-    ValueError with the command that makes it again when it cannot be read, is of another task than the row, or lacks a
-    figure of the task.
+    ValueError with the command that makes it again when it cannot be read, or is of another task than the row.
     """
     result = find_result(kind, row.name, results=results)
-    path, again = result_path(kind, row.name, results=results), f"make it again with: {made_by(kind, row.name)}"
     task = getattr(result, "task", row.task)
     if task != row.task:
-        raise ValueError(f"{path} is of the task {task}, but row {row.name} is {row.task} now; {again}")
-    for checkpoint in _checkpoints(result):
-        for name in FIGURES[row.task]:
-            if name not in checkpoint.figures:
-                raise ValueError(f"{path} has no {name!r} of the checkpoint of step {checkpoint.step}; {again}")
+        raise ValueError(
+            f"{result_path(kind, row.name, results=results)} is of the task {task}, but row {row.name} is {row.task} "
+            f"now; make it again with: {made_by(kind, row.name)}"
+        )
     return result
-
-
-def _checkpoints(result: object) -> Iterator[EvaluatedCheckpoint]:
-    """Every checkpoint that a result has figures of."""
-    if isinstance(result, Evaluation):
-        for seed in result.seeds:
-            if seed.checkpoints:
-                yield from (seed.checkpoints.last, seed.checkpoints.best)
-    elif isinstance(result, PublishedEvaluation):
-        yield result.evaluated.checkpoint
-        if result.other_padding:
-            yield result.other_padding.checkpoint
 
 
 def _names(task: str) -> tuple[str, ...]:

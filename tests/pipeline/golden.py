@@ -28,6 +28,7 @@ from pipeline.fetch import fetch, open_sources
 from pipeline.files import write_json
 from pipeline.params import load_params
 from pipeline.provenance.environment import device_name
+from pipeline.results import Manifest
 from pipeline.shards import build
 from pipeline.tracking import read_curve
 from pipeline.train_loop import LEAVE, Left, Run, train
@@ -68,16 +69,16 @@ def tolerance(step: int) -> float:
     return 1e-5 if step < 2 else 5e-3 if step < 10 else 4e-2
 
 
-def make_shards() -> dict[str, Any]:
+def make_shards() -> Manifest:
     """The manifest of the row's dataset, sharded below M2F_STORAGE."""
     params = load_params(PROJECT / "params.yaml")
     name = params.row(ROW).dataset
     config = params.dataset(name)
-    facts = fetch(name, config, base=PROJECT)
-    return build(name, config, open_sources(facts), facts=facts["sources"], processes=0)
+    fetched = fetch(name, config, base=PROJECT)
+    return build(name, config, open_sources(fetched), facts=fetched.sources, processes=0)
 
 
-def trajectory(seed: int, manifest: dict[str, Any], folder: Path) -> Trajectory:
+def trajectory(seed: int, manifest: Manifest, folder: Path) -> Trajectory:
     """Train a seed in an empty `folder` for STEPS steps of its whole schedule.
 
     Only how often it logs and saves is not the row's: these two settings shape no weights.

@@ -9,7 +9,8 @@ from pipeline.results import Manifest, PictureSizes, Samples, Shard, SkippedReco
 
 def made_up_manifest(**fields: Any) -> Manifest:
     """Of two training pictures, of which one was skipped, and one for validation, 8 x 10 each; keywords replace
-    fields."""
+    fields. Classes after the third have nothing."""
+    more = (0,) * (len(fields.get("class_names", ())) - 3)
     sizes = PictureSizes(height=(8, 8, 8), width=(10, 10, 10))
     shards = {
         split: Shard(path=f"shards/5a5a/{split}-00000.arrow", records=1, bytes=512, sha256="5a" * 32)
@@ -24,10 +25,10 @@ def made_up_manifest(**fields: Any) -> Manifest:
         "labels": ("panoptic", "semantic"),
         "pixel_layout": "encoded",
         "splits": {split: Split(records=1, shards=(shard,)) for split, shard in shards.items()},
-        "pixels": {"train": (40, 30, 6), "val": (40, 40, 0)},
+        "pixels": {"train": (40, 30, 6, *more), "val": (40, 40, 0, *more)},
         "ignored_pixels": {"train": 4, "val": 0},
-        "pictures": {"train": (1, 1, 1), "val": (1, 1, 0)},
-        "instances": {"train": (0, 0, 2), "val": (0, 0, 0)},
+        "pictures": {"train": (1, 1, 1, *more), "val": (1, 1, 0, *more)},
+        "instances": {"train": (0, 0, 2, *more), "val": (0, 0, 0, *more)},
         "things_per_picture": {"train": {2: 1}, "val": {0: 1}},
         "picture_sizes": {"train": sizes, "val": sizes},
         "bytes": {"train": 512, "val": 512},

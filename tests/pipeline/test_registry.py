@@ -102,6 +102,13 @@ def test_without_a_finished_seed_there_is_nothing_to_register(row: Row, storage:
         candidates(**results_of(row, storage, {0: "lost its workers"}))
 
 
+def test_a_seed_whose_figure_had_nothing_to_count_is_refused(row: Row, storage: Path) -> None:
+    results = results_of(row, storage, {0: 0.5})
+    nothing = evaluation(row.name, [evaluated_seed(0, checkpoint(row.task, None), key="run")])
+    with pytest.raises(ValueError, match=r"seed 0 has no mIoU in results/evaluate/odd_semantic\.json: .* nothing that"):
+        candidates(nothing, results["trained"])
+
+
 def test_an_evaluation_of_other_trainings_is_refused(row: Row, storage: Path) -> None:
     results = results_of(row, storage, {0: 0.5}), results_of(row, storage, {0: 0.5}, run="other")
     with pytest.raises(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ from pipeline.results import (
     FetchedSource,
     RegisteredVersion,
     Registration,
+    every_result,
     find_result,
+    made_by,
     names_of,
     read_result,
     result_path,
@@ -151,6 +154,54 @@ def test_a_file_that_holds_no_object_is_refused_with_the_command(tmp_path: Path,
     assert refusal(tmp_path, text) == f" is no JSON object{AGAIN}"
 
 
+LACKING = dataclasses.replace(CHECKPOINT, step=80, figures={"miou": 0.5, "pixel_accuracy": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (made_up_manifest(splits={}), "has no splits"),
+        (
+            made_up_manifest(pixels={"val": (40, 40, 0)}),
+            "has other splits in pixels than in splits",
+        ),
+        (
+            made_up_manifest(instances={"train": (0, 0, 2), "val": (0, 0)}),
+            "has instances of split val for 2 classes, but 3 classes",
+        ),
+        (
+            made_up.evaluation("mine", [], primary="pq"),
+            "has the primary figure 'pq', but that of the task semantic is 'miou'",
+        ),
+        (
+            made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT, LACKING)]),
+            "has no 'mean_accuracy' of the checkpoint of step 80",
+        ),
+        (
+            made_up.published_evaluation("mine", made_up.padded(LACKING), published={"miou": 50.5}),
+            "has no 'mean_accuracy' of the checkpoint of step 80",
+        ),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused_with_the_command(
+    tmp_path: Path, result: Any, sentence: str
+) -> None:
+    kind = type(result)
+    path = write_result(result, "mine", results=tmp_path)
+    whole = f"{path} {sentence}; make it again with: {made_by(kind, 'mine')}"
+    with pytest.raises(ValueError, match=f"^{re.escape(whole)}$"):
+        read_result(kind, "mine", results=tmp_path)
+
+
+def test_a_torn_file_among_all_results_is_named_with_the_command(tmp_path: Path) -> None:
+    write_result(FETCHED, "mine", results=tmp_path)
+    assert [result["dataset"] for result in every_result(tmp_path)] == ["mine"]
+    torn = result_path(FetchedDataset, "torn", results=tmp_path)
+    torn.write_text('{"dataset": ')
+    with pytest.raises(ValueError, match=r"torn\.json is not JSON .*; make it again with: dvc repro -f fetch@torn$"):
+        list(every_result(tmp_path))
+
+
 def test_a_folder_in_the_place_of_a_file_and_json_without_a_bottom_are_one_sentence(tmp_path: Path) -> None:
     assert refusal(tmp_path, "[" * 100_000).startswith(" is not JSON (")
     path = result_path(FetchedDataset, "another", results=tmp_path)
@@ -177,6 +228,13 @@ def test_an_instance_rows_classes_are_the_things_alone() -> None:
     assert manifest.class_names_of("panoptic") == manifest.class_names_of("semantic") == ("car", "sky", "dog")
     assert (manifest.class_names_of("instance"), manifest.thing_ids_of("instance")) == (("car", "dog"), [0, 1])
     assert manifest.thing_ids_of("panoptic") == [0, 2]
+
+
+def test_a_split_that_a_dataset_lacks_is_named() -> None:
+    manifest = made_up_manifest()
+    assert manifest.split("val") == manifest.splits["val"]
+    with pytest.raises(ValueError, match=r"^dataset mine has no split test; `splits` in params\.yaml names them$"):
+        manifest.split("test")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,6 +314,26 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
     assert info.start_time == json.loads((folder / "run.json").read_text())["opened_ms"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("environment.json", "{", r"environment\.json is not JSON .*training this row again"),
+        ("evaluations/e0/figures.json", "{", r"figures\.json is not JSON .* dvc repro -f evaluate@shapes_tiny$"),
+        ("evaluations/e0/figures.json", "[1]", r"figures\.json holds no figures by name; .*evaluate@shapes_tiny$"),
+        ("evaluations/e0/figures.json", '{"test_miou": "0.5"}', r"figures\.json holds no figures by name; "),
+    ],
+)
+def test_a_torn_file_of_a_run_folder_is_named_and_not_the_server(
+    workspace: Path, file: str, text: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained()
+    open_run(**described(), run_dir=folder)
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        catch_up(folder, status="finished", evaluation="e0")
+    assert "MLflow" not in capsys.readouterr().err
+
+
 def test_changed_files_and_figures_replace_those_shown(workspace: Path) -> None:
     folder = trained()
     run_id = open_run(**described(), run_dir=folder)

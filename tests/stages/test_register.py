@@ -29,7 +29,7 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 1
     assert answer.stderr == (
-        "error: results/evaluate/shapes_tiny.json does not exist; make it with: dvc repro evaluate@shapes_tiny\n"
+        "error: results/evaluate/shapes_tiny.json does not exist; make it with: dvc repro -f evaluate@shapes_tiny\n"
     )
     write_result(results["evaluated"], row.name, results=tmp_path / "results")
     assert copy.python("-m", "stages.register", "shapes_tiny") == (
