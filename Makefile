@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
+# Two processes run the tests. The one that has none left takes half of what the other has left.
+AT_ONCE := -n 2 --dist worksteal
+
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -31,7 +34,7 @@ demo: $(INSTALLED)
 	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	@python -m pytest -q -m "not full and not cluster and not gpu" --durations=20
+	@python -m pytest -q $(AT_ONCE) -m "not full and not cluster and not gpu" --durations=20
 
 test-full: $(INSTALLED)
 	@python -m pytest -q

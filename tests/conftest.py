@@ -8,7 +8,7 @@ import sys
 import uuid
 
 # Before torch, Ray, MLflow and albumentations are imported: they read these once.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` has a process for each of two cores
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stand still on a busy machine
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from m2f.config import BackboneConfig
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 _TINY_NORM_GROUPS = 8
 
@@ -74,6 +77,9 @@ class ResNet(nn.Module):
 
 def build_resnet(config: BackboneConfig) -> ResNet:
     """`r50`, `r101`: the usual bottlenecks with batch norm. `tiny`: a ResNet-10 of half width with group norm."""
+    # Here, because it takes seconds, and every process that only looks something up imports this module.
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     build = partial(ResNet, frozen_norm=config.frozen_norm, batch_statistics=config.batch_statistics)
     if config.name == "tiny":
         return build(BasicBlock, (1, 1, 1, 1), width=32, norm=partial(nn.GroupNorm, _TINY_NORM_GROUPS))

@@ -506,14 +506,14 @@ print(spent)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "outage",
     [
         pytest.param(down, id="down"),
         pytest.param(hanging, id="hanging"),
-        pytest.param(slow, id="4 s", marks=pytest.mark.full),
-        pytest.param(sluggish, id="0.5 s", marks=pytest.mark.full),
+        pytest.param(slow, id="4 s"),
+        pytest.param(sluggish, id="0.5 s"),
     ],
 )
 def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_nothing(
