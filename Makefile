@@ -16,8 +16,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
-	@echo "make test          the tests: quick ones, those that start Ray, slow ones"
-	@echo "make test-full     and those that train every row, or need a GPU or several hosts"
+	@echo "make test          the tests of less than a minute each, two at once"
+	@echo "make test-full     and the longer ones: kills, every row; with a GPU or several hosts, what needs them"
 	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
@@ -34,7 +34,7 @@ demo: $(INSTALLED)
 	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	@python -m pytest -q $(AT_ONCE) -m "not full and not cluster and not gpu" --durations=20
+	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20
 
 test-full: $(INSTALLED)
 	@python -m pytest -q

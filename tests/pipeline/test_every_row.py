@@ -26,8 +26,13 @@ def test_the_tables_have_27_rows() -> None:
     assert len(ROWS) == 13 + 14
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name.endswith(("r50", "swin-t")) else pytest.mark.full)
+        for name in ROWS
+    ],
+)
 def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures(
     name: str, small_manifest: Manifest, tmp_path: Path
 ) -> None:

@@ -103,10 +103,12 @@ def pools() -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+    ],
     ids=["SIGTERM", "SIGINT"],
 )
 def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_with_all_seeds(

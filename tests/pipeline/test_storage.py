@@ -548,7 +548,7 @@ def training(folder: Path, row: Row, manifest: Manifest) -> subprocess.Popen[byt
         return subprocess.Popen([sys.executable, "-c", TRAIN], cwd=folder, stdout=log, stderr=log)
 
 
-@pytest.mark.full
+@pytest.mark.long
 def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_folder(
     bucket: Path,
     empty_mlflow: Path,

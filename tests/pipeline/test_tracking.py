@@ -506,14 +506,13 @@ print(spent)
 """
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "outage",
     [
-        pytest.param(down, id="down"),
-        pytest.param(hanging, id="hanging"),
-        pytest.param(slow, id="4 s"),
-        pytest.param(sluggish, id="0.5 s"),
+        pytest.param(down, id="down", marks=pytest.mark.long),
+        pytest.param(hanging, id="hanging", marks=pytest.mark.long),
+        pytest.param(slow, id="4 s", marks=pytest.mark.full),
+        pytest.param(sluggish, id="0.5 s", marks=pytest.mark.full),
     ],
 )
 def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_nothing(
@@ -561,7 +560,7 @@ tracking.catch_up(folder, status="finished")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_point_arrives_once_though_training_and_server_are_killed_and_frozen(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

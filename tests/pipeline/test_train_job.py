@@ -60,6 +60,7 @@ def test_a_killed_worker_and_then_a_killed_job_end_with_the_weights_of_an_undist
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable[..., Job]) -> None:
     job = make_job("altered")
     (shard,) = job.storage.glob("shards/**/train-*.arrow")
@@ -140,7 +141,7 @@ def pools(job: Job) -> tuple[Pool, ...]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
     code = """
         import collections, os, ray, time

@@ -150,8 +150,9 @@ def train_on(workers: int, run: Run) -> None:
     mp.spawn(_trained, args=(workers, run, run.run_dir / "rendezvous"), nprocs=workers)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("swin", [pytest.param(False, marks=pytest.mark.full), True])
+@pytest.mark.parametrize(
+    "swin", [pytest.param(False, marks=pytest.mark.full), pytest.param(True, marks=pytest.mark.long)]
+)
 def test_one_two_and_three_workers_see_the_same_samples_and_the_same_first_ten_losses(
     make_run: Callable[..., Run], small_row: Row, swin: bool
 ) -> None:
