@@ -39,6 +39,7 @@ def test_ray_up_starts_three_machines_that_know_the_token(cluster: Cluster) -> N
     assert stranger.returncode != 0
 
 
+@pytest.mark.full
 def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(cluster: Cluster) -> None:
     lab = cluster.lab
     log = lab.folder / "submit.log"
@@ -76,6 +77,7 @@ def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(clu
     assert "train@shapes_tiny" not in json.loads(cluster.laptop("dvc status --json evaluate@shapes_tiny")[1])
 
 
+@pytest.mark.full
 def test_a_finished_row_is_not_run_again_and_an_old_job_can_be_attached_to(cluster: Cluster) -> None:
     code, output = cluster.laptop(f"python -m pipeline.submit run cluster.yaml {REPRO}", timeout_s=120)
     assert code == 0 and "Running stage" not in output and "0 results brought home" in output
@@ -102,6 +104,7 @@ def test_what_the_cluster_lacks_is_said_at_once(cluster: Cluster) -> None:
     assert "Running stage" not in output
 
 
+@pytest.mark.full
 def test_a_job_of_ray_job_submit_does_the_same_and_can_be_stopped(cluster: Cluster) -> None:
     lab = cluster.lab
     submit = "ray job submit --address http://127.0.0.1:8265 --working-dir . -- python pipeline/submit.py"
@@ -130,6 +133,7 @@ def test_only_the_head_itself_sees_the_dashboard(cluster: Cluster) -> None:
     assert cluster.lab.on("worker1", probe.format(ADDRESSES["head"])).stdout.strip() == "closed"
 
 
+@pytest.mark.full
 def test_down_leaves_nothing_running_and_up_again_shows_the_old_runs(cluster: Cluster) -> None:
     before = runs(cluster)
     assert before

@@ -18,7 +18,7 @@ from tests.cluster.conftest import Cluster, wait_for
 from tests.cluster.hosts import ADDRESSES
 from tests.waiting import LIMIT_S
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.full]
 
 HEAD = ADDRESSES["head"]
 HOSTS = ("head", "worker1", "worker2")

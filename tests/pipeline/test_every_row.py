@@ -13,6 +13,7 @@ from pipeline.cluster import Resources
 from pipeline.evaluation import Job, evaluate, overlays_of
 from pipeline.params import load_params
 from pipeline.results import Manifest
+from pipeline.storage import storage_root
 from pipeline.tasks import FIGURES, primary
 from pipeline.tracking import read_curve
 from pipeline.train_loop import Run, train
@@ -34,7 +35,7 @@ def test_the_tables_have_27_rows() -> None:
     ],
 )
 def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures(
-    name: str, small_manifest: Manifest, tmp_path: Path
+    name: str, small_manifest: Manifest
 ) -> None:
     # The row as it is, but for: two groups, a crop of 64 x 64 with scales to match, pictures of 64 x 96 at their own
     # size. The generated pictures' nine classes stand for the dataset's first nine.
@@ -52,7 +53,7 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
         small_manifest, class_names=data.class_names, thing_classes=tuple(things), splits=splits
     )
 
-    run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=manifest)
+    run = Run(row=row, seed=0, run_key=name, run_dir=storage_root() / "runs" / name, manifest=manifest)
     result = train(run)
     assert result is not None
     curve = read_curve(run.run_dir / "curve.jsonl")
