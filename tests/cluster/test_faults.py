@@ -134,6 +134,7 @@ def test_a_killed_worker_process_is_replaced(cluster: Cluster, undisturbed: Endi
     measured(record_property, "worker process killed (SIGKILL)", "replaced", training, fault_s)
 
 
+@pytest.mark.full
 def test_a_link_that_is_out_for_2_seconds_restarts_nothing(
     cluster: Cluster, undisturbed: Ending, record_property: Record
 ) -> None:
