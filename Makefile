@@ -11,13 +11,14 @@ AT_ONCE := -n 2 --dist worksteal
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo test test-full test-cluster lint audit clean
+.PHONY: help install demo test test-long test-full test-cluster lint audit clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test          the tests of less than a minute each, two at once"
-	@echo "make test-full     and the longer ones: kills, every row; with a GPU or several hosts, what needs them"
+	@echo "make test-long     those of about a minute each, two at once: kills, outages, rows with small backbones"
+	@echo "make test-full     all: more kills, every row; with a GPU or several hosts, what needs them"
 	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
@@ -35,6 +36,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20
+
+test-long: $(INSTALLED)
+	@python -m pytest -q $(AT_ONCE) -m long --durations=20
 
 test-full: $(INSTALLED)
 	@python -m pytest -q

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick tests first, then those with Ray, slow ones, the longest, and a cluster; files keep their order."""
 
     def cost(item: pytest.Item) -> int:
-        costs = {"cluster": 5, "full": 4, "long": 3, "ray": 1, "slow": 2}  # the longest slow ones start Ray: not last
+        costs = {"cluster": 5, "full": 4, "long": 3, "ray": 1, "slow": 2}  # the longest start Ray: not last
         return next((cost for mark, cost in costs.items() if item.get_closest_marker(mark)), 0)
 
     items.sort(key=cost)

@@ -236,7 +236,7 @@ def test_metrics_of_other_classes_or_with_the_same_picture_are_refused():
         counted([1, 2, 3]).merge(counted([3, 2]))
 
 
-def test_metrics_are_imported_without_pycocotools():
-    code = "import sys, m2f.metrics; print('pycocotools' in sys.modules)"
+def test_metrics_and_network_are_imported_without_pycocotools_and_torchvision():
+    code = "import sys, m2f.metrics, m2f.model; print({'pycocotools', 'torchvision'} & {*sys.modules} or False)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"

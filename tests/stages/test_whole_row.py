@@ -27,7 +27,7 @@ def test_a_row_goes_from_pictures_to_a_line_in_the_report_and_a_second_seed_trai
         assert "Running" not in copy.dvc("repro", "evaluate@shapes_tiny", **settings)
         row["seeds"] = [0, 1]
         copy.write_params()
-        copy.dvc("repro", "evaluate@shapes_tiny", **{**settings, "M2F_WORKERS": "0"})  # where it trains is no setting
+        copy.dvc("repro", "evaluate@shapes_tiny", **{**settings, "M2F_WORKERS": "0"})  # in one process; keys stay
     second = json.loads((tmp_path / "results/train/shapes_tiny.json").read_text())
     assert second["seeds"][0] == first["seeds"][0]
     assert [seed["status"] for seed in second["seeds"]] == ["finished", "finished"]
