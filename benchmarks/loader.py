@@ -33,13 +33,15 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline import loader, resizing, transforms
-from pipeline.datasets import folder
-from pipeline.loader import TrainingOrder, training_batches
-from pipeline.params import AugmentationConfig, DatasetConfig, load_params
-from pipeline.pictures import decode_image, decode_segments
-from pipeline.results import Manifest
-from pipeline.shards import build
+from pipeline.data.datasets import folder
+from pipeline.data.images import resize as resizing
+from pipeline.data.images.codecs import decode_image, decode_segments
+from pipeline.data.loader import augmentation as transforms
+from pipeline.data.loader import train_batches as loader
+from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from pipeline.data.shards.build import build
+from pipeline.params.schema import AugmentationConfig, DatasetConfig, load_params
+from pipeline.storage.results import Manifest
 
 PROJECT = Path(__file__).resolve().parent.parent
 

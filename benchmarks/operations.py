@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 
 from m2f import build_model
-from pipeline.benchmark import forward_flops
-from pipeline.params import Row, load_params
-from pipeline.picture_sizes import PUBLISHED, Size, area, input_size
+from pipeline.cost.benchmark import forward_flops
+from pipeline.data.images.sizes import PUBLISHED, Size, area, input_size
+from pipeline.params.schema import Row, load_params
 
 PAPER: dict[str, tuple[int, int]] = {
     "ade20k_r50": (44, 71),

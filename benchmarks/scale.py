@@ -32,18 +32,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.verdicts import table
-from pipeline.params import Params, Row, load_params
-from pipeline.picture_sizes import PUBLISHED, area
-from pipeline.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes, known_speed
-from pipeline.schedule import Job, Preemptions, simulate
-from pipeline.sender import SAMPLE_EVERY_S
-from tests.mlflow_server import free_port
-from tests.shared import PROJECT
+from pipeline.cost.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes, known_speed
+from pipeline.cost.schedule import Job, Preemptions, simulate
+from pipeline.data.images.sizes import PUBLISHED, area
+from pipeline.params.schema import Params, Row, load_params
+from pipeline.tracking.sender import SAMPLE_EVERY_S
+from tests.helpers.mlflow_server import free_port
+from tests.helpers.shared import PROJECT
 
 SIZES = (8, 64, 512)
 POOL_GPUS = 8
 EFFICIENCY = 0.9
-"""Of 8 GPUs, as in pipeline.plan."""
+"""Of 8 GPUs, as in pipeline.cost.plan."""
 DAY_S, HOUR_S, GIB, GB = 86_400.0, 3600.0, 2**30, 1e9
 
 # Published figures, sources in docs/scale.md
@@ -256,7 +256,7 @@ FAULTS = 2000
 
 
 def simulated_loss(interval_s: float, stall_s: float, mean_s: float, restart_s: float) -> float:
-    """The same by pipeline.schedule's simulation of a training that is interrupted some FAULTS times."""
+    """The same by pipeline.cost.schedule's simulation of a training that is interrupted some FAULTS times."""
     work_s = FAULTS * mean_s
     whole_s = work_s * (1 + stall_s / interval_s)
     job = Job(name="training", duration_s=whole_s, saves_every_s=interval_s + stall_s)
@@ -484,7 +484,7 @@ def show_checkpoints(found: Sequence[Training]) -> None:
 
 
 RESTART_S = 600.0
-"""From losing a machine to steps again, where the next one comes from the cloud: pipeline.plan's default."""
+"""From losing a machine to steps again, where the next one comes from the cloud: pipeline.cost.plan's default."""
 
 
 def show_faults(found: Sequence[Training]) -> None:
@@ -700,7 +700,7 @@ def measure_checkpoint(params: Params, folder: str) -> None:
 
     from m2f.model import build_model
     from m2f.optim import build_optimizer
-    from pipeline.checkpoints import save_checkpoint
+    from pipeline.runs.checkpoints import save_checkpoint
 
     lines = []
     for name in ("ade20k_r50", "ade20k_swin-l-in22k"):

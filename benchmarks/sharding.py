@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 import psutil
 
-from pipeline import shards
-from pipeline.cluster import connect
-from pipeline.datasets.source import file_names, read_file
-from pipeline.files import sha256
-from pipeline.params import DatasetConfig
-from pipeline.results import FetchedSource
+from pipeline.compute.resources import connect
+from pipeline.data.records import file_names, read_file
+from pipeline.data.shards import build as shards
+from pipeline.params.schema import DatasetConfig
+from pipeline.storage.files import sha256
+from pipeline.storage.results import FetchedSource
 
 KINDS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
 """Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""

@@ -35,11 +35,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.results import RESULTS, Manifest, read_result
+from pipeline.storage.results import RESULTS, Manifest, read_result
 from tests.cluster.conftest import Cluster
 from tests.cluster.hosts import Hosts, why_not
-from tests.mlflow_server import free_port
-from tests.shared import PROJECT
+from tests.helpers.mlflow_server import free_port
+from tests.helpers.shared import PROJECT
 
 ROW = "shapes_tiny"
 WORKERS = ("worker1", "worker2")
@@ -639,8 +639,8 @@ import pickle, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from pipeline.params import load_params
-from pipeline.train_loop import Run, train
+from pipeline.params.schema import load_params
+from pipeline.training.loop import Run, train
 job = pickle.loads(Path(sys.argv[1]).read_bytes())
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

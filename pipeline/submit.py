@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 def check(words: list[str]) -> int:
     """Say what is wrong with a cluster file."""
-    from pipeline.cluster_file import problems
+    from pipeline.cluster.config import problems
 
     path = _cluster(words, "check")
     found = problems(path)
@@ -108,7 +108,7 @@ def run(words: list[str]) -> int:
 
 def results(words: list[str]) -> int:
     """Bring home what the head has made: results newer than ours with their entries of dvc.lock, and the report."""
-    from pipeline.workspace import LOCK, add_newer_results
+    from pipeline.cluster.workspace import LOCK, add_newer_results
 
     path = _cluster(words, "results")
     here = Path.cwd()
@@ -128,7 +128,7 @@ def results(words: list[str]) -> int:
 
 def down(words: list[str]) -> int:
     """Results home, then `ray down`; on machines of one's own also Ray on the workers, which `ray down` leaves."""
-    from pipeline.cluster_file import read_cluster_file
+    from pipeline.cluster.config import read_cluster_file
 
     path = _cluster(words, "down")
     try:
@@ -165,7 +165,7 @@ def _commit(words: Sequence[str]) -> list[str]:
 
 def _hide_token(path: str) -> None:
     """Ray writes its token for everybody on this machine to read, and the machines' copies get the same permissions."""
-    from pipeline.cluster_file import read_cluster_file, token_file
+    from pipeline.cluster.config import read_cluster_file, token_file
 
     if (token := token_file(read_cluster_file(path))) and token.is_file():
         token.chmod(0o600)
@@ -173,7 +173,7 @@ def _hide_token(path: str) -> None:
 
 def _ray(command: str, *words: str, path: str, quiet: bool = False) -> int:
     """Ray's own command line, with this environment's Ray; its exit code."""
-    from pipeline.cluster_file import read_cluster_file
+    from pipeline.cluster.config import read_cluster_file
 
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     if read_cluster_file(path).get("provider", {}).get("type") == "local":
@@ -340,7 +340,7 @@ def drive(words: list[str]) -> int:
     sys.path[0] = str(here.parent)  # not pipeline/, whose modules have names that others use too
     targets, settings = parse_targets(words)
     os.environ.update(settings)
-    from pipeline.cluster_job import drive as run_job
+    from pipeline.cluster.job import drive as run_job
 
     client = _client()
     me = json.loads(os.environ[_INSIDE])["metadata"].get("job_submission_id")

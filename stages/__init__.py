@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         _end(error)
     except Exception as error:
-        from pipeline.storage import store_failure
+        from pipeline.storage.root import store_failure
 
         if not (said := store_failure(error)):
             raise

@@ -19,9 +19,9 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.acceptance import accept
-    from pipeline.params import load_params
-    from pipeline.results import ConvertedWeights, Manifest, read_result
+    from pipeline.params.schema import load_params
+    from pipeline.runs.reuse import accept
+    from pipeline.storage.results import ConvertedWeights, Manifest, read_result
 
     row = load_params(arguments.params).row(arguments.row)
     if arguments.seed not in row.seeds:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stages import run
 
 if TYPE_CHECKING:
-    from pipeline.results import InferenceCost, TrainingCost
+    from pipeline.storage.results import InferenceCost, TrainingCost
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure although nothing has changed since the last time")
     arguments = parser.parse_args()
 
-    from pipeline.benchmark import benchmark, benchmark_key
-    from pipeline.params import load_params
-    from pipeline.results import Benchmark, Manifest, find_result, result_path, write_result
+    from pipeline.cost.benchmark import benchmark, benchmark_key
+    from pipeline.params.schema import load_params
+    from pipeline.storage.results import Benchmark, Manifest, find_result, result_path, write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)

@@ -15,11 +15,11 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.evaluate_job import evaluate_row
-    from pipeline.params import load_params
-    from pipeline.results import Manifest, TrainingResult, read_result, write_result
-    from pipeline.tasks import in_words
-    from pipeline.tracking import track_row
+    from pipeline.evaluation.evaluate import evaluate_row
+    from pipeline.params.schema import load_params
+    from pipeline.params.tasks import in_words
+    from pipeline.storage.results import Manifest, TrainingResult, read_result, write_result
+    from pipeline.tracking.mlflow_runs import track_row
 
     row = load_params(arguments.params).row(arguments.row)
     manifest, trained = read_result(Manifest, row.dataset), read_result(TrainingResult, row.name)

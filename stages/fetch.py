@@ -15,9 +15,9 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.fetch import fetch
-    from pipeline.params import load_params
-    from pipeline.results import write_result
+    from pipeline.data.fetch import fetch
+    from pipeline.params.schema import load_params
+    from pipeline.storage.results import write_result
 
     config = load_params(arguments.params).dataset(arguments.dataset)
     fetched = fetch(arguments.dataset, config, base=Path(arguments.params).absolute().parent)

@@ -56,10 +56,10 @@ def main() -> None:
 
     import json
 
-    from pipeline.params import load_params
-    from pipeline.plan import Settings, make_plan
-    from pipeline.plan_table import text
-    from pipeline.results import RESULTS
+    from pipeline.cost.plan import Settings, make_plan
+    from pipeline.cost.plan_table import text
+    from pipeline.params.schema import load_params
+    from pipeline.storage.results import RESULTS
 
     given = vars(arguments)
     settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})

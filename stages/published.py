@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages import run
 
 if TYPE_CHECKING:
-    from pipeline.results import PaddedEvaluation
+    from pipeline.storage.results import PaddedEvaluation
 
 
 def main() -> None:
@@ -18,15 +18,15 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params import load_params, pick
-    from pipeline.results import Manifest, read_result, write_result
+    from pipeline.params.schema import load_params, pick
+    from pipeline.storage.results import Manifest, read_result, write_result
 
     params = load_params(arguments.params)
     config = pick(params.checkpoints, arguments.row, "published checkpoint", arguments.params)
     row = params.row(arguments.row)
     manifest = read_result(Manifest, row.dataset)
 
-    from pipeline.published import evaluate_published
+    from pipeline.evaluation.published import evaluate_published
 
     result = evaluate_published(row, config, manifest=manifest)
     write_result(result, row.name)
@@ -38,7 +38,7 @@ def main() -> None:
 
 def _compared(evaluated: PaddedEvaluation, task: str) -> str:
     """The published figures as we get them, and how far they are off."""
-    from pipeline.tasks import LABELS, in_words
+    from pipeline.params.tasks import LABELS, in_words
 
     figures = evaluated.checkpoint.figures
     if not evaluated.difference:

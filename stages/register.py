@@ -20,10 +20,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pipeline.params import load_params
-    from pipeline.registry import register
-    from pipeline.results import Evaluation, Manifest, TrainingResult, read_result, write_result
-    from pipeline.tasks import LABELS
+    from pipeline.params.schema import load_params
+    from pipeline.params.tasks import LABELS
+    from pipeline.registry.register import register
+    from pipeline.storage.results import Evaluation, Manifest, TrainingResult, read_result, write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)

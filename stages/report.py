@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--out", default="reports", help="folder; default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params import load_params
+    from pipeline.params.schema import load_params
     from pipeline.report import write_report
 
     table = write_report(load_params(arguments.params), out=Path(arguments.out))

@@ -27,12 +27,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pipeline.dataset_card import class_table
-    from pipeline.fetch import open_sources
-    from pipeline.files import write_text
-    from pipeline.params import load_params
-    from pipeline.results import FetchedDataset, Manifest, read_result, result_path, write_result
-    from pipeline.shards import build
+    from pipeline.data.fetch import open_sources
+    from pipeline.data.shards.build import build
+    from pipeline.data.shards.sample_sheet import class_table
+    from pipeline.params.schema import load_params
+    from pipeline.storage.files import write_text
+    from pipeline.storage.results import FetchedDataset, Manifest, read_result, result_path, write_result
 
     dataset = arguments.dataset
     config = load_params(arguments.params).dataset(dataset)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stages import run
 
 if TYPE_CHECKING:
-    from pipeline.results import EvaluatedSeed, TrainedSeed, Which
+    from pipeline.storage.results import EvaluatedSeed, TrainedSeed, Which
 
 
 def main() -> None:
@@ -19,11 +19,11 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline import tracking
-    from pipeline.mlflow_client import shown_uri
-    from pipeline.params import load_params
-    from pipeline.results import Evaluation, PublishedEvaluation, TrainingResult, find_result
-    from pipeline.storage import storage_root
+    from pipeline.params.schema import load_params
+    from pipeline.storage.results import Evaluation, PublishedEvaluation, TrainingResult, find_result
+    from pipeline.storage.root import storage_root
+    from pipeline.tracking import mlflow_runs as tracking
+    from pipeline.tracking.client import shown_uri
 
     params = load_params(arguments.params)
     late, tracked = [], False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages import run
 
 if TYPE_CHECKING:
-    from pipeline.results import TrainedSeed
+    from pipeline.storage.results import TrainedSeed
 
 
 def main() -> None:
@@ -19,9 +19,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
     arguments = parser.parse_args()
 
-    from pipeline.params import load_params
-    from pipeline.results import RESULTS, ConvertedWeights, Manifest, PublishedEvaluation, find_result, read_result
-    from pipeline.seeds import train_row
+    from pipeline.params.schema import load_params
+    from pipeline.storage.results import (
+        RESULTS,
+        ConvertedWeights,
+        Manifest,
+        PublishedEvaluation,
+        find_result,
+        read_result,
+    )
+    from pipeline.training.seeds import train_row
 
     row = load_params(arguments.params).row(arguments.row)
     manifest = read_result(Manifest, row.dataset)
@@ -39,7 +46,7 @@ def main() -> None:
 
 
 def _outcome(seed: TrainedSeed, task: str) -> str:
-    from pipeline.tasks import in_words
+    from pipeline.params.tasks import in_words
 
     if seed.status != "finished":
         return f"{seed.status} ({seed.reason})"

@@ -25,7 +25,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
-from tests.s3_server import KEYS, s3_server  # noqa: E402
+from tests.helpers.s3_server import KEYS, s3_server  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,7 +64,7 @@ def _every_test_begins_alike() -> Iterator[None]:
         torch.manual_seed(0)
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(THREADS)
-    if client := sys.modules.get("pipeline.mlflow_client"):
+    if client := sys.modules.get("pipeline.tracking.client"):
         client._patience = client._Patience()  # no outage is remembered
     yield
     for number, handler in handlers.items():
@@ -105,7 +105,7 @@ def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """An empty storage root of the test's own in a bucket, which the pipeline uses; its copies go to tmp_path/cache."""
     from s3fs import S3FileSystem
 
-    from pipeline.storage import storage_root
+    from pipeline.storage.root import storage_root
 
     name = f"test-{uuid.uuid4().hex}"
     for variable, value in {**KEYS, "AWS_ENDPOINT_URL": s3, "M2F_STORAGE": f"s3://{name}/some/prefix"}.items():

@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from m2f.config import ModelConfig
-from pipeline.params import Params, load_params
-from tests.imports import has_code, imported, modules, reached
-from tests.project_copy import SECTIONS, Copy
-from tests.shared import PROJECT
+from pipeline.params.schema import Params, load_params
+from tests.helpers.imports import has_code, imported, modules, reached
+from tests.helpers.project_copy import SECTIONS, Copy
+from tests.helpers.shared import PROJECT
 
 STAGES = ("fetch", "shard", "weights", "train", "evaluate", "published", "benchmark", "register")
 
@@ -157,13 +157,13 @@ def test_only_one_module_spells_paths_of_results() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in described:
                 assert not re.search(r"results/[\w{]", node.value), (
-                    f"{name} spells {node.value!r}: pipeline.results does"
+                    f"{name} spells {node.value!r}: pipeline.storage.results does"
                 )
 
 
 def test_no_module_hides_its_imports() -> None:
     for name, path in modules().items():
-        if name != "m2f":  # its lazy names are followed by tests.imports
+        if name != "m2f":  # its lazy names are followed by tests.helpers.imports
             for node in ast.walk(ast.parse(path.read_text())):
                 assert getattr(node, "attr", getattr(node, "id", "")) not in ("import_module", "__import__"), name
 

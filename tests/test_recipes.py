@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.params import Row, load_params
-from pipeline.tasks import LABELS, MS_FLIP
-from tests.shared import PROJECT
+from pipeline.params.schema import Row, load_params
+from pipeline.params.tasks import LABELS, MS_FLIP
+from tests.helpers.shared import PROJECT
 
 PARAMS = load_params(PROJECT / "params.yaml")
 PUBLISHED = [row for row in PARAMS.rows.values() if row.published or row.published_authors]

@@ -44,7 +44,7 @@ _NOT_COMPUTED = ("ctx", "kind", "type_comment", "returns", "annotation", "type_p
 
 @dataclass(frozen=True)
 class Code:
-    """Which definitions a digest is of. Names are dotted: pipeline.train_loop.train."""
+    """Which definitions a digest is of. Names are dotted: pipeline.training.loop.train."""
 
     roots: tuple[str, ...]
     """Where it starts."""

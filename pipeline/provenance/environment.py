@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.provenance.sources import PROJECT
-from pipeline.results import Environment
+from pipeline.storage.results import Environment
 
 LIBRARIES = (
     "torch",

@@ -12,45 +12,47 @@ from m2f.config import OFF
 from pipeline.provenance.code import Code, code_digest
 
 if TYPE_CHECKING:
-    from pipeline.params import Row
+    from pipeline.params.schema import Row
 
-SETTINGS = "pipeline.params.Row"
+SETTINGS = "pipeline.params.schema.Row"
 """The dataclass whose values, and whose parts' values, are in keys by themselves."""
 
 KEEPS_BYTES: Mapping[str, str] = {
-    "pipeline.files": "keeps bytes as they are",
-    "pipeline.storage": "says where bytes lie",
-    "pipeline.stores": "keeps bytes as they are",
+    "pipeline.storage.files": "keeps bytes as they are",
+    "pipeline.storage.root": "says where bytes lie",
+    "pipeline.storage.stores": "keeps bytes as they are",
 }
 """What every kind of work leaves out."""
 
 READS_SHARDS: Mapping[str, str] = {
-    "pipeline.loader.verify_shards": "refuses bytes that are not those of the manifest, whose digest is in the key",
-    "pipeline.loader._made_by": "says what to do",
+    "pipeline.data.loader.train_batches.verify_shards": (
+        "refuses bytes that are not those of the manifest, whose digest is in the key"
+    ),
+    "pipeline.data.loader.train_batches._made_by": "says what to do",
 }
 """What work on a dataset's shards leaves out besides."""
 
-PROGRESS = ("pipeline.progress.Progress",)
+PROGRESS = ("pipeline.storage.progress.Progress",)
 """Whose lines may be added anywhere."""
 
 TRAINING = Code(
-    roots=("pipeline.train_loop.train",),
+    roots=("pipeline.training.loop.train",),
     left_out={
         **KEEPS_BYTES,
         **READS_SHARDS,
         "m2f.weights.read_checkpoint": "reads tensors as they are; the digest of the initial weights is in the key",
-        "pipeline.measures": "validation watches a training",
+        "pipeline.evaluation.task_metrics": "validation watches a training",
         "pipeline.provenance": "says where a number came from",
-        "pipeline.run_folder": "says how a training ended",
-        "pipeline.tasks": "names figures",
-        "pipeline.train_loop.divergence_noted": "says where a training diverged",
-        "pipeline.train_loop.fell_behind": "watches; a training that it stops has no result",
-        "pipeline.train_loop.peak_memory_mib": "watches",
-        "pipeline.train_loop.why_stopped": "says why a training was stopped",
-        "pipeline.train_loop.refuse_if_too_long": "a training that it stops has no result",
-        "pipeline.train_loop.summary": "says what a training left",
+        "pipeline.runs.outcome": "says how a training ended",
+        "pipeline.params.tasks": "names figures",
+        "pipeline.training.loop.divergence_noted": "says where a training diverged",
+        "pipeline.training.loop.fell_behind": "watches; a training that it stops has no result",
+        "pipeline.training.loop.peak_memory_mib": "watches",
+        "pipeline.training.loop.why_stopped": "says why a training was stopped",
+        "pipeline.training.loop.refuse_if_too_long": "a training that it stops has no result",
+        "pipeline.training.loop.summary": "says what a training left",
     },
-    sinks=(*PROGRESS, "pipeline.tracking.Curve", "pipeline.training_progress"),
+    sinks=(*PROGRESS, "pipeline.tracking.mlflow_runs.Curve", "pipeline.training.loop_progress"),
     settings=SETTINGS,
 )
 """The definitions that decide the weights a training ends with, and which of them are kept."""

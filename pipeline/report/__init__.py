@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pipeline.files import write_json, write_text
-from pipeline.params import Params, Row
-from pipeline.report.facts import Facts, counts, of_row, row_facts
-from pipeline.report.page import page
-from pipeline.report.pictures import ROW_OVERLAYS, panel_limit, panels
-from pipeline.report.row_section import Details
+from pipeline.params.schema import Params, Row
+from pipeline.report.html.page import page
+from pipeline.report.html.row_section import Details
+from pipeline.report.html.thumbnails import ROW_OVERLAYS, panel_limit, panels
+from pipeline.report.rows import Facts, counts, of_row, row_facts
 from pipeline.report.tables import markdown, text_table
-from pipeline.results import (
+from pipeline.storage.files import write_json, write_text
+from pipeline.storage.results import (
     RESULTS,
     ConvertedWeights,
     Evaluation,
@@ -29,9 +29,9 @@ from pipeline.results import (
     find_result,
     names_of,
 )
-from pipeline.storage import storage_root
-from pipeline.stores import StoredPath
-from pipeline.tracking import read_curve, tracking_uri
+from pipeline.storage.root import storage_root
+from pipeline.storage.stores import StoredPath
+from pipeline.tracking.mlflow_runs import read_curve, tracking_uri
 
 _T = TypeVar("_T")
 

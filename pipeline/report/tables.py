@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.facts import (
+from pipeline.params.tasks import FIGURES, LABELS, MS_FLIP, primary
+from pipeline.report.rows import (
     CHECKPOINTS,
     ENDED_BADLY,
     Facts,
@@ -17,7 +18,6 @@ from pipeline.report.facts import (
     published_rows,
     short_device,
 )
-from pipeline.tasks import FIGURES, LABELS, MS_FLIP, primary
 
 TITLES: Mapping[str, str] = {
     "semantic": "Semantic segmentation",

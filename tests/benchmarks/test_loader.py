@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import loader
-from pipeline.params import AugmentationConfig
-from tests.pipeline.pictures import encoded, write_folder
+from pipeline.params.schema import AugmentationConfig
+from tests.helpers.pictures import encoded, write_folder
 
 
 def test_the_tables_name_every_contender_and_where_the_time_goes(

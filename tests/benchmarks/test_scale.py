@@ -21,8 +21,8 @@ from benchmarks.scale import (
     simulated_loss,
     trainings,
 )
-from pipeline.params import Params, load_params
-from tests.shared import PROJECT
+from pipeline.params.schema import Params, load_params
+from tests.helpers.shared import PROJECT
 
 
 @pytest.fixture(scope="module")

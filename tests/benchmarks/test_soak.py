@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from benchmarks import soak
 from benchmarks.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
 from tests.cluster.hosts import Hosts
-from tests.project_copy import Copy
-from tests.shared import PROJECT
+from tests.helpers.project_copy import Copy
+from tests.helpers.shared import PROJECT
 
 HOUR_S = 3600.0
 

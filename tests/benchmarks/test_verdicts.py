@@ -10,8 +10,8 @@ import yaml
 
 from benchmarks import verdicts
 from benchmarks.verdicts import SHAPES, Simulation, World
-from pipeline.params import VerdictConfig, load_params
-from tests.shared import PROJECT
+from pipeline.params.schema import VerdictConfig, load_params
+from tests.helpers.shared import PROJECT
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.cluster.hosts import ADDRESSES, Hosts, why_not
-from tests.project_copy import Copy
-from tests.shared import PROJECT
+from tests.helpers.project_copy import Copy
+from tests.helpers.shared import PROJECT
 
 FILE = "cluster.onprem.yaml"
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.waiting import LIMIT_S
+from tests.helpers.waiting import LIMIT_S
 
 PREFIX = "m2flab"
 """Of every network namespace and interface: what bears it and is still there when a lab starts is removed."""

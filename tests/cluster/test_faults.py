@@ -236,7 +236,7 @@ def test_a_tracking_server_that_is_away_costs_no_step_and_is_brought_up_to_date(
     cluster: Cluster, undisturbed: Ending, record_property: Record
 ) -> None:
     lab = cluster.lab
-    start = f"bash ~/m2f-upload/pipeline/tracking_server.sh {ADDRESSES['head']}"
+    start = f"bash ~/m2f-upload/pipeline/cluster/tracking_server.sh {ADDRESSES['head']}"
     training = begin(cluster, "tracking")
     training.reaches(FAULT_AT)
     for name in ("tracking_server.sh", "mlflow server", "uvicorn"):  # the first would start it again

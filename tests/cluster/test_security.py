@@ -16,7 +16,7 @@ import yaml
 
 from tests.cluster.conftest import Cluster, wait_for
 from tests.cluster.hosts import ADDRESSES
-from tests.waiting import LIMIT_S
+from tests.helpers.waiting import LIMIT_S
 
 pytestmark = [pytest.mark.cluster, pytest.mark.full]
 

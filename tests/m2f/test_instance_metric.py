@@ -15,7 +15,7 @@ import torch
 
 from m2f.metrics import InstanceMetric
 from m2f.metrics.instance import run_lengths
-from tests.shared import PROJECT
+from tests.helpers.shared import PROJECT
 
 
 def box(rows: tuple[int, int], columns: tuple[int, int], size: tuple[int, int] = (10, 10)) -> torch.Tensor:

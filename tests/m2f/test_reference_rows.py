@@ -19,7 +19,7 @@ from m2f.config import BackboneConfig, ModelConfig, OptimizerConfig, QueryDecode
 from m2f.model import Mask2Former, normalise, pad
 from m2f.optim import parameter_groups
 from m2f.weights import from_reference, reference_name, to_reference
-from tests.m2f.published_outputs import assert_published
+from tests.helpers.published_outputs import assert_published
 from tests.reference.seeded_weights import seeded_state_dict
 
 REFERENCE = Path(__file__).parent.parent / "reference"

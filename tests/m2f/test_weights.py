@@ -24,8 +24,8 @@ from m2f.weights import (
     reference_name,
     to_reference,
 )
-from pipeline.params import load_params
-from tests.shared import shared
+from pipeline.params.schema import load_params
+from tests.helpers.shared import shared
 
 ROW = load_params(Path(__file__).parents[2] / "params.yaml").rows["cityscapes_r50"]
 

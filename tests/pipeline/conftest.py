@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.params import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
-from pipeline.results import ConvertedWeights, Manifest
-from tests.pipeline.train_process import STEPS, Job
+from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+from pipeline.storage.results import ConvertedWeights, Manifest
+from tests.helpers.train_process import STEPS, Job
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -26,8 +26,8 @@ NO_WEIGHTS = ConvertedWeights(name="none", url="", source_sha256=None, sha256=No
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """(storage root, manifest) of 10 training and 3 validation pictures of 64 x 96."""
-    from pipeline.fetch import fetch, open_sources
-    from pipeline.shards import build
+    from pipeline.data.fetch import fetch, open_sources
+    from pipeline.data.shards.build import build
 
     root = tmp_path_factory.mktemp("small") / "storage"
     shapes = load_params(PROJECT / "params.yaml").dataset("shapes")

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cluster_job, submit, workspace
-from pipeline.cluster_file import Machines
-from pipeline.cluster_job import Need, Plan, at_once, missing, need, plan, run_plan
-from pipeline.params import Row, load_params
+from pipeline import submit
+from pipeline.cluster import job as cluster_job
+from pipeline.cluster import workspace
+from pipeline.cluster.config import Machines
+from pipeline.cluster.job import Need, Plan, at_once, missing, need, plan, run_plan
+from pipeline.params.schema import Row, load_params
 from pipeline.submit import parse_targets, targets_of
-from tests.shared import PROJECT
+from tests.helpers.shared import PROJECT
 
 PIPELINE: Mapping[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
 PARAMS: Mapping[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())

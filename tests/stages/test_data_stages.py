@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.files import sha256
-from pipeline.results import ConvertedWeights, Manifest, read_result
+from pipeline.storage.files import sha256
+from pipeline.storage.results import ConvertedWeights, Manifest, read_result
+from tests.helpers.pictures import encoded, labels, put, write_folder, zipped
+from tests.helpers.waiting import LIMIT_S
 from tests.pipeline.conftest import NO_WEIGHTS
-from tests.pipeline.pictures import encoded, labels, put, write_folder, zipped
 from tests.pipeline.test_coco import published, write
-from tests.waiting import LIMIT_S
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.loader import TrainingOrder, training_batches, validation_pictures
-from pipeline.params import load_params
-from pipeline.results import Manifest, read_result
-from tests.pipeline.http_server import Server, serving
-from tests.project_copy import Copy
-from tests.shared import PROJECT, shared
+from pipeline.data.loader.train_batches import TrainingOrder, training_batches, validation_pictures
+from pipeline.params.schema import load_params
+from pipeline.storage.results import Manifest, read_result
+from tests.helpers.http_server import Server, serving
+from tests.helpers.project_copy import Copy
+from tests.helpers.shared import PROJECT, shared
 
 # Dataset, archives by their published names, a row that trains on it.
 IMITATED: list[tuple[str, dict[str, str], str]] = [

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params import load_params
-from pipeline.results import Registration, read_result, write_result
-from tests.pipeline.manifests import made_up_manifest
-from tests.pipeline.registered import results_of
-from tests.project_copy import Copy
-from tests.shared import PROJECT
+from pipeline.params.schema import load_params
+from pipeline.storage.results import Registration, read_result, write_result
+from tests.helpers.manifests import made_up_manifest
+from tests.helpers.project_copy import Copy
+from tests.helpers.registered import results_of
+from tests.helpers.shared import PROJECT
 
 
 @pytest.mark.slow

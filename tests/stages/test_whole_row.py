@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_copy import Copy
+from tests.helpers.project_copy import Copy
 
 
 @pytest.mark.ray

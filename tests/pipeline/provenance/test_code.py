@@ -12,7 +12,7 @@ import pytest
 from pipeline.provenance.code import Code, Written, code_digest
 from pipeline.provenance.run_key import TRAINING
 from pipeline.provenance.sources import PROJECT, Sources, source_file
-from tests.pipeline.provenance.mutations import OTHER, SAME, Change, Project
+from tests.helpers.mutations import OTHER, SAME, Change, Project
 
 LOOP = """
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from m2f.parts import SCALE, Box, area
-from pipeline.progress import Curve, Progress, text_of
+from pipeline.storage.progress import Curve, Progress, text_of
 
 if TYPE_CHECKING:
     from m2f.settings import Settings
@@ -124,12 +124,12 @@ FILES = {
     "m2f/settings.py": SETTINGS,
     "pipeline/__init__.py": "",
     "pipeline/loop.py": LOOP,
-    "pipeline/progress.py": PROGRESS,
+    "pipeline/storage/progress.py": PROGRESS,
 }
 
 CODE = Code(
     roots=("pipeline.loop.train",),
-    sinks=("pipeline.progress.Progress", "pipeline.progress.Curve"),
+    sinks=("pipeline.storage.progress.Progress", "pipeline.storage.progress.Curve"),
     settings="m2f.settings.Settings",
 )
 
@@ -185,7 +185,7 @@ def digest(tmp_path: Path) -> Callable[..., str]:
         ("pipeline/loop.py", "    curve.log(step)", "    with Progress() as progress:\n        progress.add()"),
         ("pipeline/loop.py", "import numpy as np", "import numpy"),
         ("pipeline/loop.py", "from torch import nn", "from torch import nn as layers"),
-        ("pipeline/progress.py", 'print("one more")', 'print("and one more")'),
+        ("pipeline/storage/progress.py", 'print("one more")', 'print("and one more")'),
         ("m2f/settings.py", "rate: float = 0.1", "rate: float = 0.2\n    more: int = 0"),
     ],
 )
@@ -321,8 +321,9 @@ def test_a_training_is_shaped_by_the_network_its_losses_the_draws_and_the_augmen
     assert {
         "m2f.backbones.resnet", "m2f.backbones.swin", "m2f.deformable_attention", "m2f.draws", "m2f.layers",
         "m2f.losses", "m2f.matcher", "m2f.model", "m2f.optim", "m2f.pixel_decoder", "m2f.points", "m2f.query_decoder",
-        "m2f.types", "m2f.weights", "pipeline.checkpoints", "pipeline.loader", "pipeline.pictures",
-        "pipeline.precision", "pipeline.resizing", "pipeline.train_loop", "pipeline.transforms",
+        "m2f.types", "m2f.weights", "pipeline.compute.precision", "pipeline.data.images.codecs",
+        "pipeline.data.images.resize", "pipeline.data.loader.augmentation", "pipeline.data.loader.train_batches",
+        "pipeline.runs.checkpoints", "pipeline.training.loop",
     } <= modules  # fmt: skip
     assert not {name for name in modules if name.startswith("m2f.metrics") or "inference" in name}
 
@@ -345,7 +346,7 @@ def test_changes_that_compute_the_same_keep_the_run_key_and_others_change_it(mod
 
 def _has_enough(changes: Mapping[str, Change], module: str) -> bool:
     """At least one change that computes something else; of a module of settings only methods count."""
-    return bool({make.__name__ for make in OTHER} & set(changes)) or module in ("m2f.config", "pipeline.params")
+    return bool({make.__name__ for make in OTHER} & set(changes)) or module in ("m2f.config", "pipeline.params.schema")
 
 
 def test_two_streams_of_one_name_may_not_be_swapped() -> None:
@@ -359,17 +360,17 @@ def test_two_streams_of_one_name_may_not_be_swapped() -> None:
 
 
 def test_the_order_of_the_augmentations_draws_counts() -> None:
-    text = project().text("pipeline.transforms")
+    text = project().text("pipeline.data.loader.augmentation")
     old = "brightness, contrast, saturation = draw.uniform(-32, 32), draw.uniform(0.5, 1.5), draw.uniform(0.5, 1.5)"
     new = "contrast, brightness, saturation = draw.uniform(0.5, 1.5), draw.uniform(-32, 32), draw.uniform(0.5, 1.5)"
     assert old in text
-    assert project().digest({"pipeline.transforms": text.replace(old, new)}) != project().written.digest
+    assert project().digest({"pipeline.data.loader.augmentation": text.replace(old, new)}) != project().written.digest
 
 
 def test_how_many_pictures_a_step_has_counts_although_its_settings_values_are_in_the_key() -> None:
-    text = project().text("pipeline.params")
+    text = project().text("pipeline.params.schema")
     assert "self.groups * self.group_size" in text
     changed = text.replace("self.groups * self.group_size", "self.groups * self.group_size + 1")
-    assert project().digest({"pipeline.params": changed}) != project().written.digest
+    assert project().digest({"pipeline.params.schema": changed}) != project().written.digest
     more = text.replace("    steps: int\n", "    steps: int\n    more: int = 0\n", 1)
-    assert project().digest({"pipeline.params": more}) == project().written.digest
+    assert project().digest({"pipeline.params.schema": more}) == project().written.digest

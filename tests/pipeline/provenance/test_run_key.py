@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from m2f.config import OFF, ModelConfig
-from pipeline.params import AugmentationConfig, Row, TestConfig, TrainConfig
+from pipeline.params.schema import AugmentationConfig, Row, TestConfig, TrainConfig
 from pipeline.provenance import run_key as module
 from pipeline.provenance.run_key import key_of, run_key, settings_facts
 

@@ -1,0 +1,408 @@
+"""A job on the cluster's head: the stages that rows share once, then the rows side by side.
+
+One `dvc repro` runs its stages one after the other, so every row gets its own. A failing row leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.cluster.config import Machines, machines
+from pipeline.compute.resources import Host, accelerator_type, environment_int, hosts_of_kind, resources_of_kind
+from pipeline.params.schema import Row, load_params
+from pipeline.storage.results import RESULTS
+
+JOIN_WAIT_S = 180.0
+"""How long machines that `ray up` has started may take to join."""
+POOL_WAIT_S = 1800.0
+"""How long the first pool may take to start before the job gives up (M2F_POOL_WAIT_S); a cloud may be out of GPUs."""
+
+_ROW_SECTIONS = ("rows", "checkpoints")
+"""Stages made for each entry of these sections of params.yaml belong to one row; the others are shared."""
+
+
+# What to run
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Stages in the order they run."""
+
+    shared: tuple[str, ...]
+    """One after the other, first."""
+    rows: Mapping[str, tuple[str, ...]]
+    """Row -> its stages, one after the other; the rows side by side."""
+    last: tuple[str, ...]
+    """When all rows have ended: the report."""
+    needs: Mapping[str, frozenset[str]]
+    """Row -> the shared stages without which it cannot run."""
+
+
+def plan(targets: Sequence[str], pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> Plan:
+    """Which stages `dvc repro <targets>` takes, split into shared ones and rows.
+
+    `pipeline`: dvc.yaml's stages; `params`: params.yaml. A target may hold wildcards (evaluate@ade20k_*). ValueError
+    for one that names no stage.
+    """
+    order: dict[str, None] = {}
+
+    def add(stage: str) -> None:
+        if stage not in order:
+            for upstream in _upstream(stage, pipeline, params):
+                add(upstream)
+            order[stage] = None
+
+    known = list(_stages(pipeline, params))
+    for target in targets:
+        matching = [stage for stage in known if fnmatch.fnmatchcase(stage, target)]
+        if not matching:
+            raise ValueError(f"{target} is no stage of dvc.yaml; there are {', '.join(_kinds(pipeline))}")
+        for stage in matching:
+            add(stage)
+
+    rows: dict[str, list[str]] = {}
+    shared, last = [], []
+    for stage in order:
+        name, _, key = stage.partition("@")
+        if not key:
+            last.append(stage)
+        elif _section(pipeline[name]) in _ROW_SECTIONS:
+            rows.setdefault(key, []).append(stage)
+        else:
+            shared.append(stage)
+
+    def needed(stage: str) -> Iterator[str]:
+        for upstream in _upstream(stage, pipeline, params):
+            if upstream in shared:
+                yield upstream
+            yield from needed(upstream)
+
+    needs = {row: frozenset(up for stage in stages for up in needed(stage)) for row, stages in rows.items()}
+    return Plan(tuple(shared), {row: tuple(stages) for row, stages in rows.items()}, tuple(last), needs)
+
+
+def _section(definition: Mapping[str, Any]) -> str:
+    return str(definition["foreach"]).removeprefix("${").removesuffix("}")
+
+
+def _stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
+    for name, definition in pipeline.items():
+        if "foreach" in definition:
+            yield from (f"{name}@{key}" for key in params[_section(definition)])
+        else:
+            yield name
+
+
+def _kinds(pipeline: Mapping[str, Any]) -> Iterator[str]:
+    for name, definition in pipeline.items():
+        yield f"{name}@<entry of {_section(definition)}>" if "foreach" in definition else name
+
+
+def _upstream(stage: str, pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """The stages whose results a stage reads, by its deps in dvc.yaml."""
+    name, _, key = stage.partition("@")
+    definition = pipeline[name]
+    if not key:
+        return []
+    item = params[_section(definition)][key]
+    result = re.compile(re.escape(f"{RESULTS}/") + r"(\w+)/\$\{(key|item\.(\w+))\}\.json")
+    found = []
+    for dep in definition["do"].get("deps", ()):
+        match = result.fullmatch(dep)
+        if match and match[1] in pipeline:
+            found.append(f"{match[1]}@{key if match[2] == 'key' else item[match[3]]}")
+    return found
+
+
+# What it needs
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The GPUs, or the cores, that one row takes."""
+
+    row: str
+    gpus: int
+    cpus: int
+    kind: str = "GPU"
+    """The only kind of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
+
+
+def need(row: Row, *, trains: bool = True) -> Need:
+    """What training a row takes, or only evaluating it.
+
+    A published network trains on a GPU for each group of pictures, or on M2F_WORKERS of them, and is evaluated on any
+    number; a tiny one needs cores only.
+    """
+    workers = environment_int("M2F_WORKERS")
+    if row.model.backbone.name == "tiny":
+        return Need(row.name, 0, max(1, workers or 1))
+    gpus = row.train.groups if workers is None else max(1, workers)
+    return Need(row.name, gpus if trains else 1, 1, accelerator_type() or "GPU")
+
+
+def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> list[str]:
+    """What the cluster lacks for these rows, one sentence each; what it may start counts like what it has.
+
+    Of the machines, those with the kind of GPU that the rows want.
+    """
+    gpus, cpus = (sum(m.count * getattr(m, kind) for m in (*here, *more)) for kind in ("gpus", "cpus"))
+    found = []
+    for each in needs:
+        if each.gpus > gpus:
+            has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
+            less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
+            what = each.kind if each.kind == "GPU" else f"{each.kind} GPU"
+            found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster file")
+        elif each.cpus > cpus:
+            found.append(
+                f"row {each.row} needs {each.cpus} cores (M2F_WORKERS), but the cluster has {cpus}; "
+                f"set M2F_WORKERS={cpus} or less"
+            )
+    return found
+
+
+def at_once(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> int:
+    """How many rows run side by side: as many as there may be pools for, at least one."""
+    pool = max((each.gpus for each in needs), default=0)
+    if pool:
+        return max(1, sum(m.count * m.gpus for m in (*here, *more)) // pool)
+    workers = environment_int("M2F_WORKERS")  # without it a row takes all cores
+    return max(1, sum(m.count * m.cpus for m in here) // workers) if workers else 1
+
+
+def wait_for_machines(expected: int, count: Callable[[], int], *, wait_s: float = JOIN_WAIT_S) -> None:
+    """Wait until the machines that the cluster file promises have joined, or say how many have not."""
+    deadline, said = time.monotonic() + wait_s, False
+    while (joined := count()) < expected:
+        if time.monotonic() > deadline:
+            say(f"warning: {joined} of {expected} machines have joined; going on with these (see: ray status)")
+            return
+        if not said:
+            say(f"waiting for {expected - joined} of {expected} machines to join")
+            said = True
+        time.sleep(1)
+
+
+# Running it
+
+
+def say(line: str) -> None:
+    """One line of the job's own."""
+    print(line, flush=True)
+
+
+def run_stages(
+    stages: Sequence[str], workspace: Path, prefix: str, environment: Mapping[str, str], write: Callable[[str], None]
+) -> int:
+    """`dvc repro` of these stages in this order; its output, every line after the prefix. The exit code."""
+    # Upstream stages are named before those that read them, so each is looked at alone: `dvc repro` of two rows would
+    # both lock the stages they share. The lock that remains is short: wait for it.
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages]
+    process = subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip():
+            write(f"{prefix} | {line.rstrip()}")
+    return process.wait()
+
+
+def run_plan(
+    todo: Plan,
+    workspace: Path,
+    *,
+    side_by_side: int,
+    environment: Mapping[str, str],
+    write: Callable[[str], None] = say,
+) -> int:
+    """Run a plan and end with a summary; 0 when everything went well, else the worst exit code."""
+    lock = threading.Lock()
+
+    def one_line(line: str) -> None:
+        with lock:
+            write(line)
+
+    def run(stages: Sequence[str], prefix: str) -> tuple[int, float]:
+        start = time.monotonic()
+        code = run_stages(stages, workspace, prefix, environment, one_line)
+        return code, time.monotonic() - start
+
+    codes: dict[str, int] = {}
+    summary: list[str] = []
+
+    def ended(name: str, code: int, seconds: float) -> None:
+        codes[name] = code
+        summary.append(f"  {name}: {'done' if code == 0 else f'FAILED (exit code {code})'} after {seconds:.0f} s")
+
+    failed: set[str] = set()
+    for stage in todo.shared:
+        code, seconds = run([stage], stage)
+        if code != 0:
+            failed.add(stage)
+        ended(stage, code, seconds)
+    ready = {}
+    for row, stages in todo.rows.items():
+        if lost := sorted(todo.needs[row] & failed):
+            codes[row] = 1
+            summary.append(f"  {row}: NOT RUN, for {', '.join(lost)} failed")
+        else:
+            ready[row] = stages
+    with ThreadPoolExecutor(side_by_side) as pool:
+        for row, (code, seconds) in zip(ready, pool.map(run, ready.values(), ready), strict=True):
+            ended(row, code, seconds)
+    for stage in todo.last:
+        ended(stage, *run([stage], stage))
+    write("")
+    for line in summary:
+        write(line)
+    return max(map(abs, codes.values()), default=0)
+
+
+# The job
+
+
+def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapping[str, Sequence[str]]) -> int:
+    """Take over the uploaded code, check that the cluster has what the rows need, and run them. The exit code.
+
+    `others`: jobs that work in the workspace now, and their targets. ValueError with everything the user can mend.
+    """
+    from pipeline.cluster import workspace as project
+
+    if others:
+        names = ", ".join(others)
+        if changes := project.code_changes(upload, workspace):
+            raise ValueError(
+                f"{names} works with other code or settings than yours ({len(changes)} files differ: "
+                f"{', '.join(changes[:3])}{', ...' if len(changes) > 3 else ''}); wait for it (attach), or stop it"
+            )
+    else:
+        project.take_code(upload, workspace)
+    project.add_missing_results(upload, workspace)
+
+    params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    todo = plan(targets, pipeline, params)
+    for job, theirs in others.items():
+        if both := sorted(set(plan(theirs, pipeline, params).rows) & set(todo.rows)):
+            raise ValueError(f"{job} works on {', '.join(both)}; join it with: attach {job}")
+    rows = load_params(workspace / "params.yaml")
+    side_by_side = _prepare([need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()])
+
+    say(f"shared stages: {' '.join(todo.shared) or 'none'}")
+    for row, stages in todo.rows.items():
+        say(f"row {row}: {' '.join(stage.partition('@')[0] for stage in stages)}")
+    if len(todo.rows) > 1:
+        say(f"{min(side_by_side, len(todo.rows))} of {len(todo.rows)} rows side by side")
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # dvc calls `python`
+    code = run_plan(todo, workspace, side_by_side=side_by_side, environment={**os.environ, "PATH": path})
+    say("\nbring the results home with: python -m pipeline.submit results cluster.yaml")
+    return code
+
+
+def _prepare(needs: Sequence[Need]) -> int:
+    """Wait for the machines and the first pool; how many rows may run side by side. ValueError for what is missing."""
+    import ray
+
+    config = _cluster_file()
+    ray.init(address="auto", log_to_driver=False, logging_level="WARNING")
+    try:
+        fixed = [entry.get("min_workers", 0) for entry in (config.get("available_node_types") or {}).values()]
+        wait_for_machines(1 + sum(fixed), lambda: len(_here()))
+        kind = accelerator_type()
+        if kind is not None and any(each.gpus for each in needs):
+            types = (config.get("available_node_types") or {}).values()
+            hosts_of_kind([*_hosts(), *(Host.of(_resources(entry)) for entry in types)], kind)
+        here, more = _here(), machines(of_kind(config, kind))
+        if lacking := missing(needs, here=here, more=more):
+            raise ValueError("; ".join(lacking))
+        pool = max((each.gpus for each in needs), default=0)
+        if pool > sum(m.gpus for m in here):
+            _start_pool(pool)
+            here = _here()
+        return at_once(needs, here=here, more=more)
+    finally:
+        ray.shutdown()
+
+
+def of_kind(config: Mapping[str, Any], kind: str | None) -> Mapping[str, Any]:
+    """A cluster file without the machines whose GPUs are not of this kind.
+
+    `ray up` writes the kind of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
+    """
+    head, types = config.get("head_node_type"), config.get("available_node_types") or {}
+    fit = {
+        name: entry for name, entry in types.items() if name == head or kind in (None, Host.of(_resources(entry)).kind)
+    }
+    return {**config, "available_node_types": fit}
+
+
+def _resources(entry: Mapping[str, Any]) -> Mapping[str, float]:
+    return entry.get("resources") or {}
+
+
+def _cluster_file() -> Mapping[str, Any]:
+    """What `ray up` left on the head; empty where Ray was started by hand."""
+    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def _hosts() -> list[Host]:
+    """The machines that have joined."""
+    import ray
+
+    return [Host.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _here() -> list[Machines]:
+    """The machines that have joined, with their GPUs where they are of the wanted kind."""
+    kind = accelerator_type()
+    return [
+        Machines(kind="joined", count=1, gpus=host.gpus if kind in (None, host.kind) else 0, cpus=host.cpus)
+        for host in _hosts()
+    ]
+
+
+def _start_pool(gpus: int) -> None:
+    """Have the autoscaler start machines with so many GPUs, and wait for them: stages count what is there.
+
+    The request is a placement group, which ends with this process: nothing keeps machines running for a job that died.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    wait_s = float(os.environ.get("M2F_POOL_WAIT_S") or POOL_WAIT_S)
+    say(f"asking for {gpus} GPUs; starting a machine takes some minutes")
+    group = placement_group([{"GPU": 1, **resources_of_kind(accelerator_type())}] * gpus, strategy="PACK")
+    start = time.monotonic()
+    while not ray.wait([group.ready()], timeout=60)[0]:
+        waited = time.monotonic() - start
+        if waited > wait_s:
+            raise ValueError(
+                f"the {gpus} GPUs were not there after {waited / 60:.0f} minutes: the cloud may have none left, or "
+                f"your quota may be used up; `ray status` on the head says which, M2F_POOL_WAIT_S waits longer"
+            )
+        say(f"waiting for {gpus} GPUs since {waited / 60:.0f} minutes; there are {sum(m.gpus for m in _here())}")
+    remove_placement_group(group)

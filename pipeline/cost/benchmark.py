@@ -1,0 +1,385 @@
+"""What a row costs on this machine: parameters, operations, memory, time of a training step, pictures per second.
+
+Needs torch alone where the dataset has no shards; with shards, what reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from m2f import build_model
+from m2f.model import normalise, pad
+from pipeline.compute.precision import allow_tf32
+from pipeline.data.images.sizes import Size, counted, input_size, shown_size
+from pipeline.evaluation.predict import PredictConfig, single_scale
+from pipeline.params.schema import DatasetConfig, Row
+from pipeline.provenance.code import Code, code_digest
+from pipeline.provenance.environment import environment
+from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
+from pipeline.storage.progress import Progress
+from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
+from pipeline.training.step import Training, build, training_step
+from pipeline.training.worker import Worker
+
+if TYPE_CHECKING:
+    from pipeline.data.loader.train_batches import Batch
+    from pipeline.storage.results import Manifest
+
+WARM_UP, PICTURES = 5, 195
+"""Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
+
+STEPS = 20
+"""Training steps that count, after as many as WARM_UP that do not."""
+
+LEAST = 3
+"""Pictures and steps that count, however long they take."""
+
+MASKS = 10
+"""True masks of a generated training picture. ADE20K's pictures hold 10.5 classes on average, COCO's 7.3 objects."""
+
+CODE = Code(
+    roots=("pipeline.cost.benchmark.benchmark",),
+    left_out={
+        **KEEPS_BYTES,
+        **READS_SHARDS,
+        "m2f.weights.read_checkpoint": "reads tensors as they are",
+        "pipeline.provenance": "says where a number came from",
+        "pipeline.storage.results": "says what was measured",
+    },
+    sinks=PROGRESS,
+    settings=SETTINGS,
+)
+"""The definitions that decide how long a row takes."""
+
+_COUNTED = (
+    "one forward pass of the network for one picture; products of convolutions, linear layers and attention, a "
+    "multiplication and an addition as 2; not norms, activations, resizing and the sampling of deformable attention"
+)
+
+_ANSWERS: Mapping[str, str] = {
+    "semantic": "the label map (class scores, resized to the picture's own size, and their argmax)",
+    "panoptic": "the panoptic segments at the picture's own size (fresh weights leave fewer than trained ones)",
+    "instance": "the instances at the picture's own size",
+}
+
+
+class Machine(NamedTuple):
+    """Where the benchmark runs."""
+
+    device: torch.device
+
+    @property
+    def cuda(self) -> bool:
+        """Whether it is a GPU, whose work has to be waited for."""
+        return self.device.type == "cuda"
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long `work` takes, with nothing else under way."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        begun_s = time.perf_counter()
+        work()
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begun_s
+
+    def forget_peak(self) -> None:
+        """Begin to watch the memory anew."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_mib(self) -> tuple[float | None, float | None]:
+        """Most memory that tensors took, and that was reserved for them, since `forget_peak`; None on a CPU."""
+        if not self.cuda:
+            return None, None
+        reserved = torch.cuda.max_memory_reserved(self.device)
+        return torch.cuda.max_memory_allocated(self.device) / 2**20, reserved / 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is measured, on what and for how long."""
+
+    row: Row
+    dataset: DatasetConfig
+    manifest: Manifest | None
+    """Of the dataset's shards; None: pictures are random."""
+    usual: Size
+    """Of the dataset's pictures, for random ones."""
+    machine: Machine
+    seconds: float
+    """For inference and for training each."""
+
+
+def benchmark(
+    row: Row, dataset: DatasetConfig, *, manifest: Manifest | None, seconds: float = 60.0, groups: int = 1
+) -> Benchmark:
+    """Measure a row on this machine's GPU, or its CPU.
+
+    `manifest`: of the dataset's shards, whose pictures are then read; None: random pictures of the published sizes.
+    `seconds`: for inference and for training each; fewer pictures and steps are measured where they take longer,
+    but at least LEAST. `groups`: of pictures per training step on this device; the recipe's GPUs have one each.
+
+    ValueError where there are neither shards nor published sizes, or groups are not 1 to those of the row.
+    """
+    pictures = counted(row.dataset, manifest)
+    if pictures is None:
+        raise ValueError(
+            f"the picture sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
+        )
+    if not 1 <= groups <= row.train.groups:
+        raise ValueError(f"row {row.name} has {row.train.groups} groups; measure 1 to {row.train.groups}, not {groups}")
+    busy, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if busy > cores / 4:
+        print(
+            f"{row.name}: about {busy:.1f} other processes want this machine's {cores} cores; times will be too long",
+            file=sys.stderr,
+            flush=True,
+        )
+    allow_tf32(row.train.tf32)
+    worker = Worker.here()
+    machine = Machine(worker.device)
+    training = build(row, worker, seed=0)
+    model = training.model
+    parameters = [parameter.numel() for parameter in model.parameters()]
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    subject = _Subject(
+        row=row, dataset=dataset, manifest=manifest, usual=pictures.usual, machine=machine, seconds=seconds
+    )
+    size = input_size(pictures.usual, row.test)
+    inference = _inference(model, subject)
+    cost = _training(training, subject, groups)
+    return Benchmark(
+        key=benchmark_key(row, manifest=manifest, seconds=seconds, groups=groups),
+        row=row.name,
+        dataset=row.dataset,
+        task=row.task,
+        device_kind="cuda" if machine.cuda else "cpu",
+        threads=None if machine.cuda else torch.get_num_threads(),
+        other_load=round(busy, 2),
+        environment=environment(tf32=row.train.tf32),
+        parameters=sum(parameters),
+        parameters_trained=sum(trained),
+        flops=Operations(picture=size, forward=forward_flops(row, size), counted=_COUNTED),
+        inference=inference,
+        training=cost if isinstance(cost, TrainingCost) else None,
+        skipped=None if isinstance(cost, TrainingCost) else cost,
+    )
+
+
+def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups: int) -> str:
+    """The name of a measurement, 16 hexadecimal digits: of the row's settings, the pictures, how it is measured, the
+    definitions that decide how long it takes, this machine's device and the libraries that compute."""
+    facts = environment(tf32=row.train.tf32)
+    return key_of(
+        task=row.task,
+        model=settings_facts(row.model),
+        train=settings_facts(row.train),
+        test=settings_facts(row.test),
+        data=manifest and manifest.digest,
+        seconds=seconds,
+        groups=groups,
+        code=code_digest(CODE),
+        device=facts.device,
+        cuda=facts.cuda,
+        tf32=facts.tf32,
+        threads=None if facts.cuda else torch.get_num_threads(),
+        libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
+    )
+
+
+def forward_flops(row: Row, size: Size) -> int:
+    """Floating-point operations of one forward pass at `size`, a multiplication and an addition as 2.
+
+    Counted on shapes alone: the same on every device, and nothing is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = build_model(row.model).eval().requires_grad_(False)
+        images = torch.zeros(1, 3, *size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images, auxiliary=False)
+    return int(counter.get_total_flops())
+
+
+# Inference
+
+
+@torch.inference_mode()
+def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
+    row, dataset, machine = subject.row, subject.dataset, subject.machine
+    model.eval()
+    machine.forget_peak()
+    shown = _validation(row, subject.manifest, subject.usual)
+    things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=things, segments_only=True)
+    sizes: list[Size] = []
+
+    def one() -> float:
+        image_3HW, size = next(shown)
+        sizes.append(size)
+        images = pad(normalise(image_3HW[None].to(machine.device)), row.test.pad_multiple)
+        valid = (image_3HW.shape[1], image_3HW.shape[2])
+        return machine.seconds(lambda: single_scale(model, images, valid, size, config))
+
+    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=subject.seconds)
+    counts = Counter(sizes[-len(taken_s) :])
+    real = subject.manifest is not None
+    where = "real pictures of the validation split" if real else "random pictures of the published size"
+    memory_mib, reserved_mib = machine.peak_mib()
+    return InferenceCost(
+        fps=len(taken_s) / sum(taken_s),
+        pictures=len(taken_s),
+        sizes=tuple((height, width, count) for (height, width), count in counts.most_common()),
+        memory_mib=memory_mib,
+        reserved_mib=reserved_mib,
+        seconds=_spread(taken_s),
+        protocol=f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
+        f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted",
+    )
+
+
+def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
+    """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
+    if manifest is not None:
+        from pipeline.data.loader.train_batches import validation_pictures
+
+        while True:
+            for picture in validation_pictures(manifest, row.test, task=row.task):
+                yield picture.image, picture.original_size
+    size = shown_size(usual, short_side=row.test.short_side, long_side_max=row.test.long_side_max, pad_multiple=1)
+    draws = torch.Generator().manual_seed(0)
+    while True:
+        yield torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=draws), usual
+
+
+# Training
+
+
+def _training(training: Training, subject: _Subject, groups: int) -> TrainingCost | str:
+    """The cost of a training step; text: why it could not be measured."""
+    row, config, machine = subject.row, subject.row.train, subject.machine
+    training.model.train()
+    machine.forget_peak()
+    batches = enumerate(_batches(row, subject.manifest, groups))
+
+    def one() -> float:
+        count, batch = next(batches)
+        step = min(count, config.steps - 1)  # the schedule may be shorter
+        return machine.seconds(lambda: training_step(training, batch, step=step))
+
+    try:
+        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds)
+    except torch.OutOfMemoryError:
+        room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
+        return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
+    if subject.manifest is not None:
+        source = "random crops of the training split"
+    else:
+        source = f"random pictures with {_masks(row)} masks each"
+    spread, (memory_mib, reserved_mib) = _spread(taken_s), machine.peak_mib()
+    return TrainingCost(
+        step_s=spread.median,
+        seconds=spread,
+        steps=len(taken_s),
+        workers=1,
+        groups=groups,
+        pictures=groups * config.group_size,
+        crop=config.augmentation.crop,
+        memory_mib=memory_mib,
+        reserved_mib=reserved_mib,
+        precision=config.precision,
+        protocol=f"{source}; copying to the device, forward, matching, losses, backward, clipping and optimiser; "
+        "loading not counted",
+    )
+
+
+def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch]:
+    """Batches of this many groups."""
+    count = groups * row.train.group_size
+    if manifest is None:
+        for step in itertools.count():
+            yield cast("Batch", _Generated.of(row, count, step))
+        return
+    from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+
+    order = TrainingOrder.of(row, manifest, seed=0)
+    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, picture_range=range(count))
+
+
+def _masks(row: Row) -> int:
+    return min(MASKS, row.model.num_classes)
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """A batch of noise, with horizontal bands for masks; the fields of pipeline.data.loader.train_batches.Batch that a
+    step reads."""
+
+    images: Tensor
+    sizes: Tensor
+    segments: Tensor | None
+    masks: tuple[Tensor, ...] | None
+    labels: tuple[Tensor, ...]
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, row: Row, count: int, step: int) -> _Generated:
+        height, width = row.train.augmentation.crop
+        draws = torch.Generator().manual_seed(step)
+        masks = _masks(row)
+        bands_HW = (torch.arange(height) * masks // height).to(torch.uint8)[:, None].expand(height, width).contiguous()
+        labels = tuple(torch.randperm(row.model.num_classes, generator=draws)[:masks] for _ in range(count))
+        apart_THW = bands_HW == torch.arange(masks)[:, None, None]
+        return cls(
+            images=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=draws),
+            sizes=torch.tensor([[height, width]] * count),
+            segments=None if row.task == "instance" else bands_HW.repeat(count, 1, 1),
+            masks=(apart_THW,) * count if row.task == "instance" else None,
+            labels=labels,
+            seeds=tuple(step * count + place for place in range(count)),
+        )
+
+
+# Time
+
+
+def _repeated(what: str, one: Callable[[], float], *, count: int, unit: str, seconds: float) -> list[float]:
+    """What `one` gives, `count` times or until the seconds are over, but at least LEAST times.
+
+    WARM_UP earlier ones do not count; where even they would take a third of the time, a single one.
+    """
+    begun_s = time.monotonic()
+    progress = Progress(what, 0, unit=unit)
+
+    def passed_s() -> float:
+        return time.monotonic() - begun_s
+
+    for _ in range(WARM_UP):
+        one()
+        if passed_s() > seconds / 3:
+            break
+    taken_s: list[float] = []
+    while len(taken_s) < LEAST or (len(taken_s) < count and passed_s() < seconds):
+        taken_s.append(one())
+        progress.add()
+    print(f"{what}: {len(taken_s)} {unit} timed, median {_spread(taken_s).median:.3g} s", file=sys.stderr, flush=True)
+    return taken_s
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64))
+    median, p10, p90 = quantiles.tolist()
+    return Spread(median=median, p10=p10, p90=p90)

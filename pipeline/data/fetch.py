@@ -1,0 +1,290 @@
+"""Gets a dataset's sources as published: archives verified under the storage root, never unpacked; folders in place.
+
+For an archive that is published at a URL, looks first under the storage root, then in the mirrors' folders, then for
+the dataset unpacked there; what is still missing is downloaded, from the mirrors that are URLs or its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from pipeline.storage.disk import in_gib
+from pipeline.storage.download import (
+    BLOCK,
+    MIB,
+    Fetched,
+    at_hand,
+    bytes_here,
+    check_digest,
+    check_space,
+    downloaded,
+    file_digest,
+    file_name,
+    published_size,
+)
+from pipeline.storage.files import link_or_copy, read_json, sha256, write_json
+from pipeline.storage.progress import Progress
+from pipeline.storage.results import FetchedDataset, FetchedSource
+from pipeline.storage.root import storage_root, stored
+from pipeline.storage.stores import store_of
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import DatasetConfig
+
+WHOLE_DIGEST = 64
+"""Digits of a SHA-256: an archive that has them all is the published one, to its last byte."""
+
+
+class _Wanted(NamedTuple):
+    """A source as params.yaml describes it."""
+
+    url: str
+    """Empty: `source` is a path."""
+    source: str
+    name: str
+    size: int
+    """Bytes; 0: not published."""
+    sha256: str
+    """Its first digits, lower case; empty: not published."""
+
+
+def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> FetchedDataset:
+    """Get and verify every source of a dataset.
+
+    base: folder that relative sources and mirrors start at. ValueError says in one sentence what is missing or altered.
+    """
+    if config.layout == "shapes":
+        return FetchedDataset(dataset=dataset, sources=(), terms="", generate=dict(config.generate))
+    if not config.sources:
+        raise ValueError(f"datasets.{dataset}.sources is empty; list a zip archive, a folder or a URL in params.yaml")
+    wanted = _wanted(config)
+    folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
+    found = [_without_download(one, dataset=dataset, folders=folders, base=base) for one in wanted]
+    missing = [one for one, source in zip(wanted, found, strict=True) if source is None]
+    if missing and (folder := _unpacked(dataset, config, folders, names=[one.name for one in wanted])):
+        print(f"{dataset} is here, unpacked ({folder})", file=sys.stderr)
+        found = [_folder(folder, "")]
+    elif missing:
+        _check_terms(dataset, config, missing)
+        _check_space(dataset, missing)
+        bases = [mirror for mirror in config.mirrors if is_url(mirror)]
+        found = [
+            source or _download(one, bases=bases, login=config.login) for one, source in zip(wanted, found, strict=True)
+        ]
+    sources = tuple(source for source in found if source is not None)
+    return FetchedDataset(dataset=dataset, sources=sources, terms=config.terms, generate={})
+
+
+def open_sources(fetched: FetchedDataset) -> list[Path]:
+    """Archives and folders that `fetch` recorded, as files of this host, checked against their digests.
+
+    ValueError names what is gone or altered and the command that fetches it again.
+    """
+    made_by = f"python -m stages.fetch {fetched.dataset}"
+    paths = []
+    for source in fetched.sources:
+        entry = stored(source.path, made_by=made_by)
+        if entry.name == "folder.json":
+            path = Path(read_json(entry, made_by=made_by)["folder"])
+            if not path.is_dir():
+                raise ValueError(f"folder {path} is gone, or on another host; put it back or run {made_by}")
+            digest = folder_digest(path)[0]
+        else:
+            path, digest = store_of(entry).local_and_digest(source.sha256, file_digest)
+        if digest != source.sha256:
+            raise ValueError(
+                f"{path} has changed since it was fetched (sha256 {digest[:16]}, was {source.sha256[:16]}); "
+                f"run {made_by}"
+            )
+        paths.append(path)
+    return paths
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is to be downloaded."""
+    return "://" in source
+
+
+def _wanted(config: DatasetConfig) -> list[_Wanted]:
+    """The sources with what is published about each. `URL#name` names a file whose URL does not end with its name."""
+    wanted = []
+    for index, source in enumerate(config.sources):
+        url, _, name = source.partition("#") if is_url(source) else ("", "", "")
+        name = file_name(name or url) if url else Path(source).name
+        size = config.bytes[index] if config.bytes else 0
+        digest = config.sha256[index].lower() if config.sha256 else ""
+        wanted.append(_Wanted(url, source, name, size, digest))
+    return wanted
+
+
+def _path(source: str, base: Path) -> Path:
+    return (base / Path(source).expanduser()).absolute()
+
+
+def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path], base: Path) -> FetchedSource | None:
+    """A source that is on this machine; None: it has to be downloaded. ValueError when a path is wrong."""
+    if not wanted.url:
+        path = _path(wanted.source, base)
+        if path.is_dir():
+            return _folder(path, wanted.sha256)
+        if not path.is_file():
+            raise ValueError(
+                f"{path} does not exist; put the archive or folder there, or change "
+                f"datasets.{dataset}.sources in params.yaml"
+            )
+        return _archive(path, wanted)
+    found = at_hand(wanted.name, url=wanted.url, size=wanted.size, sha256_prefix=wanted.sha256)
+    if found:
+        print(f"{wanted.name} is here already ({found.path})", file=sys.stderr)
+        return _as_source(found)
+    for folder in folders:
+        path = folder / wanted.name
+        if path.is_file():
+            try:
+                source = _archive(path, wanted)
+            except ValueError as error:
+                print(
+                    f"{error}; it is left out (list it in datasets.{dataset}.sources to use it as it is)",
+                    file=sys.stderr,
+                )
+            else:
+                print(f"{wanted.name} is here ({path})", file=sys.stderr)
+                return source
+    return None
+
+
+def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, names: Sequence[str]) -> Path | None:
+    """The folder that holds all of a dataset, unpacked: <mirror>/<dataset>, <mirror>/<archive without .zip> or the
+    mirror itself, if the folders in it are unmistakable."""
+    splits = config.splits.values()
+    if config.layout == "folder":
+        needed = [f"{top}/{split}" for top in ("images", "annotations") for split in splits]
+    elif config.layout == "cityscapes":
+        needed = [f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits]
+    else:
+        kinds = ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
+        needed = [*splits, *(f"annotations/{kind}_{split}.json" for kind in kinds for split in splits)]
+    for mirror in folders:
+        inside = [mirror / dataset, *(mirror / PurePosixPath(name).stem for name in names)]
+        # images/ and annotations/ may be anybody's
+        for folder in inside if config.layout == "folder" else [*inside, mirror]:
+            if all((folder / path).exists() for path in needed):
+                return folder
+    return None
+
+
+def _check_terms(dataset: str, config: DatasetConfig, missing: Sequence[_Wanted]) -> None:
+    """Name what is about to be downloaded, and its terms. ValueError unless they are accepted."""
+    archives = ", ".join(f"{one.name} ({in_gib(one.size)})" if one.size else one.name for one in missing)
+    print(f"{dataset}: to be downloaded: {archives}", file=sys.stderr)
+    if not config.terms:
+        return
+    print(f"{dataset} comes under these terms: {config.terms}", file=sys.stderr)
+    if not config.accept_terms:
+        here = ", or put the archives where its `mirrors` say" if config.mirrors else ""
+        raise ValueError(
+            f"{dataset} carries terms ({config.terms}); to download it under them set "
+            f"datasets.{dataset}.accept_terms: true in params.yaml{here}"
+        )
+
+
+def _check_space(dataset: str, missing: Sequence[_Wanted]) -> None:
+    """ValueError unless the storage root has room for what is still to come of all archives."""
+    check_space(
+        f"downloading {dataset}",
+        sum(max(0, (one.size or published_size(one.url)) - bytes_here(one.url, one.name)) for one in missing),
+    )
+
+
+def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> FetchedSource:
+    """An archive after downloading it, from the first place that has the published one."""
+
+    def get(url: str, login: str) -> FetchedSource:
+        check = None if len(wanted.sha256) == WHOLE_DIGEST else _check_zip
+        return _as_source(
+            downloaded(url, name=wanted.name, size=wanted.size, sha256_prefix=wanted.sha256, login=login, check=check)
+        )
+
+    for mirror in bases:
+        try:
+            return get(f"{mirror.rstrip('/')}/{quote(wanted.name)}", "")
+        except ValueError as error:
+            print(f"{error}; trying the next place", file=sys.stderr)
+    return get(wanted.url, login)
+
+
+def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
+    """An archive on this machine, linked or copied into the storage root."""
+    size = path.stat().st_size
+    if wanted.size and size != wanted.size:
+        raise ValueError(
+            f"{path} is {size:,} bytes long, published are {wanted.size:,}; it is truncated or altered: get it again"
+        )
+    digest = file_digest(path)
+    check_digest(str(path), digest, wanted.sha256)
+    target = storage_root() / "archives" / digest[:16] / path.name
+    # What lies there has been checked before it was put there.
+    if not (target.is_file() and (store_of(target).is_same_file(path) or sha256(target) == digest)):
+        if len(wanted.sha256) < WHOLE_DIGEST:
+            _check_zip(path, str(path))
+        link_or_copy(path.resolve(), target)
+    return _as_source(Fetched(target, digest))
+
+
+def _folder(path: Path, expected: str) -> FetchedSource:
+    """A folder that is read where it is, with a file under the storage root that says where."""
+    digest, size = folder_digest(path)
+    check_digest(str(path), digest, expected)
+    pointer = f"archives/{digest[:16]}/folder.json"
+    store_of(storage_root()).say_not_copied(path)
+    write_json(storage_root() / pointer, {"folder": str(path)})
+    return FetchedSource(name=path.name, bytes=size, sha256=digest, path=pointer)
+
+
+def _as_source(found: Fetched) -> FetchedSource:
+    relative = found.path.relative_to(str(storage_root())).as_posix()
+    return FetchedSource(name=found.path.name, bytes=found.path.stat().st_size, sha256=found.sha256, path=relative)
+
+
+def _check_zip(path: Path, name: str) -> None:
+    """ValueError when any entry of a zip archive does not match its checksum; it is called `name`."""
+    advice = "it is truncated or altered: get it again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            progress = Progress(f"checking {Path(name).name}", sum(e.file_size for e in entries), unit="MiB", scale=MIB)
+            for entry in entries:
+                with archive.open(entry) as file:
+                    while block := file.read(BLOCK):
+                        progress.add(len(block))
+            progress.done(brief=True)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{name} is not a whole zip archive ({error}); {advice}") from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
+        raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
+    except Exception as error:  # zlib.error has no public base class
+        raise ValueError(f"{name} does not decompress ({error}); {advice}") from None
+
+
+def folder_digest(folder: Path) -> tuple[str, int]:
+    """SHA-256 over the sorted relative names, sizes and contents of a folder's visible files, and their bytes."""
+    from pipeline.data.records import file_names
+
+    names = file_names(folder)
+    if not names:
+        raise ValueError(f"folder {folder} is empty")
+    whole, total = hashlib.sha256(), 0
+    progress = Progress(f"reading {folder.name}", len(names), unit="files")
+    for name in names:
+        size = (folder / name).stat().st_size
+        whole.update(f"{name}\0{size}\0{sha256(folder / name)}\n".encode())
+        total += size
+        progress.add()
+    progress.done(brief=True)
+    return whole.hexdigest(), total

@@ -1,0 +1,1 @@
+"""Pixels: decoding, scaling, drawing."""

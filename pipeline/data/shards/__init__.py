@@ -1,0 +1,1 @@
+"""Records to Arrow files and back."""

@@ -1,0 +1,184 @@
+"""What a person wants to know about a dataset: counts and histograms from its shards, and sample pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, decode_masks, decode_segments
+from pipeline.data.images.draw import class_colours, painted, segment_colours, stacked
+from pipeline.storage.results import Manifest, PictureSizes, SkippedRecord
+
+if TYPE_CHECKING:
+    from pipeline.data.shards.writer import ShardFacts
+
+SAMPLES = 8
+"""Pictures of the sample sheet."""
+
+TILE = (360, 480)
+"""(height, width) in pixels that a sample fits into."""
+
+_COLUMNS, _GAP, _LINE, _ENTRY = 4, 8, 24, 200
+"""Tiles in a row; pixels between tiles, of a line of text, of an entry of the legend."""
+
+
+class Counts(NamedTuple):
+    """What the shards of a split hold together: the fields of this name of a manifest, for one split."""
+
+    pixels: tuple[int, ...]
+    ignored_pixels: int
+    pictures: tuple[int, ...]
+    instances: tuple[int, ...]
+    things_per_picture: dict[int, int]
+    picture_sizes: PictureSizes
+    bytes: int
+    skipped: tuple[SkippedRecord, ...]
+
+
+def counted(shards: Sequence[ShardFacts]) -> Counts:
+    """The counts of a split's shards, which are in their order."""
+    *pixels, ignored = _summed([shard.pixels for shard in shards])
+    things: Counter[int] = Counter()
+    heights: Counter[int] = Counter()
+    widths: Counter[int] = Counter()
+    for shard in shards:
+        things.update(shard.things_per_picture)
+        for height, width, pictures in shard.sizes:
+            heights[height] += pictures
+            widths[width] += pictures
+    return Counts(
+        pixels=tuple(pixels),
+        ignored_pixels=ignored,
+        pictures=_summed([shard.pictures for shard in shards]),
+        instances=_summed([shard.instances for shard in shards]),
+        things_per_picture={count: things[count] for count in sorted(things)},
+        picture_sizes=PictureSizes(height=_spread(heights), width=_spread(widths)),
+        bytes=sum(shard.bytes for shard in shards),
+        skipped=tuple(record for shard in shards for record in shard.skipped),
+    )
+
+
+def _summed(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(np.sum(counts, axis=0).tolist())
+
+
+def _spread(counts: Counter[int]) -> tuple[int, int, int]:
+    """Least, median (the lower of two) and greatest value."""
+    values = sorted(counts)
+    below = np.cumsum([counts[value] for value in values])
+    return values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]
+
+
+def class_table(manifest: Manifest) -> str:
+    """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("class", "split", "pixels", "pictures", "instances"))
+    for split in manifest.splits:
+        columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
+        table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
+    return text.getvalue()
+
+
+# Samples
+
+
+def sample_places(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """(shard, record) of up to SAMPLES records spread evenly over shards of these many records."""
+    total, ends = sum(counts), np.cumsum(counts)
+    chosen = np.linspace(0, total - 1, min(SAMPLES, total)).round().astype(int).tolist()
+    shards = [int(np.searchsorted(ends, place, side="right")) for place in chosen]
+    return [(shard, place - int(ends[shard]) + counts[shard]) for shard, place in zip(shards, chosen, strict=True)]
+
+
+def sample_sheet(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], layout: str, title: str) -> bytes:
+    """A PNG of stored records, each with its labels painted over it, and a legend of the classes that they show.
+
+    Segments and instances have white borders, and shades of their class's colour. `layout`: of the pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    tiles, shown = [], set[int]()
+    for row in rows:
+        tile, kinds = _tile(row, layout, len(classes))
+        tiles.append(tile)
+        shown |= kinds
+    columns = min(_COLUMNS, len(tiles))
+    lines = math.ceil(len(tiles) / columns)
+    across, down = TILE[1] + _GAP, max(tile.shape[0] for tile in tiles) + _LINE + _GAP
+    width = max(columns * across + _GAP, 2 * across)
+    per_line = (width - _GAP) // _ENTRY
+    height = _LINE + _GAP + lines * down + math.ceil(len(shown) / per_line) * _LINE + _GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    draw.text((_GAP, _GAP), title, "black", font)
+    for place, (tile, row) in enumerate(zip(tiles, rows, strict=True)):
+        x, y = _GAP + place % columns * across, _LINE + _GAP + place // columns * down
+        sheet.paste(Image.fromarray(tile), (x, y))
+        draw.text((x, y + down - _LINE - _GAP + 2), _fitting(row["name"], TILE[1], font), "dimgrey", font)
+    colours = class_colours(len(classes))
+    for place, kind in enumerate(sorted(shown)):
+        x, y = _GAP + place % per_line * _ENTRY, _LINE + _GAP + lines * down + place // per_line * _LINE
+        draw.rectangle((x, y + 3, x + 16, y + 18), tuple(colours[kind].tolist()))
+        draw.text((x + 22, y + 1), _fitting(classes[kind], _ENTRY - 28, font), "black", font)
+    data = io.BytesIO()
+    sheet.save(data, "PNG", compress_level=3)
+    return data.getvalue()
+
+
+def _fitting(text: str, width: int, font: Any) -> str:
+    """The text, or as much of its end as is not wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[1:]
+    return f"...{text}"
+
+
+def _tile(row: Mapping[str, Any], layout: str, num_classes: int) -> tuple[np.ndarray, set[int]]:
+    """A stored record with its labels painted over it, fitted into TILE, and the classes that it shows.
+
+    What is labelled is grey below its colours, what is not keeps its own.
+    """
+    import cv2
+
+    size = row["height"], row["width"]
+    ids, classes = _labels(row, layout)
+    if layout == "raw":
+        image = np.frombuffer(row["image"], np.uint8).reshape(*size, 3)
+    else:
+        image = decode_image(row["image"], row["name"])
+    scale = min(TILE[0] / size[0], TILE[1] / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    ids = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
+    of_classes = row["segments"] is not None and row["segment_classes"] is None
+    colours = class_colours(num_classes) if of_classes else segment_colours(classes, num_classes)
+    shown = {classes[index] for index in np.unique(ids).tolist() if 0 <= index < len(classes)}
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    tinted = np.where((ids >= 0)[..., None], grey, image)  # so that colours are those of the legend
+    return painted(tinted, ids, colours, borders=not of_classes, strength=0.5), shown
+
+
+def _labels(row: Mapping[str, Any], layout: str) -> tuple[np.ndarray, list[int]]:
+    """(h, w) int16 indices, -1 for nothing, and the class of every index; of overlapping instances the smallest."""
+    size = row["height"], row["width"]
+    if row["segments"] is None:
+        instances = sorted(row["instances"], key=lambda instance: float(instance["area"]))
+        masks = decode_masks([{"size": list(size), "counts": each["counts"]} for each in instances], size)
+        return stacked(masks, size).astype(np.int16), [each["class"] for each in instances]
+    kinds = row["segment_classes"]
+    if layout == "raw":
+        wide = len(row["segments"]) > size[0] * size[1]
+        ids = np.frombuffer(row["segments"], "<u2" if wide else np.uint8).reshape(size).astype(np.int32)
+        ids[ids == (IGNORE_WIDE if wide else IGNORE)] = -1
+    else:
+        ids = decode_segments(row["segments"], row["name"]).astype(np.int32)
+        ids[ids == IGNORE] = -1 if kinds is None or len(kinds) <= IGNORE else IGNORE
+    return ids.astype(np.int16), list(range(IGNORE)) if kinds is None else kinds

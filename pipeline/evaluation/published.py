@@ -1,0 +1,168 @@
+"""Published checkpoints, evaluated by the code that evaluates our own trainings, and the log of their training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+import time
+
+from pipeline.compute.resources import Resources, cluster_resources
+from pipeline.evaluation import evaluate_checkpoint as evaluation
+from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation
+from pipeline.params.schema import PublishedConfig, Row
+from pipeline.params.tasks import primary
+from pipeline.runs.checkpoints import save_model
+from pipeline.runs.outcome import evaluation_dir
+from pipeline.storage.download import Fetched, downloaded
+from pipeline.storage.files import local_file, sha256, write_text
+from pipeline.storage.results import EvaluatedCheckpoint, Manifest, PaddedEvaluation, PublishedEvaluation
+from pipeline.storage.root import storage_root
+from pipeline.storage.stores import StoredPath
+from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking.sender import point_line
+
+CODE = dataclasses.replace(evaluation.CODE, roots=(*evaluation.CODE.roots, "m2f.weights.from_reference"))
+"""The definitions that make figures of a published checkpoint."""
+
+_TRAINING = {
+    "loss": "loss",
+    "decode.loss_cls": "loss_class",
+    "decode.loss_mask": "loss_mask",
+    "decode.loss_dice": "loss_dice",
+}
+_TRAINING |= {"base_lr": "lr", "grad_norm": "grad_norm", "memory": "memory_mib"}
+_VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pixel_accuracy"}
+"""Names in the published logs (percent) and ours (fractions)."""
+
+
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest) -> PublishedEvaluation:
+    """Fetch, convert and evaluate a row's published checkpoint.
+
+    Our figures less the published ones should be within the last digit. A row that is tested unpadded is also evaluated
+    padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes an MLflow run beside ours.
+    ValueError when the file is not the row's network, or a log is none.
+    """
+    source = downloaded(config.url, sha256_prefix=digest_prefix(config.url))
+    resources = cluster_resources(row, training=False)
+    evaluated = _compared(_evaluated(row, source, manifest, resources), row)
+    other: PaddedEvaluation | None = None
+    agrees = None
+    if row.test.pad_multiple == 1:
+        padded = dataclasses.replace(row, test=dataclasses.replace(row.test, pad_multiple=32, ms_flip=None))
+        other = _compared(_evaluated(padded, source, manifest, resources), padded)
+        if (first := primary(row.task)) in evaluated.difference:
+            agrees = 1 if abs(evaluated.difference[first]) <= abs(other.difference[first]) else 32
+    run_dir, key = _run_dir(source), evaluated.checkpoint.key
+    run_id = import_log(row, config, run_dir=run_dir, evaluation_key=key) if config.log_url else None
+    return PublishedEvaluation(
+        row=row.name,
+        dataset=row.dataset,
+        task=row.task,
+        primary=primary(row.task),
+        url=config.url,
+        sha256=source.sha256,
+        published=dict(row.published),
+        evaluated=evaluated,
+        other_padding=other,
+        agrees=agrees,
+        mlflow_run_id=run_id,
+        step_s=logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
+        curve=f"runs/{run_dir.name}/curve.jsonl" if config.log_url else None,
+    )
+
+
+def _evaluated(row: Row, source: Fetched, manifest: Manifest, resources: Resources) -> EvaluatedCheckpoint:
+    """The figures of a published checkpoint, found or made; it is converted only if they are to be made."""
+    run_dir = _run_dir(source)
+    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_kind, code=CODE)
+    if (found := finished_evaluation(evaluation_dir(run_dir, key), row.task)) is not None:
+        return found
+    from m2f.weights import from_reference, read_checkpoint
+
+    with local_file(source.path, source.sha256) as file:
+        tensors = from_reference(read_checkpoint(file), row.model)
+    path = save_model(run_dir, step=row.train.steps, run_key=run_dir.name, tensors=tensors)
+    job = Job(
+        row=row,
+        manifest=manifest,
+        checkpoint=path,
+        sha256=sha256(path),
+        run_key=run_dir.name,
+        step=row.train.steps,
+        run_dir=run_dir,
+        key=key,
+        what=f"published {row.name}",
+        processes=resources.loader_processes,
+    )
+    return evaluate(job, resources)
+
+
+def _run_dir(source: Fetched) -> StoredPath:
+    """The run folder of a published training: published-<the beginning of its checkpoint's SHA-256>."""
+    return storage_root() / "runs" / f"published-{source.sha256[:16]}"
+
+
+def _compared(checkpoint: EvaluatedCheckpoint, row: Row) -> PaddedEvaluation:
+    """A checkpoint's figures beside the row's published ones."""
+    both = {name: value for name, value in checkpoint.figures.items() if name in row.published and value is not None}
+    return PaddedEvaluation(
+        pad_multiple=row.test.pad_multiple,
+        checkpoint=checkpoint,
+        difference={name: 100 * value - row.published[name] for name, value in both.items()},
+    )
+
+
+def digest_prefix(url: str) -> str:
+    """The beginning of a file's SHA-256 that its name ends with (name-ffd9d750.pth); empty when it has none."""
+    found = re.search(r"-([0-9a-f]{8})\.\w+$", url)
+    return found[1] if found else ""
+
+
+def import_log(row: Row, config: PublishedConfig, *, run_dir: StoredPath, evaluation_key: str) -> str | None:
+    """Write the published training log as a curve of ours and into MLflow, with the figures of an evaluation; the run's
+    id, None if no server answers."""
+    points = sorted(read_log(downloaded(config.log_url).path).items())
+    now_ms = int(time.time() * 1000)
+    write_text(run_dir / "curve.jsonl", "".join(f"{point_line(step, point, now_ms)}\n" for step, point in points))
+    tracking.open_run(
+        run_dir=run_dir,
+        dataset=row.dataset,
+        row=row.name,
+        name=f"published {row.name}",
+        run_key=run_dir.name,
+        params={"url": config.url, "log_url": config.log_url},
+        tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
+        running=False,
+    )
+    return tracking.catch_up(run_dir, status="published", evaluation=evaluation_key)
+
+
+def read_log(path: StoredPath) -> dict[int, dict[str, float]]:
+    """Points by step of a training log in mmengine's format: JSON lines, training and validation mixed.
+
+    Metrics get our names and become fractions. ValueError when a line is no JSON object, or none has a step.
+    """
+    points: dict[int, dict[str, float]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            values = {ours: float(entry[theirs]) for theirs, ours in _TRAINING.items() if theirs in entry}
+            values |= {ours: float(entry[theirs]) / 100 for theirs, ours in _VALIDATION.items() if theirs in entry}
+        except (json.JSONDecodeError, TypeError, ValueError):
+            raise ValueError(f"{path} is no training log: line {number} is not a JSON object of numbers") from None
+        if values and "step" in entry:
+            points.setdefault(int(entry["step"]), {}).update(values)
+    if not points:
+        raise ValueError(f"{path} is no training log: no line has a step with a loss or a metric")
+    return points
+
+
+def logged_step_s(path: StoredPath) -> float | None:
+    """Median seconds of a training step by a log in mmengine's format; None where it gives no times."""
+    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    times = [entry["time"] for entry in entries if "loss" in entry and "time" in entry]  # validation lines have a time
+    return statistics.median(times) if times else None

@@ -1,0 +1,149 @@
+"""What a row's task measures on validation pictures: the network's answer, and metrics whose parts merge exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
+from pipeline.evaluation.predict import Outcome, PredictConfig, answer
+from pipeline.params.schema import Row
+from pipeline.params.tasks import FIGURES, MS_FLIP, primary
+
+if TYPE_CHECKING:
+    from pipeline.data.loader.train_batches import Picture
+    from pipeline.storage.results import Manifest
+
+
+class Measures:
+    """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
+
+    def __init__(self, row: Row, manifest: Manifest) -> None:
+        classes = row.model.num_classes
+        self.task = row.task
+        self.class_names = manifest.class_names_of(row.task)
+        self.thing_ids = manifest.thing_ids_of(row.task)
+        self.semantic = SemanticMetric(num_classes=classes) if row.task != "instance" else None
+        self.ms_flip = SemanticMetric(num_classes=classes) if row.test.ms_flip is not None else None
+        self.panoptic = (
+            PanopticMetric(num_classes=classes, thing_ids=self.thing_ids) if row.task == "panoptic" else None
+        )
+        self.instance = (
+            InstanceMetric(num_classes=classes, max_instances=row.test.max_instances)
+            if row.task != "semantic"
+            else None
+        )
+
+    def update(self, picture: Picture, outcome: Outcome) -> None:
+        """Count one picture."""
+        if self.semantic is not None:
+            assert outcome.labels is not None and picture.label_map is not None
+            self.semantic.update(outcome.labels, picture.label_map)
+        if self.ms_flip is not None:
+            assert outcome.ms_flip_labels is not None and picture.label_map is not None
+            self.ms_flip.update(outcome.ms_flip_labels, picture.label_map)
+        if self.panoptic is not None:
+            assert outcome.segments is not None and picture.segments is not None
+            found = outcome.segments
+            self.panoptic.update(found.segments, found.labels, picture.segments, picture.labels, crowd=picture.crowd)
+        if self.instance is not None:
+            assert outcome.instances is not None and picture.instances is not None
+            true, predicted = picture.instances, outcome.instances
+            self.instance.update(
+                predicted.masks,
+                predicted.labels,
+                predicted.scores,
+                true.run_lengths,
+                true.labels,
+                image_id=picture.index,
+                size=picture.original_size,
+                crowd=true.crowd,
+                true_areas=true.areas,
+            )
+
+    def merge(self, other: Measures) -> None:
+        """Add another part's counts, in place."""
+        others = other._metrics()
+        for name, metric in self._metrics().items():
+            metric.merge(others[name])  # type: ignore[arg-type]
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted, as JSON values."""
+        return {name: metric.state() for name, metric in self._metrics().items()}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        """Add what the `state` of another part holds, in place."""
+        for name, metric in self._metrics().items():
+            metric.add_state(state[name])
+
+    def _metrics(self) -> dict[str, SemanticMetric | PanopticMetric | InstanceMetric]:
+        """The metrics that the row has."""
+        every = {name: getattr(self, name) for name in ("semantic", "ms_flip", "panoptic", "instance")}
+        return {name: metric for name, metric in every.items() if metric is not None}
+
+    def figures(self) -> dict[str, float | None]:
+        """The task's FIGURES, and MS_FLIP if asked for; ValueError when the first of them has nothing to count."""
+        known: dict[str, float | None] = {}
+        if self.semantic is not None:
+            known |= {name: self.semantic.result()[name] for name in FIGURES["semantic"]}  # type: ignore[literal-required]
+        if self.panoptic is not None:
+            quality = self.panoptic.result()
+            for part, values in (("", quality), ("_things", quality["things"]), ("_stuff", quality["stuff"])):
+                known |= {f"{name}{part}": values[name] for name in ("pq", "sq", "rq")}
+        if self.instance is not None:
+            known |= {name: value for name, value in self.instance.result().items() if name != "per_class"}  # type: ignore[misc]
+        figures = {name: known[name] for name in FIGURES[self.task]}
+        if figures[primary(self.task)] is None:
+            what = "instance" if self.task == "instance" else "labelled pixel"
+            raise ValueError(
+                f"no validation picture has a {what}, so there is nothing to measure; check the annotations"
+            )
+        if self.ms_flip is not None:
+            figures[MS_FLIP] = self.ms_flip.result()["miou"]
+        return figures
+
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """By metric (iou, pq, ap), the value of every class that the metric knows; None: nothing to count."""
+        values: dict[str, list[float | None]] = {}
+        if self.panoptic is not None:
+            values["pq"] = self.panoptic.result()["per_class"]["pq"]
+        if self.instance is not None:
+            values["ap"] = self.instance.result()["per_class"]
+        if self.semantic is not None:
+            values["iou"] = self.semantic.result()["per_class"]["iou"]
+        named = {metric: dict(zip(self.class_names, column, strict=True)) for metric, column in values.items()}
+        if self.task == "panoptic":  # stuff has no instances
+            named["ap"] = {self.class_names[c]: named["ap"][self.class_names[c]] for c in self.thing_ids}
+        return named
+
+
+def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> Measures:
+    """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    measures = Measures(row, manifest)
+    for picture, outcome in predictions(
+        model, manifest, row, places=range(worker, manifest.split("val").records, workers)
+    ):
+        measures.update(picture, outcome)
+    return measures
+
+
+def predictions(
+    model: nn.Module, manifest: Manifest, row: Row, *, places: Sequence[int], processes: int = 0
+) -> Iterator[tuple[Picture, Outcome]]:
+    """The validation pictures at some places, in their order, with what the network makes of each; puts the model in
+    evaluation mode. processes: of the loader."""
+    from pipeline.data.loader.train_batches import validation_pictures
+
+    model.eval()
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))
+    for picture in validation_pictures(manifest, row.test, task=row.task, places=places, processes=processes):
+        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
+        yield picture, outcome
+
+
+def while_training(row: Row) -> Row:
+    """The row as the loop validates it: at one size."""
+    return dataclasses.replace(row, test=dataclasses.replace(row.test, ms_flip=None))

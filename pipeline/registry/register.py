@@ -1,0 +1,441 @@
+"""A row's best and median checkpoint as versions in MLflow's model registry.
+
+What may take the alias `best` is in docs/registry.md. Unlike tracking this is no mirror: when the server does not
+answer, registration fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.params.schema import Row
+from pipeline.params.tasks import LABELS
+from pipeline.storage.results import (
+    Aliases,
+    BestVersion,
+    Evaluation,
+    Manifest,
+    RegisteredVersion,
+    Registration,
+    TrainingResult,
+    result_path,
+)
+from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking.client import mlflow_client, shown_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from torch import nn
+
+UPLOAD_TIMEOUT_S = 300
+"""Longest wait for the server to take one file of a model; every other request has tracking's few seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A finished seed's checkpoint, of those that decide the row's figure."""
+
+    seed: int
+    run_key: str
+    value: float
+    """The row's figure, as a fraction."""
+    checkpoint: str
+    """Path under the storage root."""
+    sha256: str
+    mlflow_run_id: str | None
+    git_commit: str | None
+    """Of the training."""
+
+
+def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate]:
+    """The finished seeds of a row, worst first; of equals, the later seed.
+
+    ValueError when there is none, or when the two do not hold the same trainings.
+    """
+    by_key = {entry.run_key: entry for entry in trained.seeds}
+    found = []
+    for entry in evaluated.seeds:
+        if entry.checkpoints is None:
+            continue
+        training = by_key.get(entry.run_key)
+        if training is None or training.checkpoints is None:
+            row = evaluated.row
+            raise ValueError(
+                f"{result_path(Evaluation, row)} holds run {entry.run_key}, which {result_path(TrainingResult, row)} "
+                f"does not; evaluate again with: dvc repro evaluate@{row}"
+            )
+        checkpoint = training.checkpoints[evaluated.decides]
+        value = entry.checkpoints[evaluated.decides].figures[evaluated.primary]
+        if value is None:
+            raise ValueError(
+                f"seed {entry.seed} has no {LABELS[evaluated.primary]} in {result_path(Evaluation, evaluated.row)}: "
+                "the validation pictures hold nothing that it counts, so there is no best checkpoint to register"
+            )
+        found.append(
+            Candidate(
+                seed=entry.seed,
+                run_key=entry.run_key,
+                value=value,
+                checkpoint=f"{training.run_dir}/{checkpoint.path}",
+                sha256=checkpoint.sha256,
+                mlflow_run_id=training.mlflow_run_id,
+                git_commit=training.environment.git_commit if training.environment else None,
+            )
+        )
+    if not found:
+        raise ValueError(f"no seed of row {evaluated.row} is finished, so there is nothing to register")
+    return sorted(found, key=lambda candidate: candidate.value)
+
+
+def chosen(ranked: Sequence[Candidate]) -> dict[str, Candidate]:
+    """The best candidate, and the median one: of an even number the lower of the two in the middle."""
+    return {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2]}
+
+
+def model_name(row: str) -> str:
+    """The registered model of a row: ade20k_swin-t is ade20k-swin-t."""
+    return row.replace("_", "-")
+
+
+def register(
+    row: Row,
+    *,
+    manifest: Manifest,
+    evaluated: Evaluation,
+    trained: TrainingResult,
+    weights_terms: str,
+    force: bool = False,
+) -> Registration:
+    """Register a row's best and median checkpoint.
+
+    A checkpoint that is registered already, with the same settings and code, is found again. force: `best` may leave
+    a version whose figure is not comparable. ValueError when the server does not answer or a checkpoint is gone.
+    """
+    ranked = candidates(evaluated, trained)
+    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
+    settings = served_settings(row, manifest)
+    figure, name = evaluated.primary, model_name(row.name)
+    facts = {
+        "row": row.name,
+        "task": row.task,
+        "metric": figure,
+        "dataset_digest": manifest.digest,
+        "licence": licence(manifest.terms, weights_terms),
+    }
+    with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+        _open_model(client, name, row)
+        versions = {
+            alias: _registered(client, name, row, candidate, settings, facts)
+            for alias, candidate in chosen(ranked).items()
+        }
+        client.set_registered_model_alias(name, "median", versions["median"].version)
+        best, kept = _set_best(client, name, versions["best"], force=force)
+    aliases = Aliases(best=BestVersion(**asdict(_described(best)), kept=kept), median=_described(versions["median"]))
+    return Registration(row=row.name, model=name, aliases=aliases, tracking_uri=shown_uri())
+
+
+def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
+    """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
+    from pipeline.provenance.code import code_digest
+    from pipeline.registry.served_model import ANSWERING
+
+    return {
+        "task": row.task,
+        "model": asdict(row.model),
+        "test": asdict(replace(row.test, ms_flip=None)),
+        "tf32": row.train.tf32,
+        "class_names": list(manifest.class_names_of(row.task)),
+        "thing_ids": manifest.thing_ids_of(row.task),
+        "code": code_digest(ANSWERING),
+    }
+
+
+def licence(dataset_terms: str, weights_terms: str) -> str:
+    """What a user of the weights must know: the terms of the pictures, and of the weights they started from."""
+    parts = [f"pictures: {dataset_terms or 'no terms stated'}"]
+    if weights_terms:
+        parts.append(f"initial weights: {weights_terms}")
+    return "; ".join(parts)
+
+
+def _open_model(client: MlflowClient, name: str, row: Row) -> None:
+    """The registered model, made if need be; ValueError when it belongs to another row."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, tags={"row": row.name, "dataset": row.dataset, "task": row.task})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        other = client.get_registered_model(name).tags.get("row")
+        if other != row.name:
+            raise ValueError(
+                f"the registry's model {name} belongs to {f'row {other}' if other else 'something else'}; "
+                f"rename row {row.name} in params.yaml"
+            ) from None
+
+
+def _registered(
+    client: MlflowClient,
+    name: str,
+    row: Row,
+    candidate: Candidate,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, str],
+) -> ModelVersion:
+    """The version of a checkpoint with these settings: found again, or made."""
+    text = json.dumps({"checkpoint": candidate.sha256, **settings}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    tags = {
+        **facts,
+        "value": repr(candidate.value),
+        "seed": str(candidate.seed),
+        "run_key": candidate.run_key,
+        "checkpoint_sha256": candidate.sha256,
+        "git_commit": candidate.git_commit or "unknown",
+        "digest": digest,
+    }
+    found = _first(client, name, digest)
+    if found is None:
+        made = _make(client, name, row, candidate, settings, tags)
+        found = _first(client, name, digest) or made
+        if found.version != made.version:  # another process was quicker
+            client.delete_model_version(name, made.version)
+            client.delete_logged_model(str(made.source).removeprefix("models:/"))
+    for key, value in tags.items():
+        if found.tags.get(key) != value:  # evaluated again, or found under other terms
+            client.set_model_version_tag(name, found.version, key, value)
+    found.tags.update(tags)
+    return found
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a model, oldest first."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+def _first(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    return next((version for version in _versions(client, name) if version.tags.get("digest") == digest), None)
+
+
+def _make(
+    client: MlflowClient,
+    name: str,
+    row: Row,
+    candidate: Candidate,
+    settings: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> ModelVersion:
+    """Log the model to the run that trained it, if the server knows it, and make it a version."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.entities.logged_model_status import LoggedModelStatus
+
+    print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
+    network = trained_network(row, candidate)
+    run = _known_run(client, candidate.mlflow_run_id)
+    experiment = run.info.experiment_id if run else tracking.experiment_id(client, row.dataset)
+    run_id = run.info.run_id if run else None
+    model = client.create_logged_model(
+        experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="mask2former"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        save_model(path, network, settings, run_id=run_id, model_id=model.model_id)
+        with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=str(UPLOAD_TIMEOUT_S)):
+            client.log_model_artifacts(model.model_id, str(path))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    if run_id is not None:
+        client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+    return client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=run_id,
+        tags=dict(tags),
+        model_id=model.model_id,
+        description=f"{LABELS[tags['metric']]} {100 * candidate.value:.2f}, seed {candidate.seed} of {row.name}",
+    )
+
+
+def _known_run(client: MlflowClient, run_id: str | None) -> Any:
+    """The run that trained a checkpoint; None where the server does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def trained_network(row: Row, candidate: Candidate) -> nn.Module:
+    """The network of a checkpoint; ValueError when the file is gone, altered or of another run."""
+    from m2f.model import build_model
+    from pipeline.runs.checkpoints import check_digest, load_checkpoint
+    from pipeline.storage.root import stored
+
+    path = stored(candidate.checkpoint, made_by=f"dvc repro -f train@{row.name}")
+    check_digest(path, candidate.sha256, row=row.name)
+    network = build_model(row.model)
+    load_checkpoint(path, model=network, run_key=candidate.run_key, digest=candidate.sha256)
+    return network
+
+
+def save_model(
+    path: Path,
+    network: nn.Module,
+    settings: Mapping[str, Any],
+    *,
+    run_id: str | None = None,
+    model_id: str | None = None,
+) -> None:
+    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that answers."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+    from safetensors.torch import save_file
+
+    from pipeline.registry.served_model import LIBRARIES
+    from pipeline.storage.files import whole_file, write_json
+
+    pictures = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
+    with tempfile.TemporaryDirectory() as folder:
+        weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
+        with whole_file(weights) as partial:  # which everybody may read
+            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
+        write_json(served, settings)
+        copy_code(code)
+        mlflow.pyfunc.save_model(
+            path=str(path),
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            python_model=str(code / "pipeline" / "registered_model.py"),
+            artifacts={"weights": str(weights), "settings": str(served)},
+            code_paths=[str(code / "m2f"), str(code / "pipeline")],
+            signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
+            metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
+            input_example=_example(),
+        )
+
+
+def _example() -> Any:
+    """A picture of 64 x 96 that is nobody's, as a client would send it."""
+    import cv2
+    import numpy as np
+    import pandas as pd
+
+    rows, columns = np.mgrid[:64, :96]
+    image = np.stack((4 * rows, 2 * columns, 2 * (rows + 32)), axis=2).astype(np.uint8)
+    return pd.DataFrame({"picture": [cv2.imencode(".png", image)[1].tobytes()]})
+
+
+def copy_code(folder: Path) -> None:
+    """The modules that a registered model needs, in their packages below `folder`."""
+    from pipeline.provenance.sources import PROJECT, source_file
+    from pipeline.registry.served_model import MODULES
+
+    for module in MODULES:
+        source = source_file(module)
+        assert source is not None, module
+        target = folder / source.relative_to(PROJECT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _public_version(library: str) -> str:
+    """The installed version as a package index knows it, without a local part (2.9.0+cu128)."""
+    return importlib.metadata.version(library).partition("+")[0]
+
+
+def _set_best(
+    client: MlflowClient, name: str, candidate: ModelVersion, *, force: bool
+) -> tuple[ModelVersion, str | None]:
+    """Give `best` to the version with the highest figure of those measured as the candidate was.
+
+    Returns the version that has the alias, and why it kept it although it is not comparable. Read again after it is
+    set: of two processes that register at once, the later one sees both versions.
+    """
+    while True:
+        versions = _versions(client, name)
+        holder_number = client.get_registered_model(name).aliases.get("best")
+        holder = next((version for version in versions if str(version.version) == str(holder_number)), None)
+        if holder is not None and _measured(holder) != _measured(candidate) and not force:
+            kept = (
+                f"version {holder.version} keeps the alias best: its figure was measured on other data or is another "
+                "one, so that the two cannot be compared; --force gives the alias to the new one"
+            )
+            return holder, kept
+        first = {version.tags.get("digest"): version for version in reversed(versions)}  # a twin may be deleted soon
+        comparable = [version for version in first.values() if _measured(version) == _measured(candidate)]
+        best = max(comparable, key=lambda version: (float(version.tags["value"]), int(version.version)))
+        if holder is not None and holder.version == best.version:
+            return holder, None
+        client.set_registered_model_alias(name, "best", best.version)
+
+
+def _measured(version: ModelVersion) -> tuple[str | None, str | None]:
+    """What makes figures comparable: which one it is, and of which data."""
+    return version.tags.get("metric"), version.tags.get("dataset_digest")
+
+
+def _described(version: ModelVersion) -> RegisteredVersion:
+    tags = version.tags
+    return RegisteredVersion(
+        version=int(version.version),
+        seed=int(tags["seed"]) if "seed" in tags else None,
+        run_key=tags.get("run_key"),
+        figure=tags.get("metric"),
+        value=float(tags["value"]) if "value" in tags else None,
+    )
+
+
+@contextmanager
+def _answering(row: str) -> Iterator[None]:
+    """Whatever the server refuses, or that it does not answer, as one sentence."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())[:300]
+        raise ValueError(
+            f"row {row} could not be registered at {shown_uri()} ({reason}); "
+            f"start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@{row}"
+        ) from None
+
+
+@contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    """The environment with these variables, while the block runs: MLflow reads them at every call."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

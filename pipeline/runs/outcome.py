@@ -1,0 +1,199 @@
+"""What a run folder says about its training; read without torch, so that finished seeds cost nothing.
+
+finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
+launch.json, run.json, pools.json, environment.json and accepted.json. A file that another version of this project wrote
+under another layout is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.params.schema import parse
+from pipeline.storage.files import read_json, write_json
+from pipeline.storage.results import Accepted, Behind, Environment, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.storage.stores import StoredPath
+
+OVERLAYS = 8
+"""Validation pictures of an evaluated seed that are drawn with prediction and truth."""
+
+_Note = TypeVar("_Note")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A training that made its last step."""
+
+    run_key: str
+    seed: int
+    steps: int
+    checkpoints: TrainedCheckpoints
+    metrics: Figures
+    """Of the last validation."""
+    behind: tuple[Behind, ...]
+    peak_memory_mib: float | None
+    train_s: float
+    images_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LastNorm:
+    """The last gradient norm that was known."""
+
+    step: int
+    norm: str
+    """As Python writes it, for it may be nan."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diverged:
+    """A training whose loss, matching or gradient was not finite."""
+
+    reason: str
+    step: int
+    positions: tuple[int, ...]
+    """Of the step's pictures, in the global order."""
+    names: tuple[str, ...]
+    last_norm: LastNorm | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """A training that the early warning stopped."""
+
+    reason: str
+    step: int
+    behind: tuple[Behind, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A training that failed; its next start forgets it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How a training was started last."""
+
+    mlflow_run_id: str | None
+    """None: no server answered yet."""
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedRun:
+    """The arguments of `pipeline.tracking.mlflow_runs.open_run`, and when it was first opened."""
+
+    dataset: str
+    row: str
+    name: str
+    run_key: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    opened_ms: int
+
+
+_FILES: Mapping[type, str] = {
+    Finished: "finished.json",
+    Diverged: "diverged.json",
+    Stopped: "stopped.json",
+    Failed: "failed.json",
+    Launch: "launch.json",
+    TrackedRun: "run.json",
+    Environment: "environment.json",
+    Accepted: "accepted.json",
+}
+
+_POOLS = "pools.json"
+"""A list: the pools that have worked on the training, in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended."""
+
+    status: Status
+    reason: str | None = None
+    """One sentence; None when it finished."""
+
+
+def outcome(run_dir: StoredPath) -> Outcome | None:
+    """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
+    if finished_result(run_dir) is not None:
+        return Outcome("finished")
+    if (diverged := note_of(run_dir, Diverged)) is not None:
+        return Outcome("diverged", diverged.reason)
+    if (stopped := note_of(run_dir, Stopped)) is not None:
+        return Outcome("stopped", stopped.reason)
+    if (failed := note_of(run_dir, Failed)) is not None:
+        return Outcome("failed", failed.reason)
+    return None
+
+
+def finished_result(run_dir: StoredPath) -> Finished | None:
+    """What finished.json says; None without it, or when a checkpoint that it names is gone: then it is made again."""
+    result = note_of(run_dir, Finished)
+    if result is None:
+        return None
+    checkpoints = result.checkpoints
+    return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
+
+
+def note_of(run_dir: StoredPath, kind: type[_Note]) -> _Note | None:
+    """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
+    path = run_dir / _FILES[kind]
+    return _parsed(kind, read_json(path, made_by=_AGAIN), path) if path.exists() else None
+
+
+def write_note(run_dir: StoredPath, note: Any) -> None:
+    """Write the folder's file of the note's kind, whole or not at all."""
+    write_json(run_dir / _FILES[type(note)], dataclasses.asdict(note))
+
+
+def forget_note(run_dir: StoredPath, kind: type) -> None:
+    """Delete the folder's file of this kind, if there is one."""
+    (run_dir / _FILES[kind]).unlink(missing_ok=True)
+
+
+def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
+    """The folder of one evaluation of one of the training's checkpoints (pipeline.evaluation.evaluate_checkpoint)."""
+    return run_dir / "evaluations" / key
+
+
+def pools_of(run_dir: StoredPath) -> tuple[Pool, ...]:
+    """The pools that have worked on the training, in turn; none before the first."""
+    path = run_dir / _POOLS
+    if not path.exists():
+        return ()
+    content = read_json(path, made_by=_AGAIN)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} is no list of pools; {_foreign(path)}")
+    return tuple(_parsed(Pool, entry, path, f"[{place}]") for place, entry in enumerate(content))
+
+
+def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
+    """Write down which pools have worked on the training."""
+    write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
+
+
+_AGAIN = "training this row again, once the file is deleted"
+
+
+def _parsed(kind: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
+    """`place`: of the content in the file; empty: it is all of it."""
+    try:
+        return parse(kind, content, f"{path}{place}", in_file=not place)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_foreign(path)}") from None
+
+
+def _foreign(path: StoredPath) -> str:
+    return (
+        f"another version of this project wrote it: delete its folder, runs/{path.parent.name} in the storage root, "
+        "and train the row again"
+    )

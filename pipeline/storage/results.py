@@ -1,0 +1,641 @@
+"""What a stage writes for others to read: results/<stage>/<name>.json, as frozen dataclasses.
+
+These files are what DVC tracks: small, and written whole or not at all. Each holds the version of its layout. A file of
+another version is refused with the command that makes it again, and so is one with an unknown, missing or wrong value.
+No other module spells a path below results/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pipeline.params.schema import Task, parse
+from pipeline.params.tasks import FIGURES, primary
+from pipeline.storage.files import read_json, write_json
+
+RESULTS = Path("results")
+"""The folder of all results, in the working directory."""
+
+Label = Literal["instances", "panoptic", "semantic"]
+"""A kind of labels that pictures have."""
+
+_Result = TypeVar("_Result")
+
+Status = Literal["finished", "diverged", "stopped", "failed"]
+"""How a training ended. stopped: by the early warning, where the user wants that."""
+
+Which = Literal["last", "best"]
+"""One of a training's two checkpoints; the best is that on validation."""
+
+Figures = Mapping[str, float | None]
+"""By name (pipeline.params.tasks), as fractions; None: there was nothing to count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """An archive or folder that a dataset is made of, wherever it lies."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedSource(Source):
+    """A source as it lies here."""
+
+    path: str
+    """Under the storage root; of a folder that is read where it lies, its folder.json."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FetchedDataset:
+    """results/fetch/<dataset>.json."""
+
+    dataset: str
+    sources: tuple[FetchedSource, ...]
+    """Empty: the pictures are generated."""
+    terms: str
+    generate: Mapping[str, int]
+    """What generated pictures are like; of other datasets empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One Arrow file."""
+
+    path: str
+    """Under the storage root."""
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """The shards of a split, in the order of its records."""
+
+    records: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureSizes:
+    """Sides of a split's pictures, in pixels: least, median (the lower of two) and greatest."""
+
+    height: tuple[int, int, int]
+    width: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedRecord:
+    """A record that is in no shard, because it was wrong."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """A picture of some records with their labels."""
+
+    path: str
+    """Under the storage root."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """results/shard/<dataset>.json: what a dataset's shards hold, and where they lie.
+
+    A field that is added later gets a default, and with that value it leaves the digest as it was.
+    """
+
+    dataset: str
+    digest: str
+    """Of all fields but this one, `samples` and `terms` (pipeline.data.shards.build.manifest_digest); a part of run
+    keys."""
+    class_names: tuple[str, ...]
+    thing_classes: tuple[str, ...]
+    """Classes with countable instances."""
+    ignore_label: int
+    labels: tuple[Label, ...]
+    """That every picture has."""
+    pixel_layout: Literal["encoded", "raw"]
+    """How pictures and segment ids are stored: as files, or decoded."""
+    splits: Mapping[str, Split]
+    pixels: Mapping[str, tuple[int, ...]]
+    """Of every class, crowds included, by split; so are the other counts."""
+    ignored_pixels: Mapping[str, int]
+    pictures: Mapping[str, tuple[int, ...]]
+    """That hold a class, for every class."""
+    instances: Mapping[str, tuple[int, ...]]
+    """Things that are no crowd, of every class."""
+    things_per_picture: Mapping[str, Mapping[int, int]]
+    """Number of things that are no crowd -> pictures with as many."""
+    picture_sizes: Mapping[str, PictureSizes]
+    bytes: Mapping[str, int]
+    skipped: Mapping[str, tuple[SkippedRecord, ...]]
+    sources: tuple[Source, ...]
+    """Where they lay is left out."""
+    samples: Samples
+    terms: str
+
+    def split(self, name: str) -> Split:
+        """ValueError where the dataset has no such split."""
+        if name not in self.splits:
+            raise ValueError(f"dataset {self.dataset} has no split {name}; `splits` in params.yaml names them")
+        return self.splits[name]
+
+    def class_names_of(self, task: Task) -> tuple[str, ...]:
+        """The classes of a row with this task: the dataset's, or its things alone for an instance row."""
+        if task != "instance":
+            return self.class_names
+        return tuple(name for name in self.class_names if name in self.thing_classes)
+
+    def thing_ids_of(self, task: Task) -> list[int]:
+        """Which of the classes of a row with this task are things."""
+        return [place for place, name in enumerate(self.class_names_of(task)) if name in self.thing_classes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertedWeights:
+    """results/weights/<name>.json. None, and an empty URL: there are none, and the backbone starts at random."""
+
+    name: str
+    url: str
+    """Where they were downloaded from."""
+    source_sha256: str | None
+    """Of the file that was downloaded."""
+    sha256: str | None
+    """Of the converted file."""
+    path: str | None
+    """The converted file, under the storage root."""
+
+
+# What rows give
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What a result may depend on besides its run key (pipeline.provenance.environment)."""
+
+    python: str
+    platform: str
+    libraries: Mapping[str, str | None]
+    """Name -> version; None: not installed."""
+    device: str
+    """The GPU, or the machine's processor."""
+    cuda: str | None
+    """Version; None: no GPU was used."""
+    tf32: str | None
+    """The row's setting; None: no GPU was used."""
+    git_commit: str | None
+    """None: nobody knows."""
+    git_changed: bool | None
+    """Whether files differed from the commit; None: nobody knows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """The workers that went on with a training from one of its steps."""
+
+    from_step: int
+    train_s: float
+    """What the training had taken before."""
+    time_ms: int
+    """When they began."""
+    workers: int
+    hosts: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A validation that is clearly behind (pipeline.training.early_warning); both figures are fractions."""
+
+    step: int
+    value: float
+    reference: Literal["published", "sisters"]
+    expected: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """An earlier training that stands for one that has another run key (pipeline.runs.reuse)."""
+
+    run_key: str
+    """Of the earlier training."""
+    instead_of: str
+    reason: str
+    differences: tuple[str, ...]
+    """In words."""
+    accepted_s: int
+    note: str
+    """The file that says so, under the storage root."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedCheckpoint:
+    """A checkpoint that a training has left."""
+
+    step: int
+    path: str
+    """In the run folder."""
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestCheckpoint(TrainedCheckpoint):
+    """The checkpoint that was best on validation."""
+
+    figure: str
+    """Which figure it is best at."""
+    value: float
+    """A fraction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedCheckpoints:
+    """The two checkpoints that a training leaves; they may be the same file."""
+
+    last: TrainedCheckpoint
+    best: BestCheckpoint
+
+    def __getitem__(self, which: Which) -> TrainedCheckpoint:
+        return self.last if which == "last" else self.best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedSeed:
+    """One training of a row. What only a finished one has is None, or empty, of another."""
+
+    seed: int
+    run_key: str
+    status: Status
+    reason: str | None
+    """One sentence; None: it finished."""
+    run_dir: str
+    """Under the storage root."""
+    steps: int
+    """Of the whole training."""
+    checkpoints: TrainedCheckpoints | None
+    metrics: Figures
+    """Of the last validation."""
+    behind: tuple[Behind, ...]
+    peak_memory_mib: float | None
+    """Most that a worker's GPU held; None also without GPUs."""
+    train_s: float | None
+    worker_s: float | None
+    """The same times the workers."""
+    workers: int | None
+    """That made the most of its steps; None: it never got a place."""
+    pools: tuple[Pool, ...]
+    images_per_s: float | None
+    mlflow_run_id: str | None
+    environment: Environment | None
+    """None: no worker got as far."""
+    accepted: Accepted | None = None
+    """Why a run with another key stands here; None: it has the row's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """results/train/<row>.json."""
+
+    row: str
+    dataset: str
+    seeds: tuple[TrainedSeed, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedCheckpoint:
+    """A checkpoint's figures on the validation pictures."""
+
+    key: str
+    """Of the evaluation (pipeline.evaluation.evaluate_checkpoint); its folder in the run folder has this name."""
+    step: int
+    figures: Figures
+    per_class: Mapping[str, Figures]
+    """Metric (iou, pq, ap) -> class -> fraction; None: the pictures hold nothing of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedCheckpoints:
+    """The two checkpoints of a finished seed."""
+
+    last: EvaluatedCheckpoint
+    best: EvaluatedCheckpoint
+
+    def __getitem__(self, which: Which) -> EvaluatedCheckpoint:
+        return self.last if which == "last" else self.best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluatedSeed:
+    """One training of a row, evaluated if it finished."""
+
+    seed: int
+    run_key: str
+    status: Status
+    reason: str | None
+    mlflow_run_id: str | None
+    checkpoints: EvaluatedCheckpoints | None = None
+    """None: it did not finish."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """What predicting one class everywhere scores."""
+
+    class_name: str
+    figures: Figures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """results/evaluate/<row>.json."""
+
+    row: str
+    dataset: str
+    task: Task
+    primary: str
+    """The figure that is compared first."""
+    checkpoint_rule: Literal["last", "best", "unknown"]
+    decides: Which
+    """The checkpoint whose figures are the row's."""
+    seeds: tuple[EvaluatedSeed, ...]
+    median: Figures
+    """Of the finished seeds; None as soon as one seed lacks a figure."""
+    baseline: Baseline | None
+    """None: the task's figures cannot be worked out from counts of pixels, or there are no training pictures."""
+    overlays: tuple[str, ...]
+    """Under the storage root."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaddedEvaluation:
+    """A published checkpoint on pictures that are padded to a multiple of pixels."""
+
+    pad_multiple: int
+    """1: not padded."""
+    checkpoint: EvaluatedCheckpoint
+    difference: Mapping[str, float]
+    """Our figures less the published ones, in percent points, where there are both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedEvaluation:
+    """results/published/<row>.json."""
+
+    row: str
+    dataset: str
+    task: Task
+    primary: str
+    url: str
+    sha256: str
+    """Of the file as published."""
+    published: Mapping[str, Any]
+    """The row's published figures in percent, and what else is printed beside them."""
+    evaluated: PaddedEvaluation
+    """Padded as the row says."""
+    other_padding: PaddedEvaluation | None
+    """Padded, of a row that is tested unpadded."""
+    agrees: int | None
+    """The padding of the two that is nearer to the published figure; None: there is nothing to choose."""
+    mlflow_run_id: str | None
+    step_s: float | None
+    """Median time of a training step by the published log; None: there is no log, or it gives no times."""
+    curve: str | None
+    """The published training's curve, under the storage root; None: there is no log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """Durations in seconds: the median and the 10th and 90th of 100."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operations:
+    """Floating-point operations of one forward pass."""
+
+    picture: tuple[int, int]
+    """(height, width) as the network is shown it."""
+    forward: int
+    counted: str
+    """What is counted and how, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceCost:
+    """How long pictures take, one at a time."""
+
+    fps: float
+    pictures: int
+    sizes: tuple[tuple[int, int, int], ...]
+    """(height, width, how many), the commonest first."""
+    memory_mib: float | None
+    """Most that tensors took; None: not measured on a GPU."""
+    reserved_mib: float | None
+    seconds: Spread
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingCost:
+    """How long a training step takes on one device."""
+
+    step_s: float
+    seconds: Spread
+    steps: int
+    workers: int
+    groups: int
+    pictures: int
+    crop: tuple[int, int]
+    memory_mib: float | None
+    reserved_mib: float | None
+    precision: str
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """results/benchmark/<row>.json."""
+
+    key: str
+    """Of the measurement (pipeline.cost.benchmark.benchmark_key): where it is the same, nothing is measured again."""
+    row: str
+    dataset: str
+    task: Task
+    device_kind: Literal["cuda", "cpu"]
+    threads: int | None
+    """None: on a GPU."""
+    other_load: float
+    """Processes that wanted a core in the minute before."""
+    environment: Environment
+    parameters: int
+    parameters_trained: int
+    flops: Operations
+    inference: InferenceCost
+    training: TrainingCost | None
+    skipped: str | None = None
+    """Why there is no `training`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisteredVersion:
+    """A version of a row's model; somebody may have made it by hand, which leaves all but its number unknown."""
+
+    version: int
+    seed: int | None
+    run_key: str | None
+    figure: str | None
+    """Which figure `value` is."""
+    value: float | None
+    """A fraction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestVersion(RegisteredVersion):
+    """The version that has the alias best."""
+
+    kept: str | None = None
+    """Why it kept the alias although it cannot be compared with the row's best; None: it is the row's best."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aliases:
+    """Which versions of a row's model have which alias."""
+
+    best: BestVersion
+    median: RegisteredVersion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Registration:
+    """results/register/<row>.json."""
+
+    row: str
+    model: str
+    aliases: Aliases
+    tracking_uri: str
+    """Without a password."""
+
+
+def _wrong_manifest(manifest: Manifest) -> str:
+    counts = ("pixels", "pictures", "instances")
+    if not manifest.splits:
+        return "has no splits"
+    for name in ("ignored_pixels", "things_per_picture", "picture_sizes", "bytes", "skipped", *counts):
+        if {*getattr(manifest, name)} != {*manifest.splits}:
+            return f"has other splits in {name} than in splits"
+    for name in counts:
+        for split, values in getattr(manifest, name).items():
+            if len(values) != len(manifest.class_names):
+                return f"has {name} of split {split} for {len(values)} classes, but {len(manifest.class_names)} classes"
+    return ""
+
+
+def _wrong_evaluation(evaluated: Evaluation) -> str:
+    first = primary(evaluated.task)
+    if evaluated.primary != first:
+        return f"has the primary figure {evaluated.primary!r}, but that of the task {evaluated.task} is {first!r}"
+    seeds = [seed.checkpoints for seed in evaluated.seeds if seed.checkpoints]
+    return _lacking([each for seed in seeds for each in (seed.last, seed.best)], evaluated.task)
+
+
+def _wrong_published(checked: PublishedEvaluation) -> str:
+    padded = [each for each in (checked.evaluated, checked.other_padding) if each]
+    return _lacking([each.checkpoint for each in padded], checked.task)
+
+
+def _lacking(checkpoints: Sequence[EvaluatedCheckpoint], task: Task) -> str:
+    for checkpoint in checkpoints:
+        for name in FIGURES[task]:
+            if name not in checkpoint.figures:
+                return f"has no {name!r} of the checkpoint of step {checkpoint.step}"
+    return ""
+
+
+class _File(NamedTuple):
+    """Where a kind of result lies, and how its file is read."""
+
+    stage: str
+    version: int
+    """Rises whenever the fields or their meaning change."""
+    wrong: Callable[[Any], str] = lambda result: ""
+    """What is wrong with a result although each value may be, after the name of its file; empty: nothing."""
+
+
+_FILES: Mapping[type, _File] = {
+    FetchedDataset: _File("fetch", 1),
+    Manifest: _File("shard", 1, _wrong_manifest),
+    ConvertedWeights: _File("weights", 1),
+    TrainingResult: _File("train", 1),
+    Evaluation: _File("evaluate", 1, _wrong_evaluation),
+    PublishedEvaluation: _File("published", 1, _wrong_published),
+    Benchmark: _File("benchmark", 1),
+    Registration: _File("register", 1),
+}
+
+
+def result_path(kind: type, name: str, *, results: Path = RESULTS) -> Path:
+    """The file of a stage's result for a row, dataset or entry of weights."""
+    return results / _FILES[kind].stage / f"{name}.json"
+
+
+def made_by(kind: type, name: str) -> str:
+    """The command that makes a result again."""
+    return f"dvc repro -f {_FILES[kind].stage}@{name}"
+
+
+def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
+    """A stage's result. ValueError, with the command that makes it, where it is missing, torn, of another version of
+    its layout, holds a key or value that it should not, or contradicts itself."""
+    path, command, wanted = result_path(kind, name, results=results), made_by(kind, name), _FILES[kind].version
+    content = read_json(path, made_by=command)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object; make it again with: {command}")
+    version = content.pop("version", None)
+    if type(version) is not int or version != wanted:
+        found = "no version of its layout" if version is None else f"version {version} of its layout"
+        raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
+    try:
+        result = parse(kind, content, str(path), in_file=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; make it again with: {command}") from None
+    if wrong := _FILES[kind].wrong(result):
+        raise ValueError(f"{path} {wrong}; make it again with: {command}")
+    return result
+
+
+def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+    """`read_result`, or None where the stage has not run."""
+    return read_result(kind, name, results=results) if result_path(kind, name, results=results).exists() else None
+
+
+def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
+    """Write a stage's result, whole or not at all; its path."""
+    path = result_path(type(result), name, results=results)
+    write_json(path, {"version": _FILES[type(result)].version, **dataclasses.asdict(result)})
+    return path
+
+
+def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
+    """The rows, datasets or weights that have such a result, sorted."""
+    return (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
+
+
+def every_result(results: Path = RESULTS) -> Iterator[Any]:
+    """All results as JSON, whatever their kind and version: what a file of an earlier version names is kept too."""
+    for path in sorted(results.rglob("*.json")):
+        yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")

@@ -1,0 +1,213 @@
+"""The storage root: where archives, shards, weights and runs lie. Facts about them are in results/.
+
+M2F_STORAGE names it: a folder, or the URL of an object store (s3://bucket/prefix, or whatever else fsspec has a driver
+for). Paths in a folder are pathlib's, those below a URL universal-pathlib's; both have /, exists, read_text, glob and
+so on. The driver reads credentials and the address of the store from the environment or its own files; nothing here
+does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from pipeline.storage.disk import is_partial
+from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256
+from pipeline.storage.progress import Progress
+from pipeline.storage.results import RESULTS, every_result
+from pipeline.storage.stores import StoredPath
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+ANSWER_S = 20.0
+"""A store that has not answered the first question after this long is called unreachable."""
+
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az")
+"""Schemes whose first part is a bucket, which has to exist."""
+
+
+def storage_root() -> StoredPath:
+    """`M2F_STORAGE`, or `storage/` in the working directory; absolute. ValueError if it is a URL that does not work."""
+    return root_at(os.environ.get("M2F_STORAGE") or "storage")
+
+
+def root_at(setting: str) -> StoredPath:
+    """A storage root by its folder or URL. ValueError says what is wrong with a URL, once its store has been asked."""
+    url = urlsplit(setting)
+    if "://" not in setting:
+        return Path(setting).expanduser().absolute()
+    if url.scheme == "file":
+        return Path(unquote(url.path)).absolute()
+    if url.password:
+        raise ValueError("a storage root's URL must not hold a password; the driver reads it from the environment")
+    _ask(setting.rstrip("/"))
+    return _below_url(setting.rstrip("/"))
+
+
+def _below_url(url: str) -> UPath:
+    from upath import UPath
+
+    return UPath(url, use_listings_cache=False)  # other hosts write there too
+
+
+@cache
+def _ask(url: str) -> None:
+    """Ask the store at a URL for its bucket, once per process. ValueError in one sentence when it gives none."""
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            root = _below_url(url)
+            root.fs.info(urlsplit(url).netloc) if urlsplit(url).scheme in _BUCKETS else root.exists()
+        except Exception as error:  # drivers have errors of their own
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    if asking.is_alive():
+        raise ValueError(f"the storage root {url} has not answered for {ANSWER_S:.0f} s; {_ADVICE}")
+    for error in errors:
+        raise ValueError(f"the storage root {url} cannot be used: {_reason(url, error)}") from error
+
+
+_ADVICE = (
+    "credentials and address come from the environment, for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if it "
+    "is not Amazon's, AWS_ENDPOINT_URL"
+)
+
+
+def _reason(url: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"its driver is not installed ({error}); for s3:// run: pip install s3fs"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {urlsplit(url).netloc}; make the bucket, or correct M2F_STORAGE"
+    if isinstance(error, PermissionError):
+        return f"the credentials are refused ({error}); {_ADVICE}"
+    return f"{error}; {_ADVICE}"
+
+
+def store_failure(error: BaseException) -> str:
+    """What an error says that a store's driver raised, or a Ray task on its behalf; empty: it is another's.
+
+    Drivers raise OSErrors for what a store answers, but not for what becomes of the connection.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.partition(".")[0] in _DRIVERS:
+            return f"the storage root does not work any more: {seen}; run the command again to go on"
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return ""
+
+
+_DRIVERS = ("adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+
+def stored(relative: str, *, made_by: str) -> StoredPath:
+    """Absolute path of something under the storage root; ValueError with the command that makes it if it is gone."""
+    path = storage_root() / relative
+    if not path.exists():
+        raise ValueError(f"{relative} is missing from the storage root {storage_root()}; make it again with: {made_by}")
+    return path
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing under the storage root that is kept or pruned as a whole."""
+
+    path: str
+    """Relative to the root."""
+    bytes: int
+    named: bool
+    """Whether a file under results/ names it or something in it."""
+
+
+def _digests(value: Any, run_dir: str = "") -> Iterator[tuple[str, str]]:
+    """Path under the root and SHA-256 of every file that a result names with both; a training names its checkpoints
+    by their paths in its run folder."""
+    if isinstance(value, dict):
+        run_dir = value.get("run_dir") or run_dir
+        path, digest = value.get("path"), value.get("sha256")
+        if path and digest:
+            yield f"{run_dir}/{path}" if run_dir else path, digest
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from _digests(entry, run_dir)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _strings(entry)
+
+
+def inventory(results: Path = RESULTS) -> list[Item]:
+    """What lies under the storage root, by path: the entries of its folders, one level deep."""
+    named = {text for value in every_result(results) for text in _strings(value)}
+    sizes: Counter[str] = Counter()
+    for name, size in files_below(storage_root()).items():
+        if "/" in name:
+            sizes[_item(name)] += size
+    return [
+        Item(item, sizes[item], any(text == item or text.startswith(f"{item}/") for text in named))
+        for item in sorted(sizes)
+    ]
+
+
+def _item(name: str) -> str:
+    """The item that a file belongs to."""
+    return "/".join(name.split("/")[:2])
+
+
+def named_digests(results: Path = RESULTS) -> dict[str, str]:
+    """SHA-256 of every file that results/ names with one, by its path under the root; folders in place are left out."""
+    found = (pair for value in every_result(results) for pair in _digests(value))
+    return {path: digest for path, digest in found if not path.endswith("/folder.json")}
+
+
+def wrong_file(relative: str, digest: str) -> str:
+    """What is wrong with a file under the storage root that should have this SHA-256; empty: nothing."""
+    path = storage_root() / relative
+    if not path.is_file():
+        return f"{relative} is missing"
+    found = sha256(path)
+    return "" if found == digest else f"{relative} is altered: its sha256 is {found}, results/ says {digest}"
+
+
+def prune(item: Item) -> None:
+    """Delete an item."""
+    delete(storage_root() / item.path)
+
+
+def copy_named(target: StoredPath, results: Path = RESULTS) -> tuple[int, int]:
+    """Copy every item that results/ names to another storage root: how many files there are, and how many were copied.
+
+    A file that is there in its length is left as it is, for files come whole or not at all. ValueError when one that is
+    to be copied has not the SHA-256 that results/ says.
+    """
+    root, digests = storage_root(), named_digests(results)
+    items = {item.path for item in inventory(results) if item.named}
+    files = {name: size for name, size in files_below(root).items() if _item(name) in items and not is_partial(name)}
+    there = files_below(target)
+    missing = {name: size for name, size in files.items() if there.get(name) != size}
+    progress = Progress(f"copying to {target}", sum(missing.values()), unit="MiB", scale=2.0**-20)
+    for name, size in missing.items():
+        with local_file(root / name) as file:
+            if name in digests and sha256(file) != digests[name]:
+                raise ValueError(f"{root / name} has not the sha256 that results/ says; make it again, then copy")
+            copy_file(file, target / name)
+        progress.add(size)
+    if missing:
+        progress.done()
+    return len(files), len(missing)

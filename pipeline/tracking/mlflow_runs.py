@@ -1,0 +1,508 @@
+"""Curves and results in MLflow: a mirror of what lies in results/ and the run folders.
+
+The disk is the record; MLflow shows it. So nothing here fails a run, a server that is down or slow costs at most 10 s
+per outage, and what it missed is sent later: by the curve's own thread, by the next stage of the row, or by
+`python -m stages.track`. No global MLflow state is used: runs are named by their id, so that several seeds can be
+written from one process.
+
+MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`). A run folder holds all
+that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json,
+evaluations/.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import statistics
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.runs.outcome import TrackedRun, evaluation_dir, note_of, write_note
+from pipeline.storage.files import Lines, matching, read_json
+from pipeline.storage.results import Environment, EvaluatedSeed, TrainedSeed, Which
+from pipeline.storage.root import storage_root
+from pipeline.storage.stores import StoredPath
+from pipeline.tracking.client import attempt, in_background, metric_name, mlflow_client, tracking_uri
+from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from pipeline.params.schema import Row
+
+__all__ = [
+    "Curve",
+    "catch_up",
+    "log_row",
+    "open_run",
+    "open_training",
+    "read_curve",
+    "set_tags",
+    "track_row",
+    "tracking_uri",
+]
+
+LOAD = "load.jsonl"
+"""In a run folder: the machine's load, points like the curve's."""
+
+_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens an experiment with its runs; MLflow would otherwise guess, and may show pages for language models."""
+
+_STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "published": "FINISHED",
+    "failed": "FAILED",
+    "diverged": "FAILED",
+    "stopped": "KILLED",
+}
+"""A training's status in results/train/, and MLflow's word for it."""
+
+
+def open_training(
+    run_dir: StoredPath, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int
+) -> str | None:
+    """`open_run` for one seed of a row; its run folder remembers how, for a server that is down now."""
+    return open_run(
+        run_dir=run_dir,
+        dataset=row.dataset,
+        row=row.name,
+        name=f"seed {seed} of {row.name}",  # what differs first: MLflow cuts names short
+        run_key=run_key,
+        params={"seed": seed, "task": row.task, "model": asdict(row.model), "train": asdict(row.train)},
+        tags={
+            "m2f.seed": str(seed),
+            "m2f.task": row.task,
+            "m2f.data_digest": data_digest,
+            "m2f.workers": str(max(1, workers)),
+            "mlflow.source.name": f"stages.train {row.name}",
+        },
+    )
+
+
+def open_run(
+    *,
+    dataset: str,
+    row: str,
+    name: str,
+    run_key: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    run_dir: StoredPath | None = None,
+    running: bool = True,
+) -> str | None:
+    """The MLflow run of one training: found again by `run_key`, or created with its settings below the row's
+    parent run. Returns its id; None when the tracking server does not answer.
+
+    `params` may be nested; leaves become `model.backbone.name` and the like. With `run_dir`, the run folder
+    remembers all of it, so that a `Curve` or `catch_up` can open the run later. It and the row's run are shown as
+    running unless `running` is off.
+    """
+    before = None
+    if run_dir is not None:
+        with suppress(ValueError):  # torn, or of another layout: it is written again
+            before = note_of(run_dir, TrackedRun)
+    opened_ms = before.opened_ms if before else int(time.time() * 1000)
+    described = TrackedRun(
+        dataset=dataset, row=row, name=name, run_key=run_key, params=params, tags=tags, opened_ms=opened_ms
+    )
+    if run_dir is not None:
+        write_note(run_dir, described)
+    return attempt(f"{name} is not tracked for now", lambda: _open_run(described, running=running).info.run_id)
+
+
+def catch_up(
+    run_dir: StoredPath,
+    *,
+    status: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    evaluation: str | None = None,
+    patient: bool = False,
+) -> str | None:
+    """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
+
+    Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
+    there already is not sent twice, so it may be called at any time after the training. `status` as in
+    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server
+    as long as it takes. ValueError: a file of the folder is torn.
+    """
+    described = note_of(run_dir, TrackedRun)
+    if described is None:
+        return None
+    loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
+    shown = {**_machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
+    folder = evaluation_dir(run_dir, evaluation) if evaluation is not None else None
+    stage = "published" if status == "published" else "evaluate"
+    figures = _figures(folder, f"dvc repro -f {stage}@{described.row}") if folder is not None else None
+    if status:
+        shown["m2f.status"] = status
+
+    def send() -> str:
+        client = mlflow_client()
+        run = _open_run(described, running=False)
+        run_id = str(run.info.run_id)
+        for name in ("curve.jsonl", LOAD):
+            backlog = Backlog(run_dir / name)
+            while backlog.send(client, run_id):
+                pass
+        files = {}
+        if folder is not None and figures is not None:
+            _send_figures(client, run, figures)
+            files = _send_evaluation(client, run, folder)
+        _send_tags(client, run, shown | files)
+        if status:
+            _end(client, run, _STATUS[status], run_dir)
+        return run_id
+
+    return attempt(loss, send, patient=patient)
+
+
+def track_row(
+    row: Row, seeds: Sequence[TrainedSeed | EvaluatedSeed], *, decides: Which | None = None, patient: bool = False
+) -> dict[str, str | None]:
+    """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
+
+    `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. Returns ids of runs: a seed's by its
+    run key, the row's by the row's name; None where the server did not answer.
+    """
+    evaluated = {
+        seed.run_key: seed.checkpoints[decides]
+        for seed in seeds
+        if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
+    }
+    ids = {
+        seed.run_key: catch_up(
+            storage_root() / "runs" / seed.run_key,
+            status=seed.status,
+            evaluation=evaluated[seed.run_key].key if seed.run_key in evaluated else None,
+            patient=patient,
+        )
+        for seed in seeds
+    }
+    ids[row.name] = log_row(
+        dataset=row.dataset,
+        row=row.name,
+        statuses=[seed.status for seed in seeds],
+        figures=[
+            {f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated.values()
+        ],
+        published=row.published,
+        tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
+        patient=patient,
+    )
+    return ids
+
+
+def log_row(
+    *,
+    dataset: str,
+    row: str,
+    statuses: Sequence[str],
+    figures: Sequence[Mapping[str, float | None]] = (),
+    published: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    patient: bool = False,
+) -> str | None:
+    """The row's run: how its trainings ended, and per figure <figure>_median, _min and _max over its seeds.
+
+    `statuses`: of its seeds, as in results/train/; the row's run is FAILED when none finished. `figures`: of its
+    evaluated seeds; one that a seed lacks is left out. `published`: the row's published figures. Returns the run's id.
+    """
+    metrics: dict[str, float] = {}
+    for name in figures[0] if figures else ():
+        values = [seed[name] for seed in figures]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            middle = statistics.median(known)
+            metrics |= {f"{name}_median": middle, f"{name}_min": min(known), f"{name}_max": max(known)}
+    counts = {status: list(statuses).count(status) for status in dict.fromkeys(statuses)}
+    shown = {
+        "m2f.seeds": ", ".join(f"{count} {status}" for status, count in counts.items()),
+        **{f"m2f.published.{name}": str(value) for name, value in (published or {}).items()},
+        **(tags or {}),
+    }
+
+    def send() -> str:
+        client = mlflow_client()
+        run = _row_run(client, experiment_id(client, dataset), row, running=False)
+        _send_tags(client, run, shown)
+        _send_figures(client, run, metrics)
+        _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
+        return str(run.info.run_id)
+
+    return attempt(
+        f"row {row} is not up to date in MLflow; later, python -m stages.track sends what it lacks",
+        send,
+        patient=patient,
+    )
+
+
+def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
+    """Tags of a run that goes on; one that it has is replaced. Waits for nobody: `catch_up` may send them again."""
+    if run_id is not None:
+        in_background(
+            "a run's tags were not sent to MLflow",
+            lambda: _send_tags(mlflow_client(), mlflow_client().get_run(run_id), tags),
+        )
+
+
+class Curve:
+    """A run's points: on disk as JSON lines, {"step": 50, "loss": 3.1, "time_ms": ...}, and on their way to MLflow.
+
+    Opening drops points at `first_step` and later, which a resumed run makes again, and a line torn by a kill. A
+    value that is not finite is null on disk. Sending has a thread of its own (`Sender`), and reads the file: a server
+    that is down or slow costs a training nothing before `close`, and then CLOSE_S at most.
+
+    `run_dir`: the run's folder, for a run that no server knows yet (its `run.json` says how to open it), for tags that
+    only a worker knows, and for the machine's load.
+    """
+
+    def __init__(
+        self, path: StoredPath, run_id: str | None, first_step: int, *, run_dir: StoredPath | None = None
+    ) -> None:
+        points = [line for line in _lines(path) for point in read_points([line]) if point["step"] < first_step]
+        self._file = Lines(path, "".join(points))
+        self._load: Lines | None = None
+        self._end_sending: Callable[[], object] = lambda: None
+        if run_dir and note_of(run_dir, TrackedRun):
+            load = path.with_name(LOAD)
+            self._load = Lines(load, "".join(_lines(load)))
+        if run_id or self._load:
+            sender = Sender(self._file, open_run=partial(_join, run_id, run_dir), load=self._load)
+            self._end_sending = weakref.finalize(self, sender.close)  # also where an error ends the training
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one point; it is sent soon."""
+        if metrics:
+            self._file.add(point_line(step, metrics, int(time.time() * 1000)))
+
+    def save(self) -> None:
+        """Upload the points so far, where the run folder is below a URL; on a file system they are there already."""
+        self._file.save()
+        if self._load:
+            self._load.save()
+
+    def close(self) -> None:
+        """Close the file, and send what is left if MLflow answers."""
+        if self._file.closed:
+            return
+        self._end_sending()
+        for file in (self._file, self._load):
+            if file:
+                file.close()
+
+    def __enter__(self) -> Curve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_curve(path: StoredPath) -> list[dict[str, Any]]:
+    """The points of a curve file, {"step": 50, "loss": 3.1}, oldest first; none if there is no file. A torn last line
+    is left out."""
+    return [{key: value for key, value in point.items() if key != "time_ms"} for point in read_points(_lines(path))]
+
+
+def _lines(path: StoredPath) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+
+
+def _join(run_id: str | None, run_dir: StoredPath | None) -> str:
+    """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
+    described = note_of(run_dir, TrackedRun) if run_dir else None
+    if run_dir is None or described is None:
+        assert run_id is not None
+        return run_id
+    run = _open_run(described)
+    _send_tags(mlflow_client(), run, _machine_tags(run_dir))
+    return str(run.info.run_id)
+
+
+def _open_run(described: TrackedRun, *, running: bool = True) -> Run:
+    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
+    from mlflow.entities import Param
+
+    experiment = experiment_id(client, described.dataset)
+    row = described.row
+    parent = _row_run(client, experiment, row, running=running)
+    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described.run_key}
+    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described.dataset}
+    start_ms = None if running else described.opened_ms
+    run = _find_or_create(client, experiment, described.name, identity, facts, start_ms=start_ms)
+    run_id = run.info.run_id
+    if running and run.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
+    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
+    flat = _flat(described.params)
+    new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
+    for start in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[start : start + 100])
+    return run
+
+
+def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) -> Run:
+    """The run that holds a row's trainings."""
+    run = _find_or_create(
+        client,
+        experiment,
+        row,
+        {"m2f.kind": "row", "m2f.row": row},
+        {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.train {row}"},
+        running=running,
+    )
+    if running and run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def _figures(folder: StoredPath, made_by: str) -> dict[str, float] | None:
+    """The figures of an evaluation as MLflow shows them; None: they are not there."""
+    path = folder / "figures.json"
+    if not path.exists():
+        return None
+    figures = read_json(path, made_by=made_by)
+    if not isinstance(figures, dict) or any(type(value) not in (int, float) for value in figures.values()):
+        raise ValueError(f"{path} holds no figures by name; make it again with: {made_by}")
+    return figures
+
+
+def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath) -> dict[str, str]:
+    """Tables, charts and pictures of an evaluation, as far as they are there; the tag that says which were sent."""
+    shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
+    files = {f"evaluation/{path.name}": path for path in shown}
+    files |= {f"overlays/{path.name}": path for path in matching(folder / "overlays", "*.png")}
+    digest = _digest(files)
+    if files and run.data.tags.get("m2f.files") != digest:
+        _send_files(client, run.info.run_id, files)
+    return {"m2f.files": digest}
+
+
+def _machine_tags(run_dir: StoredPath) -> dict[str, str]:
+    """What environment.json, which a worker writes, says about where a training runs and from which code."""
+    environment = note_of(run_dir, Environment)
+    if environment is None:
+        return {}
+    tags = {"m2f.device": environment.device, "m2f.device_kind": "cuda" if environment.cuda else "cpu"}
+    if environment.git_commit:
+        tags |= {"m2f.git_commit": environment.git_commit, "mlflow.source.git.commit": environment.git_commit}
+        tags["m2f.git_changed"] = str(environment.git_changed).lower()
+    return tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as in containers
+        return "unknown"
+
+
+def _digest(files: Mapping[str, StoredPath]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _send_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    new = [RunTag(key, str(value)) for key, value in tags.items() if run.data.tags.get(key) != str(value)]
+    if new:
+        client.log_batch(run.info.run_id, tags=new)
+
+
+def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    time_ms, shown = int(time.time() * 1000), run.data.metrics
+    new = [
+        Metric(metric_name(key), float(value), time_ms, 0)
+        for key, value in metrics.items()
+        if shown.get(metric_name(key)) != float(value)
+    ]
+    for start in range(0, len(new), METRICS_PER_BATCH):
+        client.log_batch(run.info.run_id, metrics=new[start : start + METRICS_PER_BATCH])
+
+
+def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, StoredPath]) -> None:
+    """One request per file and folder: MLflow keeps local names, so the files are laid out under theirs first."""
+    with tempfile.TemporaryDirectory() as folder:
+        for artifact, path in files.items():
+            local = Path(folder, artifact)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(path.read_bytes())
+        client.log_artifacts(run_id, folder)
+
+
+def _end(client: MlflowClient, run: Run, status: str, run_dir: StoredPath | None = None) -> None:
+    """End a run, at its last point."""
+    if run.info.status == status:
+        return
+    points = read_points(_lines(run_dir / "curve.jsonl")[-1:]) if run_dir else []
+    client.set_terminated(run.info.run_id, status, points[-1].get("time_ms") if points else None)
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Id of the dataset's experiment, made if need be. Another process may make it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        artifacts = None  # a server knows its own place for artifacts
+        if tracking_uri().startswith("sqlite:"):
+            artifacts = (storage_root() / "mlflow" / name).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=_TRAINING_PAGES))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
+
+
+def _find_or_create(
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    identity: Mapping[str, str],
+    more: Mapping[str, str],
+    *,
+    start_ms: int | None = None,
+    running: bool = True,
+) -> Run:
+    """The oldest run whose tags hold `identity`; created, running or ended, with `identity` and `more` if there is
+    none."""
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+    order = ["start_time ASC", "run_id ASC"]
+    found = client.search_runs([experiment], query, max_results=1, order_by=order)
+    if not found:
+        made = client.create_run(experiment, start_ms, run_name=name, tags={**identity, **more})
+        if not running:
+            client.set_terminated(made.info.run_id)
+        found = client.search_runs([experiment], query, order_by=order)
+        for late in found[1:]:  # another process had the same thought
+            client.delete_run(late.info.run_id)
+    oldest: Run = found[0]
+    return oldest
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)

@@ -1,0 +1,1 @@
+"""One run, its seeds and its workers."""

@@ -1,0 +1,140 @@
+"""What follows when the workers of a training have ended before it has: a state, and what each end makes of it.
+
+Nothing here knows Ray or a clock: the driver (pipeline.training.worker_group) says what happened, and does what is
+decided.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+RESTARTS = 3
+"""Times in a row that lost workers are replaced without the training getting any further."""
+
+SAY_AGAIN_S = 600.0
+"""How often a seed that waits for its whole pool says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerGroup:
+    """The workers of a training as its driver sees them."""
+
+    pool: int
+    """Workers of the whole pool, with which a training starts."""
+    workers: int
+    """Workers that are started next, `pool` or fewer."""
+    saved: int
+    """Steps of the newest checkpoint when a worker or the loop last failed."""
+    lost: int = 0
+    """Times in a row that workers were lost and the training got no further than `saved`."""
+    bugs: int = 0
+    """Times that the loop ended in an exception which is not the user's to mend."""
+    spans: bool = False
+    """Its whole pool has been on several hosts, so what is left of them may go on."""
+    fits: bool = True
+    """Fewer workers than the pool have the memory for it, as far as is known."""
+    waits: bool = False
+    """No place got free for the workers that were to be started last."""
+    said_s: float = -math.inf
+    """When it last said that it waits for its whole pool."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How workers have ended before their training."""
+
+    kind: Literal["no pool", "left", "lost", "no memory", "final", "bug"]
+    """As pipeline.training.worker_group.what_failed has it; no memory: a worker's GPU has not enough."""
+    reason: str
+    """One sentence."""
+    saved: int
+    """Steps of the newest checkpoint."""
+    hosts: int
+    """Hosts of the newest workers that came to their first step; 0 before any did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the driver does before it starts `workers` again, in this order."""
+
+    say: str | None = None
+    fail: str | None = None
+    """The training has failed, with this reason: nothing is started again."""
+    count: bool = False
+    """Count the places that the cluster has left: `counted` says what follows."""
+
+
+def after(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
+    """What an end makes of the group, and what is to be done."""
+    if end.kind == "left":
+        return left(group)
+    if end.kind == "no pool":
+        return found_no_place(group)
+    if end.kind == "no memory" and group.workers < group.pool:
+        return had_no_memory(group)
+    if end.kind == "lost":
+        return lost(group, end)
+    if end.kind == "bug":
+        return met_a_bug(group, end)
+    return group, Decision(fail=end.reason)  # a retry would meet it again
+
+
+def left(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
+    """Fewer workers than the pool have made place for it."""
+    return replace(group, workers=group.pool, waits=False), Decision()
+
+
+def found_no_place(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
+    """No failure: the next workers may be as many as there is room for by now, where fewer will do."""
+    return replace(group, waits=True), Decision(count=group.spans)
+
+
+def had_no_memory(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
+    """Fewer workers, each with more groups, do not fit: only the whole pool will do from now on."""
+    say = f"{group.workers} workers have not the memory for it; it waits for its whole pool"
+    return replace(group, workers=group.pool, spans=False, fits=False, waits=False), Decision(say=say)
+
+
+def lost(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
+    """A worker has died: RESTARTS times in a row they are replaced."""
+    group = _checked_progress(group, end)
+    group = replace(group, lost=group.lost + 1)
+    if group.lost > RESTARTS:
+        return group, Decision(fail=f"lost its workers {group.lost} times without getting further ({end.reason})")
+    return _again(group, end, f"lost a worker ({group.lost} of {RESTARTS} times): {end.reason}")
+
+
+def met_a_bug(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
+    """The loop has ended in an exception: it may be the machine's, so it is tried once more."""
+    group = _checked_progress(group, end)
+    group = replace(group, bugs=group.bugs + 1)
+    if group.bugs > 1:
+        return group, Decision(fail=f"{end.reason}, and again when it was tried once more")
+    return _again(group, end, f"failed, and is tried once more: {end.reason}")
+
+
+def counted(group: WorkerGroup, places: int) -> tuple[WorkerGroup, Decision]:
+    """The cluster has places for this many workers, up to a pool: they go on, or it waits for the whole pool."""
+    workers = places or group.pool
+    group = replace(group, workers=workers)
+    if workers == group.pool:
+        return group, Decision()
+    say = f"goes on with {workers} of its {group.pool} workers until the others' places are free again"
+    return group, Decision(say=say)
+
+
+def is_to_say_it_waits(group: WorkerGroup, now_s: float) -> bool:
+    """Whether it waits for its whole pool, and has not said so for a while."""
+    return group.waits and group.workers == group.pool and now_s - group.said_s > SAY_AGAIN_S
+
+
+def _checked_progress(group: WorkerGroup, end: End) -> WorkerGroup:
+    """Losses count in a row: none when the training has got further since the failure before."""
+    return replace(group, saved=end.saved, lost=0) if end.saved > group.saved else group
+
+
+def _again(group: WorkerGroup, end: End, say: str) -> tuple[WorkerGroup, Decision]:
+    spans = group.fits and (group.spans or end.hosts > 1)
+    return replace(group, spans=spans, waits=False), Decision(say=say, count=spans)

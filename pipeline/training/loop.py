@@ -1,0 +1,343 @@
+"""One training run, read from top to bottom. Runs alone, in a notebook or under a debugger; Ray Train only
+launches it, restarts it and tells each worker its rank. What happens in a step is pipeline.training.step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from m2f.losses import Divergence
+from pipeline.compute.precision import allow_tf32
+from pipeline.compute.resources import share
+from pipeline.evaluation.task_metrics import measure, while_training
+from pipeline.params.schema import Row
+from pipeline.params.tasks import LABELS, primary
+from pipeline.provenance.environment import environment
+from pipeline.runs.checkpoints import (
+    checkpoint_path,
+    keep_only,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    step_of,
+)
+from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
+from pipeline.storage.files import sha256
+from pipeline.storage.results import Behind, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.stores import StoredPath
+from pipeline.tracking.mlflow_runs import Curve, read_curve
+from pipeline.training.early_warning import clearly_behind, curve_of, described
+from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
+from pipeline.training.step import Step, StepDiverged, Training, build, training_step
+from pipeline.training.worker import Worker
+
+if TYPE_CHECKING:
+    from pipeline.storage.results import Manifest
+
+_STEPS_TO_ESTIMATE = 20
+
+LEAVE = "leave.json"
+"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
+
+
+class Left(Exception):
+    """The run has left its workers after a checkpoint, because it was asked to: it is to go on from there on others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one training needs to know besides its row."""
+
+    row: Row
+    seed: int
+    run_key: str
+    run_dir: StoredPath
+    """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.runs.outcome)."""
+    manifest: Manifest
+    weights: StoredPath | None = None
+    """Converted initial weights of the backbone."""
+    mlflow_run_id: str | None = None
+    loader_processes: int = 0
+    groups_at_once: int | None = None
+    """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
+    published_curve: Sequence[tuple[int, float]] = ()
+    """(step, the row's first figure) of the published training, which the early warning compares with."""
+    sisters: tuple[StoredPath, ...] = ()
+    """Run folders of the row's other seeds, whose curves it compares with too."""
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What a run knows of itself besides its weights; every checkpoint keeps it."""
+
+    train_s: float = 0.0
+    """Time in the loop so far, validation included."""
+    best: dict[str, Any] | None = None
+    """{"step": ..., "value": ...} of the best validation, by the task's first figure."""
+    metrics: dict[str, float | None] | None = None
+    """Of the newest validation."""
+    behind: list[dict[str, Any]] = field(default_factory=list)
+    """Validations that were clearly behind (pipeline.training.early_warning.Behind)."""
+    peak_memory_mib: float | None = None
+
+
+def train(run: Run) -> Finished | None:
+    """Train one seed of a row to its last step, from the newest checkpoint if there is one.
+
+    Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
+    early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
+    after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
+    """
+    # here: who only makes a Run does without albumentations and Arrow
+    from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+
+    if (result := finished_result(run.run_dir)) is not None:
+        return result
+    if (diverged := note_of(run.run_dir, Diverged)) is not None:
+        raise Divergence(diverged.reason)
+    worker, config = Worker.here(), run.row.train
+    allow_tf32(config.tf32)
+    training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
+    first_step, state = resume(run, training)
+    groups = share(config.groups, worker=worker.rank, workers=worker.size)
+    batches = training_batches(
+        TrainingOrder.of(run.row, run.manifest, seed=run.seed),
+        first_step=first_step,
+        steps=config.steps - first_step,
+        picture_range=range(groups.start * config.group_size, groups.stop * config.group_size),
+        processes=run.loader_processes,
+    )
+    curve: Curve | NoCurve
+    progress: TrainingProgress | NoProgress
+    if worker.rank == 0:  # here, where the GPU is: who launches the training may have none
+        write_note(run.run_dir, environment(tf32=config.tf32))
+        curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
+        progress = TrainingProgress(run, first_step, share=len(groups) / config.groups)
+    else:
+        curve = NoCurve()
+        progress = NoProgress()
+    begun_s, trained_s = time.monotonic(), state.train_s
+    stopped = False
+    training.model.train()
+
+    with divergence_noted(run, curve):
+        for step, batch in enumerate(batches, start=first_step):
+            made = training_step(training, batch, step=step)
+
+            done = step + 1
+            last = done == config.steps
+            logging, validating = last or done % config.log_every == 0, last or done % config.val_interval == 0
+            saving = validating or done % config.checkpoint_interval == 0
+            if logging or saving:
+                training.norms.now()  # nothing of a poisoned step is shown or kept
+            points = summed(made, worker) if logging else {}
+            progress.step(done, made.losses)
+            if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
+                refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
+            if saving:
+                state.peak_memory_mib = peak_memory_mib(worker, state.peak_memory_mib)  # not validation's
+            if validating:
+                metrics = validate(run, training, state, done)
+                points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
+                progress.validated(done, metrics)
+                stopped = fell_behind(run, worker, state, progress, done) and not last
+            curve.log(done, points)
+            if saving:
+                state.train_s = trained_s + time.monotonic() - begun_s
+                curve.save()  # first: a run that goes on from the checkpoint has its points
+                save(run, training, state, done)
+                if not (last or stopped) and asked_to_leave(run, worker):
+                    curve.close()
+                    raise Left(f"left after step {done}, as it was asked to")
+            if stopped:
+                break
+
+    curve.close()
+    if worker.rank != 0:
+        return None
+    if stopped:
+        write_note(run.run_dir, why_stopped(run, state))
+        return None
+    finished = summary(run, state)
+    write_note(run.run_dir, finished)
+    return finished
+
+
+def resume(run: Run, training: Training) -> tuple[int, RunState]:
+    """Load the newest checkpoint if there is one: finished steps, and the loop's own state.
+
+    Rank 0 chooses, since a shared file system may show another worker an older folder.
+    """
+    worker = training.worker
+    newest = newest_checkpoint(run.run_dir) if worker.rank == 0 else None
+    chosen = torch.tensor(0 if newest is None else step_of(newest), device=worker.device)
+    step = int(worker.sum(chosen))
+    if step == 0:
+        return 0, RunState()
+    path = checkpoint_path(run.run_dir, step)
+    header = load_checkpoint(path, model=training.model, optimizer=training.optimizer, run_key=run.run_key)
+    return step, RunState(**header["state"])
+
+
+def summed(made: Step, worker: Worker) -> dict[str, float]:
+    """The curve's point of a step: every loss and their sum, over all workers, learning rate and gradient norm."""
+    values = worker.sum(torch.stack(list(made.losses.values())).float())
+    losses: dict[str, float] = dict(zip(made.losses, values.tolist(), strict=True))
+    return losses | {"loss": sum(losses.values()), "lr": made.lr, "grad_norm": made.grad_norm.item()}
+
+
+def validate(run: Run, training: Training, state: RunState, done: int) -> dict[str, float | None]:
+    """Measure the network on the validation pictures, shared over the workers; the figures, which `state` notes too."""
+    worker, row = training.worker, while_training(run.row)
+    part = measure(training.model, run.manifest, row, worker=worker.rank, workers=worker.size)
+    metrics = worker.figures(part)
+    training.model.train()
+    state.metrics = metrics
+    value = first_figure(run, state)
+    if state.best is None or value > state.best["value"]:
+        state.best = {"step": done, "value": value}
+    if worker.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return metrics
+
+
+def first_figure(run: Run, state: RunState) -> float:
+    """What the newest validation says of the task's first figure."""
+    assert state.metrics is not None
+    value = state.metrics[primary(run.row.task)]
+    assert value is not None  # Measures.figures
+    return value
+
+
+def save(run: Run, training: Training, state: RunState, done: int) -> None:
+    """Write a checkpoint, on rank 0, and delete those that are neither the newest nor the best."""
+    if training.worker.rank != 0:
+        return
+    save_checkpoint(
+        run.run_dir,
+        step=done,
+        run_key=run.run_key,
+        model=training.model,
+        optimizer=training.optimizer,
+        state=asdict(state),
+    )
+    keep_only(run.run_dir, {done, state.best["step"]} if state.best else {done})
+
+
+def asked_to_leave(run: Run, worker: Worker) -> bool:
+    """Whether the run is to leave its workers, which rank 0 finds out; the others' connections break when it leaves."""
+    return worker.rank == 0 and (run.run_dir / LEAVE).exists()
+
+
+@contextlib.contextmanager
+def divergence_noted(run: Run, curve: Curve | NoCurve) -> Iterator[None]:
+    """Save what is known of a step that diverges in diverged.json, on the worker that finds it."""
+    try:
+        yield
+    except StepDiverged as error:
+        curve.save()
+        message = f"row {run.row.name}, seed {run.seed} diverged in step {error.step}: {error}"
+        last = None
+        if error.last_norm is not None:
+            last = LastNorm(step=error.last_norm[0], norm=repr(error.last_norm[1]))
+        write_note(
+            run.run_dir,
+            Diverged(
+                reason=message,
+                step=error.step,
+                positions=tuple(error.batch.positions),
+                names=tuple(error.batch.names),
+                last_norm=last,
+            ),
+        )
+        raise Divergence(message) from None
+
+
+def peak_memory_mib(worker: Worker, before: float | None) -> float | None:
+    """Largest GPU memory that a worker has held in training, in MiB, `before` included; None without GPUs."""
+    if worker.device.type != "cuda":
+        return None
+    return worker.largest(max(before or 0.0, torch.cuda.max_memory_allocated() / 2**20))
+
+
+def fell_behind(run: Run, worker: Worker, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
+    """Whether the early warning stops the run after this validation, the same on every worker; notes what is behind."""
+    twice = worker.rank == 0 and behind_again(run, state, progress, done)
+    return run.row.early_warning.stop and bool(worker.sum(torch.tensor(int(twice), device=worker.device)))
+
+
+def behind_again(run: Run, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
+    """Whether this validation and the one before are clearly behind; a validation that is, is warned of and noted."""
+    figure = f"val_{primary(run.row.task)}"
+    behind = clearly_behind(
+        done,
+        first_figure(run, state),
+        steps=run.row.train.steps,
+        published=run.published_curve,
+        sisters=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.sisters],
+        config=run.row.early_warning,
+    )
+    if behind is None:
+        return False
+    before = state.behind[-1]["step"] if state.behind else None
+    state.behind.append(asdict(behind))
+    progress.warned(behind)
+    return bool(before == done - run.row.train.val_interval)
+
+
+def why_stopped(run: Run, state: RunState) -> Stopped:
+    """What stopped.json says: why the early warning stopped a run, and how it goes on."""
+    first, second = behind_so_far(state)[-2:]
+    reason = (
+        f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
+        f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
+        f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
+    )
+    return Stopped(reason=reason, step=second.step, behind=behind_so_far(state))
+
+
+def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:
+    """ValueError when the whole run would cost more GPU-hours than the row allows."""
+    hours = seconds_per_step * run.row.train.steps * worker.size / 3600
+    if hours > run.row.max_gpu_hours:
+        raise ValueError(
+            f"row {run.row.name}, seed {run.seed} would take about {hours:.1f} GPU-hours "
+            f"({seconds_per_step:.2f} s a step on {worker.size} GPUs); set rows.{run.row.name}.max_gpu_hours "
+            f"(now {run.row.max_gpu_hours:g}) above that to allow it"
+        )
+
+
+def summary(run: Run, state: RunState) -> Finished:
+    """What finished.json says."""
+    steps, best = run.row.train.steps, state.best
+    assert best is not None  # the last step is validated
+
+    def checkpoint(step: int) -> TrainedCheckpoint:
+        path = checkpoint_path(run.run_dir, step)
+        return TrainedCheckpoint(step=step, path=f"{path.parent.name}/{path.name}", sha256=sha256(path))
+
+    return Finished(
+        run_key=run.run_key,
+        seed=run.seed,
+        steps=steps,
+        checkpoints=TrainedCheckpoints(
+            last=checkpoint(steps),
+            best=BestCheckpoint(**asdict(checkpoint(best["step"])), figure=primary(run.row.task), value=best["value"]),
+        ),
+        metrics=state.metrics or {},
+        behind=behind_so_far(state),
+        peak_memory_mib=state.peak_memory_mib,
+        train_s=round(state.train_s, 1),
+        images_per_s=round(steps * run.row.train.global_batch / max(state.train_s, 1e-9), 2),
+    )
+
+
+def behind_so_far(state: RunState) -> tuple[Behind, ...]:
+    """The run's early warnings so far."""
+    return tuple(Behind(**entry) for entry in state.behind)

@@ -1,0 +1,79 @@
+"""The project as a user has it: a copy in which DVC and the stages run for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.helpers.shared import PROJECT
+
+SECTIONS = {
+    "fetch": "datasets",
+    "shard": "datasets",
+    "weights": "weights",
+    "train": "rows",
+    "evaluate": "rows",
+    "published": "checkpoints",
+    "benchmark": "rows",
+    "register": "rows",
+}
+"""Every stage of dvc.yaml with the section of params.yaml whose entries it is made for."""
+
+
+class Copy:
+    """A copy of what DVC looks at; results can be made up that DVC holds to be up to date."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("m2f", "pipeline", "stages", ".dvc"):
+            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+            shutil.copy(PROJECT / name, folder / name)
+        self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
+
+    def keep_rows(self, *rows: str) -> None:
+        """Leave these rows alone in params.yaml, with the published checkpoints and initial weights that are theirs."""
+        weights = {self.params["rows"][row]["weights"] for row in rows}
+        for section, names in (("rows", rows), ("checkpoints", rows), ("weights", weights)):
+            self.params[section] = {name: entry for name, entry in self.params[section].items() if name in names}
+
+    def write_params(self) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def make_everything_up_to_date(self) -> None:
+        self.write_params()
+        for stage, section in SECTIONS.items():
+            for name in self.params[section]:
+                path = self.folder / "results" / stage / f"{name}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f'"{stage} {name}"')
+                if stage == "shard":
+                    path.with_suffix(".csv").write_text("class,split,pixels,pictures,instances\n")
+        (self.folder / "reports").mkdir()
+        self.dvc("commit", "--force")
+
+    def python(self, *arguments: str, **settings: str) -> str:
+        """What `python <arguments>` prints in the copy, as a user with the environment activated calls it."""
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        environment = {"PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", **settings}
+        answer = subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    def dvc(self, *arguments: str, **settings: str) -> str:
+        """What `dvc <arguments>` prints in the copy."""
+        return self.python("-m", "dvc", *arguments, **settings)
+
+    def stale(self) -> set[str]:
+        """Stages that `dvc repro` would run; the report, which always runs, left out."""
+        status: Mapping[str, Any] = json.loads(self.dvc("status", "--json"))
+        return set(status) - {"report"}

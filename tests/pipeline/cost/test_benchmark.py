@@ -1,0 +1,212 @@
+"""What is measured of a row: counts worked out by hand, times that are times, and no figure that was not measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pipeline.cost.benchmark as module
+from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, parameters
+from m2f import build_model
+from pipeline.cost.benchmark import benchmark, forward_flops
+from pipeline.params.schema import DatasetConfig, Params, Row, load_params
+from pipeline.storage.results import Manifest, Spread
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(PROJECT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def shapes(params: Params) -> DatasetConfig:
+    return params.dataset("shapes")
+
+
+# Operations
+
+
+def test_a_convolution_and_a_linear_layer_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch, small_row: Row) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 8, 3, padding=1)
+            self.linear = nn.Linear(8, 5)
+
+        def forward(self, images: torch.Tensor, *, auxiliary: bool) -> torch.Tensor:
+            return self.linear(self.convolution(images).relu().mean((2, 3)))
+
+    monkeypatch.setattr(module, "build_model", lambda config: Net())
+    # 32 * 48 pixels, each 8 outputs of 3 * 3 * 3 products; 8 * 5 products; a multiplication and an addition as 2
+    assert forward_flops(small_row, (32, 48)) == 2 * (32 * 48 * 8 * 27 + 8 * 5)
+
+
+def test_operations_are_the_same_counted_on_shapes_and_while_computing(small_row: Row) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build_model(small_row.model).eval().requires_grad_(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 64, 96), auxiliary=False)
+    assert forward_flops(small_row, (64, 96)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if "instance" not in name and "swin-b-in22k" not in name])
+def test_parameters_and_operations_are_the_papers(params: Params, name: str) -> None:
+    million, operations = PAPER[name]
+    row = params.rows[name]
+    assert round(parameters(row) / 1e6) == million
+    # COCO's count is the mean over 100 pictures of different sizes, ours is of the usual one
+    tolerance = 0.01 if row.dataset == "ade20k" else 0.05
+    assert counted_like_the_paper(row, compared_size(row)) == pytest.approx(operations * 1e9, rel=tolerance)
+
+
+# Measurements
+
+
+def test_a_row_is_measured_on_the_pictures_of_its_shards(
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = benchmark(small_row, shapes, manifest=small_manifest, seconds=1.0)
+    json.dumps(dataclasses.asdict(result), allow_nan=False)
+    model = build_model(small_row.model)
+    assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert result.parameters_trained == result.parameters
+    # 64 x 96 with a short side of 160: 160 x 240, padded to 160 x 256
+    assert result.flops.picture == (160, 256)
+    assert result.flops.forward == forward_flops(small_row, (160, 256))
+    inference, training = result.inference, result.training
+    assert training is not None and result.skipped is None
+    assert inference.sizes == ((64, 96, inference.pictures),)
+    assert inference.fps > 0
+    assert "real pictures of the validation split" in inference.protocol
+    assert 0 < training.seconds.p10 <= training.step_s <= training.seconds.p90
+    assert (training.workers, training.groups, training.pictures, training.crop) == (1, 1, 1, (64, 64))
+    assert "random crops of the training split" in training.protocol
+    if not torch.cuda.is_available():
+        assert result.device_kind == "cpu"
+        assert training.memory_mib is None and inference.memory_mib is None
+    assert "small: training:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shapes: DatasetConfig, task: Any) -> None:
+    row = dataclasses.replace(small_row, dataset="coco", task=task)
+    result = benchmark(row, shapes, manifest=None, seconds=0.1, groups=2)
+    # COCO's 480 x 640 with a short side of 160: 160 x 213, padded to 160 x 224
+    assert result.flops.picture == (160, 224)
+    assert result.inference.sizes == ((480, 640, result.inference.pictures),)
+    assert "random pictures of the published size" in result.inference.protocol
+    assert result.training is not None and result.training.pictures == 2
+    assert "9 masks each" in result.training.protocol
+    assert result.inference.pictures >= 3 and result.training.steps >= 3
+
+
+def test_a_step_is_the_training_loops(
+    small_row: Row,
+    small_manifest: Manifest,
+    shapes: DatasetConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    # with all groups on one device, the benchmark's first steps end with the weights of a training's
+    from safetensors.torch import load_file
+
+    from pipeline.runs.checkpoints import checkpoint_path
+    from pipeline.training.loop import Run, train
+    from pipeline.training.step import build
+
+    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3))
+    run = Run(row=row, seed=0, run_key="k" * 16, run_dir=tmp_path / "run", manifest=small_manifest)
+    train(run)
+    built = []
+
+    def remember(*arguments: Any, **keywords: Any) -> Any:
+        built.append(build(*arguments, **keywords))
+        return built[-1]
+
+    monkeypatch.setattr(module, "build", remember)
+    monkeypatch.setattr(module, "WARM_UP", 0)
+    monkeypatch.setattr(module, "STEPS", 3)
+    benchmark(row, shapes, manifest=small_manifest, seconds=0.0, groups=4)
+    trained = load_file(checkpoint_path(run.run_dir, 3))
+    for name, value in built[0].model.state_dict().items():
+        assert torch.equal(value, trained[f"model.{name}"]), name
+
+
+def test_slow_pictures_are_counted_three_times_and_fast_ones_until_there_are_enough() -> None:
+    calls = []
+
+    def one(taken_s: float) -> float:
+        calls.append(taken_s)
+        return taken_s
+
+    # no time at all: one does not count, three do
+    assert module._repeated("slow", lambda: one(7.0), count=195, unit="pictures", seconds=0.0) == [7.0] * 3
+    assert len(calls) == 4
+    # time enough: five do not count, as many as asked for do
+    calls.clear()
+    assert module._repeated("fast", lambda: one(0.1), count=20, unit="steps", seconds=60.0) == [0.1] * 20
+    assert len(calls) == 25
+
+
+def test_the_spread_of_eleven_values_is_the_second_middle_and_tenth() -> None:
+    assert module._spread([float(value) for value in range(11)]) == Spread(median=5.0, p10=1.0, p90=9.0)
+
+
+def test_a_busy_machine_is_remarked_and_recorded(
+    small_row: Row, shapes: DatasetConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = dataclasses.replace(small_row, dataset="coco")
+    for load, remarked in ((100.0, True), (0.0, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert benchmark(row, shapes, manifest=None, seconds=0.0).other_load == load
+        assert ("times will be too long" in capsys.readouterr().err) == remarked
+
+
+def test_pictures_of_unknown_size_need_shards(small_row: Row, shapes: DatasetConfig) -> None:
+    with pytest.raises(ValueError, match="sizes of dataset shapes are not known yet; run dvc repro shard@shapes first"):
+        benchmark(small_row, shapes, manifest=None)
+
+
+def test_more_groups_than_the_row_has_are_refused(
+    small_row: Row, small_manifest: Manifest, shapes: DatasetConfig
+) -> None:
+    with pytest.raises(ValueError, match="row small has 4 groups; measure 1 to 4, not 5"):
+        benchmark(small_row, shapes, manifest=small_manifest, groups=5)
+
+
+def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'mlflow', 'albumentations', 'albucore', 'cv2', 'pyarrow', 'pycocotools', 'dvc'):\n"
+        "    sys.modules[name] = None\n"  # importing it fails
+        "import dataclasses\n"
+        "from pipeline.cost.benchmark import benchmark\n"
+        "from pipeline.params.schema import load_params\n"
+        f"params = load_params({str(PROJECT / 'params.yaml')!r})\n"
+        "row = dataclasses.replace(params.rows['shapes_tiny'], dataset='coco')\n"
+        "print(benchmark(row, params.dataset('shapes'), manifest=None, seconds=0).training.steps)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "3\n"
+
+
+@pytest.mark.gpu
+def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: Manifest, shapes: DatasetConfig) -> None:
+    result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
+    assert result.device_kind == "cuda"
+    for part in (result.inference, result.training):
+        assert 0 < part.memory_mib <= part.reserved_mib
+    # weights, gradients and two moments, float32
+    assert result.training.memory_mib > 4 * 4 * result.parameters / 2**20

@@ -1,0 +1,702 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from m2f.draws import mix
+from pipeline.data.images.codecs import decode_masks, decode_segments, encode_segments
+from pipeline.data.loader import train_batches as loader
+from pipeline.data.loader.augmentation import seed_transform, training_transform
+from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches, validation_pictures
+from pipeline.params.schema import AugmentationConfig, MsFlipConfig, TestConfig
+from pipeline.storage import files
+from pipeline.storage.results import Manifest
+from tests.helpers.pictures import image, instance, labels, raw, rectangle, stored, write_shards
+
+TEST = TestConfig(short_side=24, long_side_max=100)
+
+THINGS: dict[str, Any] = {
+    "labels": ("instances", "panoptic", "semantic"),
+    "classes": ("sky", "car", "person"),
+    "things": ("person", "car"),
+}
+"""A data set with things: sky is class 0 and stuff, car is class 1 and thing 0, person is class 2 and thing 1."""
+
+
+def augmentation(**changes: Any) -> AugmentationConfig:
+    settings: dict[str, Any] = {"crop": (32, 32), "short_sides": (12, 24, 36), "long_side_max": 100}
+    return AugmentationConfig(**{**settings, **changes})
+
+
+LAYOUTS = ("encoded", "raw")
+
+
+@pytest.fixture(params=LAYOUTS)
+def manifest(storage: Path, request: pytest.FixtureRequest) -> Manifest:
+    """Seven training and five validation pictures of 12 x 16, in shards of up to four."""
+    known = np.where(labels() == 9, 255, labels()).astype(np.uint8)
+    records = [stored(f"p{index}", image(seed=index), known) for index in range(7)]
+    return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4, layout=request.param)
+
+
+def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
+    settings: dict[str, Any] = {
+        "seed": 5,
+        "first_step": 0,
+        "steps": 4,
+        "global_batch": 4,
+        "picture_range": range(4),
+        **changes,
+    }
+    of_order = {name: settings.pop(name) for name in ("task", "pictures", "seed", "global_batch") if name in settings}
+    order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
+    return list(training_batches(order, **settings))
+
+
+def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
+    """Everything that belongs to each position."""
+    found = {}
+    for batch in items:
+        for place, position in enumerate(batch.positions):
+            height, width = batch.sizes[place].tolist()
+            found[position] = (
+                batch.names[place],
+                batch.seeds[place],
+                (height, width),
+                batch.labels[place].tolist(),
+                batch.images[place, :, :height, :width].numpy().tobytes(),
+                None if batch.segments is None else batch.segments[place].numpy().tobytes(),
+                None if batch.masks is None else batch.masks[place].numpy().tobytes(),
+            )
+    return found
+
+
+def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
+    orders = [epoch_order(5, epoch, 50) for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert epoch_order(6, 0, 50) != orders[0] == epoch_order(5, 0, 50)
+
+
+def test_steps_walk_through_epoch_after_epoch(manifest: Manifest) -> None:
+    # 7 pictures in steps of 4: 16 positions hold two whole epochs and two pictures of the third
+    names = [name for batch in batches(manifest) for name in batch.names]
+    expected = [f"p{index}" for epoch in range(3) for index in epoch_order(5, epoch, 7)]
+    assert names == expected[:16]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loader_processes_change_nothing(manifest: Manifest, processes: int) -> None:
+    # OpenCV's own threads are running here: processes forked now must not wait for them
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
+    alone, others = batches(manifest), batches(manifest, processes=processes)
+    assert [batch.positions for batch in alone] == [batch.positions for batch in others]
+    assert pictures_of(alone) == pictures_of(others)
+    shown = [list(validation_pictures(manifest, TEST, processes=count)) for count in (0, processes)]
+    assert [picture.name for picture in shown[0]] == [picture.name for picture in shown[1]]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(*shown, strict=True))
+
+
+def test_workers_and_restarts_see_the_same_pictures(manifest: Manifest) -> None:
+    whole = pictures_of(batches(manifest))
+    shared = pictures_of(batches(manifest, picture_range=range(2))) | pictures_of(
+        batches(manifest, picture_range=range(2, 4))
+    )
+    restarted = pictures_of(batches(manifest, steps=1)) | pictures_of(batches(manifest, first_step=1, steps=3))
+    assert whole == shared == restarted
+    assert whole != pictures_of(batches(manifest, seed=6))
+
+
+def test_every_picture_carries_its_seed(manifest: Manifest) -> None:
+    for batch in batches(manifest, picture_range=range(1, 3)):
+        assert batch.seeds == tuple(mix(5, 3, position) for position in batch.positions)
+
+
+def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifest: Manifest) -> None:
+    for batch in batches(manifest, steps=20):
+        assert batch.images.shape == (4, 3, 32, 32)
+        assert batch.images.dtype == batch.segments.dtype == torch.uint8
+        for place in range(4):
+            height, width = batch.sizes[place].tolist()
+            padding = torch.ones(32, 32, dtype=torch.bool)
+            padding[:height, :width] = False
+            assert (batch.segments[place][padding] == 255).all()
+            present = torch.unique(batch.segments[place])
+            assert present[present != 255].tolist() == list(range(len(batch.labels[place])))
+            assert batch.labels[place].tolist() == sorted(batch.labels[place].tolist())
+
+
+def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: Manifest) -> None:
+    plain = augmentation(short_sides=(12,), flip=0.0, photometric=False)
+    (batch,) = batches(manifest, plain, steps=1, global_batch=1, picture_range=range(1))
+    expected = image(seed=int(batch.names[0][1:]))
+    assert batch.sizes.tolist() == [[12, 16]]
+    np.testing.assert_array_equal(batch.images[0, :, :12, :16].permute(1, 2, 0).numpy(), expected)
+    np.testing.assert_array_equal(batch.segments[0, :12, :16].numpy(), np.where(labels() == 9, 255, labels()))
+
+
+def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
+    record = stored("p0", image(), np.full((12, 16), 255, np.uint8))
+    manifest = write_shards(storage, {"train": [record], "val": [record]})
+    for batch in batches(manifest):
+        assert [len(found) for found in batch.labels] == [0, 0, 0, 0]
+        assert (batch.segments == 255).all()
+    (picture,) = validation_pictures(manifest, TEST)
+    assert picture.labels.tolist() == []
+    assert (picture.label_map == 255).all()
+
+
+def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
+    whole = [picture.name for picture in validation_pictures(manifest, TEST)]
+    assert whole == ["p0", "p1", "p2", "p3", "p4"]
+    shares = [[p.name for p in validation_pictures(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
+    assert shares == [["p0", "p3"], ["p1", "p4"], ["p2"]]
+    picture = next(validation_pictures(manifest, TEST))
+    assert picture.image.shape == (3, 24, 32)  # 12 x 16, short side to 24
+    assert picture.original_size == (12, 16)
+    np.testing.assert_array_equal(picture.label_map.numpy(), np.where(labels() == 9, 255, labels()))
+    assert picture.labels.tolist() == [0, 1, 2]
+    assert picture.crowd.tolist() == [False, False, False]
+    assert (picture.instances, picture.original) == (None, None)
+    indices = [[p.index for p in validation_pictures(manifest, TEST, places=range(w, 5, 2))] for w in range(2)]
+    assert indices == [[0, 2, 4], [1, 3]]
+
+
+def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: Manifest) -> None:
+    test = dataclasses.replace(TEST, ms_flip=MsFlipConfig(short_sides=(10, 20), long_side_max=100))
+    picture = next(validation_pictures(manifest, test))
+    np.testing.assert_array_equal(picture.original.permute(1, 2, 0).numpy(), image())
+
+
+def many(name: str, count: int) -> dict[str, Any]:
+    """`count` segments in turn over 20 x 20 pixels, of the classes 2, 1, 2, 1, ...; the last pixel is nothing."""
+    ids = (np.arange(400) % count).reshape(20, 20).astype(np.uint8 if count <= 255 else np.uint16)
+    ids[-1, -1] = 255 if count <= 255 else 65535
+    return stored(name, image(20, 20), ids, [2 - index % 2 for index in range(count)])
+
+
+@pytest.mark.parametrize(("counts", "dtype", "nothing"), [((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)])
+def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
+    storage: Path, counts: tuple[int, ...], dtype: torch.dtype, nothing: int
+) -> None:
+    records = [many(f"p{index}", count) for index, count in enumerate(counts)]
+    manifest = write_shards(storage, {"train": records, "val": records}, **THINGS)
+    plain = augmentation(short_sides=(20,), flip=0.0)
+    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, picture_range=range(2))
+    assert batch.segments.dtype == dtype
+    for place, name in enumerate(batch.names):
+        count = counts[int(name[1:])]
+        assert batch.labels[place].tolist() == [2 - index % 2 for index in range(count)]
+        expected = np.arange(400) % count
+        expected[-1] = nothing
+        np.testing.assert_array_equal(batch.segments[place, :20, :20].numpy().ravel(), expected)
+        assert (batch.segments[place, 20:] == nothing).all()
+    shown = list(validation_pictures(manifest, TEST, task="panoptic"))
+    assert [len(picture.labels) for picture in shown] == list(counts)
+    assert shown[1].label_map[0, :4].tolist() == [2, 1, 2, 1]
+    assert shown[1].label_map[-1, -1] == 255
+
+
+def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
+    """The first training picture as it is, not resized."""
+    plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
+    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
+    return batch
+
+
+def street() -> dict[str, Any]:
+    """8 x 8 in columns of two: sky (id 2), a car (0), a crowd of cars (1), sky again (3); the last row is nothing."""
+    ids = np.repeat(np.array([2, 0, 1, 3], np.uint8), 2)[None].repeat(8, 0)
+    ids[-1] = 255
+    return stored("p0", image(8, 8), ids, [1, 1, 0, 0], crowd=[False, True, False, False])
+
+
+def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(storage: Path) -> None:
+    batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "panoptic")
+    assert [kinds.tolist() for kinds in batch.labels] == [[1, 0]]  # the car had the lowest id
+    expected = np.array([1, 1, 0, 0, 255, 255, 1, 1], np.uint8)[None].repeat(8, 0)
+    expected[-1] = 255
+    np.testing.assert_array_equal(batch.segments[0, :8, :8].numpy(), expected)
+    assert batch.masks is None
+
+
+def test_a_semantic_target_has_one_segment_for_every_class_and_keeps_crowds(storage: Path) -> None:
+    batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "semantic")
+    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert batch.segments[0, 0, :8].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Path) -> None:
+    manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **THINGS)
+    batch = one(manifest, "instance")
+    assert batch.segments is None
+    assert [kinds.tolist() for kinds in batch.labels] == [[0]]  # car is the first of the things; the crowd is left out
+    assert batch.masks[0].dtype == torch.bool
+    expected = np.zeros((32, 32), bool)
+    expected[:7, 2:4] = True
+    np.testing.assert_array_equal(batch.masks[0].numpy(), expected[None])
+    (picture,) = validation_pictures(manifest, TEST, task="instance")
+    assert picture.instances.labels.tolist() == [0, 0]
+    assert picture.instances.crowd.tolist() == [False, True]
+    assert picture.instances.areas.tolist() == [14, 14]  # 7 rows of 2
+    decoded = decode_masks(picture.instances.run_lengths, (8, 8))
+    np.testing.assert_array_equal(decoded, [rectangle((8, 8), 2, 0, 4, 7), rectangle((8, 8), 4, 0, 6, 7)])
+
+
+def crossing() -> dict[str, Any]:
+    """8 x 8 without segments: a car and a person who overlap, a crowd, and two annotations that are no targets."""
+    size = (8, 8)
+    objects = [
+        instance(1, rectangle(size, 0, 0, 4, 4), area=15.5),
+        instance(1, rectangle(size, 0, 0, 8, 1), crowd=True),
+        instance(1, rectangle(size, 5, 5, 7, 7), area=0.0),
+        instance(2, rectangle(size, 6, 0, 7, 8), box=(6.0, 0.0, 6.5, 8.0)),
+        instance(2, rectangle(size, 2, 2, 6, 6)),
+    ]
+    return stored("p0", image(8, 8), instances=objects)
+
+
+def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among_the_things(storage: Path) -> None:
+    manifest = write_shards(storage, {"train": [crossing()]}, **{**THINGS, "labels": ("instances",)})
+    batch = one(manifest, "instance")
+    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert batch.masks[0].shape == (2, 32, 32)
+    np.testing.assert_array_equal(batch.masks[0][:, :8, :8], [rectangle((8, 8), *box) for box in OVERLAPPING])
+    assert batch.masks[0].sum() == 32
+
+
+OVERLAPPING = ((0, 0, 4, 4), (2, 2, 6, 6))
+
+
+def test_validation_keeps_every_annotation_as_it_is(storage: Path) -> None:
+    manifest = write_shards(storage, {"val": [crossing()]}, **{**THINGS, "labels": ("instances",)})
+    (picture,) = validation_pictures(manifest, TEST, task="instance")
+    assert picture.image.shape == (3, 24, 24)
+    assert (picture.label_map, picture.segments, picture.labels.tolist()) == (None, None, [])
+    assert picture.instances.labels.tolist() == [0, 0, 0, 1, 1]
+    assert picture.instances.areas.tolist() == [15.5, 8, 0, 8, 16]
+    assert picture.instances.crowd.tolist() == [False, True, False, False, False]
+    assert decode_masks(picture.instances.run_lengths, (8, 8)).sum(axis=(1, 2)).tolist() == [16, 8, 4, 8, 16]
+
+
+def test_panoptic_validation_has_segments_with_crowds_and_instances_by_dataset_class(storage: Path) -> None:
+    own = {**street(), "instances": crossing()["instances"]}
+    manifest = write_shards(storage, {"val": [own, street()]}, **THINGS)
+    first, second = validation_pictures(manifest, TEST, task="panoptic")
+    assert first.labels.tolist() == [1, 1, 0, 0]
+    assert first.crowd.tolist() == [False, True, False, False]
+    assert first.segments[0].tolist() == [2, 2, 0, 0, 1, 1, 3, 3]
+    assert first.label_map[0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert first.instances.labels.tolist() == [1, 1, 1, 2, 2]
+    assert second.instances.labels.tolist() == [1, 1]
+    assert second.instances.crowd.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "lacking"),
+    [
+        (("instances",), "semantic", "no semantic labels, which the task semantic needs, but instances"),
+        (("semantic",), "panoptic", "no panoptic labels, which the task panoptic needs, but semantic"),
+        (
+            ("panoptic", "semantic"),
+            "instance",
+            "no instances labels, .* instance needs, but panoptic and semantic; give",
+        ),
+    ],
+)
+def test_labels_that_a_task_needs_and_the_dataset_lacks_are_named(
+    storage: Path, labels: tuple[str, ...], task: Any, lacking: str
+) -> None:
+    manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **{**THINGS, "labels": labels})
+    with pytest.raises(ValueError, match=lacking):
+        batches(manifest, task=task)
+    with pytest.raises(ValueError, match=lacking):
+        list(validation_pictures(manifest, TEST, task=task))
+
+
+def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panoptic_ones(storage: Path) -> None:
+    # 8 x 160: cars of 4 columns that touch, then 8 columns of sky; crops of 8 x 16 start in one of 145 places. From the
+    # last 4 of them cars cover less than 12 of 16 columns, which is 3 in 4.
+    ids = (np.arange(160) // 4)[None].repeat(8, 0).astype(np.uint8)
+    ids[:, 152:] = 40
+    manifest = write_shards(storage, {"train": [stored("p0", image(8, 160), ids, [1] * 40 + [0])]}, **THINGS)
+    plan = augmentation(crop=(8, 16), short_sides=(8,), long_side_max=160, photometric=False)
+    much_sky = {}
+    for task in ("semantic", "panoptic"):
+        found = batches(manifest, plan, task=task, steps=100)
+        maps = [(batch.segments[b], batch.labels[b].tolist()) for batch in found for b in range(4)]
+        much_sky[task] = sum(
+            ((ids == kinds.index(0)).float().mean() > 0.25).item() for ids, kinds in maps if 0 in kinds
+        )
+    # panoptic, one draw: 400 * 4 / 145 = 11 +- 3; semantic, ten more: 400 * (1 - (1 - 4 / 145) ** 11) = 106 +- 9
+    assert much_sky["panoptic"] < 25
+    assert 70 < much_sky["semantic"] < 142
+
+
+JITTER = {"short_sides": (), "long_side_max": 0, "photometric": False}
+
+
+def corners() -> np.ndarray:
+    """16 x 16: two pixels, in opposite corners, so that the box is the whole picture."""
+    mask = np.zeros((16, 16), bool)
+    mask[0, 0] = mask[15, 15] = True
+    return mask
+
+
+def test_a_panoptic_thing_whose_box_meets_the_crop_stays_also_without_pixels(storage: Path) -> None:
+    # shown at 32 x 32 and cropped to 16 x 16: the corners are rarely seen, but their box always touches the crop
+    ids = np.zeros((16, 16), np.uint8)  # sky
+    ids[:, 14:] = 3  # sky of a class's second segment, in the right seventh
+    ids[4:6, 2:4] = 2  # a person
+    ids[corners()] = 1  # a car
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), ids, [0, 1, 2, 0])]}, **THINGS)
+    jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER)
+    empty, persons = 0, 0
+    for batch in batches(manifest, jitter, task="panoptic", steps=20):
+        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+            seen = torch.unique(segments).tolist()
+            assert kinds.tolist()[:2] == [0, 1]
+            empty += 1 not in seen
+            assert (2 in kinds.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
+            persons += 2 in kinds.tolist()
+    assert 60 < empty < 80
+    assert 0 < persons < 80
+    resized = augmentation(crop=(16, 16), short_sides=(32,), max_label_share=1.0)
+    for batch in batches(manifest, resized, task="panoptic", steps=20):
+        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+            assert torch.unique(segments).tolist() == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("resized", [{"jitter": (2.0, 2.0), **JITTER}, {"short_sides": (32,)}])
+def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resized: dict[str, Any]) -> None:
+    objects = [instance(1, corners()), instance(2, np.ones((16, 16), bool))]
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), instances=objects)]}, **THINGS)
+    found = [
+        (masks.any(dim=(1, 2)), kinds.tolist())
+        for batch in batches(manifest, augmentation(crop=(16, 16), **resized), task="instance", steps=20)
+        for masks, kinds in zip(batch.masks, batch.labels, strict=True)
+    ]
+    assert all(seen.all() for seen, _ in found)
+    assert {tuple(kinds) for _, kinds in found} == {(1,), (0, 1)}
+
+
+def vanishing(storage: Path, **changes: Any) -> Manifest:
+    """Five pictures of 32 x 32: p0 to p3 show a car of one pixel, p4 one that fills half of it."""
+    small, large = rectangle((32, 32), 5, 5, 6, 6), rectangle((32, 32), 0, 0, 32, 16)
+    records = [
+        stored(
+            f"p{index}", image(32, 32, seed=index), instances=[instance(1, large if index == 4 else small, **changes)]
+        )
+        for index in range(5)
+    ]
+    return write_shards(storage, {"train": records}, per_shard=2, **THINGS)
+
+
+def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances(storage: Path) -> None:
+    # at a tenth, 3 x 3, nearest shows rows and columns 0, 10 and 21: the small cars vanish
+    manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 0.1), **JITTER)
+    found = pictures_of(batches(manifest, jitter, task="instance"))
+    assert {name for name, *_ in found.values()} == {"p4"}
+    attempts = {}
+    for position, (_, seed, size, kinds, pixels, *_) in found.items():
+        tried = [epoch_order(5, position // 5, 5)[position % 5]]
+        while tried[-1] != 4:
+            tried.append(mix(5, 5, position, len(tried)) % 5)
+        attempts[position] = len(tried) - 1
+        transform = training_transform(jitter)
+        again = (attempts[position],) if attempts[position] else ()
+        seed_transform(transform, mix(5, 2, position, *again) % 2**32)
+        expected = transform(image=image(32, 32, seed=4))["image"]
+        assert (size, kinds, seed) == ((3, 3), [0], mix(5, 3, position))
+        assert pixels == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()
+    assert 0 in attempts.values()
+    assert max(attempts.values()) > 2
+
+
+def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
+    manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
+    settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}
+    whole = pictures_of(batches(manifest, jitter, **settings))
+    order = [f"p{index}" for epoch in range(4) for index in epoch_order(5, epoch, 5)]
+    redrawn = [position for position, (name, *_) in whole.items() if name != order[position]]
+    assert 0 < len(redrawn) < 16
+    parts = (range(1), range(1, 4))
+    shared = [pictures_of(batches(manifest, jitter, picture_range=part, **settings)) for part in parts]
+    restarted = [pictures_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
+    assert whole == shared[0] | shared[1] == restarted[0] | restarted[1]
+    assert whole == pictures_of(batches(manifest, jitter, processes=2, **settings))
+
+
+def test_a_crop_beside_all_instances_is_trained_on_as_it_is(storage: Path) -> None:
+    # shown at 32 x 32, cropped to 16 x 16 at offsets 0 to 16: 8 of 17 see something of the corner's 8 pixels, each way
+    corner = instance(1, rectangle((16, 16), 0, 0, 4, 4))
+    records = [stored(f"p{index}", image(16, 16), instances=[corner]) for index in range(4)]
+    manifest = write_shards(storage, {"train": records}, **THINGS)
+    found = batches(manifest, augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER), task="instance", steps=10)
+    order = [f"p{index}" for epoch in range(10) for index in epoch_order(5, epoch, 4)]
+    assert [name for batch in found for name in batch.names] == order
+    counts = [len(masks) for batch in found for masks in batch.masks]
+    assert 20 < counts.count(0) < 40  # (1 - (8 / 17) ** 2) * 40 = 31 +- 3
+    assert all(masks.shape[1:] == (16, 16) for batch in found for masks in batch.masks)
+
+
+def test_a_crowd_is_no_target_but_its_pixels_keep_the_crop(storage: Path) -> None:
+    small = rectangle((32, 32), 5, 5, 6, 6)
+    objects = [instance(1, np.ones((32, 32), bool), crowd=True), instance(1, small)]
+    records = [stored(f"p{index}", image(32, 32), instances=objects) for index in range(4)]
+    manifest = write_shards(storage, {"train": records}, **THINGS)
+    found = batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance", steps=1)
+    assert [f"p{index}" for index in epoch_order(5, 0, 4)] == [name for batch in found for name in batch.names]
+    assert [kinds.tolist() for batch in found for kinds in batch.labels] == [[], [], [], []]
+
+
+def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "DRAWS", 5)
+    small = instance(1, rectangle((32, 32), 5, 5, 6, 6))
+    manifest = write_shards(storage, {"train": [stored("p0", image(32, 32), instances=[small])]}, **THINGS)
+    with pytest.raises(ValueError, match="dataset mine: 5 training pictures were drawn for position 0, .*: p0; check"):
+        batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance")
+
+
+def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path) -> None:
+    sizes = {"p0": (40, 32, 0), "p1": (32, 40, 1), "p2": (31, 40, 1), "p3": (40, 31, 2), "p4": (50, 50, 3)}
+    records = [
+        stored(name, image(height, width), np.zeros((height, width), np.uint8), [0], things=things)
+        for name, (height, width, things) in sizes.items()
+    ]
+    manifest = write_shards(storage, {"train": records}, per_shard=2, **THINGS)
+    found = batches(manifest, task="panoptic", pictures="with_things", steps=3)
+    names = [name for batch in found for name in batch.names]
+    assert names == [f"p{(1, 4)[place]}" for epoch in range(6) for place in epoch_order(5, epoch, 2)]
+    assert {name for batch in batches(manifest, task="panoptic") for name in batch.names} == set(sizes)
+    manifest = write_shards(storage, {"train": records[:1]}, **THINGS)
+    with pytest.raises(
+        ValueError, match="no training picture with things and sides of at least 32 px; set `pictures: all`"
+    ):
+        batches(manifest, task="panoptic", pictures="with_things")
+
+
+def shard_path(storage: Path, manifest: Manifest) -> Path:
+    return storage / manifest.splits["train"].shards[0].path
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+def test_an_altered_shard_is_named_with_both_digests(manifest: Manifest, storage: Path, truncated: bool) -> None:
+    path = shard_path(storage, manifest)
+    batches(manifest)  # verified now, so the note says that it is whole
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data[:-10] if truncated else data)
+    expected = manifest.splits["train"].shards[0].sha256
+    with pytest.raises(
+        ValueError, match=rf"train-00000\.arrow is truncated or altered: its sha256 is [0-9a-f]{{64}}, .*{expected}.*"
+    ) as caught:
+        batches(manifest)
+    assert "make it again with: python -m stages.shard mine" in str(caught.value)
+
+
+def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: Manifest, storage: Path) -> None:
+    shard_path(storage, manifest).unlink()
+    with pytest.raises(ValueError, match=r"train-00000\.arrow is missing .* python -m stages\.shard mine"):
+        batches(manifest)
+
+
+def test_shards_are_verified_once_per_host(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(loader, "sha256", lambda path: read.append(path) or files.sha256(path))
+    for _ in range(3):
+        batches(manifest, steps=1)
+    assert len(read) == 2  # of 7 records, four to a shard
+    monkeypatch.setattr("socket.gethostname", lambda: "another-host")
+    batches(manifest, steps=1)
+    assert len(read) == 4
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_record_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    manifest = write_shards(storage, {"train": [stored("p0", image(), labels() % 9)]})
+    path = shard_path(storage, manifest)
+    data = path.read_bytes()
+    start = data.index(b"\x89PNG")  # the first picture's header
+    path.write_bytes(data[:start] + b"\0" * 20 + data[start + 20 :])
+    monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # as if it was altered after verification
+    with pytest.raises(ValueError, match=r"train-00000\.arrow: p0 does not decode") as caught:
+        batches(manifest, processes=processes)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("raw", {"image": b"\1" * 575}, "575 bytes of pixels instead of 576 for 12 x 16 x 3; the shard is altered"),
+        ("raw", {"segments": b"\1" * 191}, "191 bytes of pixels instead of 192 for 12 x 16; the shard is altered"),
+        ("raw", {"segments": b"\7" * 192}, "holds segment 7, but has 3; the shard is altered"),
+        ("encoded", {"segments": b"no PNG"}, "the segments do not decode; the shard is altered"),
+        ("encoded", {"image": b""}, "does not decode"),
+        ("encoded", {"height": 13}, "decodes to 12 x 16 pixels instead of 13 x 16; the shard is altered"),
+    ],
+)
+def test_torn_pixels_are_named_with_shard_and_record(
+    storage: Path, layout: str, changes: dict[str, Any], message: str, processes: int
+) -> None:
+    record = stored("p0", image(), np.zeros((12, 16), np.uint8))
+    torn = {**(raw(record) if layout == "raw" else record), **changes}
+    manifest = dataclasses.replace(write_shards(storage, {"train": [torn]}), pixel_layout=layout)
+    with pytest.raises(ValueError, match=rf"shards/mine/train-00000\.arrow: p0:? {message}"):
+        batches(manifest, processes=processes)
+
+
+def test_a_record_whose_header_is_torn_is_named(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: Manifest
+) -> None:
+    path = shard_path(storage, manifest)
+    split = loader._Split.of(manifest, "train", "semantic")
+    data = bytearray(path.read_bytes())
+    starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff\xff\xff\xff"]  # of Arrow's messages
+    data[starts[2] + 8 : starts[2] + 40] = b"\xff" * 32  # schema, first record, second record
+    path.write_bytes(data)
+    assert split[0].name == "p0"
+    with pytest.raises(
+        ValueError, match=r"train-00000\.arrow: record 1 is not readable .* python -m stages\.shard mine"
+    ):
+        _ = split[1].name
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_segments_come_back_from_their_png(dtype: type) -> None:
+    ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (30, 40), dtype, endpoint=True)
+    decoded = decode_segments(encode_segments(ids), "")
+    assert decoded.dtype == dtype
+    np.testing.assert_array_equal(decoded, ids)
+
+
+PLANS = {
+    "short sides": {"short_sides": (12, 24, 36)},
+    "jitter": {"short_sides": (), "long_side_max": 0, "jitter": (0.5, 3.0)},
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_both_layouts_give_the_same_pictures_in_all_tasks(storage: Path, task: Any, plan: str) -> None:
+    records = [street(), {**street(), "name": "p1", "instances": crossing()["instances"]}, many("p2", 300)]
+    found, shown = {}, {}
+    for layout in LAYOUTS:
+        manifest = write_shards(storage, {"train": records, "val": records}, layout=layout, **THINGS)
+        found[layout] = pictures_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
+        shown[layout] = list(validation_pictures(manifest, TEST, task=task))
+    assert found["raw"] == found["encoded"]
+    assert len({entry[4] for entry in found["raw"].values()}) == 16  # no two alike
+    for a, b in zip(shown["raw"], shown["encoded"], strict=True):
+        for name in ("image", "label_map", "segments", "labels", "crowd"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        if a.instances is not None:
+            assert a.instances.run_lengths == b.instances.run_lengths
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_equal_resizing_everything_and_then_cropping(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, layout: str, plan: str
+) -> None:
+    # real edges matter: 40 x 60 noise in crops of 24 x 24, beside whole pictures resized by OpenCV
+    random = np.random.default_rng(0)
+    records = [
+        stored(f"p{index}", image(40, 60, seed=index), random.integers(0, 3, (40, 60)).astype(np.uint8), [1, 2, 0])
+        for index in range(4)
+    ]
+    manifest = write_shards(storage, {"train": records}, layout=layout, **THINGS)
+    plain = {"crop": (24, 24), "photometric": False, **PLANS[plan]}
+    resized = augmentation(**{**plain, "short_sides": (30, 47, 80)} if plan == "short sides" else plain)
+    ours = {task: batches(manifest, resized, task=task, steps=10) for task in ("semantic", "panoptic", "instance")}
+
+    def whole_image(image: np.ndarray, size: Any, part: Any, *, mirrored: bool) -> np.ndarray:
+        turned = np.ascontiguousarray(image[:, ::-1] if mirrored else image)
+        return cv2.resize(turned, size[::-1], interpolation=cv2.INTER_LINEAR)[part]
+
+    def whole_ids(ids: np.ndarray, size: Any, part: Any, *, mirrored: bool = False) -> np.ndarray:
+        turned = np.ascontiguousarray(ids[:, ::-1] if mirrored else ids)
+        return cv2.resize(turned, size[::-1], interpolation=cv2.INTER_NEAREST)[part].copy()
+
+    monkeypatch.setattr("pipeline.data.loader.augmentation.resize_image", whole_image)
+    monkeypatch.setattr("pipeline.data.loader.augmentation.resize_ids", whole_ids)
+    for task, found in ours.items():
+        for a, b in zip(found, batches(manifest, resized, task=task, steps=10), strict=True):
+            assert (a.images.int() - b.images.int()).abs().max() <= 2
+            assert (a.names, a.sizes.tolist()) == (b.names, b.sizes.tolist())
+            assert [kinds.tolist() for kinds in a.labels] == [kinds.tolist() for kinds in b.labels]
+            if task == "instance":
+                assert all(torch.equal(mine, other) for mine, other in zip(a.masks, b.masks, strict=True))
+            else:
+                assert torch.equal(a.segments, b.segments)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells which pages are in use")
+def test_of_a_raw_picture_only_the_pages_of_the_crop_are_read(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3,000 x 2,000 pixels are 17 MiB, a crop's 64 rows of 6,000 bytes 375 KiB, of the labels 125 KiB; at a scale of
+    # 1.1, where a crop does not begin with a source pixel
+    ids = np.arange(3000 * 2000, dtype=np.uint32).reshape(3000, 2000).astype(np.uint8) % 3
+    manifest = write_shards(storage, {"train": [stored("p0", image(3000, 2000), ids)]}, layout="raw")
+    plan = augmentation(crop=(64, 64), short_sides=(2201,), long_side_max=10_000, max_label_share=1.0)
+    monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # a file that was read may lie in pages of 2 MiB
+    split = loader._Split.of(manifest, "train", "semantic")
+    source = loader._Training(split, loader._chosen(split, "all"), plan, 5, 1, range(1))
+    source.split[0]  # the map is opened
+    before = resident_kib(shard_path(storage, manifest))
+    source[0]
+    assert 400 < resident_kib(shard_path(storage, manifest)) - before < 5000  # more than one page is mapped at a time
+    _ = source.split[0].image().sum(), source.split[0].segments().ids.sum()
+    assert resident_kib(shard_path(storage, manifest)) > 23_000
+
+
+def resident_kib(path: Path) -> int:
+    """How much of a memory-mapped file this process has touched."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        int(next(line for line in lines if line.startswith("Rss:")).split()[1]) for line in lines if str(path) in line
+    )
+
+
+def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
+    manifest: Manifest, tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pictures_of(batches(manifest))
+    monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
+    opened: list[Path] = []
+    mapped = loader._mapped
+    monkeypatch.setattr(loader, "_mapped", lambda path: opened.append(path) or mapped(path))
+    assert pictures_of(batches(manifest)) == expected
+    assert {path.parent.parent for path in opened} == {tmp_path / "cache"}
+    assert pictures_of(batches(manifest, processes=2)) == expected
+    assert len(list((tmp_path / "cache").glob("*/*.arrow"))) == 2
+
+
+def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
+    split = loader._Split.of(manifest, "train", "semantic")
+    source = loader._Training(split, loader._chosen(split, "all"), augmentation(), 5, 4, range(4))
+    first = source[0]
+    copy = pickle.loads(pickle.dumps(source))
+    assert pictures_of([copy[0]]) == pictures_of([first])
+
+
+def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
+    order = TrainingOrder(manifest=manifest, augmentation=augmentation(), seed=0, global_batch=4)
+    endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
+    assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
+    endless.close()
+
+
+def test_a_split_that_is_not_there_is_named(manifest: Manifest) -> None:
+    manifest = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
+    with pytest.raises(ValueError, match="dataset mine has no split val"):
+        next(validation_pictures(manifest, TEST))

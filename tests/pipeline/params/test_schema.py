@@ -1,0 +1,450 @@
+"""params.yaml: the rows of the published tables, and what a slip of the pen gets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params.schema import load_params, parse_params
+from tests.helpers.shared import shared
+
+PROJECT = Path(__file__).resolve().parents[3]
+TREE = yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+
+def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, Any]:
+    tree = copy.deepcopy(TREE)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    if delete:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            changed("rows", "shapes_tiny", "train", "step", value=3),
+            "rows.shapes_tiny.train: unknown key 'step'; did you mean 'steps'?",
+        ),
+        (changed("row", value={}), "params.yaml: unknown key 'row'; did you mean 'rows'?"),
+        (
+            changed("rows", "shapes_tiny", "dataset", value="shape"),
+            "no dataset is called 'shape'; did you mean 'shapes'?",
+        ),
+        (
+            changed("rows", "shapes_tiny", "weights", value="torchvision_r5"),
+            "no weights entry is called 'torchvision_r5'; did you mean 'torchvision_r50'?",
+        ),
+        (changed("rows", "shapes_tiny", "train", "steps", delete=True), "rows.shapes_tiny.train: 'steps' is missing"),
+        (
+            changed("rows", "shapes_tiny", "train", "steps", value="many"),
+            "rows.shapes_tiny.train.steps is 'many'; expected int",
+        ),
+        (
+            changed("rows", "shapes_tiny", "train", "steps", value=0),
+            "rows.shapes_tiny.train.steps is 0; it must be at least 1",
+        ),
+        (
+            changed("rows", "shapes_tiny", "train", "optimizer", "lr", value="1e-3"),
+            "optimizer.lr is '1e-3'; expected float; YAML reads 1e-4 as text, write 1.0e-4",
+        ),
+        (
+            changed("rows", "shapes_tiny", "train", "optimizer", "lr", value=-0.001),
+            "rows.shapes_tiny.train.optimizer.lr is -0.001; it must be above 0",
+        ),
+        (
+            changed("rows", "shapes_tiny", "model", "loss", value={"importance": 1.5}),
+            "rows.shapes_tiny.model.loss.importance is 1.5; it must be between 0 and 1",
+        ),
+        (
+            changed("rows", "shapes_tiny", "train", "augmentation", "crop", value=[100, 128]),
+            "crop is [100, 128]; both sides must be multiples of 32",
+        ),
+        (
+            changed("rows", "shapes_tiny", "train", "augmentation", "crop", value=[128]),
+            "augmentation.crop has 1 entries; expected 2",
+        ),
+        (
+            changed("rows", "shapes_tiny", "model", "num_classes", value=8),
+            "num_classes is 8, but dataset shapes names 9 classes",
+        ),
+        (
+            changed("rows", "shapes_tiny", "early_warning", value={"points": 0.0}),
+            "rows.shapes_tiny.early_warning.points is 0.0; it must be above 0",
+        ),
+        (
+            changed("rows", "shapes_tiny", "early_warning", value={"after": 25}),
+            "rows.shapes_tiny.early_warning.after is 25.0; it must be between 0 and 1",
+        ),
+        (
+            changed("rows", "shapes_tiny", "seeds", value=[1, 1]),
+            "rows.shapes_tiny.seeds is [1, 1]; it must list at least one seed, none twice",
+        ),
+        (
+            changed("datasets", "shapes", "layout", value="shapez"),
+            "datasets.shapes.layout is 'shapez'; did you mean 'shapes'?",
+        ),
+        (
+            changed("datasets", "coco", "sha256", value=["00"]),
+            "datasets.coco.sha256 lists 1 digests for 4 sources; give one each, or none",
+        ),
+        (
+            changed("datasets", "ade20k", "bytes", value=[1, 2]),
+            "datasets.ade20k.bytes lists 2 lengths for 1 sources; give one each, or none",
+        ),
+        (
+            changed("datasets", "ade20k", "bytes", value=[-1]),
+            "datasets.ade20k.bytes is [-1]; a length is above 0, or 0",
+        ),
+        (
+            changed("datasets", "cityscapes", "login", value="cityscape"),
+            "datasets.cityscapes.login is 'cityscape'; did you mean 'cityscapes'?",
+        ),
+        (
+            changed("datasets", "ade20k", "mirrors", value=["data", "https://me:secret@example.org/"]),
+            "datasets.ade20k.mirrors[1] holds a user name or password, and params.yaml is for everybody to read",
+        ),
+        (changed("rows", "shapes_tiny", value=3), "rows.shapes_tiny is 3; expected the keys name, dataset"),
+        (
+            changed("verdict", "margin_points", value=0),
+            "verdict.margin_points is 0.0; it must be above 0 and below 100",
+        ),
+        (changed("verdict", "coverage", value=90), "verdict.coverage is 90.0; it must be at least 0.5 and below 1"),
+        (changed("verdict", "margin", value=1), "verdict: unknown key 'margin'; did you mean 'margin_points'?"),
+        (
+            changed("rows", "ade20k_swin-s", "published_trainings", value=0),
+            "rows.ade20k_swin-s.published_trainings is 0; it must be at least 1",
+        ),
+        ([], "expected the sections datasets, rows, weights, checkpoints, verdict, found list"),
+    ],
+)
+def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml") as caught:
+        parse_params(tree)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_row_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match="no row is called 'shapes_tony'; did you mean 'shapes_tiny'"):
+        load_params(PROJECT / "params.yaml").row("shapes_tony")
+
+
+def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere.yaml does not exist; run from the project's folder"):
+        load_params(tmp_path / "nowhere.yaml")
+    (tmp_path / "broken.yaml").write_text("rows: [")
+    with pytest.raises(ValueError, match="broken.yaml is not YAML: while parsing"):
+        load_params(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (
+            ("train", "augmentation", "jitter"),
+            [0.1, 2.0],
+            "rows.shapes_tiny.train.augmentation must have either short_sides or jitter",
+        ),
+        (
+            ("train", "augmentation", "short_sides"),
+            [],
+            "rows.shapes_tiny.train.augmentation must have either short_sides or jitter",
+        ),
+        (
+            ("train", "augmentation", "long_side_max"),
+            191,
+            "train.augmentation.long_side_max is 191; it must be at least the largest of short_sides, 192",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [2.0, 0.1]},
+            "rows.shapes_tiny.train.augmentation.jitter is [2.0, 0.1]; it must rise from above 0",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [0, 2]},
+            "rows.shapes_tiny.train.augmentation.jitter is [0.0, 2.0]; it must rise from above 0",
+        ),
+        (
+            ("train", "augmentation"),
+            {"crop": [128, 128], "jitter": [0.1, 1.0, 2.0]},
+            "augmentation.jitter has 3 entries; expected 2",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "multistep"},
+            "train.schedule.milestones is []; they must rise, and only the schedule multistep has them",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "multistep", "milestones": [900, 800]},
+            "train.schedule.milestones is [900, 800]; they must rise",
+        ),
+        (
+            ("train", "schedule"),
+            {"name": "poly", "milestones": [800]},
+            "train.schedule.milestones is [800]; they must rise, and only the schedule multistep has them",
+        ),
+        (("train", "schedule"), {"name": "step"}, "train.schedule.name is 'step'; did you mean 'multistep'?"),
+        (("test", "pad_multiple"), 16, "rows.shapes_tiny.test.pad_multiple is 16; it must be 1 or a multiple of 32"),
+        (("test", "pad_multiple"), 0, "rows.shapes_tiny.test.pad_multiple is 0; it must be 1 or a multiple of 32"),
+        (
+            ("test", "ms_flip"),
+            {"short_sides": [128], "long_side_max": 384},
+            "rows.shapes_tiny.test.ms_flip averages semantic scores, but the row's task is panoptic",
+        ),
+        (
+            ("test", "ms_flip"),
+            {"short_sides": [128]},
+            "rows.shapes_tiny.test.ms_flip: 'long_side_max' is missing",
+        ),
+        (("task",), "instance", "num_classes is 9, but dataset shapes names 3 thing classes"),
+        (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
+        # PyYAML reads an off without quotes as false
+        (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; "),
+        (("train", "pictures"), "things", "train.pictures is 'things'; did you mean 'with_things'?"),
+        (("checkpoint_rule",), "first", "rows.shapes_tiny.checkpoint_rule is 'first'; known: best, last, unknown"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_one_sentence(keys: tuple[str, ...], value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml") as caught:
+        parse_params(changed("rows", "shapes_tiny", *keys, value=value))
+    assert message in str(caught.value)
+
+
+def test_a_row_may_pad_to_nothing_or_to_a_multiple_of_32_and_keep_its_milestones() -> None:
+    for multiple in (1, 32, 64):
+        tree = changed("rows", "shapes_tiny", "test", "pad_multiple", value=multiple)
+        assert parse_params(tree).rows["shapes_tiny"].test.pad_multiple == multiple
+    tree = changed("rows", "shapes_tiny", "train", "schedule", value={"name": "multistep", "milestones": [600, 900]})
+    assert parse_params(tree).rows["shapes_tiny"].train.schedule.milestones == (600, 900)
+
+
+# The rows of the tables
+
+SEMANTIC = json.loads((PROJECT / "tests/reference/rows.json").read_text())
+COCO = json.loads((PROJECT / "tests/reference/rows_coco.json").read_text())
+PUBLISHED_ROWS = {**SEMANTIC["rows"], **COCO["rows"]}
+PARAMS = load_params(PROJECT / "params.yaml")
+
+
+def test_the_27_rows_of_the_tables_are_there_and_all_others_are_ours() -> None:
+    assert len(PUBLISHED_ROWS) == 27
+    assert set(PARAMS.rows) - set(PUBLISHED_ROWS) == {"shapes_tiny", "camvid_tiny", "nuclei_tiny"}
+    assert set(PUBLISHED_ROWS) <= set(PARAMS.rows)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ROWS)
+def test_a_row_has_the_published_optimiser_head_and_loss(name: str) -> None:
+    row, common = PARAMS.rows[name], SEMANTIC["common"]
+    optimizer, recipe = row.train.optimizer, common["optimizer"]
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.eps) == tuple(
+        recipe[key] for key in ("lr", "weight_decay", "eps")
+    )
+    assert list(optimizer.betas) == recipe["betas"]
+    assert optimizer.backbone_lr_factor == recipe["backbone_lr_mult"]
+    assert optimizer.clip_norm == common["grad_clip"]["max_norm"]
+    assert row.train.precision == common["precision"]
+    assert row.train.schedule.warmup_steps == 0
+
+    head, query, pixel = common["head"], row.model.query_decoder, row.model.pixel_decoder
+    assert (query.layers, query.heads, query.feedforward) == (
+        head["decoder_layers"],
+        head["heads"],
+        head["decoder_ffn"],
+    )
+    assert pixel.channels == head["feat"] == head["out"]
+    assert (pixel.layers, pixel.heads, pixel.points, pixel.feedforward) == (
+        head["encoder_layers"],
+        head["heads"],
+        head["encoder_points"],
+        head["encoder_ffn"],
+    )
+    loss, theirs = row.model.loss, common["loss"]
+    assert (loss.class_weight, loss.mask_weight, loss.dice_weight, loss.no_object_weight) == (
+        theirs["cls"],
+        theirs["mask"],
+        theirs["dice"],
+        theirs["no_object_weight"],
+    )
+    assert theirs["matcher"] == {key: theirs[key] for key in ("cls", "mask", "dice")}  # one set of weights for both
+    assert (loss.points, loss.oversample, loss.importance) == (
+        theirs["points"],
+        theirs["oversample"],
+        theirs["importance"],
+    )
+
+
+@pytest.mark.parametrize("name", SEMANTIC["rows"])
+def test_a_semantic_row_is_the_published_one(name: str) -> None:
+    row, theirs, common = PARAMS.rows[name], SEMANTIC["rows"][name], SEMANTIC["common"]
+    train, augmentation = row.train, row.train.augmentation
+    assert (row.task, row.dataset, row.model.num_classes) == ("semantic", theirs["dataset"], theirs["num_classes"])
+    assert row.model.query_decoder.queries == common["head"]["queries"]
+    assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
+    assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
+    assert train.pictures == "all"
+    assert (train.schedule.name, train.schedule.power) == ("poly", common["lr_schedule"]["power"])
+    assert train.schedule.milestones == ()
+
+    assert list(augmentation.crop) == theirs["crop_hw"]
+    assert list(augmentation.short_sides) == theirs["short_side_choices"]
+    assert augmentation.long_side_max == theirs["long_side_max"]
+    assert augmentation.jitter is None
+    assert augmentation.max_label_share == theirs["crop_cat_max_ratio"]
+    assert augmentation.flip == theirs["flip_prob"]
+    assert augmentation.photometric == theirs["photometric"]
+
+    backbone = theirs["backbone"]
+    swin = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
+    expected = f"r{backbone['depth']}" if backbone["type"] == "resnet" else swin[
+        backbone["embed_dim"], backbone["depths"][2]
+    ]  # fmt: skip
+    assert row.model.backbone.name == expected
+    assert row.model.backbone.drop_path_rate == backbone.get("drop_path_rate", 0.0)
+    assert row.model.backbone.frozen_norm and row.model.backbone.batch_statistics
+    url = PARAMS.weights[row.weights].url
+    assert url == theirs["pretrained"] or torchvision(url) == theirs.get("pretrained_torchvision")
+
+    assert [row.test.long_side_max, row.test.short_side] == theirs["test_resize"]
+    # A row without an entry of its own pads as all do; null is no padding.
+    multiple = theirs.get("test_pad_multiple", common["input"]["test_pad_multiple"])
+    assert row.test.pad_multiple == (multiple or 1)
+    views = row.dataset if row.dataset == "cityscapes" else f"ade20k {row.test.short_side}"
+    assert row.test.ms_flip is not None
+    assert list(row.test.ms_flip.short_sides) == common["tta"]["authors_short_sides"][views]
+    assert row.test.ms_flip.long_side_max == common["tta"]["authors_long_side_max"][views]
+    # The reference's ratios of the test size give the same short sides.
+    ratios = [ratio * row.test.short_side for ratio in common["tta"]["reference_ratios"]]
+    assert list(row.test.ms_flip.short_sides) == ratios
+
+    assert row.checkpoint_rule == "unknown"
+    assert row.seeds == (0, 1, 2, 3, 4)
+    assert row.published == {key: value for key, value in theirs["published"].items() if key != "printed_mem"}
+    protocol = theirs["published"].get("protocol")
+    assert row.published_trainings == {"median of 5 trainings": 5, None: 1}[protocol]
+    assert row.published_authors == {k: v for k, v in theirs["published_authors"].items() if k != "note"}
+    checkpoint = PARAMS.checkpoints[name]
+    assert (checkpoint.url, checkpoint.log_url) == (theirs["checkpoint_url"], theirs["log_url"])
+    assert checkpoint.dataset == row.dataset
+
+
+@pytest.mark.parametrize("name", COCO["rows"])
+def test_a_coco_row_is_the_published_one(name: str) -> None:
+    row, theirs, common = PARAMS.rows[name], COCO["rows"][name], COCO["common"]
+    train, augmentation = row.train, row.train.augmentation
+    assert (row.task, row.dataset) == (theirs["task"], "coco")
+    assert row.model.num_classes == theirs["things"] + theirs["stuff"]
+    assert row.model.query_decoder.queries == theirs["queries"]
+    assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
+    assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
+    assert train.global_batch == 16
+    assert train.pictures == "with_things"
+    assert train.schedule.name == "multistep"
+    assert list(train.schedule.milestones) == theirs["lr_milestones"]
+    assert train.schedule.gamma == common["lr_gamma"]
+
+    # common["augmentation"]: flip p 0.5, U(0.1, 2.0) of 1024 x 1024, crop and pad to 1024 x 1024, no colours
+    assert (augmentation.crop, augmentation.jitter, augmentation.flip) == ((1024, 1024), (0.1, 2.0), 0.5)
+    assert "flip p 0.5" in common["augmentation"] and "U(0.1, 2.0) of 1024 x 1024" in common["augmentation"]
+    assert (augmentation.short_sides, augmentation.long_side_max) == ((), 0)
+    assert (augmentation.photometric, augmentation.max_label_share) == (False, 1.0)
+
+    backbone = row.model.backbone
+    assert backbone.name == theirs["backbone"].removesuffix("-in22k")
+    assert backbone.frozen_norm
+    if backbone.name.startswith("swin"):
+        assert backbone.drop_path_rate == common["drop_path_rate"]
+    else:
+        assert not backbone.batch_statistics and "running statistics" in common["backbone_norm"]
+    url = PARAMS.weights[row.weights].url
+    assert url == theirs["pretrained"] or f"torchvision {torchvision(url)}" == theirs["pretrained"]
+
+    assert common["test_resize"] == "keep ratio, fit in 1333x800"
+    assert (row.test.short_side, row.test.long_side_max) == (800, 1333)
+    after = common["postprocess"]
+    assert (row.test.score_threshold, row.test.overlap_threshold, row.test.max_instances) == (
+        after["score_threshold"],
+        after["overlap_threshold"],
+        after["max_instances"],
+    )
+    assert (row.test.pad_multiple, row.test.ms_flip) == (32, None)
+
+    assert row.checkpoint_rule == "last"
+    assert row.seeds == (0,)
+    assert row.published == (theirs["published"] or {})
+    assert row.published_authors == theirs["published_authors"]
+    if theirs["checkpoint_url"] is None:
+        assert name not in PARAMS.checkpoints
+    else:
+        assert PARAMS.checkpoints[name].url == theirs["checkpoint_url"]
+        assert (PARAMS.checkpoints[name].dataset, PARAMS.checkpoints[name].log_url) == ("coco", "")
+
+
+def torchvision(url: str) -> str | None:
+    """torchvision's name of the weights that an address holds."""
+    known = {"resnet50-0676ba61.pth": "ResNet50", "resnet101-63fe2227.pth": "ResNet101"}
+    model = known.get(url.rpartition("/")[2])
+    return model and f"{model}_Weights.IMAGENET1K_V1"
+
+
+def test_torchvisions_own_list_names_the_same_files() -> None:
+    from torchvision.models import ResNet50_Weights, ResNet101_Weights
+
+    assert PARAMS.weights["torchvision_r50"].url == ResNet50_Weights.IMAGENET1K_V1.url
+    assert PARAMS.weights["torchvision_r101"].url == ResNet101_Weights.IMAGENET1K_V1.url
+
+
+def test_weights_are_checked_by_the_digest_in_their_name_where_there_is_one() -> None:
+    for name, weights in PARAMS.weights.items():
+        assert weights.layout == ("swin" if "swin" in name else "torchvision")
+        stem = weights.url.rpartition("/")[2].removesuffix(".pth")
+        # resnet50-0676ba61, swin_tiny_..._20220317-1cdeb081; the original Swin files have none
+        assert weights.sha256_prefix == stem.partition("-")[2], name
+
+
+def test_coco_lists_its_things_first_and_every_class_once() -> None:
+    coco = PARAMS.dataset("coco")
+    assert (len(coco.class_names), len(coco.thing_classes)) == (133, 80)
+    assert len(set(coco.class_names)) == 133
+    assert coco.class_names[:80] == coco.thing_classes
+    # first and last thing, first and last stuff
+    assert [coco.class_names[i] for i in (0, 79, 80, 132)] == ["person", "toothbrush", "banner", "rug-merged"]
+
+
+def test_coco_has_the_names_and_the_order_of_its_annotations() -> None:
+    with zipfile.ZipFile(shared("data/coco-panoptic-sample.zip")) as archive:
+        file = next(name for name in archive.namelist() if name.endswith("panoptic_val2017.json"))
+        categories = json.loads(archive.read(file))["categories"]
+    assert [c["id"] for c in categories] == sorted(c["id"] for c in categories)
+    assert list(PARAMS.dataset("coco").class_names) == [c["name"] for c in categories]
+    assert list(PARAMS.dataset("coco").thing_classes) == [c["name"] for c in categories if c["isthing"]]
+
+
+def test_nuclei_are_what_the_archive_holds() -> None:
+    nuclei = PARAMS.dataset("nuclei")
+    with zipfile.ZipFile(shared("data/nuclei.zip")) as archive:
+        for split in nuclei.splits.values():
+            file = next(n for n in archive.namelist() if n.endswith(f"annotations/instances_{split}.json"))
+            assert [c["name"] for c in json.loads(archive.read(file))["categories"]] == ["nucleus"]
+    assert nuclei.class_names == nuclei.thing_classes == ("nucleus",)
+
+
+def test_the_rows_are_those_that_the_reference_values_name() -> None:
+    for name in ("rows.json", "rows_coco.json"):
+        assert json.loads(shared(f"reference/{name}").read_text()) == json.loads(
+            (PROJECT / "tests/reference" / name).read_text()
+        )

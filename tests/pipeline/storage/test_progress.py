@@ -1,0 +1,84 @@
+"""What a person sees of long work."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pipeline.storage.progress import Progress, duration
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now_s)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_the_rate_is_that_of_the_last_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("downloading a.zip", 2000 * 2**20, unit="MiB", scale=2.0**-20)
+    for _ in range(100):  # 10 MiB/s for 100 s, then 1 MiB/s
+        clock.now_s += 1
+        progress.add(10 * 2**20)
+    assert lines(capsys)[-1] == "downloading a.zip: 1,000 of 2,000 MiB (50%), 10.0 MiB/s, 2 min left"
+    for _ in range(20):
+        clock.now_s += 1
+        progress.add(2**20)
+    assert lines(capsys)[-1] == "downloading a.zip: 1,020 of 2,000 MiB (51%), 1.0 MiB/s, 16 min left"
+
+
+def test_what_an_earlier_run_did_does_not_count_into_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("a", 0, unit="files")
+    progress.restart(900, 1000)
+    clock.now_s += 10
+    progress.add(50)
+    assert lines(capsys) == ["a: 950 of 1,000 files (95%), 5.0 files/s, 10 s left"]
+    progress.restart(0, 1000)  # the server starts over
+    clock.now_s += 10
+    progress.add(20)
+    assert lines(capsys) == ["a: 20 of 1,000 files (2%), 2.0 files/s, 8 min left"]
+    progress.done()
+    assert lines(capsys) == ["a: 20 files in 20 s, 3.5 files/s"]  # 50 + 20 in 20 s
+
+
+def test_lines_come_every_ten_seconds_and_know_no_end_without_a_total(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress("a", 0, unit="files")
+    for _ in range(25):
+        clock.now_s += 1
+        progress.add(200)
+    assert lines(capsys) == ["a: 2,000 files, 200 files/s", "a: 4,000 files, 200 files/s"]
+
+
+def test_a_terminal_gets_a_bar_on_one_line(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    progress = Progress("a.zip", 100, unit="MiB")
+    clock.now_s += 1
+    progress.add(25)
+    assert capsys.readouterr().err == "a.zip [#####..............] 25 of 100 MiB (25%), 25.0 MiB/s, 3 s left\r"
+    monkeypatch.setenv("COLUMNS", "40")
+    clock.now_s += 1
+    progress.add(25)
+    assert capsys.readouterr().err == "a.zip: 50 of 100 MiB (50%), 25.0 MiB/s,\r"
+    progress.done()
+    assert capsys.readouterr().err == f"{'a.zip: 50 MiB in 2 s, 25.0 MiB/s':<39}\n"
+
+
+def test_durations_are_told_as_people_tell_them() -> None:
+    told = {0.4: "0 s", 59.4: "59 s", 59.6: "1 min", 3569.0: "59 min", 3580.0: "1 h 00 min", 7500.0: "2 h 05 min"}
+    assert {seconds: duration(seconds) for seconds in told} == told
