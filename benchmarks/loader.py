@@ -37,10 +37,11 @@ from pipeline.data.datasets import folder
 from pipeline.data.images import resize as resizing
 from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.loader import augmentation as transforms
-from pipeline.data.loader import train_batches as loader
+from pipeline.data.loader import train_batches
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.data.shards.build import build
-from pipeline.params.schema import AugmentationConfig, DatasetConfig, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import AugmentationConfig, DatasetConfig
 from pipeline.storage.results import Manifest
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -190,7 +191,7 @@ def distort(image: np.ndarray, draw: random.Random) -> np.ndarray:
     return image
 
 
-def batches(manifest: Manifest, augmentation: AugmentationConfig) -> Iterator[loader.Batch]:
+def batches(manifest: Manifest, augmentation: AugmentationConfig) -> Iterator[train_batches.Batch]:
     """Endless batches of GROUP pictures, loaded in this process."""
     order = TrainingOrder(manifest=manifest, augmentation=augmentation, seed=0, global_batch=GROUP)
     return training_batches(order, first_step=0, steps=10**9, picture_range=range(GROUP))
@@ -255,14 +256,14 @@ def profile(manifest: Manifest, augmentation: AugmentationConfig, pictures: int)
     found = Profile()
     with contextlib.ExitStack() as stack:
         for owner, name, part in (
-            (loader, "decode_image", "decoding"),
-            (loader, "decode_segments", "decoding"),
+            (train_batches, "decode_image", "decoding"),
+            (train_batches, "decode_segments", "decoding"),
             (transforms, "resize_ids", "labels: resizing, crop rule, numbering"),
             (transforms, "label_counts", "labels: resizing, crop rule, numbering"),
-            (loader, "_compact", "labels: resizing, crop rule, numbering"),
+            (train_batches, "_compact", "labels: resizing, crop rule, numbering"),
             (transforms.PhotometricDistortion, "apply", "distortion"),
             (transforms.Flip, "apply", "flipping"),
-            (loader, "_put", "into the batch"),
+            (train_batches, "_put", "into the batch"),
         ):
             stack.enter_context(mock.patch.object(owner, name, found.timed(part, getattr(owner, name))))
         stack.enter_context(mock.patch.object(transforms, "resize_image", found.resize(transforms.resize_image)))

@@ -15,7 +15,8 @@ import torch
 from m2f import build_model
 from pipeline.cost.benchmark import forward_flops
 from pipeline.data.images.sizes import PUBLISHED, Size, area, input_size
-from pipeline.params.schema import Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Row
 
 PAPER: dict[str, tuple[int, int]] = {
     "ade20k_r50": (44, 71),

@@ -21,7 +21,7 @@ from m2f.metrics import SemanticMetric
 from m2f.model import Mask2Former, normalise, pad
 from m2f.types import Prediction
 from m2f.weights import from_reference, reference_name
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from tests.reference.seeded_weights import seeded_state_dict
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -32,10 +32,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.verdicts import table
-from pipeline.cost.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes, known_speed
+from pipeline.cost.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes
 from pipeline.cost.schedule import Job, Preemptions, simulate
+from pipeline.cost.speed import known_speed
 from pipeline.data.images.sizes import PUBLISHED, area
-from pipeline.params.schema import Params, Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params, Row
 from pipeline.tracking.sender import SAMPLE_EVERY_S
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.shared import PROJECT

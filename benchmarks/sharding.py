@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 import psutil
 
-from pipeline.compute.resources import connect
+from pipeline.compute.ray_session import connect
 from pipeline.data.records import file_names, read_file
-from pipeline.data.shards import build as shards
+from pipeline.data.shards import build
 from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedSource
@@ -110,7 +110,7 @@ def measured(
     facts = [FetchedSource(name=archive.name, bytes=size, sha256=sha256(archive), path=path)]
     before_s, begun_s = cpu_s(), time.monotonic()
     with Ready() as ready:
-        manifest = shards.build("benchmark", config, [archive], facts=facts, processes=processes)
+        manifest = build.build("benchmark", config, [archive], facts=facts, processes=processes)
     took_s = time.monotonic() - begun_s
     return {
         "pictures": manifest.splits["train"].records,
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where archives and shards are written for the time being")
     arguments = parser.parse_args()
-    shards.FEW_RECORDS = 0
+    build.FEW_RECORDS = 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         os.environ["M2F_STORAGE"] = f"{folder}/storage"
         Path(folder, "storage").mkdir()

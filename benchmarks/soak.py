@@ -639,7 +639,7 @@ import pickle, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from pipeline.training.loop import Run, train
 job = pickle.loads(Path(sys.argv[1]).read_bytes())
 torch.set_num_threads(1)

@@ -71,7 +71,7 @@ def main(words: Sequence[str]) -> int:
 
 def check(words: list[str]) -> int:
     """Say what is wrong with a cluster file."""
-    from pipeline.cluster.config import problems
+    from pipeline.cluster.check import problems
 
     path = _cluster(words, "check")
     found = problems(path)

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.runs.reuse import accept
     from pipeline.storage.results import ConvertedWeights, Manifest, read_result
 

@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.cost.benchmark import benchmark, benchmark_key
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.storage.results import Benchmark, Manifest, find_result, result_path, write_result
 
     params = load_params(arguments.params)

@@ -16,7 +16,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.evaluation.evaluate import evaluate_row
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.params.tasks import in_words
     from pipeline.storage.results import Manifest, TrainingResult, read_result, write_result
     from pipeline.tracking.mlflow_runs import track_row

@@ -16,7 +16,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.data.fetch import fetch
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.storage.results import write_result
 
     config = load_params(arguments.params).dataset(arguments.dataset)

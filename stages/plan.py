@@ -58,7 +58,7 @@ def main() -> None:
 
     from pipeline.cost.plan import Settings, make_plan
     from pipeline.cost.plan_table import text
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.storage.results import RESULTS
 
     given = vars(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stages import run
@@ -18,7 +19,8 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params, pick
+    from pipeline.params.load import load_params
+    from pipeline.params.parse import pick
     from pipeline.storage.results import Manifest, read_result, write_result
 
     params = load_params(arguments.params)
@@ -27,9 +29,13 @@ def main() -> None:
     manifest = read_result(Manifest, row.dataset)
 
     from pipeline.evaluation.published import evaluate_published
+    from pipeline.tracking.mlflow_runs import track_published
 
     result = evaluate_published(row, config, manifest=manifest)
     write_result(result, row.name)
+    if run_id := track_published(row, config, result):
+        result = replace(result, mlflow_run_id=run_id)
+        write_result(result, row.name)
     print(f"{row.name}: the published checkpoint has {_compared(result.evaluated, row.task)} here")
     if (other := result.other_padding) is not None:
         nearer = {1: "unpadded", 32: "padded", None: "neither"}[result.agrees]

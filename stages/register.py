@@ -20,7 +20,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.params.tasks import LABELS
     from pipeline.registry.register import register
     from pipeline.storage.results import Evaluation, Manifest, TrainingResult, read_result, write_result

@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument("--out", default="reports", help="folder; default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params
-    from pipeline.report import write_report
+    from pipeline.params.load import load_params
+    from pipeline.report.write import write_report
 
     table = write_report(load_params(arguments.params), out=Path(arguments.out))
     print(table)

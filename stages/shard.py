@@ -29,8 +29,8 @@ def main() -> None:
 
     from pipeline.data.fetch import open_sources
     from pipeline.data.shards.build import build
-    from pipeline.data.shards.sample_sheet import class_table
-    from pipeline.params.schema import load_params
+    from pipeline.data.shards.manifest import class_table
+    from pipeline.params.load import load_params
     from pipeline.storage.files import write_text
     from pipeline.storage.results import FetchedDataset, Manifest, read_result, result_path, write_result
 

@@ -28,7 +28,8 @@ def main() -> None:
     if (arguments.action == "copy") != (arguments.to is not None):
         parser.error("copy needs the other storage root, and only copy takes one")
 
-    from pipeline.storage.root import copy_named, inventory, named_digests, prune, root_at, storage_root, wrong_file
+    from pipeline.storage.inventory import copy_named, inventory, named_digests, prune, wrong_file
+    from pipeline.storage.root import root_at, storage_root
 
     root = storage_root()
     if arguments.action == "copy":

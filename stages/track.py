@@ -19,29 +19,25 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
     from pipeline.storage.results import Evaluation, PublishedEvaluation, TrainingResult, find_result
-    from pipeline.storage.root import storage_root
-    from pipeline.tracking import mlflow_runs as tracking
     from pipeline.tracking.client import shown_uri
+    from pipeline.tracking.mlflow_runs import track_published, track_row
 
     params = load_params(arguments.params)
     late, tracked = [], False
     for row in [params.row(name) for name in arguments.rows or params.rows]:
         ids: dict[str, str | None] = {}
         published = find_result(PublishedEvaluation, row.name)
-        if published is not None and published.curve:
-            run_dir = (storage_root() / published.curve).parent
-            ids["published"] = tracking.catch_up(
-                run_dir, status="published", evaluation=published.evaluated.checkpoint.key, patient=True
-            )
+        if published is not None and published.curve and row.name in params.checkpoints:
+            ids["published"] = track_published(row, params.checkpoints[row.name], published, patient=True)
         if (trained := find_result(TrainingResult, row.name)) is not None:
             seeds: Sequence[TrainedSeed | EvaluatedSeed] = trained.seeds
             decides: Which | None = None
             evaluated = find_result(Evaluation, row.name)
             if evaluated and [seed.run_key for seed in evaluated.seeds] == [seed.run_key for seed in seeds]:
                 seeds, decides = evaluated.seeds, evaluated.decides
-            ids |= tracking.track_row(row, seeds, decides=decides, patient=True)
+            ids |= track_row(row, seeds, decides=decides, patient=True)
         tracked |= bool(ids)
         if ids:
             missing = [name for name, run_id in ids.items() if run_id is None]

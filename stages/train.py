@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params
+    from pipeline.cost.speed import refuse_if_too_costly
+    from pipeline.params.load import load_params
     from pipeline.storage.results import (
         RESULTS,
         ConvertedWeights,
@@ -40,6 +41,7 @@ def main() -> None:
         published=find_result(PublishedEvaluation, row.name),  # taken where it is: nothing depends on it
         only=arguments.seed,
         results=RESULTS if arguments.seed is None else None,
+        before_gpus=refuse_if_too_costly,
     )
     for seed in result.seeds:
         print(f"{row.name} seed {seed.seed}: {_outcome(seed, row.task)}, run {seed.run_key}")

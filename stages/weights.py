@@ -14,13 +14,14 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.params.schema import load_params, pick
+    from pipeline.params.load import load_params
+    from pipeline.params.parse import pick
     from pipeline.storage.results import ConvertedWeights, write_result
 
     name = arguments.name
     config = pick(load_params(arguments.params).weights, name, "weights entry", arguments.params)
     if config.url:
-        from pipeline.storage.pretrained_weights import convert_weights
+        from pipeline.data.pretrained_weights import convert_weights
 
         weights = convert_weights(name, config)
     else:

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from m2f.config import ModelConfig
-from pipeline.params.schema import Params, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
 from tests.helpers.imports import has_code, imported, modules, reached
 from tests.helpers.project_copy import SECTIONS, Copy
 from tests.helpers.shared import PROJECT

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.params.schema import Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Row
 from pipeline.params.tasks import LABELS, MS_FLIP
 from tests.helpers.shared import PROJECT
 

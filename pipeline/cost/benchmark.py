@@ -254,7 +254,7 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
 def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
     """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
     if manifest is not None:
-        from pipeline.data.loader.train_batches import validation_pictures
+        from pipeline.data.loader.val_pictures import validation_pictures
 
         while True:
             for picture in validation_pictures(manifest, row.test, task=row.task):

@@ -9,57 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from m2f.config import ModelConfig
 from pipeline.cost.schedule import Job, Placed, Preemptions, simulate, utilisation
-from pipeline.data.images.sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.cost.speed import (
+    CHECKPOINTS,
+    GIB,
+    HOUR_S,
+    SPREAD,
+    Speed,
+    evaluation_s,
+    known_speed,
+    settled,
+    validation_s,
+)
+from pipeline.data.images.sizes import area, counted
 from pipeline.params.schema import Params, Row
 from pipeline.runs.outcome import OVERLAYS
 from pipeline.storage.results import (
-    Benchmark,
     Evaluation,
     FetchedDataset,
     Manifest,
-    PublishedEvaluation,
-    TrainedSeed,
-    TrainingResult,
     find_result,
 )
-
-A100_FPS: Mapping[str, float] = {
-    "r50": 9.17,
-    "r101": 7.11,
-    "swin-t": 7.18,
-    "swin-s": 5.57,
-    "swin-b": 4.32,
-    "swin-l": 2.86,
-}
-"""Published inference speed on one A100 by backbone, pictures of 2048 x 1024 per second (mmsegmentation 1.2.2,
-configs/mask2former/README.md, Cityscapes): what rows without a published speed of their own are derived from."""
-
-A100_PICTURE = (1024, 2048)
-
-TRAINING_FACTOR = 3.0
-"""Forward and backward pass over the forward pass: the backward pass computes gradients by inputs and by weights."""
-
-CHECKPOINTS = 2
-"""Kept of a seed: the last and the best; both are evaluated."""
-
-SPREAD: Mapping[str, tuple[float, float]] = {
-    "trained": (1.0, 1.0),
-    "benchmark": (0.9, 1.15),
-    "log": (0.7, 1.4),
-    "published": (0.5, 2.2),
-}
-"""Least and greatest plausible duration by evidence, as factors. benchmark: perfect scaling, and 0.78 of it instead of
-0.9. log: another implementation, on other machines. published: durations that others report (docs/cost.md) are 0.9 to
-2.1 times the derived ones, those at the upper end on V100s."""
 
 SHARD_MPX_PER_CORE_S = 18.0
 """Megapixels that a core turns into shards in a second (docs/measured.md, Sharding: the slowest of four)."""
@@ -69,161 +46,6 @@ RAW_BYTES_PER_PIXEL = 4
 
 OVERLAY_BYTES_PER_PIXEL = 5
 """Of an overlay's PNG, three panels, per pixel of its picture: what the generated pictures of the demo take."""
-
-_GIB, _HOUR_S = 2**30, 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What one seed of a row costs."""
-
-    hours: float
-    """GPU-hours of its training, validations included, if several GPUs share the work perfectly."""
-    source: str
-    """Where that comes from, for messages."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
-    """How long a row's pictures take on one device."""
-
-    evidence: Literal["trained", "benchmark", "log", "published"]
-    train_s: float
-    """Device-seconds per training picture: forward, backward and its share of the optimiser's step."""
-    test_s: float
-    """Device-seconds per validation picture at one size; 0: not known, or in `train_s` already."""
-    device: str
-    kind: Literal["cuda", "cpu"]
-    """cpu: a device is a whole machine."""
-    source: str
-
-
-def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
-    """GPU-hours of one seed of a row, from what lies in the `results` folder or the published speed of its network.
-
-    None when nothing is known: another network than the published ones, never run on a GPU. What was measured on a CPU
-    says nothing about GPUs.
-    """
-    speed = known_speed(row, results)
-    if speed is None or speed.kind == "cpu":
-        return None
-    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
-    hours = (_training_s(row, speed) + _validation_s(row, speed, pictures)) / _HOUR_S
-    return Estimate(hours, speed.source)
-
-
-def known_speed(row: Row, results: Path) -> Speed | None:
-    """The best evidence for a row's speed, on a GPU if there is any; None: there is none."""
-    published = _published_speed(row, results)
-    found = (
-        _speed_of_trainings(row, results),
-        _speed_of_benchmark(row, results),
-        _speed_of_log(row, published, results),
-        published,
-    )
-    known = [speed for speed in found if speed is not None]
-    best = next((speed for speed in known if speed.kind == "cuda"), known[0] if known else None)
-    if best is None or best.evidence != "trained":
-        return best
-    # how long the pictures of an evaluation take, a training does not say
-    return replace(best, test_s=next((speed.test_s for speed in known[1:] if speed.kind == best.kind), 0.0))
-
-
-def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
-    known = [
-        (seed.environment, seed.workers, seed.images_per_s)
-        for seed in _settled(row, results)
-        if seed.environment and seed.workers and seed.images_per_s
-    ]
-    if not known:
-        return None
-    device, cuda = known[0][0].device, known[0][0].cuda is not None
-    return Speed(
-        evidence="trained",
-        train_s=statistics.median((workers if cuda else 1) / images_per_s for _, workers, images_per_s in known),
-        test_s=0.0,
-        device=device,
-        kind="cuda" if cuda else "cpu",
-        source=f"{len(known)} finished seed{'s' * (len(known) > 1)} on {device}",
-    )
-
-
-def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
-    found = find_result(Benchmark, row.name, results=results)
-    if found is None or found.training is None:
-        return None
-    return Speed(
-        evidence="benchmark",
-        train_s=found.training.step_s / found.training.pictures,
-        test_s=1 / found.inference.fps,
-        device=found.environment.device,
-        kind=found.device_kind,
-        source=f"benchmark@{row.name} on {found.environment.device}",
-    )
-
-
-def _speed_of_log(row: Row, published: Speed | None, results: Path) -> Speed | None:
-    """By the log of the published training, whose GPUs had a group each; inference as published."""
-    found = find_result(PublishedEvaluation, row.name, results=results)
-    if published is None or found is None or not found.step_s:
-        return None
-    return replace(
-        published,
-        evidence="log",
-        train_s=found.step_s / row.train.group_size,
-        source=f"the log of the published training, {found.step_s:.3g} s a step on {row.train.groups} GPUs",
-    )
-
-
-def _published_speed(row: Row, results: Path) -> Speed | None:
-    """Derived from the published inference speed: of the row or, where none is printed, of its backbone."""
-    own, name = row.published.get("inf_fps"), row.model.backbone.name
-    if own and row.dataset in PUBLISHED:
-        pixel_s = 1 / own / area(input_size(PUBLISHED[row.dataset].usual, row.test))
-        source = f"published speed of {row.name} on an A100, {own:g} fps"
-    elif name in A100_FPS:
-        pixel_s = 1 / A100_FPS[name] / area(A100_PICTURE)
-        source = f"published speed of {name} on an A100, {A100_FPS[name]:g} fps at 2048 x 1024"
-    else:
-        return None
-    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
-    return Speed(
-        evidence="published",
-        train_s=TRAINING_FACTOR * pixel_s * area(row.train.augmentation.crop),
-        test_s=pixel_s * area(input_size(pictures.usual, row.test)) if pictures is not None else 0.0,
-        device="NVIDIA A100",
-        kind="cuda",
-        source=source,
-    )
-
-
-def _settled(row: Row, results: Path) -> list[TrainedSeed]:
-    """Seeds that will not be trained again: finished after as many steps as the row has now, or diverged."""
-    trained = find_result(TrainingResult, row.name, results=results)
-    return [
-        seed
-        for seed in (trained.seeds if trained else ())
-        if seed.seed in row.seeds and seed.status in ("finished", "diverged") and seed.steps == row.train.steps
-    ]
-
-
-def _training_s(row: Row, speed: Speed) -> float:
-    """Device-seconds of one seed's steps."""
-    return row.train.steps * row.train.global_batch * speed.train_s
-
-
-def _validation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
-    """Device-seconds of one seed's validations while it trains."""
-    if pictures is None or speed.evidence == "trained":
-        return 0.0
-    return math.ceil(row.train.steps / row.train.val_interval) * pictures.val * speed.test_s
-
-
-def _evaluation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
-    """Device-seconds of evaluating one seed's checkpoints, at one size and with ms+flip."""
-    if pictures is None:
-        return 0.0
-    return CHECKPOINTS * pictures.val * speed.test_s * (1 + ms_flip_factor(pictures.usual, row.test))
 
 
 # Plans
@@ -275,7 +97,7 @@ class Settings:
         """None: pools stay."""
         if self.preemption_hours is None:
             return None
-        return Preemptions(mean_s=self.preemption_hours * _HOUR_S, restart_s=self.restart_minutes * 60)
+        return Preemptions(mean_s=self.preemption_hours * HOUR_S, restart_s=self.restart_minutes * 60)
 
 
 def make_plan(params: Params, names: Sequence[str], settings: Settings, *, results: Path) -> dict[str, Any]:
@@ -302,7 +124,7 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
             "seeds_left": sum(entry["seeds_left"] for entry in entries),
             "steps": sum(entry["steps"] * entry["seeds_left"] for entry in entries),
             "gpu_hours": _summed(entry["gpu_hours"] for entry in entries),
-            "ends_h": [max((at.end_s for at in placed), default=0.0) / _HOUR_S for placed in schedules],
+            "ends_h": [max((at.end_s for at in placed), default=0.0) / HOUR_S for placed in schedules],
             "money": None if settings.price is None else _summed(entry["money"] for entry in entries),
             "gib": sum(entry["gib"] for entry in entries)
             + sum(facts["archives_gib"] + facts["shards_gib"] for facts in datasets.values()),
@@ -313,8 +135,8 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
             {
                 "row": job.name,
                 "what": "evaluate" if job.first else "train",
-                "start_h": at.start_s / _HOUR_S,
-                "end_h": at.end_s / _HOUR_S,
+                "start_h": at.start_s / HOUR_S,
+                "end_h": at.end_s / HOUR_S,
                 "pools": list(at.pools),
                 "preempted": at.preempted,
             }
@@ -344,24 +166,24 @@ class _Cost:
     def of(cls, row: Row, settings: Settings, results: Path) -> _Cost:
         speed = known_speed(row, results)
         pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
-        settled = _settled(row, results)
-        left = len(row.seeds) - len(settled)
-        finished = {seed.seed for seed in settled if seed.status == "finished"}
+        ended = settled(row, results)
+        left = len(row.seeds) - len(ended)
+        finished = {seed.seed for seed in ended if seed.status == "finished"}
         evaluated = find_result(Evaluation, row.name, results=results)
         done = {seed.seed for seed in evaluated.seeds if seed.checkpoints} if evaluated else set()
         to_evaluate = left or finished - done
         on_cpu = speed is not None and speed.kind == "cpu"
         pools = 1 if on_cpu else min(settings.pools, math.ceil(row.train.groups / settings.pool_gpus))
         workers = 1 if on_cpu else min(row.train.groups, pools * settings.pool_gpus)
-        step_s = seed_s = evaluation_s = 0.0
+        step_s = seed_s = tests_s = 0.0
         if speed is not None:
             alone = speed.evidence in ("benchmark", "published")  # of one device
             efficiency = settings.efficiency if alone and workers > 1 else 1.0
             groups = math.ceil(row.train.groups / workers)  # of the worker that has most
             step_s = groups * row.train.group_size * speed.train_s / efficiency
-            seed_s = row.train.steps * step_s + _validation_s(row, speed, pictures) / workers
+            seed_s = row.train.steps * step_s + validation_s(row, speed, pictures) / workers
             if to_evaluate:
-                evaluation_s = (left + len(finished)) * _evaluation_s(row, speed, pictures) / workers
+                tests_s = (left + len(finished)) * evaluation_s(row, speed, pictures) / workers
         overlays = OVERLAYS * OVERLAY_BYTES_PER_PIXEL * area(pictures.usual) if pictures else 0
         size = len(row.seeds) * (CHECKPOINTS * checkpoint_bytes(row.model) + overlays)
         return cls(
@@ -372,7 +194,7 @@ class _Cost:
             workers=workers,
             step_s=step_s,
             seed_s=seed_s,
-            evaluation_s=evaluation_s,
+            evaluation_s=tests_s,
             bytes=size,
         )
 
@@ -393,7 +215,7 @@ def _jobs(costs: Sequence[_Cost], datasets: Mapping[str, Mapping[str, Any]], sid
             name=cost.row.name,
             duration_s=factor * cost.seed_s,
             pools=cost.pools,
-            ready_s=datasets[cost.row.dataset]["ready_h"] * _HOUR_S,
+            ready_s=datasets[cost.row.dataset]["ready_h"] * HOUR_S,
             saves_every_s=factor * cost.step_s * cost.row.train.checkpoint_interval,
         )
         jobs += [seed] * cost.left
@@ -410,7 +232,7 @@ def _entry(
     """A row's line."""
     mine = [place for place, job in enumerate(jobs) if job.name == cost.row.name]
     pool_hours = [
-        sum(len(placed[place].pools) * (placed[place].end_s - placed[place].start_s) for place in mine) / _HOUR_S
+        sum(len(placed[place].pools) * (placed[place].end_s - placed[place].start_s) for place in mine) / HOUR_S
         for placed in schedules
     ]
     on_gpu = cost.speed is not None and cost.speed.kind == "cuda"
@@ -424,12 +246,12 @@ def _entry(
         "pools": cost.pools,
         "workers": cost.workers,
         "step_s": cost.step_s if cost.speed else None,
-        "seed_h": [cost.factor(side) * cost.seed_s / _HOUR_S for side in range(3)] if cost.speed else None,
-        "evaluation_h": [cost.factor(side) * cost.evaluation_s / _HOUR_S for side in range(3)] if cost.speed else None,
+        "seed_h": [cost.factor(side) * cost.seed_s / HOUR_S for side in range(3)] if cost.speed else None,
+        "evaluation_h": [cost.factor(side) * cost.evaluation_s / HOUR_S for side in range(3)] if cost.speed else None,
         "gpu_hours": hours,
         "money": None if settings.price is None or hours is None else [settings.price * each for each in pool_hours],
-        "ends_h": [max((placed[place].end_s for place in mine), default=0.0) / _HOUR_S for placed in schedules],
-        "gib": cost.bytes / _GIB,
+        "ends_h": [max((placed[place].end_s for place in mine), default=0.0) / HOUR_S for placed in schedules],
+        "gib": cost.bytes / GIB,
         "evidence": cost.speed.evidence if cost.speed else None,
         "device": cost.speed.device if cost.speed else None,
         "device_kind": cost.speed.kind if cost.speed else None,
@@ -456,11 +278,11 @@ def _preparation(params: Params, names: Sequence[str], settings: Settings, resul
             ready_s += 0 if fetched else archives / (settings.download_mib_s * 2**20)
             ready_s += pixels / (SHARD_MPX_PER_CORE_S * 1e6 * settings.cores)
         facts[name] = {
-            "archives_gib": archives / _GIB,
-            "shards_gib": shards / _GIB,
+            "archives_gib": archives / GIB,
+            "shards_gib": shards / GIB,
             "pixels": config.pixels,
             "made": manifest is not None,
-            "ready_h": 0.0 if manifest is not None else ready_s / _HOUR_S,
+            "ready_h": 0.0 if manifest is not None else ready_s / HOUR_S,
         }
     return facts
 

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from pipeline.storage.disk import in_gib
-from pipeline.storage.download import (
+from pipeline.data.download import (
     BLOCK,
     MIB,
     Fetched,
@@ -28,6 +27,7 @@ from pipeline.storage.download import (
     file_name,
     published_size,
 )
+from pipeline.storage.disk import in_gib
 from pipeline.storage.files import link_or_copy, read_json, sha256, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import FetchedDataset, FetchedSource

@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.params.schema import Row, Task, parse
+from pipeline.params.parse import parse
+from pipeline.params.schema import Row, Task
 from pipeline.params.tasks import FIGURES
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
@@ -202,7 +203,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     """Evaluate parts in as many Ray tasks as there are workers. A worker that is lost is replaced."""
     import ray
 
-    from pipeline.compute.resources import connect
+    from pipeline.compute.ray_session import connect
 
     connect()
     workers = min(resources.workers, len(parts))

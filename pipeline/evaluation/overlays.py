@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.data.images.draw import class_colours, painted, segment_colours, stacked
-from pipeline.data.loader.train_batches import Picture
+from pipeline.data.loader.val_pictures import Picture
 from pipeline.evaluation.predict import Outcome
 from pipeline.storage.stores import StoredPath
 

@@ -9,21 +9,20 @@ import statistics
 import time
 
 from pipeline.compute.resources import Resources, cluster_resources
-from pipeline.evaluation import evaluate_checkpoint as evaluation
+from pipeline.data.download import Fetched, downloaded
+from pipeline.evaluation.evaluate_checkpoint import CODE as PLAIN_CODE
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation
 from pipeline.params.schema import PublishedConfig, Row
 from pipeline.params.tasks import primary
 from pipeline.runs.checkpoints import save_model
+from pipeline.runs.curve_file import point_line
 from pipeline.runs.outcome import evaluation_dir
-from pipeline.storage.download import Fetched, downloaded
 from pipeline.storage.files import local_file, sha256, write_text
 from pipeline.storage.results import EvaluatedCheckpoint, Manifest, PaddedEvaluation, PublishedEvaluation
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
-from pipeline.tracking import mlflow_runs as tracking
-from pipeline.tracking.sender import point_line
 
-CODE = dataclasses.replace(evaluation.CODE, roots=(*evaluation.CODE.roots, "m2f.weights.from_reference"))
+CODE = dataclasses.replace(PLAIN_CODE, roots=(*PLAIN_CODE.roots, "m2f.weights.from_reference"))
 """The definitions that make figures of a published checkpoint."""
 
 _TRAINING = {
@@ -41,8 +40,9 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
     """Fetch, convert and evaluate a row's published checkpoint.
 
     Our figures less the published ones should be within the last digit. A row that is tested unpadded is also evaluated
-    padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes an MLflow run beside ours.
-    ValueError when the file is not the row's network, or a log is none.
+    padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes a curve like ours. The
+    result's mlflow_run_id is None: it is the stage that tells MLflow. ValueError when the file is not the row's
+    network, or a log is none.
     """
     source = downloaded(config.url, sha256_prefix=digest_prefix(config.url))
     resources = cluster_resources(row, training=False)
@@ -54,8 +54,9 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
         other = _compared(_evaluated(padded, source, manifest, resources), padded)
         if (first := primary(row.task)) in evaluated.difference:
             agrees = 1 if abs(evaluated.difference[first]) <= abs(other.difference[first]) else 32
-    run_dir, key = _run_dir(source), evaluated.checkpoint.key
-    run_id = import_log(row, config, run_dir=run_dir, evaluation_key=key) if config.log_url else None
+    run_dir = _run_dir(source)
+    if config.log_url:
+        write_log(config.log_url, run_dir)
     return PublishedEvaluation(
         row=row.name,
         dataset=row.dataset,
@@ -67,7 +68,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
         evaluated=evaluated,
         other_padding=other,
         agrees=agrees,
-        mlflow_run_id=run_id,
+        mlflow_run_id=None,
         step_s=logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
         curve=f"runs/{run_dir.name}/curve.jsonl" if config.log_url else None,
     )
@@ -120,23 +121,11 @@ def digest_prefix(url: str) -> str:
     return found[1] if found else ""
 
 
-def import_log(row: Row, config: PublishedConfig, *, run_dir: StoredPath, evaluation_key: str) -> str | None:
-    """Write the published training log as a curve of ours and into MLflow, with the figures of an evaluation; the run's
-    id, None if no server answers."""
-    points = sorted(read_log(downloaded(config.log_url).path).items())
+def write_log(url: str, run_dir: StoredPath) -> None:
+    """Write a published training log as the curve of a run folder. ValueError when it is none."""
+    points = sorted(read_log(downloaded(url).path).items())
     now_ms = int(time.time() * 1000)
     write_text(run_dir / "curve.jsonl", "".join(f"{point_line(step, point, now_ms)}\n" for step, point in points))
-    tracking.open_run(
-        run_dir=run_dir,
-        dataset=row.dataset,
-        row=row.name,
-        name=f"published {row.name}",
-        run_key=run_dir.name,
-        params={"url": config.url, "log_url": config.log_url},
-        tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
-        running=False,
-    )
-    return tracking.catch_up(run_dir, status="published", evaluation=evaluation_key)
 
 
 def read_log(path: StoredPath) -> dict[int, dict[str, float]]:

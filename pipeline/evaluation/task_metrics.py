@@ -14,7 +14,7 @@ from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 
 if TYPE_CHECKING:
-    from pipeline.data.loader.train_batches import Picture
+    from pipeline.data.loader.val_pictures import Picture
     from pipeline.storage.results import Manifest
 
 
@@ -135,7 +135,7 @@ def predictions(
 ) -> Iterator[tuple[Picture, Outcome]]:
     """The validation pictures at some places, in their order, with what the network makes of each; puts the model in
     evaluation mode. processes: of the loader."""
-    from pipeline.data.loader.train_batches import validation_pictures
+    from pipeline.data.loader.val_pictures import validation_pictures
 
     model.eval()
     config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))

@@ -1,5 +1,5 @@
 """params.yaml, parsed once."""
 
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 
 __all__ = ["load_params"]

@@ -7,11 +7,12 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.provenance.sources import PROJECT
-from pipeline.storage.results import Environment
 
 LIBRARIES = (
     "torch",
@@ -26,6 +27,26 @@ LIBRARIES = (
     "mlflow",
 )
 """Libraries whose versions are recorded beside a result."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What a result may depend on besides its run key."""
+
+    python: str
+    platform: str
+    libraries: Mapping[str, str | None]
+    """Name -> version; None: not installed."""
+    device: str
+    """The GPU, or the machine's processor."""
+    cuda: str | None
+    """Version; None: no GPU was used."""
+    tf32: str | None
+    """The row's setting; None: no GPU was used."""
+    git_commit: str | None
+    """None: nobody knows."""
+    git_changed: bool | None
+    """Whether files differed from the commit; None: nobody knows."""
 
 
 def environment(*, tf32: str) -> Environment:

@@ -25,10 +25,10 @@ KEEPS_BYTES: Mapping[str, str] = {
 """What every kind of work leaves out."""
 
 READS_SHARDS: Mapping[str, str] = {
-    "pipeline.data.loader.train_batches.verify_shards": (
+    "pipeline.data.shards.reader.verify_shards": (
         "refuses bytes that are not those of the manifest, whose digest is in the key"
     ),
-    "pipeline.data.loader.train_batches._made_by": "says what to do",
+    "pipeline.data.shards.reader._made_by": "says what to do",
 }
 """What work on a dataset's shards leaves out besides."""
 
@@ -52,7 +52,7 @@ TRAINING = Code(
         "pipeline.training.loop.refuse_if_too_long": "a training that it stops has no result",
         "pipeline.training.loop.summary": "says what a training left",
     },
-    sinks=(*PROGRESS, "pipeline.tracking.mlflow_runs.Curve", "pipeline.training.loop_progress"),
+    sinks=(*PROGRESS, "pipeline.tracking.curve.Curve", "pipeline.training.loop_progress"),
     settings=SETTINGS,
 )
 """The definitions that decide the weights a training ends with, and which of them are kept."""

@@ -7,20 +7,20 @@ answer, registration fails.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
 from pipeline.params.tasks import LABELS
+from pipeline.registry.candidates import Candidate, candidates, chosen
+from pipeline.registry.model_folder import save_model, served_settings, trained_network
 from pipeline.storage.results import (
     Aliases,
     BestVersion,
@@ -29,79 +29,17 @@ from pipeline.storage.results import (
     RegisteredVersion,
     Registration,
     TrainingResult,
-    result_path,
 )
-from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking import mlflow_runs
 from pipeline.tracking.client import mlflow_client, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from torch import nn
+
 
 UPLOAD_TIMEOUT_S = 300
 """Longest wait for the server to take one file of a model; every other request has tracking's few seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A finished seed's checkpoint, of those that decide the row's figure."""
-
-    seed: int
-    run_key: str
-    value: float
-    """The row's figure, as a fraction."""
-    checkpoint: str
-    """Path under the storage root."""
-    sha256: str
-    mlflow_run_id: str | None
-    git_commit: str | None
-    """Of the training."""
-
-
-def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate]:
-    """The finished seeds of a row, worst first; of equals, the later seed.
-
-    ValueError when there is none, or when the two do not hold the same trainings.
-    """
-    by_key = {entry.run_key: entry for entry in trained.seeds}
-    found = []
-    for entry in evaluated.seeds:
-        if entry.checkpoints is None:
-            continue
-        training = by_key.get(entry.run_key)
-        if training is None or training.checkpoints is None:
-            row = evaluated.row
-            raise ValueError(
-                f"{result_path(Evaluation, row)} holds run {entry.run_key}, which {result_path(TrainingResult, row)} "
-                f"does not; evaluate again with: dvc repro evaluate@{row}"
-            )
-        checkpoint = training.checkpoints[evaluated.decides]
-        value = entry.checkpoints[evaluated.decides].figures[evaluated.primary]
-        if value is None:
-            raise ValueError(
-                f"seed {entry.seed} has no {LABELS[evaluated.primary]} in {result_path(Evaluation, evaluated.row)}: "
-                "the validation pictures hold nothing that it counts, so there is no best checkpoint to register"
-            )
-        found.append(
-            Candidate(
-                seed=entry.seed,
-                run_key=entry.run_key,
-                value=value,
-                checkpoint=f"{training.run_dir}/{checkpoint.path}",
-                sha256=checkpoint.sha256,
-                mlflow_run_id=training.mlflow_run_id,
-                git_commit=training.environment.git_commit if training.environment else None,
-            )
-        )
-    if not found:
-        raise ValueError(f"no seed of row {evaluated.row} is finished, so there is nothing to register")
-    return sorted(found, key=lambda candidate: candidate.value)
-
-
-def chosen(ranked: Sequence[Candidate]) -> dict[str, Candidate]:
-    """The best candidate, and the median one: of an even number the lower of the two in the middle."""
-    return {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2]}
 
 
 def model_name(row: str) -> str:
@@ -144,22 +82,6 @@ def register(
         best, kept = _set_best(client, name, versions["best"], force=force)
     aliases = Aliases(best=BestVersion(**asdict(_described(best)), kept=kept), median=_described(versions["median"]))
     return Registration(row=row.name, model=name, aliases=aliases, tracking_uri=shown_uri())
-
-
-def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
-    """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
-    from pipeline.provenance.code import code_digest
-    from pipeline.registry.served_model import ANSWERING
-
-    return {
-        "task": row.task,
-        "model": asdict(row.model),
-        "test": asdict(replace(row.test, ms_flip=None)),
-        "tf32": row.train.tf32,
-        "class_names": list(manifest.class_names_of(row.task)),
-        "thing_ids": manifest.thing_ids_of(row.task),
-        "code": code_digest(ANSWERING),
-    }
 
 
 def licence(dataset_terms: str, weights_terms: str) -> str:
@@ -252,7 +174,7 @@ def _make(
     print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
     network = trained_network(row, candidate)
     run = _known_run(client, candidate.mlflow_run_id)
-    experiment = run.info.experiment_id if run else tracking.experiment_id(client, row.dataset)
+    experiment = run.info.experiment_id if run else mlflow_runs.experiment_id(client, row.dataset)
     run_id = run.info.run_id if run else None
     model = client.create_logged_model(
         experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="mask2former"
@@ -288,85 +210,6 @@ def _known_run(client: MlflowClient, run_id: str | None) -> Any:
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
-
-
-def trained_network(row: Row, candidate: Candidate) -> nn.Module:
-    """The network of a checkpoint; ValueError when the file is gone, altered or of another run."""
-    from m2f.model import build_model
-    from pipeline.runs.checkpoints import check_digest, load_checkpoint
-    from pipeline.storage.root import stored
-
-    path = stored(candidate.checkpoint, made_by=f"dvc repro -f train@{row.name}")
-    check_digest(path, candidate.sha256, row=row.name)
-    network = build_model(row.model)
-    load_checkpoint(path, model=network, run_key=candidate.run_key, digest=candidate.sha256)
-    return network
-
-
-def save_model(
-    path: Path,
-    network: nn.Module,
-    settings: Mapping[str, Any],
-    *,
-    run_id: str | None = None,
-    model_id: str | None = None,
-) -> None:
-    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that answers."""
-    import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
-    from safetensors.torch import save_file
-
-    from pipeline.registry.served_model import LIBRARIES
-    from pipeline.storage.files import whole_file, write_json
-
-    pictures = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
-    with tempfile.TemporaryDirectory() as folder:
-        weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
-        with whole_file(weights) as partial:  # which everybody may read
-            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
-        write_json(served, settings)
-        copy_code(code)
-        mlflow.pyfunc.save_model(
-            path=str(path),
-            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
-            python_model=str(code / "pipeline" / "registered_model.py"),
-            artifacts={"weights": str(weights), "settings": str(served)},
-            code_paths=[str(code / "m2f"), str(code / "pipeline")],
-            signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
-            metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
-            input_example=_example(),
-        )
-
-
-def _example() -> Any:
-    """A picture of 64 x 96 that is nobody's, as a client would send it."""
-    import cv2
-    import numpy as np
-    import pandas as pd
-
-    rows, columns = np.mgrid[:64, :96]
-    image = np.stack((4 * rows, 2 * columns, 2 * (rows + 32)), axis=2).astype(np.uint8)
-    return pd.DataFrame({"picture": [cv2.imencode(".png", image)[1].tobytes()]})
-
-
-def copy_code(folder: Path) -> None:
-    """The modules that a registered model needs, in their packages below `folder`."""
-    from pipeline.provenance.sources import PROJECT, source_file
-    from pipeline.registry.served_model import MODULES
-
-    for module in MODULES:
-        source = source_file(module)
-        assert source is not None, module
-        target = folder / source.relative_to(PROJECT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def _public_version(library: str) -> str:
-    """The installed version as a package index knows it, without a local part (2.9.0+cu128)."""
-    return importlib.metadata.version(library).partition("+")[0]
 
 
 def _set_best(

@@ -29,7 +29,8 @@ from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
 from pipeline.data.images.resize import network_picture
 from pipeline.evaluation.predict import Outcome, PredictConfig, answer
-from pipeline.params.schema import TestConfig, parse
+from pipeline.params.parse import parse
+from pipeline.params.schema import TestConfig
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.sources import PROJECT
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.params.tasks import FIGURES, LABELS, MS_FLIP, primary
 from pipeline.report.rows import (
     CHECKPOINTS,
-    ENDED_BADLY,
     Facts,
-    PaddedFacts,
     SeedFacts,
-    counts,
-    published_rows,
     short_device,
 )
 
@@ -87,34 +82,6 @@ def _columns(task: str) -> tuple[Column, ...]:
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = {task: _columns(task) for task in TITLES}
 """By task, the columns of its table."""
-
-LEGEND = (
-    "Figures are percent on the validation pictures, single scale: the median over the seeds, and their lowest and "
-    'highest. "Difference" is our median less the published figure. The original authors\' figures are of another '
-    "recipe: shown beside and not judged against. Where it is not known which checkpoint a published figure is of, "
-    "both the last and the best on validation are shown for each seed, and the last is compared. Memory is the most a "
-    "GPU took in training; pictures/s is inference, one picture at a time. What is marked * was measured on another "
-    "device, or with another number of pictures on a GPU, than the published figure beside it: do not compare the two."
-)
-
-HOW_TO_READ = (
-    "A row's seeds say where a figure such as the published one is to be expected. All of that within the margin "
-    "around the published figure: the row is reproduced. Otherwise all of it on one side: above or below. Otherwise: "
-    "undecided. Margin and coverage were fixed beforehand (verdict in params.yaml); docs/verdicts.md has the rule and "
-    "how often it errs. A row of which nothing is published under the same recipe has no verdict."
-)
-
-_MEMORY_AS_PRINTED = "The published memory is in GB as printed."
-
-LEGENDS: Mapping[str, str] = {
-    "semantic": "ms+flip averages the scores of several sizes, each also mirrored.",
-    "panoptic": (
-        f"AP is of the masks of things and mIoU of the classes, both by the network that PQ is of. {_MEMORY_AS_PRINTED}"
-    ),
-    "instance": f"AP is of masks, averaged over IoU thresholds from 0.50 to 0.95. {_MEMORY_AS_PRINTED}",
-}
-"""By task, what its table's columns mean."""
-
 
 _DESCRIBED: Mapping[str, tuple[str, ...]] = {
     "semantic": ("miou", MS_FLIP, "mean_accuracy", "pixel_accuracy"),
@@ -205,105 +172,6 @@ def evaluated_seeds(facts: Facts) -> int:
     return sum(bool(seed.checkpoints) for seed in facts.seeds)
 
 
-def summary(rows: Mapping[str, Facts]) -> str:
-    """How the published rows stand, in one sentence; empty where there are none."""
-    of_kind = {kind: count for kind, count in counts(rows).items() if count}
-    total = sum(of_kind.values())
-    if not total:
-        return ""
-    listed = ", ".join(f"{count} {kind}" for kind, count in of_kind.items())
-    return f"Of {total} published rows: {listed}."
-
-
-def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
-    """(row, sentence) for what is not as it should be: failed seeds, warnings, figures that are out of date."""
-    sentences = []
-    for name, facts in rows.items():
-        for seed in facts.seeds:
-            if seed.status in ENDED_BADLY:
-                sentences.append((name, f"seed {seed.seed} {seed.status}: {seed.reason or 'no reason given'}"))
-            else:
-                sentences += [(name, warning) for warning in behind(seed, facts)[-1:]]
-        if facts.status == "out of date":
-            sentences.append((name, f"the figures belong to an earlier training; dvc repro evaluate@{name}"))
-        elif facts.status == "trained":
-            sentences.append((name, f"trained, but not evaluated; dvc repro evaluate@{name}"))
-        elif facts.status == "incomplete" and len(facts.seeds) < facts.planned_seeds:
-            missing = facts.planned_seeds - len(facts.seeds)
-            seeds = "a seed has" if missing == 1 else f"{missing} seeds have"
-            sentences.append((name, f"{seeds} no result yet; dvc repro evaluate@{name}"))
-    return sentences
-
-
-def behind(seed: SeedFacts, facts: Facts) -> list[str]:
-    """Sentences of a seed's early warnings."""
-    label = LABELS[facts.primary]
-    against = {"published": "the published curve", "sisters": "the other seeds"}
-    return [
-        f"seed {seed.seed} was clearly behind {against[point.reference]} at step {point.step:,}: "
-        f"{label} {point.value:.2f}, where {point.expected:.2f} was expected"
-        for point in seed.behind
-    ]
-
-
-def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
-    """Published rows of which it is known which checkpoint their figures are of."""
-    published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.published}
-    named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
-    return [
-        f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."
-        for rule, names in named.items()
-        if names
-    ]
-
-
-def published_sentence(name: str, facts: Facts) -> str:
-    """What the published checkpoint scores here, and under which padding it agrees better; empty: not evaluated."""
-    checked = facts.published_checkpoint
-    if not checked:
-        return ""
-
-    def told(figure: str, of: PaddedFacts, words: str = "") -> str:
-        difference = of.difference.get(figure)
-        return percent(of.figures.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
-
-    first, words, ours = facts.primary, " from the published figure", checked.evaluated
-    figures = [figure for figure in figure_names(facts) if ours.figures.get(figure) is not None]
-    listed = ", ".join(f"{LABELS[figure]} {told(figure, ours, words if figure == first else '')}" for figure in figures)
-    text = f"{name}: the published checkpoint, evaluated here, has {listed}."
-    if other := checked.other_padding:
-        both = sorted((ours, other), key=lambda of: of.pad_multiple)
-        compared = " and ".join(f"{told(first, of)} {_padding(of.pad_multiple)}" for of in both)
-        text += f" {LABELS[first]} is {compared}"
-        text += "." if checked.agrees is None else f": {_padding(checked.agrees)} agrees better."
-    return text
-
-
-def _padding(multiple: int) -> str:
-    return "without padding" if multiple == 1 else f"padded to multiples of {multiple}"
-
-
-def interval_sentence(facts: Facts) -> str:
-    """Between which values the median of all possible seeds lies, and how surely; empty: too few seeds to say."""
-    interval = facts.median_interval
-    if not interval:
-        return ""
-    return (
-        f"The median of all seeds there could be lies between {interval.low:.2f} and {interval.high:.2f} "
-        f"with {interval.coverage:g} % confidence."
-    )
-
-
-def baseline_sentence(facts: Facts) -> str:
-    """What guessing would score; empty: not known."""
-    baseline = facts.baseline
-    if not baseline:
-        return ""
-    figure = facts.primary if baseline.figures.get(facts.primary) is not None else "miou"
-    value = baseline.figures.get(figure)
-    return "" if value is None else f"Predicting {baseline.class_name} everywhere gives {LABELS[figure]} {value:.2f}."
-
-
 def figure_names(facts: Facts) -> tuple[str, ...]:
     """The figures that a row is described by, the primary one first."""
     return _DESCRIBED[facts.task]
@@ -341,90 +209,6 @@ def training_time(seed: SeedFacts) -> str:
     if seed.gpu_hours is None:
         return f"{duration(seed.train_s)}{where}"
     return f"{duration(seed.train_s)}{where}, {gpu_hours(seed.gpu_hours)}"
-
-
-def markdown(rows: Mapping[str, Facts], unknown: str = "") -> str:
-    """results.md: how the rows stand, a table per task with its published checkpoints, every seed of the rows that
-    ran."""
-    lines = ["# Results", ""]
-    lines += [paragraph for text in (summary(rows), HOW_TO_READ, LEGEND, unknown) if text for paragraph in (text, "")]
-    if worries := attention(rows):
-        lines += [*(f"- {name}: {sentence}." for name, sentence in worries), ""]
-    for task, of_task in by_task(rows).items():
-        lines += [f"## {TITLES[task]}", "", " ".join([LEGENDS[task], *checkpoint_notes(of_task)]), ""]
-        columns = used_columns(of_task, task)
-        grid = [[str(table_line(name, facts)[column.key]) for column in columns] for name, facts in of_task.items()]
-        lines += [*_markdown_table([column.full for column in columns], grid, left=2), ""]
-        if checked := [sentence for name, facts in of_task.items() if (sentence := published_sentence(name, facts))]:
-            lines += [*(f"- {sentence}" for sentence in checked), ""]
-    if any(facts.seeds for facts in rows.values()):
-        lines += ["## Seeds", ""]
-    for name, facts in rows.items():
-        if facts.seeds:
-            said = (facts.verdict.reason, interval_sentence(facts), baseline_sentence(facts))
-            lines += [f"### {name}", "", *(line for sentence in said if sentence for line in (sentence, ""))]
-            lines += _markdown_table(seed_columns(facts), [seed_cells(seed, facts) for seed in facts.seeds])
-            lines += [""]
-    return "\n".join(lines[:-1]) + "\n"
-
-
-def _markdown_table(headings: Sequence[str], grid: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    lines = [f"| {' | '.join(headings)} |", f"|{' --- |' * left}{' ---: |' * (len(headings) - left)}"]
-    return lines + [f"| {' | '.join(_markdown_cell(cell) for cell in cells)} |" for cells in grid]
-
-
-def _markdown_cell(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace(" *", " \\*").split())
-
-
-_TERMINAL: Mapping[str, tuple[str, ...]] = {
-    task: ("row", "verdict", first, "range", "seeds", f"published {first}", f"difference {first}", *more, "training")
-    for task, first, more in (
-        ("semantic", "miou", ("fps",)),
-        ("panoptic", "pq", ("ap", "miou")),
-        ("instance", "ap", ("fps",)),
-    )
-}
-"""By task, columns of the terminal's tables, which are to fit into 120 characters."""
-
-
-def text_table(rows: Mapping[str, Facts]) -> str:
-    """For a terminal: a table per task of the rows that ran, columns without any figure left out; the other rows are
-    named."""
-    text: list[str] = []
-    for task, of_task in by_task(rows).items():
-        ran = {name: facts for name, facts in of_task.items() if facts.status != "not run"}
-        if not ran:
-            continue
-        lines = [table_line(name, facts) for name, facts in ran.items()]
-        columns = [column for column in used_columns(ran, task) if column.key in _TERMINAL[task]]
-        grid = [
-            [column.full for column in columns],
-            *([_brief(line, column.key) for column in columns] for line in lines),
-        ]
-        widths = [max(len(cells[i]) for cells in grid) for i in range(len(columns))]
-        printed = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-            for cells in grid
-        ]
-        text += ["", TITLES[task], printed[0], "-" * max(map(len, printed)), *printed[1:]]
-    worries = attention(rows)
-    if worries:
-        text += ["", *(f"{name}: {sentence}" for name, sentence in worries)]
-    waiting = [name for name, facts in rows.items() if facts.status == "not run"]
-    if waiting:
-        text += ["", *textwrap.wrap(f"not run: {', '.join(waiting)}", 100, break_on_hyphens=False)]
-    if published_rows(rows):
-        text += ["", summary(rows)]
-    return "\n".join(text[1:])
-
-
-def _brief(line: Mapping[str, Cell], key: str) -> str:
-    """A cell of the terminal's table, which has no room for what other lines say too."""
-    return line[key].text if key == "training" or line[key].note == "(incomplete)" else str(line[key])
 
 
 def duration(seconds: float) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.params.schema import parse
+from pipeline.params.parse import parse
+from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import Accepted, Behind, Environment, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.storage.results import Accepted, Behind, Figures, Pool, Status, TrainedCheckpoints
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8

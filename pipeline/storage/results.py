@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pipeline.params.schema import Task, parse
+from pipeline.params.parse import parse
+from pipeline.params.schema import Task
 from pipeline.params.tasks import FIGURES, primary
+from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
 
 RESULTS = Path("results")
@@ -118,7 +120,7 @@ class Manifest:
 
     dataset: str
     digest: str
-    """Of all fields but this one, `samples` and `terms` (pipeline.data.shards.build.manifest_digest); a part of run
+    """Of all fields but this one, `samples` and `terms` (pipeline.data.shards.manifest.manifest_digest); a part of run
     keys."""
     class_names: tuple[str, ...]
     thing_classes: tuple[str, ...]
@@ -179,26 +181,6 @@ class ConvertedWeights:
 
 
 # What rows give
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Environment:
-    """What a result may depend on besides its run key (pipeline.provenance.environment)."""
-
-    python: str
-    platform: str
-    libraries: Mapping[str, str | None]
-    """Name -> version; None: not installed."""
-    device: str
-    """The GPU, or the machine's processor."""
-    cuda: str | None
-    """Version; None: no GPU was used."""
-    tf32: str | None
-    """The row's setting; None: no GPU was used."""
-    git_commit: str | None
-    """None: nobody knows."""
-    git_changed: bool | None
-    """Whether files differed from the commit; None: nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

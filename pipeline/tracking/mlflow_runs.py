@@ -17,39 +17,28 @@ import hashlib
 import statistics
 import tempfile
 import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from pipeline.provenance.environment import Environment
+from pipeline.runs.curve_file import lines_of, read_points
 from pipeline.runs.outcome import TrackedRun, evaluation_dir, note_of, write_note
-from pipeline.storage.files import Lines, matching, read_json
-from pipeline.storage.results import Environment, EvaluatedSeed, TrainedSeed, Which
+from pipeline.storage.files import matching, read_json
+from pipeline.storage.results import EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import attempt, in_background, metric_name, mlflow_client, tracking_uri
-from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog, Sender, point_line, read_points
+from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from pipeline.params.schema import Row
+    from pipeline.params.schema import PublishedConfig, Row
 
-__all__ = [
-    "Curve",
-    "catch_up",
-    "log_row",
-    "open_run",
-    "open_training",
-    "read_curve",
-    "set_tags",
-    "track_row",
-    "tracking_uri",
-]
 
 LOAD = "load.jsonl"
 """In a run folder: the machine's load, points like the curve's."""
@@ -116,7 +105,7 @@ def open_run(
     )
     if run_dir is not None:
         write_note(run_dir, described)
-    return attempt(f"{name} is not tracked for now", lambda: _open_run(described, running=running).info.run_id)
+    return attempt(f"{name} is not tracked for now", lambda: open_described(described, running=running).info.run_id)
 
 
 def catch_up(
@@ -138,7 +127,7 @@ def catch_up(
     if described is None:
         return None
     loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
-    shown = {**_machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
+    shown = {**machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
     folder = evaluation_dir(run_dir, evaluation) if evaluation is not None else None
     stage = "published" if status == "published" else "evaluate"
     figures = _figures(folder, f"dvc repro -f {stage}@{described.row}") if folder is not None else None
@@ -147,7 +136,7 @@ def catch_up(
 
     def send() -> str:
         client = mlflow_client()
-        run = _open_run(described, running=False)
+        run = open_described(described, running=False)
         run_id = str(run.info.run_id)
         for name in ("curve.jsonl", LOAD):
             backlog = Backlog(run_dir / name)
@@ -157,12 +146,35 @@ def catch_up(
         if folder is not None and figures is not None:
             _send_figures(client, run, figures)
             files = _send_evaluation(client, run, folder)
-        _send_tags(client, run, shown | files)
+        send_tags(client, run, shown | files)
         if status:
             _end(client, run, _STATUS[status], run_dir)
         return run_id
 
     return attempt(loss, send, patient=patient)
+
+
+def track_published(
+    row: Row, config: PublishedConfig, published: PublishedEvaluation, *, patient: bool = False
+) -> str | None:
+    """A run for a row's published training, with its log as curve and the figures of its checkpoint here.
+
+    Returns the run's id; None when the server does not answer, or the row has no published log.
+    """
+    if published.curve is None:
+        return None
+    run_dir = (storage_root() / published.curve).parent
+    open_run(
+        run_dir=run_dir,
+        dataset=row.dataset,
+        row=row.name,
+        name=f"published {row.name}",
+        run_key=run_dir.name,
+        params={"url": config.url, "log_url": config.log_url},
+        tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
+        running=False,
+    )
+    return catch_up(run_dir, status="published", evaluation=published.evaluated.checkpoint.key, patient=patient)
 
 
 def track_row(
@@ -233,7 +245,7 @@ def log_row(
     def send() -> str:
         client = mlflow_client()
         run = _row_run(client, experiment_id(client, dataset), row, running=False)
-        _send_tags(client, run, shown)
+        send_tags(client, run, shown)
         _send_figures(client, run, metrics)
         _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
         return str(run.info.run_id)
@@ -250,87 +262,11 @@ def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
     if run_id is not None:
         in_background(
             "a run's tags were not sent to MLflow",
-            lambda: _send_tags(mlflow_client(), mlflow_client().get_run(run_id), tags),
+            lambda: send_tags(mlflow_client(), mlflow_client().get_run(run_id), tags),
         )
 
 
-class Curve:
-    """A run's points: on disk as JSON lines, {"step": 50, "loss": 3.1, "time_ms": ...}, and on their way to MLflow.
-
-    Opening drops points at `first_step` and later, which a resumed run makes again, and a line torn by a kill. A
-    value that is not finite is null on disk. Sending has a thread of its own (`Sender`), and reads the file: a server
-    that is down or slow costs a training nothing before `close`, and then CLOSE_S at most.
-
-    `run_dir`: the run's folder, for a run that no server knows yet (its `run.json` says how to open it), for tags that
-    only a worker knows, and for the machine's load.
-    """
-
-    def __init__(
-        self, path: StoredPath, run_id: str | None, first_step: int, *, run_dir: StoredPath | None = None
-    ) -> None:
-        points = [line for line in _lines(path) for point in read_points([line]) if point["step"] < first_step]
-        self._file = Lines(path, "".join(points))
-        self._load: Lines | None = None
-        self._end_sending: Callable[[], object] = lambda: None
-        if run_dir and note_of(run_dir, TrackedRun):
-            load = path.with_name(LOAD)
-            self._load = Lines(load, "".join(_lines(load)))
-        if run_id or self._load:
-            sender = Sender(self._file, open_run=partial(_join, run_id, run_dir), load=self._load)
-            self._end_sending = weakref.finalize(self, sender.close)  # also where an error ends the training
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one point; it is sent soon."""
-        if metrics:
-            self._file.add(point_line(step, metrics, int(time.time() * 1000)))
-
-    def save(self) -> None:
-        """Upload the points so far, where the run folder is below a URL; on a file system they are there already."""
-        self._file.save()
-        if self._load:
-            self._load.save()
-
-    def close(self) -> None:
-        """Close the file, and send what is left if MLflow answers."""
-        if self._file.closed:
-            return
-        self._end_sending()
-        for file in (self._file, self._load):
-            if file:
-                file.close()
-
-    def __enter__(self) -> Curve:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def read_curve(path: StoredPath) -> list[dict[str, Any]]:
-    """The points of a curve file, {"step": 50, "loss": 3.1}, oldest first; none if there is no file. A torn last line
-    is left out."""
-    return [{key: value for key, value in point.items() if key != "time_ms"} for point in read_points(_lines(path))]
-
-
-def _lines(path: StoredPath) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-
-
-def _join(run_id: str | None, run_dir: StoredPath | None) -> str:
-    """The run that a curve belongs to, opened if need be, with the tags that only its worker knows."""
-    described = note_of(run_dir, TrackedRun) if run_dir else None
-    if run_dir is None or described is None:
-        assert run_id is not None
-        return run_id
-    run = _open_run(described)
-    _send_tags(mlflow_client(), run, _machine_tags(run_dir))
-    return str(run.info.run_id)
-
-
-def _open_run(described: TrackedRun, *, running: bool = True) -> Run:
+def open_described(described: TrackedRun, *, running: bool = True) -> Run:
     client = mlflow_client()  # before any other import of MLflow, which reads its settings once
     from mlflow.entities import Param
 
@@ -344,7 +280,7 @@ def _open_run(described: TrackedRun, *, running: bool = True) -> Run:
     run_id = run.info.run_id
     if running and run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
-    _send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
+    send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
     flat = _flat(described.params)
     new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
     for start in range(0, len(new), 100):
@@ -389,7 +325,7 @@ def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath) -> dict
     return {"m2f.files": digest}
 
 
-def _machine_tags(run_dir: StoredPath) -> dict[str, str]:
+def machine_tags(run_dir: StoredPath) -> dict[str, str]:
     """What environment.json, which a worker writes, says about where a training runs and from which code."""
     environment = note_of(run_dir, Environment)
     if environment is None:
@@ -415,7 +351,7 @@ def _digest(files: Mapping[str, StoredPath]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _send_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+def send_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
     from mlflow.entities import RunTag
 
     new = [RunTag(key, str(value)) for key, value in tags.items() if run.data.tags.get(key) != str(value)]
@@ -450,7 +386,7 @@ def _end(client: MlflowClient, run: Run, status: str, run_dir: StoredPath | None
     """End a run, at its last point."""
     if run.info.status == status:
         return
-    points = read_points(_lines(run_dir / "curve.jsonl")[-1:]) if run_dir else []
+    points = read_points(lines_of(run_dir / "curve.jsonl")[-1:]) if run_dir else []
     client.set_terminated(run.info.run_id, status, points[-1].get("time_ms") if points else None)
 
 

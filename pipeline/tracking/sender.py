@@ -6,22 +6,23 @@ twice is the same one to MLflow's database, and one sent days later still has it
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pipeline.runs.curve_file import read_points
 from pipeline.storage.files import Lines
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import metric_name, mlflow_client, warn
+from pipeline.tracking.system_load import Machine
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+
 
 SEND_EVERY_S = 5.0
 """Points wait at most about this long before they are sent together."""
@@ -33,23 +34,6 @@ SAMPLE_EVERY_S = 10.0
 """How often the machine's load is measured."""
 METRICS_PER_BATCH = 1000
 """MLflow's limit for one log_batch request."""
-
-
-def point_line(step: int, metrics: Mapping[str, float], time_ms: int) -> str:
-    """A point as a line of its file, without its end. A value that is not finite is null."""
-    values = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
-    return json.dumps({"step": step, **values, "time_ms": time_ms})
-
-
-def read_points(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The points in lines of a file. A torn last line is left out, as is one that holds no value."""
-    points = []
-    for line in lines:
-        with suppress(json.JSONDecodeError):
-            point = json.loads(line) if line.endswith("\n") else None
-            if isinstance(point, dict) and "step" in point and point.keys() - {"step", "time_ms"}:
-                points.append(point)
-    return points
 
 
 class Backlog:
@@ -183,29 +167,3 @@ class Sender:
         except Exception as error:  # whatever a driver or a full disk may throw: the points still go out
             print(f"warning: the machine's load is not recorded any more ({error})", file=sys.stderr, flush=True)
             self._machine = None
-
-
-class Machine:
-    """The load of this machine, by the names under which MLflow's page shows it; GPUs where nvidia-ml-py finds any."""
-
-    def __init__(self) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, no GPU
-            self._monitors.append(GPUMonitor())
-        self._monitors[0].collect_metrics()  # processor time is counted from one call to the next: the first says 0
-        self._monitors[0].clear_metrics()
-
-    def sample(self) -> str:
-        """A point, as `point_line` has it; its step is the second at which it was taken, which no restart repeats."""
-        values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
-        time_ms = int(time.time() * 1000)
-        return point_line(time_ms // 1000, values, time_ms)

@@ -6,9 +6,26 @@ decided.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.compute.resources import Resources
+from pipeline.params.schema import needs_synchronised_norm
+from pipeline.runs.outcome import (
+    pools_of,
+)
+from pipeline.runs.run import say
+from pipeline.storage.files import write_json
+
+if TYPE_CHECKING:
+    from pipeline.runs.run import Run
+
 
 RESTARTS = 3
 """Times in a row that lost workers are replaced without the training getting any further."""
@@ -46,7 +63,7 @@ class End:
     """How workers have ended before their training."""
 
     kind: Literal["no pool", "left", "lost", "no memory", "final", "bug"]
-    """As pipeline.training.worker_group.what_failed has it; no memory: a worker's GPU has not enough."""
+    """As pipeline.training.failures.what_failed has it; no memory: a worker's GPU has not enough."""
     reason: str
     """One sentence."""
     saved: int
@@ -138,3 +155,93 @@ def _checked_progress(group: WorkerGroup, end: End) -> WorkerGroup:
 def _again(group: WorkerGroup, end: End, say: str) -> tuple[WorkerGroup, Decision]:
     spans = group.fits and (group.spans or end.hosts > 1)
     return replace(group, spans=spans, waits=False), Decision(say=say, count=spans)
+
+
+COUNT_S = 10.0
+"""How long what a loss has left is counted at most: longer than a dead host may still be taken for alive (6 s, with the
+health checks of cluster.yaml)."""
+
+
+def places(resources: Resources) -> int:
+    """Workers, up to a pool, for which the cluster has room now.
+
+    Each place is reserved for a moment, so what a dead host had or another row holds does not count.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+
+    groups = [placement_group([resources.per_worker]) for _ in range(resources.workers)]
+    try:
+        ready, _ = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=COUNT_S)
+        return len(ready)
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+
+
+@contextlib.contextmanager
+def growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
+    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to leave then.
+
+    The reservation, which waits until the workers have their own places, is also what makes an autoscaler start
+    machines. It is given back when the block ends, so that the whole pool can be taken.
+    """
+    from pipeline.runs.run import LEAVE
+
+    ask, missing = run.run_dir / LEAVE, resources.workers - workers
+    if missing == 0:
+        yield
+        return
+    from ray.util import placement_group, remove_placement_group
+
+    before, over = pools_of(run.run_dir), threading.Event()
+
+    def watch() -> None:
+        while pools_of(run.run_dir) == before:
+            if over.wait(0.5):
+                return
+        rest = placement_group([resources.per_worker] * missing, strategy="PACK")
+        while not (over.wait(0.5) or rest.wait(1)):
+            pass
+        if not over.is_set():
+            say(run, f"goes on with all {resources.workers} workers after its next checkpoint: there is room again")
+            write_json(ask, {"workers": resources.workers})
+            over.wait()
+        remove_placement_group(rest)
+
+    thread = threading.Thread(target=watch, daemon=True, name="the rest of the pool")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        ask.unlink(missing_ok=True)
+
+
+def sized(run: Run, resources: Resources, workers: int) -> Run:
+    """The run for this many of its pool's workers: each takes as many groups at once as in the whole pool, for which
+    its memory is known to suffice, and the others after them."""
+    if workers == resources.workers or run.groups_at_once or needs_synchronised_norm(run.row):
+        return run
+    return dataclasses.replace(run, groups_at_once=math.ceil(run.row.train.groups / resources.workers))
+
+
+def pool_is_free(resources: Resources) -> bool:
+    """Whether the cluster as a whole has as much left as a pool needs."""
+    import ray
+
+    free = ray.available_resources()
+    return all(free.get(name, 0) >= resources.workers * amount for name, amount in resources.per_worker.items())
+
+
+def say_it_waits(run: Run, resources: Resources) -> float:
+    """Say that there is no pool yet, what one is and what there is; the time."""
+    import ray
+
+    free, total = ray.available_resources(), ray.cluster_resources()
+    name = "GPU" if resources.use_gpu else "CPU"
+    what = "GPUs" if resources.use_gpu else "cores"
+    there = f"{int(free.get(name, 0))} of the cluster's {int(total.get(name, 0))} {what} are free"
+    say(run, f"waits for a pool of {resources}; {there}")
+    return time.monotonic()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from m2f.losses import Divergence
 from pipeline.compute.precision import allow_tf32
 from pipeline.compute.resources import share
 from pipeline.evaluation.task_metrics import measure, while_training
-from pipeline.params.schema import Row
 from pipeline.params.tasks import LABELS, primary
 from pipeline.provenance.environment import environment
 from pipeline.runs.checkpoints import (
@@ -27,49 +26,26 @@ from pipeline.runs.checkpoints import (
     save_checkpoint,
     step_of,
 )
+from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
+from pipeline.runs.run import LEAVE, Run
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Behind, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
-from pipeline.storage.stores import StoredPath
-from pipeline.tracking.mlflow_runs import Curve, read_curve
+from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import clearly_behind, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
 from pipeline.training.step import Step, StepDiverged, Training, build, training_step
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.storage.results import Manifest
+    pass
+
 
 _STEPS_TO_ESTIMATE = 20
-
-LEAVE = "leave.json"
-"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
 
 
 class Left(Exception):
     """The run has left its workers after a checkpoint, because it was asked to: it is to go on from there on others."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one training needs to know besides its row."""
-
-    row: Row
-    seed: int
-    run_key: str
-    run_dir: StoredPath
-    """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.runs.outcome)."""
-    manifest: Manifest
-    weights: StoredPath | None = None
-    """Converted initial weights of the backbone."""
-    mlflow_run_id: str | None = None
-    loader_processes: int = 0
-    groups_at_once: int | None = None
-    """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
-    published_curve: Sequence[tuple[int, float]] = ()
-    """(step, the row's first figure) of the published training, which the early warning compares with."""
-    sisters: tuple[StoredPath, ...] = ()
-    """Run folders of the row's other seeds, whose curves it compares with too."""
 
 
 @dataclass(kw_only=True)

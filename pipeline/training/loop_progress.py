@@ -16,7 +16,7 @@ from pipeline.tracking.mlflow_runs import set_tags
 from pipeline.training.early_warning import warning
 
 if TYPE_CHECKING:
-    from pipeline.training.loop import Run
+    from pipeline.runs.run import Run
 
 
 class TrainingProgress:

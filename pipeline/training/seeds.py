@@ -12,18 +12,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
+from pipeline.provenance.environment import Environment
 from pipeline.runs.outcome import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
 from pipeline.runs.reuse import accepted
 from pipeline.storage.files import delete
 from pipeline.storage.results import (
-    RESULTS,
     ConvertedWeights,
-    Environment,
     Manifest,
     Pool,
     PublishedEvaluation,
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
     from pipeline.compute.resources import Resources
-    from pipeline.training.loop import Run
+    from pipeline.runs.run import Run
 
 _TRIAL = {"node:__internal_head__": 0.001}
 """What Ray reserves for a trial, which only waits for its workers: a place on the host that outlives the others, and no
@@ -50,7 +49,6 @@ _RAY_TUNE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its own CSV, JSON and TensorBoard files
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would return as if all were well
 }
-
 
 _SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 """What Ray Tune copies from the driver's environment to trials, in a setting that every host logs."""
@@ -64,16 +62,18 @@ def train_row(
     published: PublishedEvaluation | None = None,
     only: int | None = None,
     results: Path | None = None,
+    before_gpus: Callable[[Row], None] | None = None,
 ) -> TrainingResult:
     """Train every seed of a row that is not finished; the result is written to the folder `results`.
 
     A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
     (pipeline.runs.reuse), and never trained again; nor is one that diverged, which a retry would replay, or one that
     the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
-    whose curve the early warning compares. `only`: this seed alone. ValueError, after writing, when no seed finished.
+    whose curve the early warning compares. `only`: this seed alone. `before_gpus`: called before anything is trained on
+    GPUs, to refuse what costs too much. ValueError, after writing, when no seed finished.
     """
     from pipeline.provenance.run_key import run_key
-    from pipeline.tracking import mlflow_runs as tracking
+    from pipeline.tracking import mlflow_runs
 
     seeds = row.seeds if only is None else (only,)
     keys = {
@@ -88,10 +88,10 @@ def train_row(
         what += f", accepted instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
-        _train(row, pending, keys, manifest, weights, published)
+        _train(row, pending, keys, manifest, weights, published, before_gpus)
     # Also where all were found finished: a driver that was lost with its host did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
-    tracking.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
+    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
     entries = tuple(dataclasses.replace(found[seed], accepted=notes.get(seed)) for seed in seeds)
     result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
     if results is not None:
@@ -183,15 +183,16 @@ def _train(
     manifest: Manifest,
     weights: ConvertedWeights,
     published: PublishedEvaluation | None,
+    before_gpus: Callable[[Row], None] | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.compute.resources import cluster_resources
-    from pipeline.training.loop import Run
+    from pipeline.runs.run import Run
     from pipeline.training.worker_group import train_seed
 
     resources = cluster_resources(row)
-    if resources.use_gpu:
-        refuse_if_too_costly(row)
+    if resources.use_gpu and before_gpus is not None:
+        before_gpus(row)
     initial = stored(weights.path, made_by=made_by(ConvertedWeights, row.weights)) if weights.path else None
     curve = _published_curve(row, published)
     runs = {
@@ -224,27 +225,10 @@ def _train(
         _forget_rays_notes(runs)
 
 
-def refuse_if_too_costly(row: Row, results: Path = RESULTS) -> None:
-    """ValueError when a seed is expected to cost more GPU-hours than the row allows.
-
-    `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of
-    them the training itself judges, by its first steps.
-    """
-    from pipeline.cost.plan import estimated_gpu_hours
-
-    estimate = estimated_gpu_hours(row, results)
-    if estimate is not None and estimate.hours > row.max_gpu_hours:
-        raise ValueError(
-            f"a seed of row {row.name} would take about {estimate.hours:.0f} GPU-hours (by {estimate.source}); set "
-            f"rows.{row.name}.max_gpu_hours (now {row.max_gpu_hours:g}) above that to allow it, and see "
-            f"python -m stages.plan {row.name}"
-        )
-
-
 def _published_curve(row: Row, published: PublishedEvaluation | None) -> tuple[tuple[int, float], ...]:
     """The first figure of the row's published training by step; empty when it is not here."""
     from pipeline.params.tasks import primary
-    from pipeline.tracking.mlflow_runs import read_curve
+    from pipeline.runs.curve_file import read_curve
     from pipeline.training.early_warning import curve_of
 
     if published is None or published.curve is None:
@@ -260,10 +244,11 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     from ray import tune
     from ray.tune.execution import class_cache
 
-    from pipeline.compute.resources import connect, ray_storage
+    from pipeline.compute.ray_session import connect, ray_storage
     from pipeline.compute.worker_output import printing
     from pipeline.training.elastic import RESTARTS
-    from pipeline.training.worker_group import fail, open_tracked
+    from pipeline.training.failures import fail
+    from pipeline.training.worker_group import open_tracked
 
     if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
         open_tracked(next(iter(runs.values())), resources.workers)
@@ -297,7 +282,9 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
 def _trial(config: Mapping[str, Any], *, runs: Mapping[int, Run], resources: Resources, lines: Queue) -> None:
     """One seed, as the driver of its Ray Train run."""
     from pipeline.compute.worker_output import relayed
-    from pipeline.training.worker_group import run_name, say, sentence, train_seed
+    from pipeline.runs.run import run_name, say
+    from pipeline.training.failures import sentence
+    from pipeline.training.worker_group import train_seed
 
     run = runs[config["seed"]]
     with relayed(lines, run_name(run)):

@@ -20,7 +20,7 @@ from m2f.losses import Divergence, group_totals, set_losses
 from m2f.model import normalise
 from m2f.optim import build_optimizer, learning_rate_factor
 from m2f.weights import load_backbone, read_checkpoint
-from pipeline.compute.resources import needs_synchronised_norm
+from pipeline.params.schema import needs_synchronised_norm
 from pipeline.storage.files import local_file
 from pipeline.training.worker import Worker
 

@@ -11,19 +11,16 @@ moment instead of after a checkpoint, and shrink every pool.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import re
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from pipeline.compute.resources import Resources, connect, needs_synchronised_norm, ray_storage
+from pipeline.compute.ray_session import connect, ray_storage
+from pipeline.compute.resources import Resources
 from pipeline.params.tasks import LABELS, primary
 from pipeline.runs.outcome import (
     Failed,
@@ -37,15 +34,29 @@ from pipeline.runs.outcome import (
     write_note,
     write_pools,
 )
-from pipeline.storage.files import write_json
+from pipeline.runs.run import run_name, say
 from pipeline.storage.results import Pool
 from pipeline.storage.stores import StoredPath
-from pipeline.training.elastic import Decision, End, WorkerGroup, after, counted, is_to_say_it_waits
+from pipeline.training.elastic import (
+    Decision,
+    End,
+    WorkerGroup,
+    after,
+    counted,
+    growing,
+    is_to_say_it_waits,
+    places,
+    pool_is_free,
+    say_it_waits,
+    sized,
+)
+from pipeline.training.failures import fail, sentence, what_failed
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
-    from pipeline.training.loop import Run
+    from pipeline.runs.run import Run
+
 
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often the controller looks at its workers
@@ -54,10 +65,6 @@ _RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it says every line twice
 }
 
-COUNT_S = 10.0
-"""How long what a loss has left is counted at most: longer than a dead host may still be taken for alive (6 s, with the
-health checks of cluster.yaml)."""
-
 
 def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> None:
     """Bring one seed to its end; the run folder says which (pipeline.runs.outcome).
@@ -65,8 +72,8 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     `lines`: where workers send what they have to say (pipeline.compute.worker_output). Without workers the loop runs in
     this process, where a bug ends in its traceback.
     """
-    from pipeline.tracking import mlflow_runs as tracking
-    from pipeline.training.loop import LEAVE
+    from pipeline.runs.run import LEAVE
+    from pipeline.tracking import mlflow_runs
 
     run_dir = run.run_dir
     workers = max(1, resources.workers)
@@ -86,16 +93,16 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
-    run_id = tracking.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
+    run_id = mlflow_runs.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
     write_note(run_dir, dataclasses.replace(launched, mlflow_run_id=run_id))
 
 
 def open_tracked(run: Run, workers: int) -> str | None:
     """The seed's MLflow run, made if there is none; None while no server answers."""
-    from pipeline.tracking import mlflow_runs as tracking
+    from pipeline.tracking import mlflow_runs
 
     assert run.manifest is not None
-    return tracking.open_training(
+    return mlflow_runs.open_training(
         run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest.digest, workers=workers
     )
 
@@ -120,16 +127,6 @@ def _workers_in_turn(run: Run) -> dict[str, str]:
     return {"m2f.workers": ", ".join([str(pools[0].workers), *later])}
 
 
-def say(run: Run, text: str) -> None:
-    """One line on stderr."""
-    print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
-
-
-def fail(run_dir: StoredPath, reason: str) -> None:
-    """Write down why a seed failed; its next start forgets it."""
-    write_note(run_dir, Failed(reason=reason))
-
-
 def _train_here(run: Run) -> None:
     """The loop in this process, without Ray."""
     import torch
@@ -152,13 +149,13 @@ def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
     from ray.train import TrainingFailedError
 
     group = WorkerGroup(pool=resources.workers, workers=resources.workers, saved=_saved_steps(run.run_dir))
-    if not _pool_is_free(resources):
-        group = dataclasses.replace(group, said_s=_say_it_waits(run, resources))
+    if not pool_is_free(resources):
+        group = dataclasses.replace(group, said_s=say_it_waits(run, resources))
     while True:
         try:
-            with _growing(run, resources, group.workers):
+            with growing(run, resources, group.workers):
                 started = dataclasses.replace(resources, workers=group.workers)
-                _fit(_sized(run, resources, group.workers), started, lines)
+                _fit(sized(run, resources, group.workers), started, lines)
             return
         except (TrainingFailedError, RayError) as error:
             end = _end_of(run, error)
@@ -173,7 +170,7 @@ def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
             group, decision = counted(group, places(resources))
             _say_decided(run, decision)
         if is_to_say_it_waits(group, time.monotonic()):
-            group = dataclasses.replace(group, said_s=_say_it_waits(run, resources))
+            group = dataclasses.replace(group, said_s=say_it_waits(run, resources))
 
 
 def _end_of(run: Run, error: BaseException) -> End:
@@ -192,71 +189,6 @@ def _end_of(run: Run, error: BaseException) -> End:
 def _say_decided(run: Run, decision: Decision) -> None:
     if decision.say is not None:
         say(run, decision.say)
-
-
-def places(resources: Resources) -> int:
-    """Workers, up to a pool, for which the cluster has room now.
-
-    Each place is reserved for a moment, so what a dead host had or another row holds does not count.
-    """
-    import ray
-    from ray.util import placement_group, remove_placement_group
-
-    groups = [placement_group([resources.per_worker]) for _ in range(resources.workers)]
-    try:
-        ready, _ = ray.wait([group.ready() for group in groups], num_returns=len(groups), timeout=COUNT_S)
-        return len(ready)
-    finally:
-        for group in groups:
-            remove_placement_group(group)
-
-
-@contextlib.contextmanager
-def _growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
-    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to leave then.
-
-    The reservation, which waits until the workers have their own places, is also what makes an autoscaler start
-    machines. It is given back when the block ends, so that the whole pool can be taken.
-    """
-    from pipeline.training.loop import LEAVE
-
-    ask, missing = run.run_dir / LEAVE, resources.workers - workers
-    if missing == 0:
-        yield
-        return
-    from ray.util import placement_group, remove_placement_group
-
-    before, over = pools_of(run.run_dir), threading.Event()
-
-    def watch() -> None:
-        while pools_of(run.run_dir) == before:
-            if over.wait(0.5):
-                return
-        rest = placement_group([resources.per_worker] * missing, strategy="PACK")
-        while not (over.wait(0.5) or rest.wait(1)):
-            pass
-        if not over.is_set():
-            say(run, f"goes on with all {resources.workers} workers after its next checkpoint: there is room again")
-            write_json(ask, {"workers": resources.workers})
-            over.wait()
-        remove_placement_group(rest)
-
-    thread = threading.Thread(target=watch, daemon=True, name="the rest of the pool")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        ask.unlink(missing_ok=True)
-
-
-def _sized(run: Run, resources: Resources, workers: int) -> Run:
-    """The run for this many of its pool's workers: each takes as many groups at once as in the whole pool, for which
-    its memory is known to suffice, and the others after them."""
-    if workers == resources.workers or run.groups_at_once or needs_synchronised_norm(run.row):
-        return run
-    return dataclasses.replace(run, groups_at_once=math.ceil(run.row.train.groups / resources.workers))
 
 
 def _fit(run: Run, resources: Resources, lines: Queue) -> None:
@@ -339,99 +271,7 @@ def _hosts(run_dir: StoredPath) -> int:
     return pools[-1].hosts if pools else 0
 
 
-def run_name(run: Run) -> str:
-    """How progress lines call a run."""
-    return f"{run.row.name} seed {run.seed}"
-
-
-def what_failed(error: BaseException) -> tuple[Literal["no pool", "left", "lost", "final", "bug"], BaseException]:
-    """What ended a Ray Train run, and the exception that says most about it.
-
-    no pool: none got free in time. left: it was asked to make place for its whole pool. lost: a worker died, with which
-    the others' connections break. final: what a retry would meet again. bug: any other exception of the loop.
-    """
-    import torch
-    from ray.train import ControllerError, WorkerGroupError
-    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
-
-    from m2f.losses import Divergence
-    from pipeline.training.loop import Left
-
-    if isinstance(error, ControllerError):
-        cause = error.controller_failure
-        return ("no pool" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
-    if not isinstance(error, WorkerGroupError):
-        return "lost", error  # the controller itself
-    failures = list(error.worker_failures.values())
-    mendable = (ValueError, FileNotFoundError, PermissionError, torch.OutOfMemoryError, Divergence)
-    for failure in failures:
-        if isinstance(failure, mendable):
-            return "final", failure
-    for failure in failures:
-        if isinstance(failure, Left):
-            return "left", failure
-    for failure in failures:
-        if isinstance(failure, RayTrainError) or _is_broken_connection(failure):
-            return "lost", failure
-    return "bug", failures[0]
-
-
-def _is_broken_connection(error: BaseException) -> bool:
-    """Whether a worker's exception only says that another one is gone."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
-
-
-_GUESSES = re.compile(r" Some common causes| This is typically caused by")
-"""From here on, Ray and gloo guess."""
-
-
-def sentence(error: BaseException, run: Run) -> str:
-    """An exception in one sentence: our own as it is, another with its type and last line."""
-    import torch
-
-    text = str(getattr(error, "health_check_failure", error))
-    if isinstance(error, torch.OutOfMemoryError):
-        groups, size = run.groups_at_once or "all its", run.row.train.group_size
-        return (
-            f"a worker's GPU has not the memory for {groups} groups of {size} pictures at once; set M2F_GROUPS_AT_ONCE "
-            f"below that, or use more workers ({_first_line(text)})"
-        )
-    if isinstance(error, (ValueError, OSError)):
-        return " ".join(text.split())
-    return f"{type(error).__name__}: {_GUESSES.split(_last_line(text))[0]}"
-
-
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "")[:200]
-
-
-def _last_line(text: str) -> str:
-    return next(iter(reversed(text.strip().splitlines())), "")[:400].strip()
-
-
 def _saved_steps(run_dir: StoredPath) -> int:
     """Steps of the newest checkpoint; 0 without one."""
     names = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in (run_dir / "checkpoints").glob("step-*"))
     return max((int(match[1]) for match in names if match), default=0)
-
-
-def _pool_is_free(resources: Resources) -> bool:
-    """Whether the cluster as a whole has as much left as a pool needs."""
-    import ray
-
-    free = ray.available_resources()
-    return all(free.get(name, 0) >= resources.workers * amount for name, amount in resources.per_worker.items())
-
-
-def _say_it_waits(run: Run, resources: Resources) -> float:
-    """Say that there is no pool yet, what one is and what there is; the time."""
-    import ray
-
-    free, total = ray.available_resources(), ray.cluster_resources()
-    name = "GPU" if resources.use_gpu else "CPU"
-    what = "GPUs" if resources.use_gpu else "cores"
-    there = f"{int(free.get(name, 0))} of the cluster's {int(total.get(name, 0))} {what} are free"
-    say(run, f"waits for a pool of {resources}; {there}")
-    return time.monotonic()

@@ -21,7 +21,8 @@ from benchmarks.scale import (
     simulated_loss,
     trainings,
 )
-from pipeline.params.schema import Params, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
 from tests.helpers.shared import PROJECT
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from benchmarks import verdicts
 from benchmarks.verdicts import SHAPES, Simulation, World
-from pipeline.params.schema import VerdictConfig, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import VerdictConfig
 from tests.helpers.shared import PROJECT
 
 

@@ -25,13 +25,14 @@ import torch
 
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.shards.build import build
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from pipeline.provenance.environment import device_name
 from pipeline.runs.checkpoints import checkpoint_path
+from pipeline.runs.curve_file import read_curve
+from pipeline.runs.run import LEAVE, Run
 from pipeline.storage.files import write_json
 from pipeline.storage.results import Manifest
-from pipeline.tracking.mlflow_runs import read_curve
-from pipeline.training.loop import LEAVE, Left, Run, train
+from pipeline.training.loop import Left, train
 from tests.helpers.shared import PROJECT
 
 ROW, SEEDS, STEPS, DIGITS = "shapes_tiny", (0, 1), 20, 6

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.params.tasks import FIGURES, primary
+from pipeline.provenance.environment import Environment
 from pipeline.storage.results import (
     Behind,
     Benchmark,
     BestCheckpoint,
-    Environment,
     EvaluatedCheckpoint,
     EvaluatedCheckpoints,
     EvaluatedSeed,

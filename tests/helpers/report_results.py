@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.params.schema import Params, Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params, Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
+from pipeline.provenance.environment import Environment
 from pipeline.storage.files import write_text
 from pipeline.storage.results import (
     Aliases,
@@ -26,7 +28,6 @@ from pipeline.storage.results import (
     BestCheckpoint,
     BestVersion,
     ConvertedWeights,
-    Environment,
     EvaluatedCheckpoint,
     EvaluatedCheckpoints,
     EvaluatedSeed,
@@ -326,7 +327,7 @@ def main() -> None:
     """Command line."""
     import os
 
-    from pipeline.report import write_report
+    from pipeline.report.write import write_report
 
     folder = Path(sys.argv[1]).absolute()
     params = load_params(PROJECT / "params.yaml")

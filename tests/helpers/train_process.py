@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 
 from pipeline.params.schema import Row
+from pipeline.runs.curve_file import read_curve
 from pipeline.storage.results import Manifest, PublishedEvaluation, TrainingResult, read_result, result_path
-from pipeline.tracking.mlflow_runs import read_curve
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
 

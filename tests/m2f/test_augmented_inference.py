@@ -16,7 +16,7 @@ from m2f import Prediction, build_model, inference
 from m2f.augmented_inference import semantic_scores_ms_flip
 from m2f.inference import semantic_scores
 from m2f.model import MEAN_RGB, STD_RGB, normalise, pad
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 
 TINY = load_params(Path(__file__).parents[2] / "params.yaml").rows["shapes_tiny"].model
 

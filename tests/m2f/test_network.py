@@ -18,7 +18,7 @@ from m2f.losses import set_losses
 from m2f.model import normalise, pad
 from m2f.optim import parameter_groups
 from m2f.weights import from_reference, reference_name
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from tests.helpers.published_outputs import assert_published
 from tests.reference.seeded_weights import seeded_state_dict
 

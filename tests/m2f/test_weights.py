@@ -24,7 +24,7 @@ from m2f.weights import (
     reference_name,
     to_reference,
 )
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from tests.helpers.shared import shared
 
 ROW = load_params(Path(__file__).parents[2] / "params.yaml").rows["cityscapes_r50"]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TrainConfig, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TrainConfig
 from pipeline.storage.results import ConvertedWeights, Manifest
 from tests.helpers.train_process import STEPS, Job
 

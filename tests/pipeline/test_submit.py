@@ -18,8 +18,10 @@ from pipeline import submit
 from pipeline.cluster import job as cluster_job
 from pipeline.cluster import workspace
 from pipeline.cluster.config import Machines
-from pipeline.cluster.job import Need, Plan, at_once, missing, need, plan, run_plan
-from pipeline.params.schema import Row, load_params
+from pipeline.cluster.job import Need, at_once, missing, need
+from pipeline.cluster.stages import Plan, plan, run_plan
+from pipeline.params.load import load_params
+from pipeline.params.schema import Row
 from pipeline.submit import parse_targets, targets_of
 from tests.helpers.shared import PROJECT
 

@@ -17,10 +17,10 @@ import yaml
 
 from pipeline.storage.files import sha256
 from pipeline.storage.results import ConvertedWeights, Manifest, read_result
+from tests.helpers.coco_files import published, write_coco
 from tests.helpers.pictures import encoded, labels, put, write_folder, zipped
 from tests.helpers.waiting import LIMIT_S
 from tests.pipeline.conftest import NO_WEIGHTS
-from tests.pipeline.test_coco import published, write
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
 
 
 def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, storage: Path) -> None:
-    sources = [str(path) for path in published(write(workspace / "coco"), zipfile.ZIP_STORED)]
+    sources = [str(path) for path in published(write_coco(workspace / "coco"), zipfile.ZIP_STORED)]
     classes = {"class_names": ["sky", "car", "dog"], "thing_classes": ["car", "dog"]}
     datasets = {"tiny": {"layout": "coco", "sources": sources, "splits": {"val": "val2017"}, **classes}}
     (workspace / "params.yaml").write_text(yaml.safe_dump({"datasets": datasets}))

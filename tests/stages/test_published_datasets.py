@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.loader.train_batches import TrainingOrder, training_batches, validation_pictures
-from pipeline.params.schema import load_params
+from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.params.load import load_params
 from pipeline.storage.results import Manifest, read_result
 from tests.helpers.http_server import Server, serving
 from tests.helpers.project_copy import Copy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from pipeline.storage.results import Registration, read_result, write_result
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.project_copy import Copy

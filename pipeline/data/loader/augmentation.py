@@ -23,13 +23,13 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server 
 import albumentations as A
 import cv2
 import numpy as np
-from albucore import sz_lut  # type: ignore[import-untyped]
 
-from pipeline.data.images.codecs import nothing_of
+from pipeline.data.images.label_maps import label_counts, look_up
 from pipeline.data.images.resize import WHOLE, Part, resize_image, resized_size
 
 if TYPE_CHECKING:
     from pipeline.params.schema import AugmentationConfig
+
 
 CROP_REDRAWS = 10
 
@@ -67,18 +67,6 @@ def seed_transform(transform: A.Compose, seed: int) -> None:
     draws are one number: small pictures would be those that are flipped, cropped at the top and darkened.
     """
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-
-def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """table[values] of uint8 values and a table of 256 uint8; faster than cv2.LUT."""
-    found: np.ndarray = sz_lut(values, table, inplace=False)
-    return found
-
-
-def label_counts(ids: np.ndarray) -> np.ndarray:
-    """Pixels of every id from 0 on, (ids,) int64; those of nothing are left out."""
-    values = nothing_of(ids) + 1
-    return cv2.calcHist([ids], [0], None, [values], [0, values]).ravel()[:-1].astype(np.int64)
 
 
 def resize_ids(ids: np.ndarray, size: tuple[int, int], part: Part = WHOLE, *, mirrored: bool = False) -> np.ndarray:

@@ -13,17 +13,14 @@ within the store, at the end of which build.json says that the folder is complet
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,36 +28,32 @@ from pipeline.compute.resources import share
 from pipeline.data.datasets import cityscapes, coco, folder, shapes
 from pipeline.data.images.codecs import IGNORE
 from pipeline.data.records import Record
-from pipeline.data.shards.sample_sheet import counted, sample_places, sample_sheet
+from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
+from pipeline.data.shards.manifest import MadeShards, content_digest, make_manifest, splits_of
+from pipeline.data.shards.sample_sheet import sample_places, sample_sheet
 from pipeline.data.shards.writer import (
-    PictureLabels,
-    ShardFacts,
     ShardJob,
     expected_bytes,
-    finished_shard,
     make_shard,
     read_rows,
-    same_labels,
 )
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of, settings_facts
-from pipeline.storage.files import files_below, link_or_copy, matching, read_json, whole_file, write_json
+from pipeline.storage.files import whole_file, write_json
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import FetchedSource, Manifest, Samples, Shard, Source, Split
+from pipeline.storage.results import FetchedSource, Manifest, Samples, Split
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath, store_of
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig
 
+
 LAYOUTS: Mapping[str, ModuleType] = {"folder": folder, "cityscapes": cityscapes, "coco": coco, "shapes": shapes}
 """Modules whose `records(config, sources, split)` lists the records of a split."""
 
 FEW_RECORDS = 1500
 """Below this many records, starting Ray takes longer than it saves."""
-
-MAX_SKIPPED = 0.05
-"""Share of a split's records that `on_error: skip` leaves out at most; more are no slips but a wrong setting."""
 
 RETRIES = 3
 """How often a shard is begun again whose process was lost."""
@@ -112,23 +105,23 @@ def build(
     shards_root = storage_root() / "shards"
     building = shards_root / f".building-{key}"
     with store_of(building).held_alone(f"another process is sharding {dataset} in {building}; wait for it to end"):
-        found = _take_up(dataset, jobs, config.on_error, [building, *_finished_builds(shards_root, key)])
-        shards = _Shards(dataset, {split: len(records) for split, records in listed.items()})
+        found = take_up(dataset, jobs, config.on_error, [building, *finished_builds(shards_root, key)])
+        shards = MadeShards(dataset, {split: len(records) for split, records in listed.items()})
         work = _Work([job for job in jobs if job.name not in found], record_bytes, building, shards)
         store_of(storage_root()).check_space(f"sharding {dataset}", work.bytes)
         for job in jobs:
             if job.name in found:
                 shards.add(job, found[job.name].facts)
         _make(work, processes)
-        splits = _splits(config, jobs, shards)
-        target = shards_root / _content_digest(splits)[:16]
+        splits = splits_of(config, jobs, shards)
+        target = shards_root / content_digest(splits)[:16]
         write_json(building / "build.json", {"dataset": dataset, "key": key})
         places = {job.name: found[job.name].folder if job.name in found else building for job in jobs}
         files = {name: place / f"{name}.arrow" for name, place in places.items()}
         samples = _paint_samples(building, config, splits, files)
-        _bring_together(places, building, target)
+        bring_together(places, building, target)
         store_of(building).move_folder_to(target, last="build.json")
-    return _manifest(dataset, config, jobs, shards, facts, splits, samples, folder=f"shards/{target.name}")
+    return make_manifest(dataset, config, jobs, shards, facts, splits, samples, folder=f"shards/{target.name}")
 
 
 def _check_classes(dataset: str, config: DatasetConfig) -> None:
@@ -154,91 +147,6 @@ def _listed(dataset: str, config: DatasetConfig, sources: Sequence[Path]) -> dic
 def _archives(facts: Sequence[FetchedSource]) -> tuple[tuple[str, str], ...]:
     """Path under the storage root and SHA-256 of the sources that lie there; folders are read in place."""
     return tuple((fact.path, fact.sha256) for fact in facts if not fact.path.endswith("/folder.json"))
-
-
-def _content_digest(splits: Mapping[str, Split]) -> str:
-    """SHA-256 of what the shards are: a digest of their names, lengths and digests."""
-    return hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
-
-    A field that holds its default is left out: a new one changes no digest until it is used.
-    """
-    rest = {key: value for key, value in _plain(manifest).items() if key not in ("digest", "samples", "terms")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and what is in them as JSON values, without the fields that hold their defaults."""
-    if dataclasses.is_dataclass(value):
-        held = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
-        return {entry.name: _plain(each) for entry, each in held if each != _default(entry)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
-
-
-def _default(entry: dataclasses.Field[Any]) -> Any:
-    """MISSING: it has none."""
-    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-
-
-def _splits(config: DatasetConfig, jobs: Sequence[ShardJob], shards: _Shards) -> dict[str, Split]:
-    """The splits with their shards, which are called by their names alone."""
-    listed: dict[str, list[Shard]] = {split: [] for split in config.splits}
-    for job in jobs:
-        facts = shards.facts[job.name]
-        listed[job.split].append(
-            Shard(path=f"{job.name}.arrow", records=facts.records, bytes=facts.bytes, sha256=facts.sha256)
-        )
-    return {
-        split: Split(records=sum(shard.records for shard in entries), shards=tuple(entries))
-        for split, entries in listed.items()
-    }
-
-
-def _manifest(
-    dataset: str,
-    config: DatasetConfig,
-    jobs: Sequence[ShardJob],
-    shards: _Shards,
-    facts: Sequence[FetchedSource],
-    splits: Mapping[str, Split],
-    samples: Samples,
-    *,
-    folder: str,
-) -> Manifest:
-    """The manifest of shards and samples that lie in `folder`, under the storage root."""
-
-    def placed(split: Split) -> Split:
-        shards = (dataclasses.replace(shard, path=f"{folder}/{shard.path}") for shard in split.shards)
-        return dataclasses.replace(split, shards=tuple(shards))
-
-    counts = {split: counted([shards.facts[job.name] for job in jobs if job.split == split]) for split in splits}
-    manifest = Manifest(
-        dataset=dataset,
-        digest="",
-        class_names=config.class_names,
-        thing_classes=config.thing_classes,
-        ignore_label=IGNORE,
-        labels=shards.labels.kinds if shards.labels else (),
-        pixel_layout=config.pixels,
-        splits={name: placed(split) for name, split in splits.items()},
-        pixels={split: count.pixels for split, count in counts.items()},
-        ignored_pixels={split: count.ignored_pixels for split, count in counts.items()},
-        pictures={split: count.pictures for split, count in counts.items()},
-        instances={split: count.instances for split, count in counts.items()},
-        things_per_picture={split: count.things_per_picture for split, count in counts.items()},
-        picture_sizes={split: count.picture_sizes for split, count in counts.items()},
-        bytes={split: count.bytes for split, count in counts.items()},
-        skipped={split: count.skipped for split, count in counts.items()},
-        sources=tuple(Source(name=source.name, bytes=source.bytes, sha256=source.sha256) for source in facts),
-        samples=dataclasses.replace(samples, path=f"{folder}/{samples.path}"),
-        terms=config.terms,
-    )
-    return dataclasses.replace(manifest, digest=manifest_digest(manifest))
 
 
 # What is made
@@ -312,65 +220,6 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
 # What is there already
 
 
-def _finished_builds(shards_root: StoredPath, key: str) -> list[StoredPath]:
-    """Folders of finished builds with this key."""
-    found = []
-    for note in matching(shards_root, "*/build.json"):
-        with contextlib.suppress(ValueError):
-            if read_json(note, made_by="python -m stages.shard")["key"] == key:
-                found.append(note.parent)
-    return found
-
-
-class _Found(NamedTuple):
-    """A shard that is there and whole."""
-
-    facts: ShardFacts
-    folder: StoredPath
-
-
-def _take_up(dataset: str, jobs: Sequence[ShardJob], on_error: str, folders: Sequence[StoredPath]) -> dict[str, _Found]:
-    """Every shard that one of the folders holds as it was written, by name."""
-    listed = [files_below(folder) for folder in folders]
-    there = [job for job in jobs if any(f"{job.name}.json" in files for files in listed)]
-    progress = Progress(f"{dataset}: checking shards that are here already", len(there), unit="shards")
-    found = {}
-    for job in there:
-        for place in folders:
-            facts = finished_shard(place, job.name)
-            if facts is not None and (on_error == "skip" or not facts.skipped):
-                found[job.name] = _Found(facts, place)
-                break
-        progress.add()
-    if there:
-        progress.done()
-    return found
-
-
-class _Shards:
-    """The facts of finished shards. What only several shards together can get wrong is found when one is added."""
-
-    def __init__(self, dataset: str, records: Mapping[str, int]) -> None:
-        self.dataset, self.records = dataset, records
-        self.facts: dict[str, ShardFacts] = {}
-        self.skipped = dict.fromkeys(records, 0)
-        self.labels: PictureLabels | None = None
-
-    def add(self, job: ShardJob, facts: ShardFacts) -> None:
-        """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""
-        self.facts[job.name] = facts
-        if facts.labels is not None:
-            self.labels = same_labels(self.labels, facts.labels)
-        for record in facts.skipped:
-            print(f"{self.dataset}: skipped {record.file}: {record.reason}", file=sys.stderr)
-        self.skipped[job.split] += len(facts.skipped)
-        if self.skipped[job.split] > MAX_SKIPPED * self.records[job.split]:
-            raise ValueError(
-                f"{self.skipped[job.split]} of the {self.records[job.split]:,} records of split {job.split} are wrong, "
-                f"of which `on_error: skip` leaves out at most {MAX_SKIPPED:.0%}: {facts.skipped[0].reason}"
-            )
-
-
 # Making
 
 
@@ -383,7 +232,7 @@ class _Work:
     """Expected of a record, by split."""
     folder: StoredPath
     """Where they are written."""
-    shards: _Shards
+    shards: MadeShards
     """Gets the facts of every shard that is finished."""
 
     @property
@@ -429,7 +278,7 @@ def _make_with_ray(work: _Work, processes: int | None) -> None:
     tasks that were running then have ended."""
     import ray
 
-    from pipeline.compute.resources import connect
+    from pipeline.compute.ray_session import connect
 
     connect()
     at_once = processes or int(ray.cluster_resources().get("CPU", 1))
@@ -492,14 +341,3 @@ def _paint_samples(
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)
     return Samples(path="samples.png", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def _bring_together(places: Mapping[str, StoredPath], building: StoredPath, target: StoredPath) -> None:
-    """Put what other builds have left into this one's folder too, unless it is in `target`, where all will be.
-
-    places: the folder of every shard, by name.
-    """
-    for name, place in places.items():
-        if place not in (building, target):
-            for suffix in (".arrow", ".json"):
-                link_or_copy(place / f"{name}{suffix}", building / f"{name}{suffix}")

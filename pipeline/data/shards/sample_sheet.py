@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, decode_masks, decode_segments
 from pipeline.data.images.draw import class_colours, painted, segment_colours, stacked
-from pipeline.storage.results import Manifest, PictureSizes, SkippedRecord
 
 if TYPE_CHECKING:
-    from pipeline.data.shards.writer import ShardFacts
+    pass
 
 SAMPLES = 8
 """Pictures of the sample sheet."""
@@ -26,64 +23,6 @@ TILE = (360, 480)
 
 _COLUMNS, _GAP, _LINE, _ENTRY = 4, 8, 24, 200
 """Tiles in a row; pixels between tiles, of a line of text, of an entry of the legend."""
-
-
-class Counts(NamedTuple):
-    """What the shards of a split hold together: the fields of this name of a manifest, for one split."""
-
-    pixels: tuple[int, ...]
-    ignored_pixels: int
-    pictures: tuple[int, ...]
-    instances: tuple[int, ...]
-    things_per_picture: dict[int, int]
-    picture_sizes: PictureSizes
-    bytes: int
-    skipped: tuple[SkippedRecord, ...]
-
-
-def counted(shards: Sequence[ShardFacts]) -> Counts:
-    """The counts of a split's shards, which are in their order."""
-    *pixels, ignored = _summed([shard.pixels for shard in shards])
-    things: Counter[int] = Counter()
-    heights: Counter[int] = Counter()
-    widths: Counter[int] = Counter()
-    for shard in shards:
-        things.update(shard.things_per_picture)
-        for height, width, pictures in shard.sizes:
-            heights[height] += pictures
-            widths[width] += pictures
-    return Counts(
-        pixels=tuple(pixels),
-        ignored_pixels=ignored,
-        pictures=_summed([shard.pictures for shard in shards]),
-        instances=_summed([shard.instances for shard in shards]),
-        things_per_picture={count: things[count] for count in sorted(things)},
-        picture_sizes=PictureSizes(height=_spread(heights), width=_spread(widths)),
-        bytes=sum(shard.bytes for shard in shards),
-        skipped=tuple(record for shard in shards for record in shard.skipped),
-    )
-
-
-def _summed(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(np.sum(counts, axis=0).tolist())
-
-
-def _spread(counts: Counter[int]) -> tuple[int, int, int]:
-    """Least, median (the lower of two) and greatest value."""
-    values = sorted(counts)
-    below = np.cumsum([counts[value] for value in values])
-    return values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]
-
-
-def class_table(manifest: Manifest) -> str:
-    """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("class", "split", "pixels", "pictures", "instances"))
-    for split in manifest.splits:
-        columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
-        table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
-    return text.getvalue()
 
 
 # Samples

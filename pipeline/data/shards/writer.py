@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
 from pipeline.data.records import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
-from pipeline.params.schema import parse
+from pipeline.params.parse import parse
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
 from pipeline.storage.results import Label, SkippedRecord
 from pipeline.storage.root import storage_root

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.html import svg as charts
+from pipeline.report.html import svg
 from pipeline.report.html.elements import escaped, table
 from pipeline.report.rows import Facts
 from pipeline.report.tables import percent, signed
@@ -68,7 +68,7 @@ def _with_published(label: str, seed: int, ours: Values, published: Values) -> _
 
     def cells(name: str) -> list[str]:
         difference = differences.get(name)
-        bar = "" if difference is None else charts.bar(difference, reach)
+        bar = "" if difference is None else svg.bar(difference, reach)
         return [_value(ours[name]), _value(published.get(name)), signed(difference), bar]
 
     return _Compared(
@@ -86,7 +86,7 @@ def _with_each_other(label: str, seeds: Sequence[Values]) -> _Compared:
         if not values:
             return ["absent", "", "", "", ""]
         low, middle, high = values[0], statistics.median(values), values[-1]
-        return [*map(percent, (low, middle, high, high - low)), charts.span_bar(low, high, middle)]
+        return [*map(percent, (low, middle, high, high - low)), svg.span_bar(low, high, middle)]
 
     return _Compared(
         title=f"{label} of classes: where the seeds lie furthest apart",
@@ -98,7 +98,7 @@ def _with_each_other(label: str, seeds: Sequence[Values]) -> _Compared:
 def _alone(label: str, ours: Values) -> _Compared:
     def cells(name: str) -> list[str]:
         value = ours[name]
-        return [_value(value), "" if value is None else charts.span_bar(0.0, value, value)]
+        return [_value(value), "" if value is None else svg.span_bar(0.0, value, value)]
 
     return _Compared(
         title=f"{label} of classes, the lowest first",

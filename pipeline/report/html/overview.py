@@ -7,21 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from pipeline.params.tasks import LABELS, primary
-from pipeline.report.html import svg as charts
+from pipeline.report.html import svg
 from pipeline.report.html.elements import chip, escaped, items, paragraphs, row_link, small
 from pipeline.report.rows import Facts
-from pipeline.report.tables import (
-    LEGENDS,
-    NOTHING,
-    TITLES,
-    Cell,
-    Column,
-    checkpoint_notes,
-    published_sentence,
-    signed,
-    table_line,
-    used_columns,
-)
+from pipeline.report.sentences import LEGENDS, checkpoint_notes, published_sentence
+from pipeline.report.tables import NOTHING, TITLES, Cell, Column, signed, table_line, used_columns
 
 _BELOW: Mapping[str, Mapping[str, str]] = {
     "semantic": {"miou": "range"},
@@ -124,7 +114,7 @@ def _strip(name: str, facts: Facts, reach: float) -> str:
     if not differences or median is None:
         return ""
     words = ", ".join(signed(difference) for difference in differences)
-    return charts.small_strip(
+    return svg.small_strip(
         differences,
         median,
         reach=reach,
@@ -139,7 +129,7 @@ def _reach(rows: Mapping[str, Facts]) -> float:
     if not away:
         return 0.0
     margins = [facts.margin for facts in rows.values()]
-    return min(charts.ticks(0.0, max(*away, *margins), 4)[-1], _LARGEST_REACH)
+    return min(svg.ticks(0.0, max(*away, *margins), 4)[-1], _LARGEST_REACH)
 
 
 def _differences(facts: Facts) -> list[float]:

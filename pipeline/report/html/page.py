@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.params.tasks import LABELS
-from pipeline.report.html import svg as charts
+from pipeline.report.html import svg
 from pipeline.report.html.elements import SIGNS, escaped, paragraphs, row_link, style_of
 from pipeline.report.html.overview import overview
 from pipeline.report.html.row_section import Details, row_section
 from pipeline.report.rows import Facts, counts, published_rows
-from pipeline.report.tables import HOW_TO_READ, LEGEND, TITLES, attention, by_task
+from pipeline.report.sentences import HOW_TO_READ, LEGEND, attention
+from pipeline.report.tables import TITLES, by_task
 
 _NOTHING_RAN = """<div class=empty><h3>Nothing has run yet</h3>
 <p>The tables below show the published figures. To fill in ours:</p><ol>
@@ -94,7 +95,7 @@ def _speed_panels(rows: Mapping[str, Facts]) -> list[tuple[str, str, str]]:
 
     Ours stand beside the published points where the devices are the same, and otherwise in a chart of their own.
     """
-    groups: dict[tuple[str, str], dict[str, list[charts.Point]]] = {}
+    groups: dict[tuple[str, str], dict[str, list[svg.Point]]] = {}
     for name, facts in rows.items():
         devices = groups.setdefault((facts.dataset, facts.primary), {})
         for device, point in _points(name.rpartition("_")[2], facts):
@@ -107,7 +108,7 @@ def _speed_panels(rows: Mapping[str, Facts]) -> list[tuple[str, str, str]]:
         for device, points in devices.items():
             apart = len(devices) > 1 and all(point.published is None for point in points)
             note = ": ours only, not comparable with the published device" if apart else ""
-            chart = charts.scatter(
+            chart = svg.scatter(
                 points,
                 x_label=f"pictures/s on {device}",
                 label=f"{label} against pictures per second of the rows of {dataset} on {device}",
@@ -116,22 +117,22 @@ def _speed_panels(rows: Mapping[str, Facts]) -> list[tuple[str, str, str]]:
     return panels
 
 
-def _points(name: str, facts: Facts) -> list[tuple[str, charts.Point]]:
+def _points(name: str, facts: Facts) -> list[tuple[str, svg.Point]]:
     """A row's points by device: the published and ours in one where they were measured on the same device."""
     first, published, speed = facts.primary, facts.published, facts.speed
     ours, limits = None, facts.range.get(first)
     if (median := _median(facts)) is not None and speed and limits:
-        ours = charts.Mark(speed=speed.fps, value=median, low=limits[0], high=limits[1])
+        ours = svg.Mark(speed=speed.fps, value=median, low=limits[0], high=limits[1])
     theirs = None
     if published.get("inf_fps") and published.get(first) is not None:
-        theirs = charts.Mark(speed=published["inf_fps"], value=published[first])
+        theirs = svg.Mark(speed=published["inf_fps"], value=published[first])
     if ours and theirs and speed and speed.comparable:
-        return [(speed.device, charts.Point(name=name, published=theirs, ours=ours))]
+        return [(speed.device, svg.Point(name=name, published=theirs, ours=ours))]
     points = []
     if theirs:
-        points.append((published.get("device", "an unknown device"), charts.Point(name=name, published=theirs)))
+        points.append((published.get("device", "an unknown device"), svg.Point(name=name, published=theirs)))
     if ours and speed:
-        points.append((speed.device, charts.Point(name=name, ours=ours)))
+        points.append((speed.device, svg.Point(name=name, ours=ours)))
     return points
 
 

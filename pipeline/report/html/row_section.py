@@ -7,22 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.params.tasks import LABELS
-from pipeline.report.html import svg as charts
+from pipeline.report.html import svg
 from pipeline.report.html.classes import class_tables
 from pipeline.report.html.elements import cells, chip, definitions, escaped, items, paragraphs, small, table
 from pipeline.report.rows import CHECKPOINTS, ENDED_BADLY, Facts
-from pipeline.report.tables import (
-    behind,
-    evaluated_seeds,
-    figure_names,
-    interval_sentence,
-    percent,
-    rate,
-    seed_cells,
-    seed_columns,
-    signed,
-    span,
-)
+from pipeline.report.sentences import behind, interval_sentence
+from pipeline.report.tables import evaluated_seeds, figure_names, percent, rate, seed_cells, seed_columns, signed, span
 from pipeline.storage.results import RegisteredVersion, TrainedSeed
 
 
@@ -70,7 +60,7 @@ def _headline(facts: Facts) -> str:
 
 def _charts(name: str, facts: Facts, details: Details) -> str:
     seeds = dict.fromkeys([*(seed.seed for seed in facts.seeds if seed.checkpoints), *details.curves])
-    colours = {seed: charts.SEED_COLOURS[i % len(charts.SEED_COLOURS)] for i, seed in enumerate(seeds)}
+    colours = {seed: svg.SEED_COLOURS[i % len(svg.SEED_COLOURS)] for i, seed in enumerate(seeds)}
     first, published = facts.primary, facts.published.get(facts.primary)
     validation = f"Validation {LABELS[first]} during training, percent"
     warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.behind]
@@ -78,7 +68,7 @@ def _charts(name: str, facts: Facts, details: Details) -> str:
         _spread(name, facts, colours),
         (
             validation,
-            charts.line_chart(
+            svg.line_chart(
                 _series(details, colours, f"val_{first}", 100.0),
                 label=f"{validation}, of {name}",
                 reference=published,
@@ -87,7 +77,7 @@ def _charts(name: str, facts: Facts, details: Details) -> str:
         ),
         (
             "Training loss",
-            charts.line_chart(_series(details, colours, "loss"), label=f"Training loss of {name}", logarithmic=True),
+            svg.line_chart(_series(details, colours, "loss"), label=f"Training loss of {name}", logarithmic=True),
         ),
     ]
     figures = "".join(
@@ -113,7 +103,7 @@ def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, s
         caption += f" Shaded: within {facts.margin:g} of the published."
     if verdict.interval:
         caption += f" The bar: {verdict.interval_kind}."
-    chart = charts.strip(
+    chart = svg.strip(
         values,
         colours,
         label=f"{label} of each seed of {name}",
@@ -126,19 +116,19 @@ def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, s
     return caption, chart
 
 
-def _series(details: Details, colours: Mapping[int, str], key: str, scale: float = 1.0) -> list[charts.Series]:
+def _series(details: Details, colours: Mapping[int, str], key: str, scale: float = 1.0) -> list[svg.Series]:
     """The seeds' lines of one value, after the published one; none where no seed has it."""
 
     def points(curve: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
         return [(point["step"], scale * point[key]) for point in curve if point.get(key) is not None]
 
     ours = [
-        charts.Series(name=f"seed {seed}", colour=colours[seed], points=points(curve))
+        svg.Series(name=f"seed {seed}", colour=colours[seed], points=points(curve))
         for seed, curve in details.curves.items()
         if points(curve)
     ]
     published = points(details.published_curve) if ours else []
-    return [charts.Series(name="published", points=published), *ours] if published else ours
+    return [svg.Series(name="published", points=published), *ours] if published else ours
 
 
 def _figures(facts: Facts) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster.config import PLACEHOLDER, Machines, machines, problems
+from pipeline.cluster.check import PLACEHOLDER, problems
+from pipeline.cluster.config import Machines, machines
 from tests.helpers.shared import PROJECT
 
 FILES = ["cluster.yaml", "cluster.onprem.yaml"]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compute.resources import Host, connect, refuse_password, resources_for, share
-from pipeline.params.schema import load_params
+from pipeline.compute.ray_session import connect, refuse_password
+from pipeline.compute.resources import Host, resources_for, share
+from pipeline.params.load import load_params
 
 PARAMS = load_params(Path(__file__).parents[3] / "params.yaml")
 

@@ -17,7 +17,8 @@ import pipeline.cost.benchmark as module
 from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, parameters
 from m2f import build_model
 from pipeline.cost.benchmark import benchmark, forward_flops
-from pipeline.params.schema import DatasetConfig, Params, Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.storage.results import Manifest, Spread
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -122,7 +123,8 @@ def test_a_step_is_the_training_loops(
     from safetensors.torch import load_file
 
     from pipeline.runs.checkpoints import checkpoint_path
-    from pipeline.training.loop import Run, train
+    from pipeline.runs.run import Run
+    from pipeline.training.loop import train
     from pipeline.training.step import build
 
     row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, steps=3))

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.cost.plan import Settings, checkpoint_bytes, estimated_gpu_hours, make_plan
+from pipeline.cost.plan import Settings, checkpoint_bytes, make_plan
 from pipeline.cost.plan_table import text
+from pipeline.cost.speed import estimated_gpu_hours
 from pipeline.data.images.sizes import counted, input_size, ms_flip_factor
-from pipeline.params.schema import Params, Row, TrainConfig, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params, Row, TrainConfig
 from pipeline.storage.results import Manifest, PictureSizes, Split, TrainedSeed, write_result
 from tests.helpers.made_up import (
     A100,

@@ -19,8 +19,9 @@ import pytest
 
 from pipeline.data import fetch as fetch_module
 from pipeline.data.fetch import fetch, folder_digest, open_sources
-from pipeline.params.schema import DatasetConfig, load_params
-from pipeline.storage.download import LOGINS
+from pipeline.data.login import LOGINS
+from pipeline.params.load import load_params
+from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedDataset, FetchedSource, read_result
 from tests.helpers.http_server import Server, serving

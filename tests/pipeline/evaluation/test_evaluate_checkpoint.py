@@ -19,7 +19,7 @@ import torch
 
 from m2f import build_model
 from pipeline.compute.resources import Resources
-from pipeline.evaluation import evaluate_checkpoint as evaluation
+from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation, parts_of
 from pipeline.evaluation.published import CODE as PUBLISHED_CODE
 from pipeline.evaluation.task_metrics import measure, predictions
@@ -44,7 +44,7 @@ def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manif
     """(storage root, manifest) of 2 training and 12 validation pictures of 64 x 96."""
     from pipeline.data.fetch import fetch, open_sources
     from pipeline.data.shards.build import build
-    from pipeline.params.schema import load_params
+    from pipeline.params.load import load_params
 
     root = tmp_path_factory.mktemp("many") / "storage"
     shapes = load_params(PROJECT / "params.yaml").dataset("shapes")
@@ -174,7 +174,7 @@ def test_a_result_that_is_torn_altered_or_not_whole_is_made_again(job: Job) -> N
     assert evaluate(job, ALONE) == first
     shutil.rmtree(job.folder / "overlays")
     assert finished_evaluation(job.folder, "panoptic") is None
-    assert evaluate(job, ALONE) == first and len(evaluation.overlays_of(job.folder)) == 8
+    assert evaluate(job, ALONE) == first and len(evaluate_checkpoint.overlays_of(job.folder)) == 8
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"semantic": 1, "panoptic": 2, "instance": 3}'])
@@ -215,7 +215,7 @@ def test_everything_that_decides_a_figure_is_in_the_key(job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [evaluation.CODE, PUBLISHED_CODE], ids=["evaluate", "published"])
+@pytest.mark.parametrize("code", [evaluate_checkpoint.CODE, PUBLISHED_CODE], ids=["evaluate", "published"])
 def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Code) -> None:
     project = Project(code)
     modules = set(project.definitions)
@@ -242,18 +242,18 @@ def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Cod
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, confusions = undisturbed(job)
     seen = count_pictures(monkeypatch)
-    written = evaluation.write_json
+    written = evaluate_checkpoint.write_json
 
     def until_five(path: Path, value: Any) -> None:
         written(path, value)
         if len(list(job.folder.glob("parts/*.json"))) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "write_json", until_five)
+    monkeypatch.setattr(evaluate_checkpoint, "write_json", until_five)
     with pytest.raises(KeyboardInterrupt):
         evaluate(job, ALONE)
     assert seen == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(evaluation, "write_json", written)
+    monkeypatch.setattr(evaluate_checkpoint, "write_json", written)
     assert evaluate(job, ALONE) == expected
     assert seen == list(range(12))
     assert (job.folder / "confusion.json").read_bytes() == confusions
@@ -264,7 +264,7 @@ import pickle, sys, time
 from pathlib import Path
 
 from pipeline.evaluation import evaluate_checkpoint as evaluation
-from tests.pipeline.test_evaluation import ALONE
+from tests.pipeline.evaluation.test_evaluate_checkpoint import ALONE
 
 job, pause_after, ready, go, out = pickle.loads(Path(sys.argv[1]).read_bytes())
 write, parts = evaluation.write_json, []

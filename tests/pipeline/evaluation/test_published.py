@@ -15,9 +15,10 @@ from m2f.weights import reference_name
 from pipeline.evaluation.published import digest_prefix, evaluate_published, logged_step_s, read_log
 from pipeline.evaluation.task_metrics import measure
 from pipeline.params.schema import PublishedConfig, Row
+from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
-from pipeline.tracking.mlflow_runs import read_curve
+from pipeline.tracking.mlflow_runs import track_published
 from tests.helpers.shared import shared
 
 LOG = [
@@ -59,11 +60,12 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
     assert [point["step"] for point in curve] == [50, 100]
     assert curve[1]["val_miou"] == pytest.approx(0.705) and curve[1]["loss"] == 60.0
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run = client.get_run(result.mlflow_run_id)
+    assert result.mlflow_run_id is None  # a stage writes its result first
+    run = client.get_run(track_published(row, config, result))
     assert run.info.run_name == "published small" and run.info.status == "FINISHED"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [90.5, 60.0]
     again = evaluate_published(row, config, manifest=small_data[1])
-    assert again == result
+    assert again == result and track_published(row, config, again) == run.info.run_id
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 2
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.params.schema import load_params, parse_params
+from pipeline.params.load import load_params, parse_params
 from tests.helpers.shared import shared
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -19,9 +19,10 @@ from mlflow.exceptions import MlflowException
 from urllib3.util import connection
 
 from pipeline.params.schema import Row
-from pipeline.registry.register import candidates, chosen, licence, model_name, register
+from pipeline.registry.candidates import candidates, chosen
+from pipeline.registry.register import licence, model_name, register
 from pipeline.storage.results import Aliases, BestCheckpoint, BestVersion, RegisteredVersion, Registration
-from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking import mlflow_runs
 from pipeline.tracking.client import mlflow_client
 from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation, training
 from tests.helpers.registered import manifest_of, results_of, row_of
@@ -162,7 +163,7 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
 
 
 def test_a_version_is_shown_at_the_run_that_trained_it(row: Row, storage: Path, registry: MlflowClient) -> None:
-    run = tracking.open_run(dataset="mine", row=row.name, name="seed 0", run_key="run0", params={}, tags={})
+    run = mlflow_runs.open_run(dataset="mine", row=row.name, name="seed 0", run_key="run0", params={}, tags={})
     assert run is not None
     registered(row, storage, {0: 0.5, 1: 0.4}, runs={0: run, 1: "0123456789abcdef0123456789abcdef"})
     known, unknown = (registry.get_model_version("odd-semantic", number) for number in ("1", "2"))
@@ -327,7 +328,8 @@ AT_ONCE = """
 import json, sys, time
 from pathlib import Path
 import mlflow, torch
-from pipeline.params.schema import Row, parse
+from pipeline.params.parse import parse
+from pipeline.params.schema import Row
 from pipeline.registry.register import register
 from pipeline.storage.results import Evaluation, Manifest, TrainingResult
 given = json.loads(Path(sys.argv[1]).read_text())

@@ -30,7 +30,9 @@ from pipeline.evaluation.predict import Outcome
 from pipeline.evaluation.task_metrics import predictions
 from pipeline.params.schema import MsFlipConfig, Row
 from pipeline.provenance.code import code_digest
-from pipeline.registry.register import candidates, register, save_model, served_settings, trained_network
+from pipeline.registry.candidates import candidates
+from pipeline.registry.model_folder import save_model, served_settings, trained_network
+from pipeline.registry.register import register
 from pipeline.registry.served_model import ANSWERING, LIBRARIES, MODULES, _png
 from pipeline.runs.checkpoints import load_checkpoint
 from pipeline.storage.results import Manifest

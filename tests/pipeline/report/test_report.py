@@ -14,16 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.loader.train_batches import Picture
+from pipeline.data.loader.val_pictures import Picture
 from pipeline.evaluation.overlays import write_overlay
 from pipeline.evaluation.task_metrics import Outcome
-from pipeline.params.schema import Params, VerdictConfig, parse_params
+from pipeline.params.load import parse_params
+from pipeline.params.schema import Params, VerdictConfig
 from pipeline.params.tasks import FIGURES
-from pipeline.report import write_report
 from pipeline.report.html.svg import thinned, ticks
 from pipeline.report.html.thumbnails import panels
 from pipeline.report.rows import Interval, counts, row_facts
-from pipeline.report.tables import attention, markdown, table_line, text_table
+from pipeline.report.sentences import attention
+from pipeline.report.tables import table_line
+from pipeline.report.text import markdown, text_table
+from pipeline.report.write import write_report
 from pipeline.storage.files import write_json
 from pipeline.storage.results import (
     Accepted,
@@ -695,7 +698,7 @@ def test_a_storage_root_that_fails_is_asked_once_and_the_report_is_made(
         asked.append(path)
         raise OSError("the bucket does not answer")
 
-    monkeypatch.setattr("pipeline.report.read_curve", refuse)
+    monkeypatch.setattr("pipeline.report.write.read_curve", refuse)
     written(tmp_path, trained("ours", 3))
     written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]))
     left_out = "Curves or pictures are left out: 3 files could not be read from the storage root (the bucket does not"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.params.schema import Row, VerdictConfig, load_params, parse_params
+from pipeline.params.load import load_params, parse_params
+from pipeline.params.schema import Row, VerdictConfig
 from pipeline.report.verdict import Verdict, judge, median_interval, median_variance, predictive_interval, row_verdict
 from tests.helpers.shared import PROJECT
 

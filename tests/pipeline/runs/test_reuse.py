@@ -13,9 +13,9 @@ from pipeline.params.schema import Row
 from pipeline.provenance import run_key
 from pipeline.runs.reuse import accept
 from pipeline.storage.files import delete
+from pipeline.storage.inventory import inventory
 from pipeline.storage.results import Manifest, TrainedSeed, write_result
-from pipeline.storage.root import inventory
-from pipeline.training import loop as train_loop
+from pipeline.training import loop
 from pipeline.training.seeds import train_row
 from tests.helpers.made_up import training
 from tests.helpers.shared import PROJECT
@@ -37,7 +37,7 @@ def change_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_key, "code_digest", lambda code: "other code")
 
 
-def never(run: train_loop.Run) -> Any:
+def never(run: loop.Run) -> Any:
     raise AssertionError("it was trained")
 
 
@@ -51,7 +51,7 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
     assert note.run_key == before.run_key != note.instead_of
     assert note.differences == ("code, or initial weights",)
 
-    monkeypatch.setattr(train_loop, "train", never)
+    monkeypatch.setattr(loop, "train", never)
     after = train(two_steps, manifest)
     assert after == dataclasses.replace(before, accepted=note)
     assert json.loads((tmp_path / "storage" / note.note).read_text())["reason"] == "a module was renamed"

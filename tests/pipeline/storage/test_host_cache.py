@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import host_cache as shard_cache
+from pipeline.storage import host_cache
 from pipeline.storage.files import local_copy
 from pipeline.storage.host_cache import _lock
 from tests.helpers.waiting import LIMIT_S
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("M2F_SHARD_CACHE", str(folder))
     monkeypatch.delenv("M2F_SHARD_CACHE_GIB", raising=False)
-    monkeypatch.setattr(shard_cache, "_held", {})
+    monkeypatch.setattr(host_cache, "_held", {})
     return folder
 
 
@@ -39,9 +39,9 @@ def bound(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 def close_all() -> None:
     """As if the process had ended."""
-    for lock in shard_cache._held.values():
+    for lock in host_cache._held.values():
         lock.close()
-    shard_cache._held.clear()
+    host_cache._held.clear()
 
 
 def kept(cache: Path) -> set[int]:
@@ -136,7 +136,7 @@ def _race(
     shards: list[tuple[Path, str]], start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue
 ) -> None:
     copies: list[str] = []
-    copy, shard_cache._copy = shard_cache._copy, lambda *args: (copies.append(str(args[0])), copy(*args))
+    copy, host_cache._copy = host_cache._copy, lambda *args: (copies.append(str(args[0])), copy(*args))
     start.wait()
     read = [hashlib.sha256(local_copy(*each).read_bytes()).hexdigest() == each[1] for each in shards]
     start.wait()  # nobody's copies are free for deletion before all have theirs

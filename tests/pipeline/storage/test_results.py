@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.params.schema import parse
+from pipeline.params.parse import parse
 from pipeline.storage import results
 from pipeline.storage.results import (
     Aliases,

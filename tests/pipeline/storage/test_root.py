@@ -24,19 +24,23 @@ from s3fs import S3FileSystem
 from safetensors.torch import load_file
 
 from pipeline.data.fetch import fetch, open_sources
-from pipeline.data.loader.train_batches import TrainingOrder, training_batches, validation_pictures, verify_shards
-from pipeline.data.shards import build as shards
+from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.shards import build
+from pipeline.data.shards.reader import verify_shards
 from pipeline.data.shards.writer import ShardFacts
 from pipeline.evaluation.evaluate import evaluate_row
-from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TestConfig, load_params
-from pipeline.report import write_report
-from pipeline.storage import host_cache as shard_cache
+from pipeline.params.load import load_params
+from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TestConfig
+from pipeline.report.write import write_report
+from pipeline.runs.curve_file import read_curve
+from pipeline.storage import host_cache
 from pipeline.storage import root as storage
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256, whole_file, write_json
+from pipeline.storage.inventory import copy_named, inventory, named_digests, wrong_file
 from pipeline.storage.results import FetchedDataset, Manifest, TrainingResult, read_result, write_result
-from pipeline.storage.root import copy_named, inventory, named_digests, root_at, storage_root, store_failure
+from pipeline.storage.root import root_at, storage_root, store_failure
 from pipeline.storage.stores import ObjectStore
-from pipeline.tracking.mlflow_runs import read_curve
 from stages import run
 from tests.helpers.http_server import serving
 from tests.helpers.pictures import config, put, write_folder, zipped
@@ -51,7 +55,7 @@ AUGMENTATION = AugmentationConfig(crop=(8, 8), short_sides=(12,), long_side_max=
 @pytest.fixture(autouse=True)
 def _a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """No copy is held from before."""
-    monkeypatch.setattr(shard_cache, "_held", {})
+    monkeypatch.setattr(host_cache, "_held", {})
 
 
 def forget_stores() -> None:
@@ -75,7 +79,7 @@ def entry(folder: Path, **changes: Any) -> DatasetConfig:
 def made(folder: Path, dataset: DatasetConfig, processes: int = 0) -> tuple[FetchedDataset, Manifest]:
     """What fetching and sharding say."""
     facts = fetch("mine", dataset, base=folder)
-    return facts, shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=processes)
+    return facts, build.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=processes)
 
 
 def drawn(manifest: Manifest, processes: int = 0) -> list[np.ndarray]:
@@ -313,7 +317,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     for path in ("shards", "archives"):
         delete(bucket / path)
     facts = fetch("mine", dataset, base=tmp_path)
-    make, names = shards.make_shard, list[str]()
+    make, names = build.make_shard, list[str]()
 
     def make_two(job: Any, *arguments: Any) -> ShardFacts:
         if len(names) == 2:
@@ -321,9 +325,9 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
         names.append(job.name)
         return make(job, *arguments)
 
-    monkeypatch.setattr(shards, "make_shard", make_two)
+    monkeypatch.setattr(build, "make_shard", make_two)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
+        build.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
     assert names == ["train-00000", "train-00001"]
     assert not [
         item
@@ -340,16 +344,16 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
         copied.append(target)
         copy(source, target)
 
-    monkeypatch.setattr(shards, "make_shard", lambda job, *rest: (names.append(job.name), make(job, *rest))[1])
+    monkeypatch.setattr(build, "make_shard", lambda job, *rest: (names.append(job.name), make(job, *rest))[1])
     monkeypatch.setattr(ObjectStore, "copy_to", copy_three)
     with pytest.raises(KeyboardInterrupt):
-        shards.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
+        build.build("mine", dataset, open_sources(facts), facts=facts.sources, processes=0)
     assert len(names) == len(set(names)) == sum(len(split.shards) for split in expected[1].splits.values())
     half = copied[0].parent
     assert not (half / "build.json").exists(), "the mark of a whole set comes last"
 
     monkeypatch.setattr(ObjectStore, "copy_to", copy)
-    monkeypatch.setattr(shards, "make_shard", make_two)  # none is left to be made
+    monkeypatch.setattr(build, "make_shard", make_two)  # none is left to be made
     assert made(tmp_path, dataset) == expected
     assert [path.name for path in (bucket / "shards").iterdir()] == [half.name]
 
@@ -366,7 +370,7 @@ def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
     (bucket / shard.path).write_bytes(b"x" + right[1:])
     with pytest.raises(ValueError, match=r"train-00000\.arrow is truncated or altered: .*; make it again"):
         drawn(manifest)
-    assert storage.wrong_file(shard.path, shard.sha256).startswith(f"{shard.path} is altered")
+    assert wrong_file(shard.path, shard.sha256).startswith(f"{shard.path} is altered")
     (bucket / shard.path).write_bytes(right[:-1])
     with pytest.raises(
         ValueError, match=r"train-00000\.arrow is truncated .*: .* bytes; make it again with: python -m"
@@ -382,7 +386,7 @@ def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
     archive.write_bytes(b"x" + archive.read_bytes()[1:])
     for copy in (tmp_path / "cache").rglob("mine.zip"):
         copy.unlink()
-    shard_cache._held.clear()
+    host_cache._held.clear()
     with pytest.raises(ValueError, match=r"mine\.zip is truncated or altered"):
         open_sources(facts)
     assert made(tmp_path, dataset) == (facts, manifest)
@@ -596,7 +600,7 @@ def test_a_killed_row_in_a_bucket_goes_on_and_ends_as_an_undisturbed_one_in_a_fo
     write_report(dataclasses.replace(params, rows={"small": row}), results=results, out=tmp_path / "reports")
     page = (tmp_path / "reports/index.html").read_text()
     assert seed.run_key in page and "data:image/jpeg;base64," in page
-    assert not storage.wrong_file(f"{seed.run_dir}/checkpoints/{last.name}", sha256(last))
+    assert not wrong_file(f"{seed.run_dir}/checkpoints/{last.name}", sha256(last))
 
     use(monkeypatch, tmp_path / "storage")
     undisturbed = training(tmp_path, row, manifest)
@@ -640,6 +644,6 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
         assert [point["step"] for point in read_curve(bucket / entry.run_dir / "curve.jsonl")] == [1, 2, 3, 4]
         assert entry.checkpoints is not None
         last = entry.checkpoints.last
-        assert not storage.wrong_file(f"{entry.run_dir}/{last.path}", last.sha256)
+        assert not wrong_file(f"{entry.run_dir}/{last.path}", last.sha256)
         assert f"small seed {entry.seed}: step 4/4" in (tmp_path / "log").read_text()
     assert not [name for name in files_below(bucket) if "/ray/" in name]

@@ -18,13 +18,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipeline.evaluation import evaluate_checkpoint as evaluations
+from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.task_metrics import Measures
-from pipeline.params.schema import Row, load_params
+from pipeline.params.load import load_params
+from pipeline.params.schema import Row
+from pipeline.runs.curve_file import point_line, read_points
 from pipeline.runs.outcome import TrackedRun, note_of, write_note
 from pipeline.storage.results import EvaluatedSeed, write_result
-from pipeline.tracking import mlflow_runs as tracking
-from pipeline.tracking.sender import Machine, point_line, read_points
+from pipeline.tracking import mlflow_runs
+from pipeline.tracking.system_load import Machine
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.made_up import (
     A100,
@@ -85,7 +87,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     (folder / "curve.jsonl").write_text("\n".join([*lines, ""]))
     if published:
         tags = {"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"}
-        tracking.open_run(
+        mlflow_runs.open_run(
             dataset=row.dataset,
             row=row.name,
             name=f"published {row.name}",
@@ -96,7 +98,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
             running=False,
         )
     else:
-        tracking.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
+        mlflow_runs.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
         write_note(folder, dataclasses.replace(A100, git_commit="0" * 40))
         (sample,) = read_points([Machine().sample() + "\n"])
         load = {name: value for name, value in sample.items() if name.startswith("system/")}
@@ -112,7 +114,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
     measures = evaluated(row, names, rng)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
-    figures = evaluations.keep(folder, "e0", measures, step=row.train.steps, title=title)
+    figures = evaluate_checkpoint.keep(folder, "e0", measures, step=row.train.steps, title=title)
     return evaluated_seed(seed, figures, run_key=key)
 
 

@@ -21,20 +21,14 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.runs.curve_file import point_line, read_curve
 from pipeline.runs.outcome import evaluation_dir, write_note
 from pipeline.storage.results import write_result
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
-from pipeline.tracking.mlflow_runs import (
-    Curve,
-    catch_up,
-    log_row,
-    open_run,
-    read_curve,
-    set_tags,
-    tracking_uri,
-)
-from pipeline.tracking.sender import Machine, point_line
+from pipeline.tracking.curve import Curve
+from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags, tracking_uri
+from pipeline.tracking.system_load import Machine
 from stages.track import main as track
 from tests.helpers.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.helpers.mlflow_server import Server, free_port
@@ -497,7 +491,7 @@ def timed(call, *args, **kwargs):
     return result
 if process == "train":
     run_id = timed(tracking.open_run, **run, run_dir=folder)
-    curve = timed(tracking.Curve, folder / "curve.jsonl", run_id, 10**9, run_dir=folder)
+    curve = timed(Curve, folder / "curve.jsonl", run_id, 10**9, run_dir=folder)
     for n in range(3, 103):
         timed(curve.log, 10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1})
         time.sleep(pause_s)
@@ -554,7 +548,7 @@ from pipeline.tracking import mlflow_runs as tracking
 sender.SEND_EVERY_S, sender.RETRY_AFTER_S = 0.05, 0.2
 folder, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 run_id = tracking.open_run(**json.loads(Path("described.json").read_text()), run_dir=folder)
-with tracking.Curve(folder / "curve.jsonl", run_id, first, run_dir=folder) as curve:
+with Curve(folder / "curve.jsonl", run_id, first, run_dir=folder) as curve:
     for step in range(first, last):
         curve.log(step, {"loss": float(step), "lr": 0.5})
         print(step, flush=True)

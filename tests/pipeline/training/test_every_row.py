@@ -11,12 +11,13 @@ import pytest
 
 from pipeline.compute.resources import Resources
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, overlays_of
-from pipeline.params.schema import load_params
+from pipeline.params.load import load_params
 from pipeline.params.tasks import FIGURES, primary
+from pipeline.runs.curve_file import read_curve
+from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest
 from pipeline.storage.root import storage_root
-from pipeline.tracking.mlflow_runs import read_curve
-from pipeline.training.loop import Run, train
+from pipeline.training.loop import train
 
 PROJECT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(PROJECT / "params.yaml")

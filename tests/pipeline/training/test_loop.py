@@ -17,11 +17,12 @@ from m2f.losses import Divergence
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.params.schema import Row
 from pipeline.runs.checkpoints import checkpoint_path, newest_checkpoint
+from pipeline.runs.curve_file import read_curve
+from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest
-from pipeline.tracking.mlflow_runs import read_curve
-from pipeline.training import loop as train_loop
+from pipeline.training import loop
 from pipeline.training import step as train_step
-from pipeline.training.loop import Run, train
+from pipeline.training.loop import train
 from pipeline.training.worker import Worker
 from tests.helpers import golden
 
@@ -117,7 +118,7 @@ def test_newest_and_best_checkpoint_are_kept_and_a_finished_run_is_not_trained_a
     assert result.checkpoints.best.figure == "pq"
     assert result.checkpoints.best.value == best["val_pq"]
     with monkeypatch.context() as patch:
-        patch.setattr(train_loop, "build", None)  # a training would call it
+        patch.setattr(loop, "build", None)  # a training would call it
         assert train(run) == result
 
 
@@ -211,7 +212,7 @@ def test_a_non_finite_loss_stops_the_run_for_good_and_says_where(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("run")
-    original = train_loop.build
+    original = loop.build
 
     def poisoned(*arguments: Any, **keywords: Any) -> Any:
         training = original(*arguments, **keywords)
@@ -219,7 +220,7 @@ def test_a_non_finite_loss_stops_the_run_for_good_and_says_where(
             training.model.query_decoder.class_head.bias[0] = float("nan")
         return training
 
-    monkeypatch.setattr(train_loop, "build", poisoned)
+    monkeypatch.setattr(loop, "build", poisoned)
     with pytest.raises(Divergence, match="row small, seed 5 diverged in step 0"):
         train(run)
     note = json.loads((run.run_dir / "diverged.json").read_text())
@@ -275,8 +276,8 @@ def test_a_run_that_would_cost_more_gpu_hours_than_allowed_stops_with_the_estima
     worker = Worker(0, 8, torch.device("cpu"))
     # 6 steps of 900 s on 8 GPUs: 12 hours, allowed are 8
     with pytest.raises(ValueError, match=r"about 12.0 GPU-hours .* set rows.small.max_gpu_hours \(now 8\) above that"):
-        train_loop.refuse_if_too_long(run, worker, seconds_per_step=900)
-    train_loop.refuse_if_too_long(run, worker, seconds_per_step=500)
+        loop.refuse_if_too_long(run, worker, seconds_per_step=900)
+    loop.refuse_if_too_long(run, worker, seconds_per_step=500)
 
 
 def test_batch_statistics_cannot_be_accumulated(make_run: Callable[..., Run], small_row: Row) -> None:

@@ -10,9 +10,9 @@ import pytest
 from torch import tensor
 
 from pipeline.params.schema import Row
-from pipeline.tracking.mlflow_runs import Curve
+from pipeline.runs.run import Run
+from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import Behind
-from pipeline.training.loop import Run
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
 
 

@@ -22,18 +22,23 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from m2f.losses import Divergence
-from pipeline.compute.resources import Resources, ray_storage
-from pipeline.params.schema import Row, load_params
+from pipeline.compute.ray_session import ray_storage
+from pipeline.compute.resources import Resources
+from pipeline.cost.speed import refuse_if_too_costly
+from pipeline.params.load import load_params
+from pipeline.params.schema import Row
 from pipeline.provenance.run_key import run_key
 from pipeline.runs.checkpoints import save_checkpoint, save_model
 from pipeline.runs.outcome import pools_of, write_pools
+from pipeline.runs.run import Run
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
 from pipeline.storage.root import storage_root
 from pipeline.tracking.client import mlflow_client
-from pipeline.training import worker_group as train_job
-from pipeline.training.loop import Left, Run
-from pipeline.training.seeds import _worker_s, _workers, refuse_if_too_costly, train_row
+from pipeline.training import worker_group
+from pipeline.training.elastic import sized
+from pipeline.training.loop import Left
+from pipeline.training.seeds import _worker_s, _workers, train_row
 from tests.helpers.made_up import pool
 from tests.helpers.ray_hosts import RayHosts
 from tests.helpers.shared import PROJECT
@@ -247,9 +252,9 @@ def lost() -> WorkerGroupError:
 
 
 def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
-    assert train_job.what_failed(lost())[0] == "lost"
+    assert worker_group.what_failed(lost())[0] == "lost"
     alone = WorkerGroupError("", {0: RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed")})
-    assert train_job.what_failed(alone)[0] == "lost"
+    assert worker_group.what_failed(alone)[0] == "lost"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +269,7 @@ def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
     ],
 )
 def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(error: Exception, kind: str) -> None:
-    assert train_job.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
+    assert worker_group.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
 
 
 def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None:
@@ -272,13 +277,13 @@ def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None
         "Traceback:\n[gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033. This is typically "
         "caused by a remote worker crashing."
     )
-    said = train_job.sentence(error, small_run)
+    said = worker_group.sentence(error, small_run)
     assert said == "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033."
 
 
 def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
-    assert train_job.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
-    assert train_job.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
+    assert worker_group.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
+    assert worker_group.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
 
 
 @pytest.fixture
@@ -293,8 +298,8 @@ def small_run(two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path)
 def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str | None, int]]:
     """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
     run = small_run
-    monkeypatch.setattr(train_job, "_pool_is_free", lambda resources: True)
-    monkeypatch.setattr(train_job, "_say_it_waits", lambda run, resources: time.monotonic())
+    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
 
     def go(*failures: tuple[BaseException, int]) -> tuple[str | None, int]:
         launches = 0
@@ -307,8 +312,8 @@ def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
                 (run.run_dir / f"checkpoints/step-{step:08d}.safetensors").touch()
                 raise error
 
-        monkeypatch.setattr(train_job, "_fit", fit)
-        train_job._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
+        monkeypatch.setattr(worker_group, "_fit", fit)
+        worker_group._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
         note = run.run_dir / "failed.json"
         return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
 
@@ -390,47 +395,47 @@ def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for
         if (error := next(errors, None)) is not None:
             raise error
 
-    monkeypatch.setattr(train_job, "_fit", fit)
-    monkeypatch.setattr(train_job, "_growing", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(train_job, "_pool_is_free", lambda resources: True)
-    monkeypatch.setattr(train_job, "_say_it_waits", lambda run, resources: time.monotonic())
-    monkeypatch.setattr(train_job, "places", lambda resources: next(counts))
-    train_job._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker_group, "_fit", fit)
+    monkeypatch.setattr(worker_group, "growing", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
+    monkeypatch.setattr(worker_group, "places", lambda resources: next(counts))
+    worker_group._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
     assert began == launches and list(counts) == []
     assert not (small_run.run_dir / "failed.json").exists()
 
 
 def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:
     # 4 groups: one each for 4 workers, so one at once for 3 of them; two each for 2
-    assert train_job._sized(small_run, pool_of(4), 3).groups_at_once == 1
-    assert train_job._sized(small_run, pool_of(2), 1).groups_at_once == 2
-    assert train_job._sized(small_run, pool_of(4), 4) is small_run
+    assert sized(small_run, pool_of(4), 3).groups_at_once == 1
+    assert sized(small_run, pool_of(2), 1).groups_at_once == 2
+    assert sized(small_run, pool_of(4), 4) is small_run
     few = dataclasses.replace(small_run, groups_at_once=1)
-    assert train_job._sized(few, pool_of(2), 1) is few
+    assert sized(few, pool_of(2), 1) is few
     # batch statistics are of the whole step: all of a worker's groups go through together
     row = load_params(PROJECT / "params.yaml").rows["ade20k_r50"]
     synchronised = dataclasses.replace(small_run, row=row)
-    assert train_job._sized(synchronised, pool_of(8), 4) is synchronised
+    assert sized(synchronised, pool_of(8), 4) is synchronised
 
 
 def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
     def noted() -> list[tuple[int, int, int]]:
         return [(pool.from_step, pool.workers, pool.hosts) for pool in pools_of(small_run.run_dir)]
 
-    train_job.note_pool(small_run, "a")
-    train_job.note_pool(small_run, "a")  # lost before its first checkpoint
+    worker_group.note_pool(small_run, "a")
+    worker_group.note_pool(small_run, "a")  # lost before its first checkpoint
     assert noted() == [(0, 1, 1)]
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     state = {"train_s": 60.0}
     save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
-    train_job.note_pool(small_run, "a")
+    worker_group.note_pool(small_run, "a")
     assert noted() == [(0, 1, 1), (4, 1, 1)]
     assert [pool.train_s for pool in pools_of(small_run.run_dir)] == [0.0, 60.0]
-    assert train_job._workers_in_turn(small_run) == {}
+    assert worker_group._workers_in_turn(small_run) == {}
     counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
     write_pools(small_run.run_dir, [pool(workers=workers, from_step=step) for step, workers in counts])
-    assert train_job._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
+    assert worker_group._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
 
 
 def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> None:

@@ -20,11 +20,11 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.params.schema import Row
+from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import pools_of
 from pipeline.storage.results import Manifest, Pool
-from pipeline.tracking import mlflow_runs as tracking
-from pipeline.tracking.mlflow_runs import read_curve
-from pipeline.training import loop as train_loop
+from pipeline.tracking import mlflow_runs
+from pipeline.training import loop
 from pipeline.training.seeds import train_row
 from tests.helpers.ray_hosts import RayHosts
 from tests.helpers.shared import PROJECT
@@ -124,11 +124,11 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
     # the same steps by one worker, from the checkpoint at which it made place for the whole pool
     monkeypatch.setenv("M2F_STORAGE", str(job.storage))
     copy = tmp_path / "copy"
-    run = train_loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
+    run = loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
     (copy / "run.json").unlink()  # nothing for MLflow
-    (copy / train_loop.LEAVE).touch()
-    with pytest.raises(train_loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
-        train_loop.train(run)
+    (copy / loop.LEAVE).touch()
+    with pytest.raises(loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
+        loop.train(run)
     alone = read_curve(copy / "curve.jsonl")[grown:]
     assert [point["step"] for point in job.curve()][: grown + 5] == list(range(1, grown + 6))
     assert [point["loss"] for point in alone] == pytest.approx(
@@ -211,18 +211,18 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
 def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
     small_row: Row, small_manifest: Manifest, tmp_path: Path
 ) -> None:
-    def run(name: str) -> train_loop.Run:  # 6 steps, a checkpoint after every second
-        return train_loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
+    def run(name: str) -> loop.Run:  # 6 steps, a checkpoint after every second
+        return loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
 
-    undisturbed = train_loop.train(run("undisturbed"))
-    asked, leave = run("asked"), tmp_path / "asked" / train_loop.LEAVE
+    undisturbed = loop.train(run("undisturbed"))
+    asked, leave = run("asked"), tmp_path / "asked" / loop.LEAVE
     asked.run_dir.mkdir()
     leave.touch()
     for step in (2, 3, 4):  # 3: validation saves too
-        with pytest.raises(train_loop.Left, match=f"left after step {step}"):
-            train_loop.train(asked)
+        with pytest.raises(loop.Left, match=f"left after step {step}"):
+            loop.train(asked)
         assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
-    result = train_loop.train(asked)  # the last step is an end
+    result = loop.train(asked)  # the last step is an end
     assert result is not None and undisturbed is not None and result.metrics == undisturbed.metrics
     losses = [
         [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
@@ -235,8 +235,8 @@ def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
 ) -> None:
     first = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
     trained: list[int] = []
-    original = train_loop.train
-    monkeypatch.setattr(train_loop, "train", lambda run: trained.append(run.seed) or original(run))
+    original = loop.train
+    monkeypatch.setattr(loop, "train", lambda run: trained.append(run.seed) or original(run))
     more = dataclasses.replace(two_steps, seeds=(1, 2))
     second = train_row(more, manifest=small_data[1], weights=NO_WEIGHTS)
     assert trained == [2]
@@ -247,7 +247,7 @@ def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
 def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
     two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = train_loop.build
+    original = loop.build
 
     def poisoned(*arguments: Any, **keywords: Any) -> Any:
         training = original(*arguments, **keywords)
@@ -255,12 +255,12 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
             training.model.query_decoder.class_head.bias.data[0] = float("nan")
         return training
 
-    monkeypatch.setattr(train_loop, "build", poisoned)
+    monkeypatch.setattr(loop, "build", poisoned)
     row = dataclasses.replace(two_steps, seeds=(1, 2))
     seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     assert [entry.status for entry in seeds] == ["diverged", "finished"]
     assert "seed 1 diverged in step 0" in seeds[0].reason
-    monkeypatch.setattr(train_loop, "build", original)
+    monkeypatch.setattr(loop, "build", original)
     with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
         train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
 
@@ -268,8 +268,8 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
 def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
     two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, answers = tracking.attempt, itertools.chain([False], itertools.repeat(True))
-    monkeypatch.setattr(tracking, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)
+    original, answers = mlflow_runs.attempt, itertools.chain([False], itertools.repeat(True))
+    monkeypatch.setattr(mlflow_runs, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert [point.step for point in client.get_metric_history(seed.mlflow_run_id, "loss")] == [1, 2]

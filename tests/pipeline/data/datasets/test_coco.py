@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import json
 import pickle
 import zipfile
@@ -12,138 +11,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask
 
 from pipeline.data.datasets import coco
 from pipeline.data.images.codecs import decode_segments
-from pipeline.data.shards import build as shards
+from pipeline.data.shards import build
 from pipeline.params.schema import DatasetConfig
-from tests.helpers.pictures import encoded, image, put, zipped
-from tests.helpers.shared import shared
-from tests.pipeline.test_shards import rows
-
-CONFIG = DatasetConfig(
-    layout="coco",
-    class_names=("sky", "car", "dog", "cat"),
-    thing_classes=("car", "dog", "cat"),
-    splits={"val": "val2017"},
+from tests.helpers.coco_files import (
+    CAR,
+    COLUMN,
+    CONFIG,
+    DOG,
+    IDS,
+    INSTANCES,
+    PANOPTIC,
+    PICTURES,
+    SKY,
+    png,
+    published,
+    write_coco,
 )
-
-PICTURES = [
-    {"id": 7, "file_name": "b.jpg", "height": 6, "width": 8},
-    {"id": 2, "file_name": "a.jpg", "height": 6, "width": 8},
-]
-
-COLUMN = np.zeros((6, 8), np.uint8)
-COLUMN[:, 0] = 1
-
-INSTANCES = {
-    "info": {"description": 'with "quotes" and ], }'},
-    "images": PICTURES,
-    "licenses": [],
-    "annotations": [
-        {
-            "id": 11,
-            "image_id": 2,
-            "category_id": 3,
-            "segmentation": [[1, 1, 4, 1, 4, 3, 1, 3], [5, 4, 7, 4, 7, 6, 5, 6]],
-            "bbox": [1, 1, 6, 5],
-            "area": 9.5,
-            "iscrowd": 0,
-        },
-        {
-            "id": 12,
-            "image_id": 2,
-            "category_id": 18,
-            "segmentation": {"size": [6, 8], "counts": [0, 6, 42]},
-            "bbox": [0, 0, 1, 6],
-            "area": 6,
-            "iscrowd": 1,
-        },
-        {
-            "id": 13,
-            "image_id": 2,
-            "category_id": 18,
-            "segmentation": {
-                "size": [6, 8],
-                "counts": mask.encode(np.asfortranarray(COLUMN))["counts"].decode(),
-            },
-            "bbox": [0.5, 0, 0.5, 6],
-            "area": 6,
-        },
-    ],
-    "categories": [{"id": 3, "name": "car"}, {"id": 18, "name": "dog"}],
-}
-
-SKY, CAR, DOG = 5, 300, 256 * 256 * 2 + 1
-"""Segment ids: (5, 0, 0), (44, 1, 0) and (1, 0, 2) as colours."""
-
-IDS = np.full((6, 8), SKY)
-IDS[0] = 0
-IDS[1:3, 1:4] = CAR
-IDS[5, 6:] = DOG
-
-PANOPTIC = {
-    "images": PICTURES,
-    "annotations": [
-        {
-            "image_id": identity,
-            "file_name": name,
-            "segments_info": [
-                {"id": DOG, "category_id": 18, "iscrowd": 1, "area": 2, "bbox": [6, 5, 2, 1]},
-                {"id": SKY, "category_id": 200, "iscrowd": 0, "area": 32, "bbox": [0, 1, 8, 5]},
-                {"id": CAR, "category_id": 3, "iscrowd": 0, "area": 6, "bbox": [1, 1, 3, 2]},
-            ],
-        }
-        for identity, name in ((2, "a.png"), (7, "b.png"))
-    ],
-    "categories": [
-        {"id": 3, "name": "car", "isthing": 1},
-        {"id": 18, "name": "dog", "isthing": 1},
-        {"id": 200, "name": "sky", "isthing": 0},
-    ],
-}
-
-
-def png(ids: np.ndarray, mode: str = "RGB") -> bytes:
-    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(colours).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write(
-    folder: Path, instances: dict[str, Any] | None = INSTANCES, panoptic: dict[str, Any] | None = PANOPTIC
-) -> Path:
-    """A COCO folder of two pictures of 6 x 8; returns it."""
-    for index, name in enumerate(("a", "b")):
-        put(folder / f"val2017/{name}.jpg", encoded(image(6, 8, seed=index), ".jpg"))
-        if panoptic is not None:
-            put(folder / f"annotations/panoptic_val2017/{name}.png", png(IDS))
-    for kind, content in (("instances", instances), ("panoptic", panoptic)):
-        if content is not None:
-            put(folder / f"annotations/{kind}_val2017.json", json.dumps(content, indent=1).encode())
-    return folder
-
-
-def published(folder: Path, compression: int) -> list[Path]:
-    """The folder as COCO's archives: pictures, instances, and panoptic labels with an archive inside."""
-    parts = [folder.parent / f"{name}.zip" for name in ("val2017", "annotations", "panoptic_annotations")]
-    with zipfile.ZipFile(parts[0], "w") as archive:
-        for path in sorted((folder / "val2017").iterdir()):
-            archive.write(path, f"val2017/{path.name}")
-    with zipfile.ZipFile(parts[1], "w") as archive:
-        archive.write(folder / "annotations/instances_val2017.json", "annotations/instances_val2017.json")
-    inner = io.BytesIO()
-    with zipfile.ZipFile(inner, "w") as archive:
-        for path in sorted((folder / "annotations/panoptic_val2017").iterdir()):
-            archive.writestr(f"panoptic_val2017/{path.name}", path.read_bytes())
-            archive.writestr(f"__MACOSX/panoptic_val2017/._{path.name}", b"resource fork")
-    with zipfile.ZipFile(parts[2], "w", compression) as archive:
-        archive.write(folder / "annotations/panoptic_val2017.json", "annotations/panoptic_val2017.json")
-        archive.writestr("annotations/panoptic_val2017.zip", inner.getvalue())
-    return parts
+from tests.helpers.pictures import encoded, image, put, zipped
+from tests.helpers.shard_folders import rows
+from tests.helpers.shared import shared
 
 
 def masks(labelled: Any) -> list[np.ndarray]:
@@ -152,7 +42,7 @@ def masks(labelled: Any) -> list[np.ndarray]:
 
 
 def test_polygons_and_both_kinds_of_run_lengths_become_masks(tmp_path: Path) -> None:
-    records = coco.records(CONFIG, [write(tmp_path, panoptic=None)], "val")
+    records = coco.records(CONFIG, [write_coco(tmp_path, panoptic=None)], "val")
     assert [record.name for record in records] == ["a", "b"]  # by id: 2, 7
     labelled = records[0].read()
     assert labelled.image == encoded(image(6, 8, seed=0), ".jpg")
@@ -170,7 +60,7 @@ def test_polygons_and_both_kinds_of_run_lengths_become_masks(tmp_path: Path) -> 
 
 
 def test_segments_are_numbered_as_listed_and_zero_is_nothing(tmp_path: Path) -> None:
-    labelled = coco.records(CONFIG, [write(tmp_path, instances=None)], "val")[0].read()
+    labelled = coco.records(CONFIG, [write_coco(tmp_path, instances=None)], "val")[0].read()
     expected = np.select([IDS == DOG, IDS == SKY, IDS == CAR], [0, 1, 2], 255)
     np.testing.assert_array_equal(labelled.segments, expected)
     assert labelled.segment_classes == (2, 0, 1)
@@ -180,10 +70,10 @@ def test_segments_are_numbered_as_listed_and_zero_is_nothing(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_published_archives_give_the_same_as_a_folder_also_in_another_process(tmp_path: Path, compression: int) -> None:
-    folder = write(tmp_path / "coco")
+    folder = write_coco(tmp_path / "coco")
     expected = [record.read() for record in coco.records(CONFIG, [folder], "val")]
     whole = zipped(tmp_path / "coco", tmp_path / "whole.zip")
-    with_top = zipped(write(tmp_path / "top/coco").parent, tmp_path / "top.zip")
+    with_top = zipped(write_coco(tmp_path / "top/coco").parent, tmp_path / "top.zip")
     parts = published(folder, compression)
     with zipfile.ZipFile(parts[2]) as archive:  # unpacked once, the archive in it still is one
         archive.extractall(tmp_path / "unpacked")
@@ -198,7 +88,7 @@ def test_published_archives_give_the_same_as_a_folder_also_in_another_process(tm
 
 
 def test_an_inner_archive_that_is_torn_is_named(tmp_path: Path) -> None:
-    sources = published(write(tmp_path / "coco"), zipfile.ZIP_STORED)
+    sources = published(write_coco(tmp_path / "coco"), zipfile.ZIP_STORED)
     data = sources[2].read_bytes()
     with zipfile.ZipFile(sources[2], "w") as archive:
         archive.writestr("annotations/panoptic_val2017.json", json.dumps(PANOPTIC))
@@ -209,7 +99,7 @@ def test_an_inner_archive_that_is_torn_is_named(tmp_path: Path) -> None:
 
 def test_pictures_that_the_files_do_not_list_are_left_alone_and_both_lists_are_joined(tmp_path: Path) -> None:
     instances = {**INSTANCES, "images": PICTURES[1:]}
-    folder = write(tmp_path, instances)
+    folder = write_coco(tmp_path, instances)
     put(folder / "val2017/c.jpg", b"")
     records = coco.records(CONFIG, [folder], "val")
     assert [record.name for record in records] == ["a", "b"]
@@ -221,7 +111,7 @@ def test_pictures_that_the_files_do_not_list_are_left_alone_and_both_lists_are_j
 def test_an_object_without_a_real_polygon_keeps_its_area_and_has_no_mask(tmp_path: Path, polygons: list[Any]) -> None:
     content = copy.deepcopy(INSTANCES)
     content["annotations"][0]["segmentation"] = polygons
-    labelled = coco.records(CONFIG, [write(tmp_path, content, None)], "val")[0].read()
+    labelled = coco.records(CONFIG, [write_coco(tmp_path, content, None)], "val")[0].read()
     assert labelled.instances[0].area == 9.5
     assert masks(labelled)[0].sum() == 0
 
@@ -229,7 +119,7 @@ def test_an_object_without_a_real_polygon_keeps_its_area_and_has_no_mask(tmp_pat
 def test_a_polygon_of_two_points_beside_a_real_one_adds_nothing(tmp_path: Path) -> None:
     content = copy.deepcopy(INSTANCES)
     content["annotations"][0]["segmentation"] = [[0, 0, 8, 6], [1, 1, 4, 1, 4, 3, 1, 3]]
-    labelled = coco.records(CONFIG, [write(tmp_path, content, None)], "val")[0].read()
+    labelled = coco.records(CONFIG, [write_coco(tmp_path, content, None)], "val")[0].read()
     assert masks(labelled)[0].sum() == 6
 
 
@@ -274,7 +164,7 @@ FIRST = ("annotations", 0)
     ],
 )
 def test_what_is_wrong_with_instances_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
-    folder = write(tmp_path / "coco", changed(INSTANCES, *path, value=value), None)
+    folder = write_coco(tmp_path / "coco", changed(INSTANCES, *path, value=value), None)
     with pytest.raises(ValueError, match=message) as caught:
         coco.records(CONFIG, [folder], "val")[0].read()
     assert str(caught.value).startswith("coco: ")
@@ -300,7 +190,7 @@ def test_what_is_wrong_with_instances_is_named(tmp_path: Path, path: tuple[Any, 
 def test_what_is_wrong_with_panoptic_labels_is_named(
     tmp_path: Path, path: tuple[Any, ...], value: Any, message: str
 ) -> None:
-    folder = write(tmp_path / "coco", None, changed(PANOPTIC, *path, value=value))
+    folder = write_coco(tmp_path / "coco", None, changed(PANOPTIC, *path, value=value))
     with pytest.raises(ValueError, match=message) as caught:
         coco.records(CONFIG, [folder], "val")[0].read()
     assert str(caught.value).startswith("coco: ")
@@ -318,7 +208,7 @@ def test_what_is_wrong_with_panoptic_labels_is_named(
     ],
 )
 def test_a_wrong_png_is_named(tmp_path: Path, data: bytes, message: str) -> None:
-    folder = write(tmp_path / "coco", None)
+    folder = write_coco(tmp_path / "coco", None)
     put(folder / "annotations/panoptic_val2017/a.png", data)
     with pytest.raises(ValueError, match=message):
         coco.records(CONFIG, [folder], "val")[0].read()
@@ -349,14 +239,14 @@ def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     ],
 )
 def test_wrong_and_missing_files_are_named(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
-    folder = write(tmp_path / "coco", panoptic=None)
+    folder = write_coco(tmp_path / "coco", panoptic=None)
     spoil(folder)
     with pytest.raises(ValueError, match=message):
         coco.records(CONFIG, [folder], "val")
 
 
 def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
-    folder = write(tmp_path / "coco", changed(INSTANCES, "images", 1, "width", value=9))
+    folder = write_coco(tmp_path / "coco", changed(INSTANCES, "images", 1, "width", value=9))
     with pytest.raises(ValueError, match=r"picture 2 differs .* has a\.jpg 6 8 and .*instances.* has a\.jpg 6 9"):
         coco.records(CONFIG, [folder], "val")
 
@@ -378,7 +268,7 @@ def test_compressed_run_lengths_are_checked_as_pycocotools_reads_them() -> None:
 
 
 def test_a_record_carries_both_kinds_of_labels_into_the_shard(tmp_path: Path, storage: Path) -> None:
-    manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco")], facts=[])
+    manifest = build.build("coco", CONFIG, [write_coco(tmp_path / "coco")], facts=[])
     assert manifest.labels == ("instances", "panoptic", "semantic")
     # of picture a: the car and the dog that is no crowd; b has none
     assert manifest.instances == {"val": (0, 1, 1, 0)}
@@ -400,7 +290,7 @@ def test_a_record_carries_both_kinds_of_labels_into_the_shard(tmp_path: Path, st
 
 
 def test_without_instances_the_segments_of_things_are_counted(tmp_path: Path, storage: Path) -> None:
-    manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco", None)], facts=[])
+    manifest = build.build("coco", CONFIG, [write_coco(tmp_path / "coco", None)], facts=[])
     assert manifest.labels == ("instances", "panoptic", "semantic")
     assert manifest.instances == {"val": (0, 2, 0, 0)}  # dogs are crowds
     first = rows(storage, manifest, "val")[0]
@@ -408,7 +298,7 @@ def test_without_instances_the_segments_of_things_are_counted(tmp_path: Path, st
 
 
 def test_instances_alone_have_no_segments_and_no_pixels(tmp_path: Path, storage: Path) -> None:
-    manifest = shards.build("coco", CONFIG, [write(tmp_path / "coco", panoptic=None)], facts=[])
+    manifest = build.build("coco", CONFIG, [write_coco(tmp_path / "coco", panoptic=None)], facts=[])
     assert manifest.labels == ("instances",)
     assert manifest.pixels == {"val": (0, 0, 0, 0)}
     assert manifest.ignored_pixels == {"val": 0}
@@ -422,14 +312,14 @@ def test_instances_alone_have_no_segments_and_no_pixels(tmp_path: Path, storage:
 def test_a_picture_with_other_labels_than_the_rest_is_named(tmp_path: Path, storage: Path) -> None:
     panoptic = {**PANOPTIC, "images": PICTURES[1:], "annotations": PANOPTIC["annotations"][:1]}
     with pytest.raises(ValueError, match=r"b\.jpg has instances labels, but .*a\.jpg has instances and panoptic and"):
-        shards.build("coco", CONFIG, [write(tmp_path / "coco", panoptic=panoptic)], facts=[])
+        build.build("coco", CONFIG, [write_coco(tmp_path / "coco", panoptic=panoptic)], facts=[])
     assert list((storage / "shards").iterdir()) == []
 
 
 def test_archives_change_no_byte(tmp_path: Path, storage: Path) -> None:
-    folder = write(tmp_path / "coco")
-    alone = shards.build("coco", CONFIG, [folder], facts=[])
-    assert shards.build("coco", CONFIG, published(folder, zipfile.ZIP_DEFLATED), facts=[]) == alone
+    folder = write_coco(tmp_path / "coco")
+    alone = build.build("coco", CONFIG, [folder], facts=[])
+    assert build.build("coco", CONFIG, published(folder, zipfile.ZIP_DEFLATED), facts=[]) == alone
 
 
 # Real pictures
@@ -447,7 +337,7 @@ def test_two_coco_pictures_keep_the_areas_and_boxes_of_their_json(storage: Path)
     things = tuple(category["name"] for category in truth["categories"] if category["isthing"])
     assert (len(names), names[:80]) == (133, things)  # COCO's order: 80 things, 53 kinds of stuff
     config = DatasetConfig(layout="coco", class_names=names, thing_classes=things, splits={"val": "val2017"})
-    manifest = shards.build("coco", config, [archive], facts=[])
+    manifest = build.build("coco", config, [archive], facts=[])
     assert manifest.labels == ("instances", "panoptic", "semantic")
     by_id = {category["id"]: index for index, category in enumerate(truth["categories"])}
     expected_pixels = np.zeros(133, int)
@@ -466,7 +356,7 @@ def test_two_coco_pictures_keep_the_areas_and_boxes_of_their_json(storage: Path)
     assert manifest.pixels["val"] == tuple(expected_pixels.tolist())
     both = dataclasses.replace(config, splits={"train": "train2017", "val": "val2017"})
     with pytest.raises(ValueError, match=r"split train has neither .*panoptic_train2017\.json nor .*sample\.zip"):
-        shards.build("coco", both, [archive], facts=[])
+        build.build("coco", both, [archive], facts=[])
 
 
 def test_nine_thousand_nuclei_keep_their_area_and_box(storage: Path) -> None:
@@ -477,7 +367,7 @@ def test_nine_thousand_nuclei_keep_their_area_and_box(storage: Path) -> None:
         thing_classes=("nucleus",),
         splits={"train": "train2018", "val": "val2018"},
     )
-    manifest = shards.build("nuclei", config, [archive], facts=[])
+    manifest = build.build("nuclei", config, [archive], facts=[])
     assert manifest.labels == ("instances",)
     assert {split: entry.records for split, entry in manifest.splits.items()} == {"train": 240, "val": 70}
     assert manifest.instances == {"train": (7126,), "val": (2294,)}  # 9,420

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.data.images.label_maps import label_counts
 from pipeline.data.images.resize import resize_image, resized_size
 from pipeline.data.loader.augmentation import (
     Flip,
     LargeScaleJitter,
     PhotometricDistortion,
     ShortSideCrop,
-    label_counts,
     resize_ids,
     seed_transform,
     touching,

@@ -13,9 +13,11 @@ import torch
 
 from m2f.draws import mix
 from pipeline.data.images.codecs import decode_masks, decode_segments, encode_segments
-from pipeline.data.loader import train_batches as loader
+from pipeline.data.loader import train_batches
 from pipeline.data.loader.augmentation import seed_transform, training_transform
-from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches, validation_pictures
+from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches
+from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.shards import reader
 from pipeline.params.schema import AugmentationConfig, MsFlipConfig, TestConfig
 from pipeline.storage import files
 from pipeline.storage.results import Manifest
@@ -460,7 +462,7 @@ def test_a_crowd_is_no_target_but_its_pixels_keep_the_crop(storage: Path) -> Non
 
 
 def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "DRAWS", 5)
+    monkeypatch.setattr(train_batches, "DRAWS", 5)
     small = instance(1, rectangle((32, 32), 5, 5, 6, 6))
     manifest = write_shards(storage, {"train": [stored("p0", image(32, 32), instances=[small])]}, **THINGS)
     with pytest.raises(ValueError, match="dataset mine: 5 training pictures were drawn for position 0, .*: p0; check"):
@@ -512,7 +514,7 @@ def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: Manif
 
 def test_shards_are_verified_once_per_host(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(loader, "sha256", lambda path: read.append(path) or files.sha256(path))
+    monkeypatch.setattr(reader, "sha256", lambda path: read.append(path) or files.sha256(path))
     for _ in range(3):
         batches(manifest, steps=1)
     assert len(read) == 2  # of 7 records, four to a shard
@@ -528,7 +530,7 @@ def test_a_record_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyP
     data = path.read_bytes()
     start = data.index(b"\x89PNG")  # the first picture's header
     path.write_bytes(data[:start] + b"\0" * 20 + data[start + 20 :])
-    monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # as if it was altered after verification
+    monkeypatch.setattr(reader, "verify_shards", lambda *_: None)  # as if it was altered after verification
     with pytest.raises(ValueError, match=r"train-00000\.arrow: p0 does not decode") as caught:
         batches(manifest, processes=processes)
     assert "Traceback" not in str(caught.value)
@@ -560,7 +562,7 @@ def test_a_record_whose_header_is_torn_is_named(
     storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: Manifest
 ) -> None:
     path = shard_path(storage, manifest)
-    split = loader._Split.of(manifest, "train", "semantic")
+    split = reader.SplitReader.of(manifest, "train", "semantic")
     data = bytearray(path.read_bytes())
     starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff\xff\xff\xff"]  # of Arrow's messages
     data[starts[2] + 8 : starts[2] + 40] = b"\xff" * 32  # schema, first record, second record
@@ -648,9 +650,10 @@ def test_of_a_raw_picture_only_the_pages_of_the_crop_are_read(storage: Path, mon
     ids = np.arange(3000 * 2000, dtype=np.uint32).reshape(3000, 2000).astype(np.uint8) % 3
     manifest = write_shards(storage, {"train": [stored("p0", image(3000, 2000), ids)]}, layout="raw")
     plan = augmentation(crop=(64, 64), short_sides=(2201,), long_side_max=10_000, max_label_share=1.0)
-    monkeypatch.setattr(loader, "verify_shards", lambda *_: None)  # a file that was read may lie in pages of 2 MiB
-    split = loader._Split.of(manifest, "train", "semantic")
-    source = loader._Training(split, loader._chosen(split, "all"), plan, 5, 1, range(1))
+    # a file that was read may lie in pages of 2 MiB
+    monkeypatch.setattr(reader, "verify_shards", lambda *_: None)
+    split = reader.SplitReader.of(manifest, "train", "semantic")
+    source = train_batches._Training(split, train_batches._chosen(split, "all"), plan, 5, 1, range(1))
     source.split[0]  # the map is opened
     before = resident_kib(shard_path(storage, manifest))
     source[0]
@@ -673,8 +676,8 @@ def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
     expected = pictures_of(batches(manifest))
     monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
     opened: list[Path] = []
-    mapped = loader._mapped
-    monkeypatch.setattr(loader, "_mapped", lambda path: opened.append(path) or mapped(path))
+    mapped = reader._mapped
+    monkeypatch.setattr(reader, "_mapped", lambda path: opened.append(path) or mapped(path))
     assert pictures_of(batches(manifest)) == expected
     assert {path.parent.parent for path in opened} == {tmp_path / "cache"}
     assert pictures_of(batches(manifest, processes=2)) == expected
@@ -682,8 +685,8 @@ def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
 
 
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
-    split = loader._Split.of(manifest, "train", "semantic")
-    source = loader._Training(split, loader._chosen(split, "all"), augmentation(), 5, 4, range(4))
+    split = reader.SplitReader.of(manifest, "train", "semantic")
+    source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4))
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert pictures_of([copy[0]]) == pictures_of([first])

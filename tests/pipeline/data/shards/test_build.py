@@ -13,38 +13,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from pipeline.data.fetch import folder_digest
 from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.images.draw import class_colours
-from pipeline.data.loader.train_batches import TrainingOrder, training_batches, validation_pictures
+from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from pipeline.data.loader.val_pictures import validation_pictures
 from pipeline.data.records import Instance, Labelled, Record
 from pipeline.data.shards import build as shards
-from pipeline.data.shards import writer as shard_file
-from pipeline.data.shards.sample_sheet import class_table, counted, sample_places
-from pipeline.params.schema import AugmentationConfig, TestConfig, load_params
+from pipeline.data.shards import writer
+from pipeline.data.shards.manifest import MadeShards, class_table, counted, manifest_digest
+from pipeline.data.shards.sample_sheet import sample_places
+from pipeline.params.load import load_params
+from pipeline.params.schema import AugmentationConfig, TestConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedSource, Manifest, PictureSizes, Samples, Source
+from tests.helpers.coco_files import CONFIG as COCO
+from tests.helpers.coco_files import write_coco
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.pictures import config, encoded, image, labels, put, write_folder
+from tests.helpers.shard_folders import build, facts_of, rows
 from tests.helpers.shared import PROJECT, shared
-
-
-def facts_of(folder: Path) -> list[FetchedSource]:
-    """What fetching says of a folder."""
-    digest, size = folder_digest(folder)
-    return [FetchedSource(name=folder.name, path="archives/00/folder.json", bytes=size, sha256=digest)]
-
-
-def build(folder: Path, processes: int = 0, **changes: Any) -> Manifest:
-    return shards.build("mine", config(**changes), [folder], facts=facts_of(folder), processes=processes)
-
-
-def rows(storage: Path, manifest: Manifest, split: str) -> list[dict[str, Any]]:
-    files = [storage / shard.path for shard in manifest.splits[split].shards]
-    return [row for file in files for row in pa.ipc.open_file(pa.memory_map(str(file))).read_all().to_pylist()]
 
 
 def leftovers(storage: Path) -> list[str]:
@@ -87,26 +76,26 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
         for shard in manifest.splits[split].shards:
             path = storage / shard.path
             assert (path.stat().st_size, sha256(path)) == (shard.bytes, shard.sha256)
-    assert manifest.digest == shards.manifest_digest(manifest)
-    assert manifest.digest != shards.manifest_digest(dataclasses.replace(manifest, class_names=("a", "b", "c")))
+    assert manifest.digest == manifest_digest(manifest)
+    assert manifest.digest != manifest_digest(dataclasses.replace(manifest, class_names=("a", "b", "c")))
     # neither how samples are painted nor how the terms are worded changes what is trained on
     others = Samples(path="elsewhere.png", bytes=1, sha256="5a")
-    assert manifest.digest == shards.manifest_digest(dataclasses.replace(manifest, samples=others, terms="others"))
+    assert manifest.digest == manifest_digest(dataclasses.replace(manifest, samples=others, terms="others"))
 
 
 def test_a_manifests_digest_is_what_it_has_always_been() -> None:
     # worked out by the code that wrote manifests before they had types: json.dumps(..., sort_keys=True) of the same
     # values without digest, samples and terms
     manifest = made_up_manifest(things_per_picture={"train": {2: 1, 10: 4}, "val": {0: 1}})
-    assert shards.manifest_digest(manifest) == "a665f0c496f40b9acac33532bba4cf6ad817b497ac4a26d0430c8019418a3226"
+    assert manifest_digest(manifest) == "a665f0c496f40b9acac33532bba4cf6ad817b497ac4a26d0430c8019418a3226"
 
 
 def test_a_new_field_changes_a_manifests_digest_only_where_it_is_used() -> None:
     manifest = made_up_manifest()
     newer = dataclasses.make_dataclass("Newer", [("depth", tuple[int, ...], ())], bases=(Manifest,), frozen=True)
     fields = {entry.name: getattr(manifest, entry.name) for entry in dataclasses.fields(manifest)}
-    assert shards.manifest_digest(newer(**fields)) == shards.manifest_digest(manifest)
-    assert shards.manifest_digest(newer(**fields, depth=(3,))) != shards.manifest_digest(manifest)
+    assert manifest_digest(newer(**fields)) == manifest_digest(manifest)
+    assert manifest_digest(newer(**fields, depth=(3,))) != manifest_digest(manifest)
 
 
 def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, storage: Path) -> None:
@@ -123,7 +112,7 @@ def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, st
 
 
 def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
-    facts = shard_file.ShardFacts(
+    facts = writer.ShardFacts(
         records=3,
         bytes=10,
         sha256="5a",
@@ -167,18 +156,16 @@ def test_the_sample_sheet_paints_labels_in_their_colours(tmp_path: Path, storage
 
 def test_a_shard_counts_as_finished_with_the_facts_that_were_written_only(tmp_path: Path) -> None:
     records = [Record(f"p{index}", "a.jpg", "a.png", lambda: Labelled(JPEG, labels() % 3, None)) for index in range(2)]
-    facts = shard_file.make_shard(
-        shard_file.ShardJob("a-0", "a", records, 3, frozenset(), "encoded", "stop", ()), tmp_path
-    )
-    assert facts.labels == shard_file.PictureLabels(kinds=("semantic",), file="a.jpg")
-    assert shard_file.finished_shard(tmp_path, "a-0") == facts
+    facts = writer.make_shard(writer.ShardJob("a-0", "a", records, 3, frozenset(), "encoded", "stop", ()), tmp_path)
+    assert facts.labels == writer.PictureLabels(kinds=("semantic",), file="a.jpg")
+    assert writer.finished_shard(tmp_path, "a-0") == facts
     beside = tmp_path / "a-0.json"
     written = json.loads(beside.read_text())
     missing = {key: value for key, value in written.items() if key != "sizes"}
     for wrong in (missing, {**written, "pixel": []}, {**written, "bytes": "10"}, {**written, "bytes": 10}, [], "torn"):
         beside.write_text("{" if wrong == "torn" else json.dumps(wrong))
-        assert shard_file.finished_shard(tmp_path, "a-0") is None
-    assert shard_file.finished_shard(tmp_path, "a-1") is None
+        assert writer.finished_shard(tmp_path, "a-0") is None
+    assert writer.finished_shard(tmp_path, "a-1") is None
 
 
 def test_the_same_input_gives_the_same_bytes_and_mends_altered_shards(tmp_path: Path, storage: Path) -> None:
@@ -197,8 +184,6 @@ def test_the_same_input_gives_the_same_bytes_and_mends_altered_shards(tmp_path: 
 def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from tests.pipeline import test_coco  # which imports this module
-
     folder = write_folder(tmp_path / "d", train=20)
     few_in_a_shard(monkeypatch)
     alone = build(folder, shard_mib=3)
@@ -207,7 +192,7 @@ def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: py
     monkeypatch.setattr(shards, "FEW_RECORDS", 1)
     made: list[str] = []
     monkeypatch.setattr(shards, "_make_here", lambda *_: pytest.fail("made without Ray"))
-    monkeypatch.setattr(shards._Shards, "add", lambda self, job, facts: made.append(job.name) or add(self, job, facts))
+    monkeypatch.setattr(MadeShards, "add", lambda self, job, facts: made.append(job.name) or add(self, job, facts))
     try:
         for processes in (1, 3):
             monkeypatch.setenv("M2F_STORAGE", str(tmp_path / f"with {processes}"))
@@ -228,16 +213,16 @@ def test_processes_change_nothing(tmp_path: Path, storage: Path, monkeypatch: py
 
         # records of COCO carry their annotations with them
         monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "coco storage"))
-        coco = test_coco.write(tmp_path / "coco")
-        with_ray = shards.build("coco", test_coco.CONFIG, [coco], facts=[], processes=2)
+        coco = write_coco(tmp_path / "coco")
+        with_ray = shards.build("coco", COCO, [coco], facts=[], processes=2)
         monkeypatch.setattr(shards, "_make_here", make_here)
         monkeypatch.setenv("M2F_STORAGE", str(storage))
-        assert shards.build("coco", test_coco.CONFIG, [coco], facts=[], processes=0) == with_ray
+        assert shards.build("coco", COCO, [coco], facts=[], processes=0) == with_ray
     finally:
         ray.shutdown()
 
 
-add, make_here = shards._Shards.add, shards._make_here
+add, make_here = MadeShards.add, shards._make_here
 
 
 @pytest.mark.ray
@@ -255,18 +240,18 @@ def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage:
             os.kill(os.getpid(), 9)
         return Labelled(data, ids, None)
 
-    def job(number: int) -> shard_file.ShardJob:
+    def job(number: int) -> writer.ShardJob:
         records = [Record(f"{number}{index}", "a.png", "b.png", partial(read, number == 1)) for index in range(3)]
-        return shard_file.ShardJob(f"train-{number:05d}", "train", records, 3, frozenset(), "encoded", "stop", ())
+        return writer.ShardJob(f"train-{number:05d}", "train", records, 3, frozenset(), "encoded", "stop", ())
 
-    made = shards._Shards("mine", {"train": 9})
+    made = MadeShards("mine", {"train": 9})
     folder = storage / "shards/.building-x"
     folder.mkdir(parents=True)
     try:
         shards._make_with_ray(shards._Work([job(number) for number in range(3)], {"train": 1000.0}, folder, made), 2)
         assert flag.read_text() == "xx"
         assert [made.facts[f"train-{number:05d}"].records for number in range(3)] == [3, 3, 3]
-        assert shard_file.finished_shard(folder, "train-00001") == made.facts["train-00001"]
+        assert writer.finished_shard(folder, "train-00001") == made.facts["train-00001"]
     finally:
         ray.shutdown()
 
@@ -274,7 +259,7 @@ def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage:
 def few_in_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     """shard_mib counts records."""
     record = Record("p0", "p0.jpg", "p0.png", lambda: Labelled(JPEG, labels() % 3, None))
-    monkeypatch.setattr(shards, "_MIB", shard_file.expected_bytes(record, "encoded"))
+    monkeypatch.setattr(shards, "_MIB", writer.expected_bytes(record, "encoded"))
 
 
 JPEG = encoded(image(), ".jpg")
@@ -301,11 +286,11 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "other"))
     made: list[str] = []
 
-    def make(job: shard_file.ShardJob, *arguments: Any) -> shard_file.ShardFacts:
+    def make(job: writer.ShardJob, *arguments: Any) -> writer.ShardFacts:
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(job.name)
-        return shard_file.make_shard(job, *arguments)
+        return writer.make_shard(job, *arguments)
 
     monkeypatch.setattr(shards, "make_shard", make)
     with pytest.raises(KeyboardInterrupt):
@@ -342,15 +327,15 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
 def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "d")
 
-    def make(*arguments: Any) -> shard_file.ShardFacts:
-        monkeypatch.setattr(shards, "make_shard", shard_file.make_shard)
+    def make(*arguments: Any) -> writer.ShardFacts:
+        monkeypatch.setattr(shards, "make_shard", writer.make_shard)
         with pytest.raises(
             ValueError, match=r"another process is sharding mine in .*\.building-\w+; wait for it to end"
         ):
             build(folder)
         (building,) = (storage / "shards").iterdir()
         put(building / ".train-00000.arrow.abc.part", b"of a process that was lost")
-        return shard_file.make_shard(*arguments)
+        return writer.make_shard(*arguments)
 
     monkeypatch.setattr(shards, "make_shard", make)
     manifest = build(folder)
@@ -367,9 +352,9 @@ def test_too_little_room_is_one_sentence(tmp_path: Path, storage: Path, monkeypa
 
 
 def test_a_host_that_does_not_see_the_sources_skips_nothing(tmp_path: Path, storage: Path) -> None:
-    job = shard_file.ShardJob("a-0", "a", [], 3, frozenset(), "encoded", "skip", (tmp_path / "gone.zip",))
+    job = writer.ShardJob("a-0", "a", [], 3, frozenset(), "encoded", "skip", (tmp_path / "gone.zip",))
     with pytest.raises(OSError, match=r"host \S+ does not see .*gone\.zip; on a cluster the storage root and"):
-        shard_file.make_shard(job, storage)
+        writer.make_shard(job, storage)
 
 
 # Wrong records
@@ -411,7 +396,7 @@ def test_what_stopped_a_build_can_be_skipped_by_the_next(
     with pytest.raises(ValueError, match=r"p7\.jpg does not decode"):
         build(folder, shard_mib=10)
     made: list[str] = []
-    monkeypatch.setattr(shards, "make_shard", lambda job, *_: made.append(job.name) or shard_file.make_shard(job, *_))
+    monkeypatch.setattr(shards, "make_shard", lambda job, *_: made.append(job.name) or writer.make_shard(job, *_))
     manifest = build(folder, shard_mib=10, on_error="skip")
     assert made == ["train-00003", "val-00000"]
     assert [shard.records for shard in manifest.splits["train"].shards] == [10, 10, 10, 9]
@@ -440,13 +425,13 @@ def test_raw_shards_hold_rows_of_pixels_and_ids(tmp_path: Path, storage: Path) -
 def test_the_bytes_that_are_expected_of_a_record_are_about_those_it_takes(tmp_path: Path, pixels: Any) -> None:
     for index, read in enumerate((many_segments, two_cars, partial(_objects, (HALF,) * 40))):
         record = Record("a", "a.png", "a.txt", read)
-        job = shard_file.ShardJob(f"a-{index}", "a", [record] * 30, 3, frozenset({1, 2}), pixels, "stop", ())
-        taken = shard_file.make_shard(job, tmp_path).bytes / 30
-        assert 0.6 * taken < shard_file.expected_bytes(record, pixels) < 1.4 * taken
+        job = writer.ShardJob(f"a-{index}", "a", [record] * 30, 3, frozenset({1, 2}), pixels, "stop", ())
+        taken = writer.make_shard(job, tmp_path).bytes / 30
+        assert 0.6 * taken < writer.expected_bytes(record, pixels) < 1.4 * taken
 
 
 def test_raw_ids_of_more_than_255_segments_are_wide() -> None:
-    stored = shard_file.verify(Record("a", "a.png", "a.txt", many_segments), 3, pixels="raw")
+    stored = writer.verify(Record("a", "a.png", "a.txt", many_segments), 3, pixels="raw")
     ids = np.frombuffer(stored.row["segments"], "<u2").reshape(20, 20)
     np.testing.assert_array_equal(ids, many_segments().segments)
 
@@ -459,7 +444,7 @@ def test_raw_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
     data = (tmp_path / "a.jpg").read_bytes()
     record = Record("a", "a.jpg", "a.png", lambda: Labelled(data, np.zeros((6, 4), np.uint8), None))
-    stored = shard_file.verify(record, 3, pixels="raw")
+    stored = writer.verify(record, 3, pixels="raw")
     assert (stored.row["height"], stored.row["width"], len(stored.row["image"])) == (6, 4, 72)
 
 
@@ -538,7 +523,7 @@ def many_segments() -> Labelled:
 
 
 def test_more_than_255_segments_are_stored_wide() -> None:
-    stored = shard_file.verify(Record("a", "a.png", "a.txt", many_segments), 3)
+    stored = writer.verify(Record("a", "a.png", "a.txt", many_segments), 3)
     ids = decode_segments(stored.row["segments"], "")
     assert ids.dtype == np.uint16
     assert ids[0, 0] == 65535
@@ -557,9 +542,9 @@ def wrong_segments(classes: tuple[int, ...]) -> Labelled:
 
 def test_segments_must_have_a_known_class() -> None:
     with pytest.raises(ValueError, match=r"a\.txt holds segment 2 on 1 pixels; it has 2"):
-        shard_file.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1))), 3)
+        writer.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1))), 3)
     with pytest.raises(ValueError, match=r"a\.txt names a class outside 0 to 2"):
-        shard_file.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1, 3))), 3)
+        writer.verify(Record("a", "a.png", "a.txt", partial(wrong_segments, (0, 1, 3))), 3)
 
 
 def two_cars(crowd: tuple[bool, ...] = ()) -> Labelled:
@@ -572,24 +557,24 @@ def two_cars(crowd: tuple[bool, ...] = ()) -> Labelled:
 
 def test_segments_get_boxes_and_those_of_things_are_counted() -> None:
     record = Record("a", "a.png", "a.txt", two_cars)
-    stored = shard_file.verify(record, 3, frozenset({2}))
+    stored = writer.verify(record, 3, frozenset({2}))
     # x1, y1, x2, y2 behind the last pixel
     assert stored.row["segment_boxes"] == [0, 0, 1, 4, 4, 3, 6, 4, 0, 0, 0, 0, 1, 0, 6, 4]
     assert (stored.row["segment_crowd"], stored.row["things"]) == (None, 3)
     assert stored.instances.tolist() == [0, 0, 3]
     assert stored.labels == ("instances", "panoptic", "semantic")
-    stored = shard_file.verify(record, 3)
+    stored = writer.verify(record, 3)
     assert (stored.row["things"], stored.labels) == (0, ("panoptic", "semantic"))
 
 
 def test_crowds_are_flagged_and_not_counted_as_instances_but_their_pixels_are() -> None:
     record = Record("a", "a.png", "a.txt", partial(two_cars, (True, False, False, False)))
-    stored = shard_file.verify(record, 3, frozenset({2}))
+    stored = writer.verify(record, 3, frozenset({2}))
     assert stored.row["segment_crowd"] == [True, False, False, False]
     assert (stored.row["things"], stored.instances.tolist()) == (3, [0, 0, 2])
     assert stored.pixels.tolist() == [0, 18, 6, 0]
     with pytest.raises(ValueError, match=r"a\.txt has 2 crowd flags for 4 segments"):
-        shard_file.verify(Record("a", "a.png", "a.txt", partial(two_cars, (True, False))), 3)
+        writer.verify(Record("a", "a.png", "a.txt", partial(two_cars, (True, False))), 3)
 
 
 HALF = Instance(1, (2, 0, 4, 4), 8.0, False, b"88")
@@ -619,21 +604,21 @@ def _objects(instances: tuple[Instance, ...] | None) -> Labelled:
     ],
 )
 def test_a_wrong_instance_is_named(changes: dict[str, Any], message: str) -> None:
-    shard_file.verify(objects(HALF, HALF), 3, frozenset({1, 2}))
+    writer.verify(objects(HALF, HALF), 3, frozenset({1, 2}))
     with pytest.raises(ValueError, match=r"^a\.json: " + message):
-        shard_file.verify(objects(HALF, HALF._replace(**changes)), 3, frozenset({1, 2}))
+        writer.verify(objects(HALF, HALF._replace(**changes)), 3, frozenset({1, 2}))
 
 
 def test_a_record_without_any_labels_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a\.json has neither segments nor instances"):
-        shard_file.verify(Record("a", "a.png", "a.json", partial(_objects, None)), 3)
-    stored = shard_file.verify(objects(), 3, frozenset({1}))
+        writer.verify(Record("a", "a.png", "a.json", partial(_objects, None)), 3)
+    stored = writer.verify(objects(), 3, frozenset({1}))
     assert (stored.row["instances"], stored.row["things"], stored.labels) == ([], 0, ("instances",))
 
 
 def test_the_record_digest_covers_every_field() -> None:
     def digest(record: Record) -> str:
-        return shard_file.verify(record, 3, frozenset({1, 2})).row["digest"]
+        return writer.verify(record, 3, frozenset({1, 2})).row["digest"]
 
     changes = [{"class_id": 2}, {"box": (2, 0, 4, 3)}, {"area": 7.0}, {"crowd": True}, {"counts": b"0`0"}]
     digests = {digest(objects(HALF)), digest(objects()), digest(objects(HALF, HALF))}

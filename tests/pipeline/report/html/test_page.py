@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params.schema import Params, load_params
-from pipeline.report import write_report
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
 from pipeline.report.html.svg import Mark, Point, line_chart, log_ticks, scatter, small_strip, strip
 from pipeline.report.html.thumbnails import PAGE_MIB, PANEL_KIB, ROW_OVERLAYS, panel_limit
 from pipeline.report.rows import VERDICTS
+from pipeline.report.write import write_report
 from tests.helpers.report_results import PROJECT, PageParser, write_results
 
 PAGE_LIMIT_MIB = 16

@@ -7,12 +7,10 @@ import hashlib
 import http.client
 import http.cookiejar
 import json
-import netrc
 import os
 import re
 import shutil
 import ssl
-import stat
 import sys
 import time
 import urllib.error
@@ -20,9 +18,10 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
-from urllib.parse import unquote, urlencode, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
+from pipeline.data.login import HEADERS, LOGINS, TIMEOUT_S, is_page, log_in
 from pipeline.storage.files import matching, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.root import storage_root
@@ -33,41 +32,7 @@ ATTEMPTS = 8
 
 BLOCK = 1 << 20
 
-TIMEOUT_S = 60.0
-"""Silence after which a connection counts as dropped."""
-
 MIB = 2.0**-20
-
-HEADERS = {"User-Agent": "mask2former-pipeline", "Accept-Encoding": "identity"}
-
-
-@dataclass(frozen=True)
-class Login:
-    """A site's login form: fields `username`, `password` and `submit`, answered by a redirect if they are right."""
-
-    url: str
-    register: str
-    """Where an account is to be had."""
-    username: str
-    """Environment variable of the user name."""
-    password: str
-    """Environment variable of the password."""
-
-    @property
-    def machine(self) -> str:
-        """The entry in netrc."""
-        return urlsplit(self.url).hostname or ""
-
-
-LOGINS = {
-    # As cityscapesScripts logs in (mcordts/cityscapesScripts, cityscapesscripts/download/downloader.py).
-    "cityscapes": Login(
-        url="https://www.cityscapes-dataset.com/login/",
-        register="https://www.cityscapes-dataset.com/register/",
-        username="CITYSCAPES_USERNAME",
-        password="CITYSCAPES_PASSWORD",
-    )
-}
 
 
 class Fetched(NamedTuple):
@@ -165,7 +130,7 @@ def published_size(url: str) -> int:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=HEADERS, method="HEAD"), timeout=30) as answer:
             length = answer.headers.get("Content-Length", "")
-            return 0 if _is_page(answer.headers) or not length.isdecimal() else int(length)
+            return 0 if is_page(answer.headers) or not length.isdecimal() else int(length)
     except (OSError, http.client.HTTPException):
         return 0  # the download will say what is the matter
 
@@ -304,7 +269,7 @@ def _request(url: str, start: int, known: Mapping[str, Any]) -> urllib.request.R
 
 def _check_kind(url: str, answer: Any) -> None:
     """_WebPageError or ValueError unless the answer is a file as it is."""
-    if _is_page(answer.headers):
+    if is_page(answer.headers):
         raise _WebPageError(f"the server sent a web page ({answer.headers.get_content_type()}), not the file")
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
@@ -379,10 +344,6 @@ def _content_range(header: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2]) if found[2] != "*" else 0) if found else (-1, 0)
 
 
-def _is_page(headers: Any) -> bool:
-    return headers.get_content_type() in ("text/html", "application/xhtml+xml")
-
-
 def _way_out(url: str, login: str) -> str:
     if login:
         site = LOGINS[login]
@@ -397,58 +358,3 @@ def _way_out(url: str, login: str) -> str:
 
 
 # Login
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """No redirect is followed: what was typed into a form goes to its own address and nowhere else."""
-
-    def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> None:
-        return None
-
-
-def log_in(name: str) -> urllib.request.OpenerDirector:
-    """An opener that holds the session's cookies, in memory only, and sends them to the site that set them.
-
-    ValueError when there are no credentials or the site refuses them; OSError when it cannot be reached.
-    """
-    site = LOGINS[name]
-    username, password, origin = _credentials(site)
-    cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-    form = urllib.request.build_opener(cookies, _Stay)
-    fields = urlencode({"username": username, "password": password, "submit": "Login"}).encode()
-    for data in (None, fields):  # the page first: it may set a cookie that the form needs
-        try:
-            form.open(urllib.request.Request(site.url, data, headers=HEADERS), timeout=TIMEOUT_S).close()
-            redirected = False
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code >= 500 or error.code in (408, 425, 429):
-                raise OSError(f"{site.url} answers {error.code} {error.reason}") from None
-            redirected = error.code in (301, 302, 303)
-    if not redirected:  # right credentials are answered by a redirect, wrong ones by the form again
-        raise ValueError(f"{site.machine} refuses the user name and password from {origin}; correct them there")
-    return urllib.request.build_opener(cookies)
-
-
-def _credentials(site: Login) -> tuple[str, str, str]:
-    """User name, password, and where they are from. Neither is ever part of a message."""
-    username, password = os.environ.get(site.username), os.environ.get(site.password)
-    if username and password:
-        return username, password, f"{site.username} and {site.password}"
-    if username or password:
-        there, missing = (site.username, site.password) if username else (site.password, site.username)
-        raise ValueError(f"{there} is set, but {missing} is not; set both")
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    if path.is_file():
-        try:
-            entry = netrc.netrc(path).hosts.get(site.machine)
-        except netrc.NetrcParseError as error:  # its message may quote a password
-            raise ValueError(f"{path} cannot be read: line {error.lineno} is not in netrc's format") from None
-        if entry and entry[2]:
-            if stat.S_IMODE(path.stat().st_mode) & 0o077:
-                raise ValueError(f"{path} holds passwords, but others may read it; run: chmod 600 {path}")
-            return entry[0] or "", entry[2], str(path)
-    raise ValueError(
-        f"{site.machine} wants a login: register at {site.register}, then set {site.username} and {site.password} in "
-        f"the environment, or write into {path}: machine {site.machine} login <user name> password <password>"
-    )

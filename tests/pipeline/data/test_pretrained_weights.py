@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from m2f import ModelConfig, build_model
 from m2f.config import BackboneConfig
 from m2f.weights import load_backbone
+from pipeline.data.pretrained_weights import convert_weights
 from pipeline.params.schema import WeightsConfig
 from pipeline.storage.files import sha256
-from pipeline.storage.pretrained_weights import convert_weights
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.storage.download import LOGINS, Login, downloaded, file_name, log_in
+from pipeline.data.download import downloaded, file_name
+from pipeline.data.login import LOGINS, Login, log_in
 from tests.helpers.http_server import PAGE, Server, serving
 
 CONTENT = bytes(range(256)) * 12_000

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.storage.download import downloaded
+from pipeline.data.download import downloaded
 from pipeline.storage.files import copy_file, local_file, sha256
 from pipeline.storage.results import ConvertedWeights
 from pipeline.storage.root import storage_root

@@ -1,0 +1,168 @@
+"""Everything wrong with a cluster file that can be known offline, one sentence each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.config import machines, read_cluster_file
+from pipeline.tracking.client import LOGIN
+
+PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
+"""What is to be filled in stands in angle brackets: <id of the private subnet>."""
+
+PROVIDER_KEYS = {
+    "aws": {
+        *("type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip"),
+        *("security_group", "aws_credentials", "cloudwatch", "worker_liveness_check", "worker_rpc_drain"),
+    },
+    "local": {"type", "head_ip", "worker_ips", "external_head_ip", "coordinator_address"},
+}
+"""What Ray's node providers read; Ray itself takes any key without a word."""
+
+POOL_GPUS = 8
+"""GPUs of one training of a published row: its groups."""
+
+
+def problems(path: str | Path) -> list[str]:
+    """Everything wrong with a cluster file that can be known offline, one sentence each."""
+    config = read_cluster_file(path)
+    found = [f"{place}: fill in {text}" for place, text in placeholders(config)]
+    provider = config.get("provider")
+    kind = provider.get("type") if isinstance(provider, dict) else None
+    if not isinstance(provider, dict) or kind not in PROVIDER_KEYS:
+        return [*found, f"provider.type is {kind!r}; this project knows {' and '.join(sorted(PROVIDER_KEYS))}"]
+    for key in sorted(set(provider) - PROVIDER_KEYS[kind]):
+        near = difflib.get_close_matches(key, PROVIDER_KEYS[kind], n=1)
+        found.append(f"provider.{key} is nothing Ray reads{f'; did you mean {near[0]}?' if near else ''}")
+    for key in ("cluster_name", "auth", "file_mounts"):
+        if not config.get(key):
+            found.append(f"{key} is missing; Ray would take a default of its own")
+    found += _aws_problems(config) if kind == "aws" else _local_problems(config)
+    found += _secrecy_problems(config)
+    if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
+        found += _rays_problems(config)
+        if kind == "aws":
+            found += _node_problems(config)
+    return found
+
+
+def placeholders(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(where, text) of everything that is still to be filled in, each text once."""
+    seen: set[str] = set()
+    for where, text in _texts(value, place):
+        for found in PLACEHOLDER.findall(text):
+            if found not in seen:
+                seen.add(found)
+                yield where, found
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _texts(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            yield from _texts(entry, f"{place}[{i}]")
+
+
+def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    if not config["provider"].get("region"):
+        yield "provider.region is missing; name the region of your subnet"
+    types = config.get("available_node_types") or {}
+    if not types:
+        yield "available_node_types is missing; Ray would start a default machine that cannot train"
+        return
+    if "max_workers" not in config:
+        yield "max_workers is missing; Ray's default of 2 machines is not this project's"
+    head = config.get("head_node_type")
+    if head not in types:
+        yield f"head_node_type is {head!r}, which is none of available_node_types"
+        return
+    for name, entry in types.items():
+        node = entry.get("node_config") or {}
+        for key in ("InstanceType", "ImageId", "IamInstanceProfile"):
+            if key not in node:
+                yield f"available_node_types.{name}.node_config.{key} is missing"
+        if name == head:
+            if entry.get("resources", {}).get("GPU"):
+                yield f"{name} is the head and has GPUs, which idle while data are made; use a machine without"
+            if "InstanceMarketOptions" in node:
+                yield f"{name} is the head and may be taken away (InstanceMarketOptions); use an on-demand machine"
+        elif "GPU" not in (entry.get("resources") or {}):
+            yield f"available_node_types.{name}.resources has no GPU; the autoscaler starts machines by it"
+        elif entry.get("min_workers", 0) > 0:
+            yield f"available_node_types.{name}.min_workers keeps GPUs running without work; set it to 0"
+    pools = [m for m in machines(config) if m.gpus]
+    gpus = sum(m.count * m.gpus for m in pools)
+    if gpus < POOL_GPUS:
+        yield f"the cluster may have at most {gpus} GPUs, and a published row trains on {POOL_GPUS}; raise max_workers"
+
+
+def _node_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What EC2 would refuse in a node_config by its form: misspelt keys, values of another kind."""
+    from botocore.loaders import Loader
+    from botocore.model import ServiceModel
+    from botocore.validate import ParamValidator
+
+    asked = ServiceModel(Loader().load_service_model("ec2", "service-2")).operation_model("RunInstances").input_shape
+    for name, entry in config["available_node_types"].items():
+        node = {key: value for key, value in entry["node_config"].items() if key != "SubnetIds"}  # Ray's own
+        if "NetworkInterfaces" in node and (both := {"SubnetIds", "SecurityGroupIds"} & set(entry["node_config"])):
+            which = " and ".join(sorted(both))
+            yield f"available_node_types.{name}.node_config has NetworkInterfaces, which name {which} too"
+        report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node}, asked)
+        if report.has_errors():
+            yield f"available_node_types.{name}.node_config: {' '.join(report.generate_report().split())}"
+
+
+def _local_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    provider = config["provider"]
+    if not provider.get("head_ip"):
+        yield "provider.head_ip is missing"
+    workers = provider.get("worker_ips") or []
+    for address in [address for i, address in enumerate(workers) if address in workers[:i]]:
+        yield f"provider.worker_ips names {address} twice"
+    if provider.get("head_ip") in workers:
+        yield "provider.worker_ips holds head_ip too; the head needs no second entry to run work"
+    if config.get("min_workers", 0) > len(workers):
+        yield f"min_workers is {config['min_workers']}, but provider.worker_ips has {len(workers)} machines"
+
+
+def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    commands = " ".join(text for key in config if key.endswith("_commands") for _, text in _texts(config[key], key))
+    if "RAY_AUTH_MODE=token" not in commands:
+        yield "no command sets RAY_AUTH_MODE=token; without it whoever reaches the head may run code there"
+    if not any(str(target).endswith(".ray/auth_token") for target in config.get("file_mounts") or {}):
+        yield "file_mounts brings no ~/.ray/auth_token to the machines; they could not join"
+    if "--dashboard-host=0.0.0.0" in commands:
+        yield "--dashboard-host=0.0.0.0 shows the dashboard to the network; use 127.0.0.1 and an ssh tunnel"
+    if re.search(r"tracking_server\.sh (0\.0\.0\.0|::)", commands):
+        yield "tracking_server.sh shows MLflow to every network of the head; name the address that the workers reach"
+    key = (config.get("auth") or {}).get("ssh_private_key") or ""
+    for source in (config.get("file_mounts") or {}).values() if key and not PLACEHOLDER.search(key) else ():
+        if Path(key).expanduser().resolve().is_relative_to(Path(str(source)).expanduser().resolve()):
+            yield f"auth.ssh_private_key lies in {source}, which goes to every machine; keep it in ~/.ssh"
+    if any(login[2] for _, text in _texts(config, "") for login in LOGIN.finditer(text)):
+        yield "a password stands in an address; the file goes to every machine and into logs: see docs/security.md"
+    if re.search(r"AWS_SECRET_ACCESS_KEY|AKIA[0-9A-Z]{16}", str(dict(config))):
+        yield "an AWS key stands in the file; give the machines an instance profile (IamInstanceProfile) instead"
+
+
+def _rays_problems(config: dict[str, Any]) -> Iterator[str]:
+    import copy
+
+    import click
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    try:
+        validate_config(prepare_config(copy.deepcopy(config)))
+    except click.ClickException as error:
+        yield f"Ray: {error.message}"
+    except Exception as error:  # jsonschema's and Ray's own, of many classes
+        yield f"Ray: {str(error).strip().splitlines()[0]}"

@@ -1,0 +1,71 @@
+"""Joining a Ray cluster, or starting one on this machine, without putting secrets where Ray shows them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.storage.stores import StoredPath, store_of
+
+
+def connect() -> None:
+    """Join the Ray cluster this process belongs to, or start one on this machine.
+
+    Ray's own log lines stay in its log files: what a person should read comes through
+    `pipeline.compute.worker_output`. ValueError when the tracking server's password would be among what Ray shows of a
+    job.
+    """
+    import logging
+    import secrets
+    import signal
+    import threading
+
+    import ray
+
+    from pipeline.storage.root import storage_root
+    from pipeline.tracking.client import tracking_uri
+
+    if ray.is_initialized():
+        return
+    refuse_password(tracking_uri())
+    # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
+    variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
+    known = ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB", "M2F_GIT_COMMIT")
+    variables |= {name: os.environ[name] for name in known if name in os.environ}
+    variables |= store_of(storage_root()).settings_of_workers()
+    places = {"env_vars": variables}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env=places)
+    else:  # a cluster of this machine's own: no dashboard, a token that is in no file, little shared memory
+        # Ray listens on every address of the machine and wants a token, unless RAY_AUTH_MODE is set; with none here it
+        # would write one into the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=places,
+        )
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def refuse_password(uri: str) -> None:
+    """ValueError for a tracking URI with a password: workers get it as a setting of the job, which Ray's dashboard and
+    log files show."""
+    from pipeline.tracking.client import LOGIN
+
+    if (login := LOGIN.search(uri)) and login[2]:
+        raise ValueError(
+            "MLFLOW_TRACKING_URI holds a password, which Ray would show on its dashboard; take it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on every machine, or write ~/.mlflow/credentials"
+        )
+
+
+def ray_storage(folder: StoredPath) -> dict[str, Any]:
+    """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it."""
+    path, file_system = store_of(folder).for_arrow()
+    return {"storage_path": path, "storage_filesystem": file_system}

@@ -1,0 +1,221 @@
+"""How fast a row trains and what a seed of it costs: measured here, from a published log, or from published speeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline.data.images.sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.params.schema import Row
+from pipeline.storage.results import (
+    RESULTS,
+    Benchmark,
+    Manifest,
+    PublishedEvaluation,
+    TrainedSeed,
+    TrainingResult,
+    find_result,
+)
+
+A100_FPS: Mapping[str, float] = {
+    "r50": 9.17,
+    "r101": 7.11,
+    "swin-t": 7.18,
+    "swin-s": 5.57,
+    "swin-b": 4.32,
+    "swin-l": 2.86,
+}
+"""Published inference speed on one A100 by backbone, pictures of 2048 x 1024 per second (mmsegmentation 1.2.2,
+configs/mask2former/README.md, Cityscapes): what rows without a published speed of their own are derived from."""
+
+A100_PICTURE = (1024, 2048)
+
+TRAINING_FACTOR = 3.0
+"""Forward and backward pass over the forward pass: the backward pass computes gradients by inputs and by weights."""
+
+CHECKPOINTS = 2
+"""Kept of a seed: the last and the best; both are evaluated."""
+
+SPREAD: Mapping[str, tuple[float, float]] = {
+    "trained": (1.0, 1.0),
+    "benchmark": (0.9, 1.15),
+    "log": (0.7, 1.4),
+    "published": (0.5, 2.2),
+}
+"""Least and greatest plausible duration by evidence, as factors. benchmark: perfect scaling, and 0.78 of it instead of
+0.9. log: another implementation, on other machines. published: durations that others report (docs/cost.md) are 0.9 to
+2.1 times the derived ones, those at the upper end on V100s."""
+
+GIB, HOUR_S = 2**30, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one seed of a row costs."""
+
+    hours: float
+    """GPU-hours of its training, validations included, if several GPUs share the work perfectly."""
+    source: str
+    """Where that comes from, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """How long a row's pictures take on one device."""
+
+    evidence: Literal["trained", "benchmark", "log", "published"]
+    train_s: float
+    """Device-seconds per training picture: forward, backward and its share of the optimiser's step."""
+    test_s: float
+    """Device-seconds per validation picture at one size; 0: not known, or in `train_s` already."""
+    device: str
+    kind: Literal["cuda", "cpu"]
+    """cpu: a device is a whole machine."""
+    source: str
+
+
+def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
+    """GPU-hours of one seed of a row, from what lies in the `results` folder or the published speed of its network.
+
+    None when nothing is known: another network than the published ones, never run on a GPU. What was measured on a CPU
+    says nothing about GPUs.
+    """
+    speed = known_speed(row, results)
+    if speed is None or speed.kind == "cpu":
+        return None
+    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
+    hours = (_training_s(row, speed) + validation_s(row, speed, pictures)) / HOUR_S
+    return Estimate(hours, speed.source)
+
+
+def refuse_if_too_costly(row: Row, results: Path = RESULTS) -> None:
+    """ValueError when a seed is expected to cost more GPU-hours than the row allows.
+
+    `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of
+    them the training itself judges, by its first steps.
+    """
+    estimate = estimated_gpu_hours(row, results)
+    if estimate is not None and estimate.hours > row.max_gpu_hours:
+        raise ValueError(
+            f"a seed of row {row.name} would take about {estimate.hours:.0f} GPU-hours (by {estimate.source}); set "
+            f"rows.{row.name}.max_gpu_hours (now {row.max_gpu_hours:g}) above that to allow it, and see "
+            f"python -m stages.plan {row.name}"
+        )
+
+
+def known_speed(row: Row, results: Path) -> Speed | None:
+    """The best evidence for a row's speed, on a GPU if there is any; None: there is none."""
+    published = _published_speed(row, results)
+    found = (
+        _speed_of_trainings(row, results),
+        _speed_of_benchmark(row, results),
+        _speed_of_log(row, published, results),
+        published,
+    )
+    known = [speed for speed in found if speed is not None]
+    best = next((speed for speed in known if speed.kind == "cuda"), known[0] if known else None)
+    if best is None or best.evidence != "trained":
+        return best
+    # how long the pictures of an evaluation take, a training does not say
+    return replace(best, test_s=next((speed.test_s for speed in known[1:] if speed.kind == best.kind), 0.0))
+
+
+def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
+    known = [
+        (seed.environment, seed.workers, seed.images_per_s)
+        for seed in settled(row, results)
+        if seed.environment and seed.workers and seed.images_per_s
+    ]
+    if not known:
+        return None
+    device, cuda = known[0][0].device, known[0][0].cuda is not None
+    return Speed(
+        evidence="trained",
+        train_s=statistics.median((workers if cuda else 1) / images_per_s for _, workers, images_per_s in known),
+        test_s=0.0,
+        device=device,
+        kind="cuda" if cuda else "cpu",
+        source=f"{len(known)} finished seed{'s' * (len(known) > 1)} on {device}",
+    )
+
+
+def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
+    found = find_result(Benchmark, row.name, results=results)
+    if found is None or found.training is None:
+        return None
+    return Speed(
+        evidence="benchmark",
+        train_s=found.training.step_s / found.training.pictures,
+        test_s=1 / found.inference.fps,
+        device=found.environment.device,
+        kind=found.device_kind,
+        source=f"benchmark@{row.name} on {found.environment.device}",
+    )
+
+
+def _speed_of_log(row: Row, published: Speed | None, results: Path) -> Speed | None:
+    """By the log of the published training, whose GPUs had a group each; inference as published."""
+    found = find_result(PublishedEvaluation, row.name, results=results)
+    if published is None or found is None or not found.step_s:
+        return None
+    return replace(
+        published,
+        evidence="log",
+        train_s=found.step_s / row.train.group_size,
+        source=f"the log of the published training, {found.step_s:.3g} s a step on {row.train.groups} GPUs",
+    )
+
+
+def _published_speed(row: Row, results: Path) -> Speed | None:
+    """Derived from the published inference speed: of the row or, where none is printed, of its backbone."""
+    own, name = row.published.get("inf_fps"), row.model.backbone.name
+    if own and row.dataset in PUBLISHED:
+        pixel_s = 1 / own / area(input_size(PUBLISHED[row.dataset].usual, row.test))
+        source = f"published speed of {row.name} on an A100, {own:g} fps"
+    elif name in A100_FPS:
+        pixel_s = 1 / A100_FPS[name] / area(A100_PICTURE)
+        source = f"published speed of {name} on an A100, {A100_FPS[name]:g} fps at 2048 x 1024"
+    else:
+        return None
+    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
+    return Speed(
+        evidence="published",
+        train_s=TRAINING_FACTOR * pixel_s * area(row.train.augmentation.crop),
+        test_s=pixel_s * area(input_size(pictures.usual, row.test)) if pictures is not None else 0.0,
+        device="NVIDIA A100",
+        kind="cuda",
+        source=source,
+    )
+
+
+def settled(row: Row, results: Path) -> list[TrainedSeed]:
+    """Seeds that will not be trained again: finished after as many steps as the row has now, or diverged."""
+    trained = find_result(TrainingResult, row.name, results=results)
+    return [
+        seed
+        for seed in (trained.seeds if trained else ())
+        if seed.seed in row.seeds and seed.status in ("finished", "diverged") and seed.steps == row.train.steps
+    ]
+
+
+def _training_s(row: Row, speed: Speed) -> float:
+    """Device-seconds of one seed's steps."""
+    return row.train.steps * row.train.global_batch * speed.train_s
+
+
+def validation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
+    """Device-seconds of one seed's validations while it trains."""
+    if pictures is None or speed.evidence == "trained":
+        return 0.0
+    return math.ceil(row.train.steps / row.train.val_interval) * pictures.val * speed.test_s
+
+
+def evaluation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
+    """Device-seconds of evaluating one seed's checkpoints, at one size and with ms+flip."""
+    if pictures is None:
+        return 0.0
+    return CHECKPOINTS * pictures.val * speed.test_s * (1 + ms_flip_factor(pictures.usual, row.test))

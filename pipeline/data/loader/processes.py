@@ -1,0 +1,71 @@
+"""Items of a data set in order, made in this process or ahead of time by others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    pass
+
+
+_Item = TypeVar("_Item")
+
+PREFETCH = 3
+"""Batches that every loader process keeps ready."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What went wrong in a loader process: exceptions sent by torch would bring the other process's traceback."""
+
+    message: str
+
+
+class _Guarded(Dataset[Any]):
+    """A dataset that gives its errors back."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (ValueError, OSError) as error:
+            return _Failed(str(error))
+
+
+def load_items(dataset: Dataset[_Item], indices: Iterable[int], processes: int) -> Iterator[_Item]:
+    """dataset[index] for every index, in order."""
+    if not processes:
+        for index in indices:
+            yield dataset[index]
+        return
+    cv2.setNumThreads(1)  # a forked process would wait forever for the threads that OpenCV has started in this one
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),
+        batch_size=None,
+        sampler=indices,
+        num_workers=processes,
+        prefetch_factor=PREFETCH,
+        collate_fn=_as_it_is,
+        worker_init_fn=_one_thread,
+    )
+    for item in loader:
+        if isinstance(item, _Failed):
+            raise ValueError(item.message)
+        yield item
+
+
+def _as_it_is(item: _Item) -> _Item:
+    return item
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

@@ -1,0 +1,113 @@
+"""Validation pictures with their truth at the original size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.data.images.resize import network_picture
+from pipeline.data.loader.processes import load_items
+from pipeline.data.loader.targets import close_gaps, renumber
+from pipeline.data.shards.reader import SplitReader, Things
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Task, TestConfig
+    from pipeline.storage.results import Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class TrueInstances:
+    """All N annotated things of a picture, crowds included, for InstanceMetric."""
+
+    run_lengths: list[dict[str, Any]]
+    """pycocotools' {"size": [h, w], "counts": bytes} of every mask."""
+    labels: Tensor
+    """(N,) int64: dataset classes or, for the task instance, places among the things."""
+    areas: Tensor
+    """(N,) float64 pixels, as annotated."""
+    crowd: Tensor
+    """(N,) bool."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One validation picture, resized for the network, with its truth at the original size."""
+
+    image: Tensor
+    """(3, H, W) uint8 RGB, resized, not padded."""
+    original_size: tuple[int, int]
+    """(height, width) of the labels."""
+    label_map: Tensor | None
+    """(h, w) uint8 class ids, crowds included, 255: nothing. None without segments."""
+    segments: Tensor | None
+    """(h, w) index into `labels`; uint8 with 255, or int32 with -1, for nothing. None without segments."""
+    labels: Tensor
+    """(T,) int64 class of every segment in the picture, by rising id."""
+    crowd: Tensor
+    """(T,) bool: the segment stands for many objects."""
+    instances: TrueInstances | None
+    """None for the task semantic."""
+    original: Tensor | None
+    """(3, h, w) uint8 RGB, the picture as it is. None unless `test.ms_flip` is set."""
+    name: str
+    index: int
+    """Its place in the split."""
+
+
+def validation_pictures(
+    manifest: Manifest,
+    test: TestConfig,
+    *,
+    task: Task = "semantic",
+    places: Sequence[int] | None = None,
+    processes: int = 0,
+) -> Iterator[Picture]:
+    """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches."""
+    split = SplitReader.of(manifest, "val", task)
+    yield from load_items(_Validation(split, test), range(split.records) if places is None else places, processes)
+
+
+class _Validation(Dataset[Picture]):
+    """Validation pictures by index."""
+
+    def __init__(self, split: SplitReader, test: TestConfig) -> None:
+        self.split, self.test = split, test
+
+    def __getitem__(self, index: int) -> Picture:
+        record = self.split[index]
+        image = record.image()
+        label_map = ids = None
+        labels, crowd = np.zeros(0, np.int64), np.zeros(0, bool)
+        if record.has_segments():
+            segments = record.segments()
+            label_map = torch.from_numpy(renumber(segments.ids, segments.classes, len(self.split.thing_index)))
+            count = len(segments.classes)
+            compact, present = close_gaps(segments.ids, np.arange(count), count, where=record.where)
+            ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
+        return Picture(
+            image=network_picture(image, self.test),
+            original_size=record.size,
+            label_map=label_map,
+            segments=ids,
+            labels=torch.from_numpy(labels),
+            crowd=torch.from_numpy(crowd),
+            instances=None if self.split.task == "semantic" else self._instances(record.things()),
+            original=None if self.test.ms_flip is None else torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            name=record.name,
+            index=index,
+        )
+
+    def _instances(self, things: Things) -> TrueInstances:
+        of_things = self.split.task == "instance"
+        return TrueInstances(
+            run_lengths=things.run_lengths,
+            labels=torch.from_numpy(self.split.thing_index[things.classes] if of_things else things.classes),
+            areas=torch.from_numpy(things.areas),
+            crowd=torch.from_numpy(things.crowd),
+        )

@@ -1,0 +1,199 @@
+"""What the shards of a dataset hold together: counts, digests, and the manifest that says it."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.data.images.codecs import IGNORE
+from pipeline.data.shards.writer import (
+    PictureLabels,
+    ShardFacts,
+    ShardJob,
+    same_labels,
+)
+from pipeline.storage.results import FetchedSource, Manifest, PictureSizes, Samples, Shard, SkippedRecord, Source, Split
+
+if TYPE_CHECKING:
+    from pipeline.data.shards.writer import ShardFacts
+    from pipeline.params.schema import DatasetConfig
+
+
+class Counts(NamedTuple):
+    """What the shards of a split hold together: the fields of this name of a manifest, for one split."""
+
+    pixels: tuple[int, ...]
+    ignored_pixels: int
+    pictures: tuple[int, ...]
+    instances: tuple[int, ...]
+    things_per_picture: dict[int, int]
+    picture_sizes: PictureSizes
+    bytes: int
+    skipped: tuple[SkippedRecord, ...]
+
+
+def counted(shards: Sequence[ShardFacts]) -> Counts:
+    """The counts of a split's shards, which are in their order."""
+    *pixels, ignored = _summed([shard.pixels for shard in shards])
+    things: Counter[int] = Counter()
+    heights: Counter[int] = Counter()
+    widths: Counter[int] = Counter()
+    for shard in shards:
+        things.update(shard.things_per_picture)
+        for height, width, pictures in shard.sizes:
+            heights[height] += pictures
+            widths[width] += pictures
+    return Counts(
+        pixels=tuple(pixels),
+        ignored_pixels=ignored,
+        pictures=_summed([shard.pictures for shard in shards]),
+        instances=_summed([shard.instances for shard in shards]),
+        things_per_picture={count: things[count] for count in sorted(things)},
+        picture_sizes=PictureSizes(height=_spread(heights), width=_spread(widths)),
+        bytes=sum(shard.bytes for shard in shards),
+        skipped=tuple(record for shard in shards for record in shard.skipped),
+    )
+
+
+def _summed(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(np.sum(counts, axis=0).tolist())
+
+
+def _spread(counts: Counter[int]) -> tuple[int, int, int]:
+    """Least, median (the lower of two) and greatest value."""
+    values = sorted(counts)
+    below = np.cumsum([counts[value] for value in values])
+    return values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]
+
+
+def class_table(manifest: Manifest) -> str:
+    """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("class", "split", "pixels", "pictures", "instances"))
+    for split in manifest.splits:
+        columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
+        table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
+    return text.getvalue()
+
+
+MAX_SKIPPED = 0.05
+"""Share of a split's records that `on_error: skip` leaves out at most; more are no slips but a wrong setting."""
+
+
+def content_digest(splits: Mapping[str, Split]) -> str:
+    """SHA-256 of what the shards are: a digest of their names, lengths and digests."""
+    return hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
+
+    A field that holds its default is left out: a new one changes no digest until it is used.
+    """
+    rest = {key: value for key, value in _plain(manifest).items() if key not in ("digest", "samples", "terms")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and what is in them as JSON values, without the fields that hold their defaults."""
+    if dataclasses.is_dataclass(value):
+        held = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+        return {entry.name: _plain(each) for entry, each in held if each != _default(entry)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    """MISSING: it has none."""
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+
+
+def splits_of(config: DatasetConfig, jobs: Sequence[ShardJob], shards: MadeShards) -> dict[str, Split]:
+    """The splits with their shards, which are called by their names alone."""
+    listed: dict[str, list[Shard]] = {split: [] for split in config.splits}
+    for job in jobs:
+        facts = shards.facts[job.name]
+        listed[job.split].append(
+            Shard(path=f"{job.name}.arrow", records=facts.records, bytes=facts.bytes, sha256=facts.sha256)
+        )
+    return {
+        split: Split(records=sum(shard.records for shard in entries), shards=tuple(entries))
+        for split, entries in listed.items()
+    }
+
+
+def make_manifest(
+    dataset: str,
+    config: DatasetConfig,
+    jobs: Sequence[ShardJob],
+    shards: MadeShards,
+    facts: Sequence[FetchedSource],
+    splits: Mapping[str, Split],
+    samples: Samples,
+    *,
+    folder: str,
+) -> Manifest:
+    """The manifest of shards and samples that lie in `folder`, under the storage root."""
+
+    def placed(split: Split) -> Split:
+        shards = (dataclasses.replace(shard, path=f"{folder}/{shard.path}") for shard in split.shards)
+        return dataclasses.replace(split, shards=tuple(shards))
+
+    counts = {split: counted([shards.facts[job.name] for job in jobs if job.split == split]) for split in splits}
+    manifest = Manifest(
+        dataset=dataset,
+        digest="",
+        class_names=config.class_names,
+        thing_classes=config.thing_classes,
+        ignore_label=IGNORE,
+        labels=shards.labels.kinds if shards.labels else (),
+        pixel_layout=config.pixels,
+        splits={name: placed(split) for name, split in splits.items()},
+        pixels={split: count.pixels for split, count in counts.items()},
+        ignored_pixels={split: count.ignored_pixels for split, count in counts.items()},
+        pictures={split: count.pictures for split, count in counts.items()},
+        instances={split: count.instances for split, count in counts.items()},
+        things_per_picture={split: count.things_per_picture for split, count in counts.items()},
+        picture_sizes={split: count.picture_sizes for split, count in counts.items()},
+        bytes={split: count.bytes for split, count in counts.items()},
+        skipped={split: count.skipped for split, count in counts.items()},
+        sources=tuple(Source(name=source.name, bytes=source.bytes, sha256=source.sha256) for source in facts),
+        samples=dataclasses.replace(samples, path=f"{folder}/{samples.path}"),
+        terms=config.terms,
+    )
+    return dataclasses.replace(manifest, digest=manifest_digest(manifest))
+
+
+class MadeShards:
+    """The facts of finished shards. What only several shards together can get wrong is found when one is added."""
+
+    def __init__(self, dataset: str, records: Mapping[str, int]) -> None:
+        self.dataset, self.records = dataset, records
+        self.facts: dict[str, ShardFacts] = {}
+        self.skipped = dict.fromkeys(records, 0)
+        self.labels: PictureLabels | None = None
+
+    def add(self, job: ShardJob, facts: ShardFacts) -> None:
+        """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""
+        self.facts[job.name] = facts
+        if facts.labels is not None:
+            self.labels = same_labels(self.labels, facts.labels)
+        for record in facts.skipped:
+            print(f"{self.dataset}: skipped {record.file}: {record.reason}", file=sys.stderr)
+        self.skipped[job.split] += len(facts.skipped)
+        if self.skipped[job.split] > MAX_SKIPPED * self.records[job.split]:
+            raise ValueError(
+                f"{self.skipped[job.split]} of the {self.records[job.split]:,} records of split {job.split} are wrong, "
+                f"of which `on_error: skip` leaves out at most {MAX_SKIPPED:.0%}: {facts.skipped[0].reason}"
+            )

@@ -1,0 +1,85 @@
+"""What no field can check alone: settings of params.yaml that must fit one another."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from pipeline.params.schema import DatasetConfig, Row, VerdictConfig
+
+
+def check_dataset(data: DatasetConfig, at: str) -> None:
+    for key, unit in (("bytes", "lengths"), ("sha256", "digests")):
+        count = len(getattr(data, key))
+        if count not in (0, len(data.sources)):
+            raise ValueError(f"{at}.{key} lists {count} {unit} for {len(data.sources)} sources; give one each, or none")
+    if any(size < 0 for size in data.bytes):
+        raise ValueError(f"{at}.bytes is {list(data.bytes)}; a length is above 0, or 0 where it is not known")
+    for key in ("sources", "mirrors"):
+        for index, place in enumerate(getattr(data, key)):
+            if "://" in place and "@" in urlsplit(place).netloc:  # not quoted: this message may be logged
+                raise ValueError(
+                    f"{at}.{key}[{index}] holds a user name or password, and params.yaml is for everybody to read; "
+                    "take it out (docs/data.md says where credentials belong)"
+                )
+
+
+def check_verdict(verdict: VerdictConfig, at: str) -> None:
+    for key in ("margin_points", "assumed_spread_points"):
+        if not 0 < getattr(verdict, key) < 100:
+            raise ValueError(f"{at}.{key} is {getattr(verdict, key)}; it must be above 0 and below 100 percent points")
+    if not 0.5 <= verdict.coverage < 1:
+        raise ValueError(f"{at}.coverage is {verdict.coverage}; it must be at least 0.5 and below 1")
+
+
+def check_row(row: Row, at: str) -> None:
+    train, augmentation, crop = row.train, row.train.augmentation, row.train.augmentation.crop
+    if any(side <= 0 or side % 32 for side in crop):
+        raise ValueError(f"{at}.train.augmentation.crop is {list(crop)}; both sides must be multiples of 32")
+    if bool(augmentation.short_sides) == (augmentation.jitter is not None):
+        raise ValueError(f"{at}.train.augmentation must have either short_sides or jitter")
+    if augmentation.short_sides and augmentation.long_side_max < max(augmentation.short_sides):
+        raise ValueError(
+            f"{at}.train.augmentation.long_side_max is {augmentation.long_side_max}; "
+            f"it must be at least the largest of short_sides, {max(augmentation.short_sides)}"
+        )
+    if augmentation.jitter is not None and not 0 < augmentation.jitter[0] <= augmentation.jitter[1]:
+        raise ValueError(f"{at}.train.augmentation.jitter is {list(augmentation.jitter)}; it must rise from above 0")
+    optimizer, loss = train.optimizer, row.model.loss
+    for key, value, right, need in (
+        ("train.optimizer.lr", optimizer.lr, optimizer.lr > 0, "above 0"),
+        ("train.optimizer.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, "0 or more"),
+        ("train.optimizer.backbone_lr_factor", (factor := optimizer.backbone_lr_factor), factor >= 0, "0 or more"),
+        ("train.optimizer.betas", list(optimizer.betas), all(0 <= b < 1 for b in optimizer.betas), "0 to below 1"),
+        ("train.optimizer.eps", optimizer.eps, optimizer.eps > 0, "above 0"),
+        ("train.optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm > 0, "above 0"),
+        ("model.loss.points", loss.points, loss.points >= 1, "at least 1"),
+        ("model.loss.oversample", loss.oversample, loss.oversample >= 1, "at least 1"),
+        ("model.loss.importance", loss.importance, 0 <= loss.importance <= 1, "between 0 and 1"),
+        ("model.loss.class_weight", loss.class_weight, loss.class_weight >= 0, "0 or more"),
+        ("model.loss.mask_weight", loss.mask_weight, loss.mask_weight >= 0, "0 or more"),
+        ("model.loss.dice_weight", loss.dice_weight, loss.dice_weight >= 0, "0 or more"),
+        ("model.loss.no_object_weight", loss.no_object_weight, loss.no_object_weight > 0, "above 0"),
+    ):
+        if not right:
+            raise ValueError(f"{at}.{key} is {value}; it must be {need}")
+    milestones = train.schedule.milestones
+    if list(milestones) != sorted(set(milestones)) or (train.schedule.name == "multistep") != bool(milestones):
+        raise ValueError(
+            f"{at}.train.schedule.milestones is {list(milestones)}; "
+            "they must rise, and only the schedule multistep has them"
+        )
+    for key in ("steps", "groups", "group_size", "val_interval", "checkpoint_interval", "log_every"):
+        if getattr(train, key) < 1:
+            raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
+    if row.published_trainings < 1:
+        raise ValueError(f"{at}.published_trainings is {row.published_trainings}; it must be at least 1")
+    if row.early_warning.points <= 0:
+        raise ValueError(f"{at}.early_warning.points is {row.early_warning.points}; it must be above 0")
+    if not 0 <= row.early_warning.after <= 1:
+        raise ValueError(f"{at}.early_warning.after is {row.early_warning.after}; it must be between 0 and 1")
+    if not row.seeds or len(set(row.seeds)) != len(row.seeds):
+        raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
+    if row.test.pad_multiple != 1 and (row.test.pad_multiple < 1 or row.test.pad_multiple % 32):
+        raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be 1 or a multiple of 32")
+    if row.test.ms_flip is not None and row.task != "semantic":
+        raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")

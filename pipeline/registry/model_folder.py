@@ -1,0 +1,115 @@
+"""The folder of an MLflow model: weights, settings, code and an example."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.params.schema import Row
+from pipeline.registry.candidates import Candidate
+from pipeline.storage.results import (
+    Manifest,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
+    """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
+    from pipeline.provenance.code import code_digest
+    from pipeline.registry.served_model import ANSWERING
+
+    return {
+        "task": row.task,
+        "model": asdict(row.model),
+        "test": asdict(replace(row.test, ms_flip=None)),
+        "tf32": row.train.tf32,
+        "class_names": list(manifest.class_names_of(row.task)),
+        "thing_ids": manifest.thing_ids_of(row.task),
+        "code": code_digest(ANSWERING),
+    }
+
+
+def trained_network(row: Row, candidate: Candidate) -> nn.Module:
+    """The network of a checkpoint; ValueError when the file is gone, altered or of another run."""
+    from m2f.model import build_model
+    from pipeline.runs.checkpoints import check_digest, load_checkpoint
+    from pipeline.storage.root import stored
+
+    path = stored(candidate.checkpoint, made_by=f"dvc repro -f train@{row.name}")
+    check_digest(path, candidate.sha256, row=row.name)
+    network = build_model(row.model)
+    load_checkpoint(path, model=network, run_key=candidate.run_key, digest=candidate.sha256)
+    return network
+
+
+def save_model(
+    path: Path,
+    network: nn.Module,
+    settings: Mapping[str, Any],
+    *,
+    run_id: str | None = None,
+    model_id: str | None = None,
+) -> None:
+    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that answers."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+    from safetensors.torch import save_file
+
+    from pipeline.registry.served_model import LIBRARIES
+    from pipeline.storage.files import whole_file, write_json
+
+    pictures = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
+    with tempfile.TemporaryDirectory() as folder:
+        weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
+        with whole_file(weights) as partial:  # which everybody may read
+            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
+        write_json(served, settings)
+        copy_code(code)
+        mlflow.pyfunc.save_model(
+            path=str(path),
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            python_model=str(code / "pipeline" / "registered_model.py"),
+            artifacts={"weights": str(weights), "settings": str(served)},
+            code_paths=[str(code / "m2f"), str(code / "pipeline")],
+            signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
+            metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
+            input_example=_example(),
+        )
+
+
+def _example() -> Any:
+    """A picture of 64 x 96 that is nobody's, as a client would send it."""
+    import cv2
+    import numpy as np
+    import pandas as pd
+
+    rows, columns = np.mgrid[:64, :96]
+    image = np.stack((4 * rows, 2 * columns, 2 * (rows + 32)), axis=2).astype(np.uint8)
+    return pd.DataFrame({"picture": [cv2.imencode(".png", image)[1].tobytes()]})
+
+
+def copy_code(folder: Path) -> None:
+    """The modules that a registered model needs, in their packages below `folder`."""
+    from pipeline.provenance.sources import PROJECT, source_file
+    from pipeline.registry.served_model import MODULES
+
+    for module in MODULES:
+        source = source_file(module)
+        assert source is not None, module
+        target = folder / source.relative_to(PROJECT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _public_version(library: str) -> str:
+    """The installed version as a package index knows it, without a local part (2.9.0+cu128)."""
+    return importlib.metadata.version(library).partition("+")[0]

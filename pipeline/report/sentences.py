@@ -1,0 +1,142 @@
+"""What the report says about a row in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.params.tasks import LABELS
+from pipeline.report.rows import (
+    CHECKPOINTS,
+    ENDED_BADLY,
+    Facts,
+    PaddedFacts,
+    SeedFacts,
+    counts,
+)
+from pipeline.report.tables import figure_names, percent, signed
+
+LEGEND = (
+    "Figures are percent on the validation pictures, single scale: the median over the seeds, and their lowest and "
+    'highest. "Difference" is our median less the published figure. The original authors\' figures are of another '
+    "recipe: shown beside and not judged against. Where it is not known which checkpoint a published figure is of, "
+    "both the last and the best on validation are shown for each seed, and the last is compared. Memory is the most a "
+    "GPU took in training; pictures/s is inference, one picture at a time. What is marked * was measured on another "
+    "device, or with another number of pictures on a GPU, than the published figure beside it: do not compare the two."
+)
+
+HOW_TO_READ = (
+    "A row's seeds say where a figure such as the published one is to be expected. All of that within the margin "
+    "around the published figure: the row is reproduced. Otherwise all of it on one side: above or below. Otherwise: "
+    "undecided. Margin and coverage were fixed beforehand (verdict in params.yaml); docs/verdicts.md has the rule and "
+    "how often it errs. A row of which nothing is published under the same recipe has no verdict."
+)
+
+_MEMORY_AS_PRINTED = "The published memory is in GB as printed."
+
+LEGENDS: Mapping[str, str] = {
+    "semantic": "ms+flip averages the scores of several sizes, each also mirrored.",
+    "panoptic": (
+        f"AP is of the masks of things and mIoU of the classes, both by the network that PQ is of. {_MEMORY_AS_PRINTED}"
+    ),
+    "instance": f"AP is of masks, averaged over IoU thresholds from 0.50 to 0.95. {_MEMORY_AS_PRINTED}",
+}
+"""By task, what its table's columns mean."""
+
+
+def summary(rows: Mapping[str, Facts]) -> str:
+    """How the published rows stand, in one sentence; empty where there are none."""
+    of_kind = {kind: count for kind, count in counts(rows).items() if count}
+    total = sum(of_kind.values())
+    if not total:
+        return ""
+    listed = ", ".join(f"{count} {kind}" for kind, count in of_kind.items())
+    return f"Of {total} published rows: {listed}."
+
+
+def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
+    """(row, sentence) for what is not as it should be: failed seeds, warnings, figures that are out of date."""
+    sentences = []
+    for name, facts in rows.items():
+        for seed in facts.seeds:
+            if seed.status in ENDED_BADLY:
+                sentences.append((name, f"seed {seed.seed} {seed.status}: {seed.reason or 'no reason given'}"))
+            else:
+                sentences += [(name, warning) for warning in behind(seed, facts)[-1:]]
+        if facts.status == "out of date":
+            sentences.append((name, f"the figures belong to an earlier training; dvc repro evaluate@{name}"))
+        elif facts.status == "trained":
+            sentences.append((name, f"trained, but not evaluated; dvc repro evaluate@{name}"))
+        elif facts.status == "incomplete" and len(facts.seeds) < facts.planned_seeds:
+            missing = facts.planned_seeds - len(facts.seeds)
+            seeds = "a seed has" if missing == 1 else f"{missing} seeds have"
+            sentences.append((name, f"{seeds} no result yet; dvc repro evaluate@{name}"))
+    return sentences
+
+
+def behind(seed: SeedFacts, facts: Facts) -> list[str]:
+    """Sentences of a seed's early warnings."""
+    label = LABELS[facts.primary]
+    against = {"published": "the published curve", "sisters": "the other seeds"}
+    return [
+        f"seed {seed.seed} was clearly behind {against[point.reference]} at step {point.step:,}: "
+        f"{label} {point.value:.2f}, where {point.expected:.2f} was expected"
+        for point in seed.behind
+    ]
+
+
+def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
+    """Published rows of which it is known which checkpoint their figures are of."""
+    published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.published}
+    named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
+    return [
+        f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."
+        for rule, names in named.items()
+        if names
+    ]
+
+
+def published_sentence(name: str, facts: Facts) -> str:
+    """What the published checkpoint scores here, and under which padding it agrees better; empty: not evaluated."""
+    checked = facts.published_checkpoint
+    if not checked:
+        return ""
+
+    def told(figure: str, of: PaddedFacts, words: str = "") -> str:
+        difference = of.difference.get(figure)
+        return percent(of.figures.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
+
+    first, words, ours = facts.primary, " from the published figure", checked.evaluated
+    figures = [figure for figure in figure_names(facts) if ours.figures.get(figure) is not None]
+    listed = ", ".join(f"{LABELS[figure]} {told(figure, ours, words if figure == first else '')}" for figure in figures)
+    text = f"{name}: the published checkpoint, evaluated here, has {listed}."
+    if other := checked.other_padding:
+        both = sorted((ours, other), key=lambda of: of.pad_multiple)
+        compared = " and ".join(f"{told(first, of)} {_padding(of.pad_multiple)}" for of in both)
+        text += f" {LABELS[first]} is {compared}"
+        text += "." if checked.agrees is None else f": {_padding(checked.agrees)} agrees better."
+    return text
+
+
+def _padding(multiple: int) -> str:
+    return "without padding" if multiple == 1 else f"padded to multiples of {multiple}"
+
+
+def interval_sentence(facts: Facts) -> str:
+    """Between which values the median of all possible seeds lies, and how surely; empty: too few seeds to say."""
+    interval = facts.median_interval
+    if not interval:
+        return ""
+    return (
+        f"The median of all seeds there could be lies between {interval.low:.2f} and {interval.high:.2f} "
+        f"with {interval.coverage:g} % confidence."
+    )
+
+
+def baseline_sentence(facts: Facts) -> str:
+    """What guessing would score; empty: not known."""
+    baseline = facts.baseline
+    if not baseline:
+        return ""
+    figure = facts.primary if baseline.figures.get(facts.primary) is not None else "miou"
+    value = baseline.figures.get(figure)
+    return "" if value is None else f"Predicting {baseline.class_name} everywhere gives {LABELS[figure]} {value:.2f}."

@@ -1,0 +1,50 @@
+"""What one training needs to know besides its row, and how its lines on a terminal begin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.params.schema import Row
+from pipeline.storage.stores import StoredPath
+
+if TYPE_CHECKING:
+    from pipeline.storage.results import Manifest
+
+
+LEAVE = "leave.json"
+"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one training needs to know besides its row."""
+
+    row: Row
+    seed: int
+    run_key: str
+    run_dir: StoredPath
+    """Absolute; environment.json, checkpoints/, curve.jsonl and how it ended (pipeline.runs.outcome)."""
+    manifest: Manifest
+    weights: StoredPath | None = None
+    """Converted initial weights of the backbone."""
+    mlflow_run_id: str | None = None
+    loader_processes: int = 0
+    groups_at_once: int | None = None
+    """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
+    published_curve: Sequence[tuple[int, float]] = ()
+    """(step, the row's first figure) of the published training, which the early warning compares with."""
+    sisters: tuple[StoredPath, ...] = ()
+    """Run folders of the row's other seeds, whose curves it compares with too."""
+
+
+def say(run: Run, text: str) -> None:
+    """One line on stderr."""
+    print(f"{run_name(run)}: {text}", file=sys.stderr, flush=True)
+
+
+def run_name(run: Run) -> str:
+    """How progress lines call a run."""
+    return f"{run.row.name} seed {run.seed}"

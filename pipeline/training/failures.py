@@ -1,0 +1,87 @@
+"""What ended a Ray Train run, in a word and in a sentence."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from pipeline.runs.outcome import (
+    Failed,
+    write_note,
+)
+from pipeline.storage.stores import StoredPath
+
+if TYPE_CHECKING:
+    from pipeline.runs.run import Run
+
+
+def fail(run_dir: StoredPath, reason: str) -> None:
+    """Write down why a seed failed; its next start forgets it."""
+    write_note(run_dir, Failed(reason=reason))
+
+
+def what_failed(error: BaseException) -> tuple[Literal["no pool", "left", "lost", "final", "bug"], BaseException]:
+    """What ended a Ray Train run, and the exception that says most about it.
+
+    no pool: none got free in time. left: it was asked to make place for its whole pool. lost: a worker died, with which
+    the others' connections break. final: what a retry would meet again. bug: any other exception of the loop.
+    """
+    import torch
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+
+    from m2f.losses import Divergence
+    from pipeline.training.loop import Left
+
+    if isinstance(error, ControllerError):
+        cause = error.controller_failure
+        return ("no pool" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
+    if not isinstance(error, WorkerGroupError):
+        return "lost", error  # the controller itself
+    failures = list(error.worker_failures.values())
+    mendable = (ValueError, FileNotFoundError, PermissionError, torch.OutOfMemoryError, Divergence)
+    for failure in failures:
+        if isinstance(failure, mendable):
+            return "final", failure
+    for failure in failures:
+        if isinstance(failure, Left):
+            return "left", failure
+    for failure in failures:
+        if isinstance(failure, RayTrainError) or _is_broken_connection(failure):
+            return "lost", failure
+    return "bug", failures[0]
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    """Whether a worker's exception only says that another one is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+_GUESSES = re.compile(r" Some common causes| This is typically caused by")
+"""From here on, Ray and gloo guess."""
+
+
+def sentence(error: BaseException, run: Run) -> str:
+    """An exception in one sentence: our own as it is, another with its type and last line."""
+    import torch
+
+    text = str(getattr(error, "health_check_failure", error))
+    if isinstance(error, torch.OutOfMemoryError):
+        groups, size = run.groups_at_once or "all its", run.row.train.group_size
+        return (
+            f"a worker's GPU has not the memory for {groups} groups of {size} pictures at once; set M2F_GROUPS_AT_ONCE "
+            f"below that, or use more workers ({_first_line(text)})"
+        )
+    if isinstance(error, (ValueError, OSError)):
+        return " ".join(text.split())
+    return f"{type(error).__name__}: {_GUESSES.split(_last_line(text))[0]}"
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")[:200]
+
+
+def _last_line(text: str) -> str:
+    return next(iter(reversed(text.strip().splitlines())), "")[:400].strip()
