@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import NoReturn
 
 
@@ -43,6 +44,56 @@ def run(main: Callable[[], None]) -> None:
         if not (said := store_failure(error)):
             raise
         _end(said)
+
+
+def targets() -> list[str] | None:
+    """The targets of the `dvc repro` or `dvc exp run` that has started this process; None: DVC has not.
+
+    Without any the whole pipeline is meant: stages then do what is cheap and possible here and wait for the rest, while
+    what was asked for by name has to be there or is an error. DVC tells a command nothing of this, so the command line
+    of the process that started it is read.
+    """
+    import psutil
+
+    for process in psutil.Process().parents():
+        try:
+            found = _targets(process.cmdline())
+        except psutil.Error:  # it has ended, or is another user's
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+_WITH_VALUE = {"-S", "--set-param", "-n", "--name", "-j", "--jobs", "-m", "--message", "-C", "--copy-paths"}
+"""Options of `dvc exp run` after which a value stands; `dvc repro` has none such."""
+
+
+def _targets(command: Sequence[str]) -> list[str] | None:
+    start = next((place for place, word in enumerate(command[:3]) if PurePath(word).name == "dvc"), None)
+    if start is None:
+        return None
+    words, previous = list[str](), ""
+    for word in command[start + 1 :]:
+        if not word.startswith("-") and previous not in (*_WITH_VALUE, "--cd"):
+            words.append(word)
+        previous = word
+    if words[:1] == ["repro"]:
+        return words[1:]
+    return words[2:] if words[:1] in (["exp"], ["experiments"]) and words[1:2] in (["run"], ["r"]) else None
+
+
+def waits(kind: type, row: str) -> bool:
+    """Whether a row's stage has nothing to do now, as `stages.ready` has found out; its result then says what is
+    missing, unless it holds more than that."""
+    if targets() != []:
+        return False
+    from pipeline.storage.results import Ready, read_result, write_waiting
+
+    ready = read_result(Ready, row)
+    if not ready.run:
+        write_waiting(kind, row, " and ".join(ready.needs))
+    return not ready.run
 
 
 def _end(error: object) -> NoReturn:

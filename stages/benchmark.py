@@ -11,7 +11,7 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
-from stages import run
+from stages import run, waits
 
 if TYPE_CHECKING:
     from pipeline.storage.results import InferenceCost, TrainingCost
@@ -36,6 +36,11 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="measure although nothing has changed since the last time")
     arguments = parser.parse_args()
+
+    from pipeline.storage.results import Benchmark
+
+    if waits(Benchmark, arguments.row):
+        return
 
     from pipeline.cost.benchmark import benchmark, benchmark_key
     from pipeline.params.load import load_params

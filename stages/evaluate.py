@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from stages import run
+from stages import run, waits
 
 
 def main() -> None:
@@ -15,16 +15,22 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
+    from pipeline.storage.results import Evaluation
+
+    if waits(Evaluation, arguments.row):
+        return
+
     from pipeline.evaluation.evaluate import evaluate_row
     from pipeline.params.load import load_params
     from pipeline.params.tasks import in_words
-    from pipeline.storage.results import Manifest, TrainingResult, read_result, write_result
+    from pipeline.storage.results import Manifest, TrainingResult, read_result, write_figures, write_result
     from pipeline.tracking.mlflow_runs import track_row
 
     row = load_params(arguments.params).row(arguments.row)
     manifest, trained = read_result(Manifest, row.dataset), read_result(TrainingResult, row.name)
     result = evaluate_row(row, manifest=manifest, trained=trained)
     write_result(result, row.name)
+    write_figures(row.name, result.median)
     ids = track_row(row, result.seeds, decides=result.decides)
     seeds = tuple(replace(seed, mlflow_run_id=ids[seed.run_key] or seed.mlflow_run_id) for seed in result.seeds)
     if seeds != result.seeds:  # no server answered the training

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stages import run
+from stages import run, waits
 
 if TYPE_CHECKING:
     from pipeline.storage.results import PaddedEvaluation
@@ -18,6 +18,11 @@ def main() -> None:
     parser.add_argument("row", help="an entry of `checkpoints` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
+
+    from pipeline.storage.results import PublishedEvaluation
+
+    if waits(PublishedEvaluation, arguments.row):
+        return
 
     from pipeline.params.load import load_params
     from pipeline.params.parse import pick

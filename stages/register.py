@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stages import run
+from stages import run, waits
 
 
 def main() -> None:
@@ -19,6 +19,11 @@ def main() -> None:
         help="give the alias best to the new version although the old one's figure is of other data",
     )
     arguments = parser.parse_args()
+
+    from pipeline.storage.results import Registration
+
+    if waits(Registration, arguments.row):
+        return
 
     from pipeline.params.load import load_params
     from pipeline.params.tasks import LABELS

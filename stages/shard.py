@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stages import run
+from stages import run, targets
 
 
 def main() -> None:
@@ -27,14 +27,27 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
+    from pipeline.storage.results import (
+        FetchedDataset,
+        Manifest,
+        find_result,
+        read_result,
+        result_path,
+        write_result,
+        write_waiting,
+    )
+
+    dataset = arguments.dataset
+    if targets() == [] and ((fetched := find_result(FetchedDataset, dataset)) is None or fetched.waits):
+        write_waiting(Manifest, dataset, f"a row on {dataset} that can be trained here")
+        return
+
     from pipeline.data.fetch import open_sources
     from pipeline.data.shards.build import build
     from pipeline.data.shards.manifest import class_table
     from pipeline.params.load import load_params
     from pipeline.storage.files import write_text
-    from pipeline.storage.results import FetchedDataset, Manifest, read_result, result_path, write_result
 
-    dataset = arguments.dataset
     config = load_params(arguments.params).dataset(dataset)
     fetched = read_result(FetchedDataset, dataset)
     manifest = build(dataset, config, open_sources(fetched), facts=fetched.sources, processes=arguments.processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from stages import run
+from stages import run, waits
 
 if TYPE_CHECKING:
     from pipeline.storage.results import TrainedSeed
@@ -19,7 +19,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
     arguments = parser.parse_args()
 
-    from pipeline.cost.speed import refuse_if_too_costly
+    from pipeline.storage.results import TrainingResult
+
+    if waits(TrainingResult, arguments.row):
+        return
+
+    from pipeline.cost.needs import refuse_to_train
     from pipeline.params.load import load_params
     from pipeline.storage.results import (
         RESULTS,
@@ -41,7 +46,7 @@ def main() -> None:
         published=find_result(PublishedEvaluation, row.name),  # taken where it is: nothing depends on it
         only=arguments.seed,
         results=RESULTS if arguments.seed is None else None,
-        before_gpus=refuse_if_too_costly,
+        before_training=refuse_to_train,
     )
     for seed in result.seeds:
         print(f"{row.name} seed {seed.seed}: {_outcome(seed, row.task)}, run {seed.run_key}")

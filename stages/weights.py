@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from stages import run
+from stages import run, targets
 
 
 def main() -> None:
@@ -16,10 +17,17 @@ def main() -> None:
 
     from pipeline.params.load import load_params
     from pipeline.params.parse import pick
-    from pipeline.storage.results import ConvertedWeights, write_result
+    from pipeline.storage.results import ConvertedWeights, write_result, write_waiting
 
-    name = arguments.name
-    config = pick(load_params(arguments.params).weights, name, "weights entry", arguments.params)
+    name, params = arguments.name, load_params(arguments.params)
+    config = pick(params.weights, name, "weights entry", arguments.params)
+    if config.url and targets() == []:
+        from pipeline.cost.needs import needs
+
+        base = Path(arguments.params).absolute().parent
+        if all(needs(row, params, base=base) for row in params.rows.values() if row.weights == name):
+            write_waiting(ConvertedWeights, name, f"a row with {name} that can be trained here")
+            return
     if config.url:
         from pipeline.data.pretrained_weights import convert_weights
 

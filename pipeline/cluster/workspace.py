@@ -17,7 +17,7 @@ import yaml
 from pathspec import GitIgnoreSpec
 
 from pipeline.storage.files import whole_file, write_text
-from pipeline.storage.results import RESULTS
+from pipeline.storage.results import RESULTS, waiting_in
 
 LOCK = "dvc.lock"
 _OURS = GitIgnoreSpec.from_lines(
@@ -133,8 +133,8 @@ def _take(source: Path, target: Path) -> None:
 
 
 def add_missing_results(source: Path, target: Path) -> list[str]:
-    """Bring over the results that the target lacks; the stages they belong to."""
-    return _merge(source, target, lambda theirs, ours: not ours.exists())
+    """Bring over the results that the target lacks or waits for; the stages they belong to."""
+    return _merge(source, target, lambda theirs, ours: _lacks(ours))
 
 
 def add_newer_results(source: Path, target: Path) -> list[str]:
@@ -144,9 +144,14 @@ def add_newer_results(source: Path, target: Path) -> list[str]:
     """
 
     def newer(theirs: Path, ours: Path) -> bool:
-        return not ours.exists() or theirs.stat().st_mtime > ours.stat().st_mtime
+        return _lacks(ours) or theirs.stat().st_mtime > ours.stat().st_mtime
 
     return _merge(source, target, newer)
+
+
+def _lacks(ours: Path) -> bool:
+    """Whether there is no result, or only what its stage waits for."""
+    return not ours.exists() or bool(waiting_in(ours))
 
 
 def _merge(source: Path, target: Path, wanted: Callable[[Path, Path], bool]) -> list[str]:
@@ -158,6 +163,8 @@ def _merge(source: Path, target: Path, wanted: Callable[[Path, Path], bool]) -> 
         in_lock.update(outs)
         if not outs or not all((source / out).is_file() for out in outs):
             continue
+        if any(waiting_in(source / out) for out in outs):
+            continue  # the target finds out for itself what it lacks
         changed = [out for out in outs if not _same(source / out, target / out)]
         if any(not wanted(source / out, target / out) for out in changed):
             continue  # the target's is newer, and so is what its lock says of it

@@ -52,6 +52,21 @@ def accelerator_type() -> str | None:
     return os.environ.get("M2F_ACCELERATOR_TYPE") or None
 
 
+def gpus_here(row: Row) -> bool:
+    """Whether a row would find a GPU: in the Ray cluster at RAY_ADDRESS, or else in this machine."""
+    import ctypes
+
+    if os.environ.get("RAY_ADDRESS") or accelerator_type():
+        return cluster_resources(row).use_gpu
+    try:
+        ctypes.CDLL("libcuda.so.1")  # of the driver; without it there is no need to import torch, which takes seconds
+    except OSError:
+        return False
+    import torch
+
+    return torch.cuda.device_count() > 0
+
+
 def resources_of_kind(kind: str | None) -> dict[str, float]:
     """What a worker asks Ray for besides cores and GPUs, so that it runs where this kind of GPU is."""
     return {f"{_KIND}{kind}": 0.001} if kind else {}

@@ -12,7 +12,6 @@ from typing import Literal
 from pipeline.data.images.sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
 from pipeline.params.schema import Row
 from pipeline.storage.results import (
-    RESULTS,
     Benchmark,
     Manifest,
     PublishedEvaluation,
@@ -90,21 +89,6 @@ def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
     pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     hours = (_training_s(row, speed) + validation_s(row, speed, pictures)) / HOUR_S
     return Estimate(hours, speed.source)
-
-
-def refuse_if_too_costly(row: Row, results: Path = RESULTS) -> None:
-    """ValueError when a seed is expected to cost more GPU-hours than the row allows.
-
-    `results`: the folder whose benchmarks and trainings the estimate comes from, else published speeds; without any of
-    them the training itself judges, by its first steps.
-    """
-    estimate = estimated_gpu_hours(row, results)
-    if estimate is not None and estimate.hours > row.max_gpu_hours:
-        raise ValueError(
-            f"a seed of row {row.name} would take about {estimate.hours:.0f} GPU-hours (by {estimate.source}); set "
-            f"rows.{row.name}.max_gpu_hours (now {row.max_gpu_hours:g}) above that to allow it, and see "
-            f"python -m stages.plan {row.name}"
-        )
 
 
 def known_speed(row: Row, results: Path) -> Speed | None:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from pipeline.data.login import HEADERS, LOGINS, TIMEOUT_S, is_page, log_in
 from pipeline.storage.files import matching, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.root import storage_root
-from pipeline.storage.stores import StoredPath, store_of
+from pipeline.storage.stores import FileStore, StoredPath, store_of
 
 ATTEMPTS = 8
 """Tries in a row without a new byte before a download is given up, two minutes after the first."""
@@ -113,7 +114,7 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
     for folder in folders:
         path = folder / name
         if path.is_file() and size in (0, path.stat().st_size):
-            digest = file_digest(path)
+            digest = known_digest(path)
             if digest.startswith(folder.name) and digest.startswith(sha256_prefix):
                 return Fetched(path, digest)
     return None
@@ -145,6 +146,28 @@ def file_digest(path: StoredPath, name: str = "") -> str:
             progress.add(len(block))
     progress.done(brief=True)
     return digest.hexdigest()
+
+
+def known_digest(path: StoredPath, digest: Callable[[StoredPath], str] = file_digest, *, state: str = "") -> str:
+    """The digest of a file or folder, read once per host: while its state stays, what was found before is given.
+
+    state: by default a file's size and modification time; those of a file in an object store are not asked, for
+    nothing there is ever changed.
+    """
+    if not state and isinstance(store_of(path), FileStore):
+        status = path.stat()
+        state = f"{status.st_size} {status.st_mtime_ns}"
+    noted = (
+        store_of(storage_root()).notes_of_host() / "sources" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
+    )
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(noted.read_text(encoding="utf-8"))
+        if (known["path"], known["state"]) == (str(path), state):
+            return str(known["digest"])
+    found = digest(path)
+    with suppress(OSError):  # where nothing can be written, it is read again
+        write_json(noted, {"path": str(path), "state": state, "digest": found})
+    return found
 
 
 def check_digest(what: str, digest: str, expected: str) -> None:

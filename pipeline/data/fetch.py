@@ -10,6 +10,7 @@ import hashlib
 import sys
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -25,12 +26,14 @@ from pipeline.data.download import (
     downloaded,
     file_digest,
     file_name,
+    known_digest,
     published_size,
 )
+from pipeline.data.login import LOGINS, has_login
 from pipeline.storage.disk import in_gib
-from pipeline.storage.files import link_or_copy, read_json, sha256, write_json
+from pipeline.storage.files import link_or_copy, matching, read_json, sha256, write_json
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import FetchedDataset, FetchedSource
+from pipeline.storage.results import RESULTS, FetchedDataset, FetchedSource, find_result
 from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import store_of
 
@@ -79,6 +82,50 @@ def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> FetchedDataset:
         ]
     sources = tuple(source for source in found if source is not None)
     return FetchedDataset(dataset=dataset, sources=sources, terms=config.terms, generate={})
+
+
+def lacking(dataset: str, config: DatasetConfig, *, base: Path, results: Path = RESULTS) -> list[str]:
+    """What keeps a dataset from being fetched, in words that say what to do; empty: nothing, though a download may be
+    to come. Looks for files and lengths only."""
+    with suppress(ValueError):  # torn, or another version's: it is made again
+        if find_result(FetchedDataset, dataset, results=results) is not None:
+            return []
+    if config.layout == "shapes":
+        return []
+    if not config.sources:
+        return [f"datasets.{dataset}.sources in params.yaml"]
+    wanted = _wanted(config)
+    folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
+    missing = [one for one in wanted if not _seems_here(one, folders, base)]
+    if not missing or _unpacked(dataset, config, folders, names=[one.name for one in wanted]):
+        return []
+    if paths := [one.source for one in missing if not one.url]:
+        return [f"{', '.join(paths)} (or another datasets.{dataset}.sources in params.yaml)"]
+    names = ", ".join(one.name for one in missing)
+    found = []
+    if config.terms and not config.accept_terms:
+        found.append(f"{_in_a_mirror(names, config)}datasets.{dataset}.accept_terms: true for {config.terms}")
+    if config.login and not has_login(config.login):
+        found.append(f"a login for {names} ({LOGINS[config.login].username} and {LOGINS[config.login].password})")
+    return found
+
+
+def _in_a_mirror(names: str, config: DatasetConfig) -> str:
+    folders = [mirror for mirror in config.mirrors if not is_url(mirror)]
+    return f"{names} in {folders[0]}/, or " if folders else ""
+
+
+def _seems_here(wanted: _Wanted, folders: Sequence[Path], base: Path) -> bool:
+    """Whether there is a file or folder by the name, and of the length, of a source."""
+    if not wanted.url:
+        return _path(wanted.source, base).exists()
+    if wanted.sha256:
+        found = matching(storage_root() / "archives", f"{wanted.sha256[:16]}*/{wanted.name}")
+        if any(path.is_file() for path in found):
+            return True
+    return any(
+        (path := folder / wanted.name).is_file() and wanted.size in (0, path.stat().st_size) for folder in folders
+    )
 
 
 def open_sources(fetched: FetchedDataset) -> list[Path]:
@@ -226,7 +273,7 @@ def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
         raise ValueError(
             f"{path} is {size:,} bytes long, published are {wanted.size:,}; it is truncated or altered: get it again"
         )
-    digest = file_digest(path)
+    digest = known_digest(path)
     check_digest(str(path), digest, wanted.sha256)
     target = storage_root() / "archives" / digest[:16] / path.name
     # What lies there has been checked before it was put there.
@@ -239,7 +286,8 @@ def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
 
 def _folder(path: Path, expected: str) -> FetchedSource:
     """A folder that is read where it is, with a file under the storage root that says where."""
-    digest, size = folder_digest(path)
+    state, size = _folder_state(path)
+    digest = known_digest(path, lambda _: folder_digest(path)[0], state=state)
     check_digest(str(path), digest, expected)
     pointer = f"archives/{digest[:16]}/folder.json"
     store_of(storage_root()).say_not_copied(path)
@@ -270,6 +318,18 @@ def _check_zip(path: Path, name: str) -> None:
         raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
     except Exception as error:  # zlib.error has no public base class
         raise ValueError(f"{name} does not decompress ({error}); {advice}") from None
+
+
+def _folder_state(folder: Path) -> tuple[str, int]:
+    """A digest of the names, sizes and modification times of a folder's visible files, and their bytes."""
+    from pipeline.data.records import file_names
+
+    state, total = hashlib.sha256(), 0
+    for name in file_names(folder):
+        status = (folder / name).stat()
+        state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        total += status.st_size
+    return state.hexdigest(), total
 
 
 def folder_digest(folder: Path) -> tuple[str, int]:

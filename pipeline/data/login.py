@@ -84,6 +84,15 @@ def log_in(name: str) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(cookies)
 
 
+def has_login(name: str) -> bool:
+    """Whether there are credentials for a site; nobody is asked whether they are right."""
+    try:
+        _credentials(LOGINS[name])
+    except ValueError:
+        return False
+    return True
+
+
 def _credentials(site: Login) -> tuple[str, str, str]:
     """User name, password, and where they are from. Neither is ever part of a message."""
     username, password = os.environ.get(site.username), os.environ.get(site.password)

@@ -3,11 +3,14 @@
 These files are what DVC tracks: small, and written whole or not at all. Each holds the version of its layout. A file of
 another version is refused with the command that makes it again, and so is one with an unknown, missing or wrong value.
 No other module spells a path below results/.
+
+A stage that waits for data, terms or GPUs leaves {"version": ..., "waiting": "why"}: to whoever reads, no result.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from pipeline.params.parse import parse
 from pipeline.params.schema import Task
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.provenance.environment import Environment
-from pipeline.storage.files import read_json, write_json
+from pipeline.storage.files import read_json, write_json, write_text
 
 RESULTS = Path("results")
 """The folder of all results, in the working directory."""
@@ -35,6 +38,16 @@ Which = Literal["last", "best"]
 
 Figures = Mapping[str, float | None]
 """By name (pipeline.params.tasks), as fractions; None: there was nothing to count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """results/ready/<row>.json: whether the row's other stages are to work."""
+
+    run: bool
+    needs: tuple[str, ...]
+    """What is missing here (pipeline.cost.needs). `run` may be true all the same, for a stage that was asked for by name
+    and does without it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +77,8 @@ class FetchedDataset:
     terms: str
     generate: Mapping[str, int]
     """What generated pictures are like; of other datasets empty."""
+    waits: str = ""
+    """Why no shards are to be made of them now; empty: they may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -559,6 +574,7 @@ class _File(NamedTuple):
 
 
 _FILES: Mapping[type, _File] = {
+    Ready: _File("ready", 1),
     FetchedDataset: _File("fetch", 1),
     Manifest: _File("shard", 1, _wrong_manifest),
     ConvertedWeights: _File("weights", 1),
@@ -568,6 +584,10 @@ _FILES: Mapping[type, _File] = {
     Benchmark: _File("benchmark", 1),
     Registration: _File("register", 1),
 }
+
+
+CLASS_COLUMNS = ("class", "split", "pixels", "pictures", "instances")
+"""Columns of results/shard/<dataset>.csv."""
 
 
 def result_path(kind: type, name: str, *, results: Path = RESULTS) -> Path:
@@ -581,9 +601,11 @@ def made_by(kind: type, name: str) -> str:
 
 
 def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
-    """A stage's result. ValueError, with the command that makes it, where it is missing, torn, of another version of
-    its layout, holds a key or value that it should not, or contradicts itself."""
+    """A stage's result. ValueError, with the command that makes it, where it is missing or waited for, torn, of another
+    version of its layout, holds a key or value that it should not, or contradicts itself."""
     path, command, wanted = result_path(kind, name, results=results), made_by(kind, name), _FILES[kind].version
+    if why := waiting(kind, name, results=results):
+        raise ValueError(f"{path} waits for {why}; when that is here: {command.replace(' -f', '')}")
     content = read_json(path, made_by=command)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object; make it again with: {command}")
@@ -601,8 +623,35 @@ def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _
 
 
 def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
-    """`read_result`, or None where the stage has not run."""
-    return read_result(kind, name, results=results) if result_path(kind, name, results=results).exists() else None
+    """`read_result`, or None where the stage has not run, or waits."""
+    if not result_path(kind, name, results=results).exists() or waiting(kind, name, results=results):
+        return None
+    return read_result(kind, name, results=results)
+
+
+def waiting(kind: type, name: str, *, results: Path = RESULTS) -> str:
+    """What a stage waits for; empty: it has run, or was never begun."""
+    return waiting_in(result_path(kind, name, results=results))
+
+
+def waiting_in(path: Path) -> str:
+    """`waiting`, of a file below results/."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(content["waiting"]) if isinstance(content, dict) and "waiting" in content else ""
+
+
+def write_waiting(kind: type, name: str, why: str, *, results: Path = RESULTS) -> None:
+    """Say in a result's file what its stage waits for. A file that holds anything else is left as it is."""
+    path = result_path(kind, name, results=results)
+    if not path.exists() or waiting(kind, name, results=results):
+        write_json(path, {"version": _FILES[kind].version, "waiting": why})
+    if kind is Evaluation and not (results / "metrics" / f"{name}.json").exists():
+        write_figures(name, {}, results=results)
+    if kind is Manifest and not path.with_suffix(".csv").exists():
+        write_text(path.with_suffix(".csv"), ",".join(CLASS_COLUMNS) + "\n")
 
 
 def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
@@ -612,9 +661,15 @@ def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
     return path
 
 
+def write_figures(row: str, figures: Figures, *, results: Path = RESULTS) -> None:
+    """Write a row's figures for `dvc metrics`: results/metrics/<row>.json."""
+    write_json(results / "metrics" / f"{row}.json", dict(figures))
+
+
 def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
     """The rows, datasets or weights that have such a result, sorted."""
-    return (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
+    names = (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
+    return (name for name in names if not waiting(kind, name, results=results))
 
 
 def every_result(results: Path = RESULTS) -> Iterator[Any]:

@@ -221,7 +221,7 @@ class FileStore:
         They are read once per host: `verified/<host>/<note>.json` in this folder says what was checked, and a file of
         the size and modification time there is not read again. doing: what the progress says.
         """
-        noted = self.path / "verified" / socket.gethostname() / f"{note}.json"
+        noted = self.notes_of_host() / f"{note}.json"
         try:
             known = json.loads(noted.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -248,6 +248,10 @@ class FileStore:
         return None
 
     # The storage root
+
+    def notes_of_host(self) -> Path:
+        """The folder in which this host notes what it has read and found right."""
+        return self.path / "verified" / socket.gethostname()
 
     def check_space(self, purpose: str, needed: int) -> None:
         """ValueError unless there is room for `needed` more bytes; purpose: "sharding coco"."""
@@ -438,6 +442,10 @@ class ObjectStore:
         return None
 
     # The storage root
+
+    def notes_of_host(self) -> Path:
+        """The folder, on a disk of this host, in which it notes what it has read and found right."""
+        return cache_folder() / "verified"
 
     def check_space(self, purpose: str, needed: int) -> None:
         """Nothing: a store has room."""

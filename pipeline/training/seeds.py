@@ -62,15 +62,15 @@ def train_row(
     published: PublishedEvaluation | None = None,
     only: int | None = None,
     results: Path | None = None,
-    before_gpus: Callable[[Row], None] | None = None,
+    before_training: Callable[[Row], None] | None = None,
 ) -> TrainingResult:
     """Train every seed of a row that is not finished; the result is written to the folder `results`.
 
     A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
     (pipeline.runs.reuse), and never trained again; nor is one that diverged, which a retry would replay, or one that
     the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
-    whose curve the early warning compares. `only`: this seed alone. `before_gpus`: called before anything is trained on
-    GPUs, to refuse what costs too much. ValueError, after writing, when no seed finished.
+    whose curve the early warning compares. `only`: this seed alone. `before_training`: called before any seed is
+    trained, to refuse what is not possible here or costs too much. ValueError, after writing, when no seed finished.
     """
     from pipeline.provenance.run_key import run_key
     from pipeline.tracking import mlflow_runs
@@ -88,7 +88,7 @@ def train_row(
         what += f", accepted instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
-        _train(row, pending, keys, manifest, weights, published, before_gpus)
+        _train(row, pending, keys, manifest, weights, published, before_training)
     # Also where all were found finished: a driver that was lost with its host did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
@@ -183,16 +183,16 @@ def _train(
     manifest: Manifest,
     weights: ConvertedWeights,
     published: PublishedEvaluation | None,
-    before_gpus: Callable[[Row], None] | None,
+    before_training: Callable[[Row], None] | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.compute.resources import cluster_resources
     from pipeline.runs.run import Run
     from pipeline.training.worker_group import train_seed
 
+    if before_training is not None:
+        before_training(row)
     resources = cluster_resources(row)
-    if resources.use_gpu and before_gpus is not None:
-        before_gpus(row)
     initial = stored(weights.path, made_by=made_by(ConvertedWeights, row.weights)) if weights.path else None
     curve = _published_curve(row, published)
     runs = {

@@ -21,7 +21,17 @@ from pipeline.data.shards.writer import (
     ShardJob,
     same_labels,
 )
-from pipeline.storage.results import FetchedSource, Manifest, PictureSizes, Samples, Shard, SkippedRecord, Source, Split
+from pipeline.storage.results import (
+    CLASS_COLUMNS,
+    FetchedSource,
+    Manifest,
+    PictureSizes,
+    Samples,
+    Shard,
+    SkippedRecord,
+    Source,
+    Split,
+)
 
 if TYPE_CHECKING:
     from pipeline.data.shards.writer import ShardFacts
@@ -79,7 +89,7 @@ def class_table(manifest: Manifest) -> str:
     """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(("class", "split", "pixels", "pictures", "instances"))
+    table.writerow(CLASS_COLUMNS)
     for split in manifest.splits:
         columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
         table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))

@@ -194,7 +194,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
         "    sys.modules[name] = None\n"  # importing it fails
         "import dataclasses\n"
         "from pipeline.cost.benchmark import benchmark\n"
-        "from pipeline.params.schema import load_params\n"
+        "from pipeline.params.load import load_params\n"
         f"params = load_params({str(PROJECT / 'params.yaml')!r})\n"
         "row = dataclasses.replace(params.rows['shapes_tiny'], dataset='coco')\n"
         "print(benchmark(row, params.dataset('shapes'), manifest=None, seconds=0).training.steps)\n"

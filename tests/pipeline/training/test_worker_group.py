@@ -148,7 +148,7 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
         import collections, os, ray, time
         from ray.util import placement_group, placement_group_table
         from pipeline.compute.resources import Host, resources_for
-        from pipeline.params.schema import load_params
+        from pipeline.params.load import load_params
         from pipeline.training.worker_group import places
 
         ray.init(log_to_driver=False)

@@ -1,0 +1,69 @@
+"""What a row needs before it can be trained here: data, accepted terms, a GPU, and leave to use it for so long."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.compute.resources import environment_int, gpus_here
+from pipeline.cost.speed import estimated_gpu_hours
+from pipeline.data.fetch import lacking
+from pipeline.params.schema import Params, Row
+from pipeline.storage.results import RESULTS, Manifest, TrainingResult, find_result
+
+
+def needs(
+    row: Row,
+    params: Params,
+    *,
+    base: Path,
+    training: bool = True,
+    trained_counts: bool = False,
+    results: Path = RESULTS,
+) -> list[str]:
+    """What is missing, in words that say what to do; empty: nothing. Reads no archive and asks no server.
+
+    base: the folder that relative sources start at. training: also what a training needs. trained_counts: which is
+    nothing where `results` say that all seeds are trained; their runs may be in another storage root all the same.
+    """
+    found = []
+    with suppress(ValueError):  # torn, or another version's: it is made again
+        if find_result(Manifest, row.dataset, results=results) is None:
+            found = lacking(row.dataset, params.dataset(row.dataset), base=base, results=results)
+    if training and not (trained_counts and _is_trained(row, results)):
+        found += _of_training(row, results)
+    return found
+
+
+def refuse_to_train(row: Row, results: Path = RESULTS) -> None:
+    """ValueError when a training of the row needs a GPU that is not here, or more GPU-hours than the row allows."""
+    if found := _of_training(row, results):
+        raise ValueError(f"row {row.name} is not trained here: it needs {' and '.join(found)}")
+
+
+def _is_trained(row: Row, results: Path) -> bool:
+    with suppress(ValueError):
+        trained = find_result(TrainingResult, row.name, results=results)
+        return trained is not None and {seed.seed for seed in trained.seeds if seed.status == "finished"} >= {
+            *row.seeds
+        }
+    return False
+
+
+def _of_training(row: Row, results: Path) -> list[str]:
+    if row.model.backbone.name == "tiny":
+        return []
+    if environment_int("M2F_WORKERS") is None and not gpus_here(row):
+        return ["a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"]
+    return _of_budget(row, results)
+
+
+def _of_budget(row: Row, results: Path) -> list[str]:
+    """What estimates say, where there are GPUs; without any estimate the training judges, by its first steps."""
+    estimate = estimated_gpu_hours(row, results)
+    if estimate is None or estimate.hours <= row.max_gpu_hours or not gpus_here(row):
+        return []
+    return [
+        f"rows.{row.name}.max_gpu_hours above {estimate.hours:.0f} in params.yaml (now {row.max_gpu_hours:g}; a seed "
+        f"takes about that by {estimate.source}; see python -m stages.plan {row.name})"
+    ]

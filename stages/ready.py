@@ -1,0 +1,51 @@
+"""Find out whether a row can be made here: results/ready/<row>.json.
+
+Asked for by name, a row that lacks something is an error. In a `dvc repro` of everything it waits: its other stages do
+nothing and say so in their results, and a line here says what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stages import run, targets
+
+WITHOUT_TRAINING = {"fetch", "shard", "weights", "published", "benchmark"}
+"""Stages that need no training of the row."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.ready", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", help="an entry of `rows` in params.yaml")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    from pipeline.cost.needs import needs
+    from pipeline.params.load import load_params
+    from pipeline.storage.results import Ready, write_result
+
+    params = load_params(arguments.params)
+    row, base = params.row(arguments.row), Path(arguments.params).absolute().parent
+    found = needs(row, params, base=base)
+    asked = targets()
+    if asked == []:
+        write_result(Ready(run=not found, needs=tuple(found)), row.name)
+        if found:
+            print(f"{row.name} waits for {' and '.join(found)}")
+        return
+    stages = {target.rpartition(":")[2].partition("@")[0] for target in asked or ()} - {"ready"}
+    if stages and stages <= WITHOUT_TRAINING:
+        missing = needs(row, params, base=base, training=False)
+    else:
+        missing = needs(row, params, base=base, trained_counts=True)
+    if missing:
+        raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
+    write_result(Ready(run=True, needs=tuple(found)), row.name)
+
+
+if __name__ == "__main__":
+    run(main)
