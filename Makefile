@@ -32,7 +32,9 @@ demo: $(INSTALLED)
 	@echo
 	@echo "To look further:"
 	@echo "  reports/index.html                                         table, curves, pictures, provenance"
-	@echo "  $(VENV)/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   every curve, at http://127.0.0.1:5000"
+	@echo "  . $(VENV)/bin/activate"
+	@echo "  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri sqlite:///mlflow.db"
+	@echo "                                                             every curve, at http://127.0.0.1:5000"
 
 test: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20
@@ -72,7 +74,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  echo "error: $(PYTHON) lacks the venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV): 3 to 6 minutes and 7 GB, once"
 	@"$(PYTHON)" -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

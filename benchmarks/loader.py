@@ -39,6 +39,7 @@ from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.loader import augmentation as transforms
 from pipeline.data.loader import train_batches
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from pipeline.data.shards import reader
 from pipeline.data.shards.build import build
 from pipeline.params.load import load_params
 from pipeline.params.schema import AugmentationConfig, DatasetConfig
@@ -256,11 +257,11 @@ def profile(manifest: Manifest, augmentation: AugmentationConfig, pictures: int)
     found = Profile()
     with contextlib.ExitStack() as stack:
         for owner, name, part in (
-            (train_batches, "decode_image", "decoding"),
-            (train_batches, "decode_segments", "decoding"),
+            (reader, "decode_image", "decoding"),
+            (reader, "decode_segments", "decoding"),
             (transforms, "resize_ids", "labels: resizing, crop rule, numbering"),
             (transforms, "label_counts", "labels: resizing, crop rule, numbering"),
-            (train_batches, "_compact", "labels: resizing, crop rule, numbering"),
+            (train_batches, "close_gaps", "labels: resizing, crop rule, numbering"),
             (transforms.PhotometricDistortion, "apply", "distortion"),
             (transforms.Flip, "apply", "flipping"),
             (train_batches, "_put", "into the batch"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,11 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is finished by now", file=sys.stderr)
         sys.exit(128 + received)
+    except BrokenPipeError:  # of `... | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("m2f", "pipeline", "stages"):
             raise
@@ -70,11 +75,15 @@ _WITH_VALUE = {"-S", "--set-param", "-n", "--name", "-j", "--jobs", "-m", "--mes
 
 
 def _targets(command: Sequence[str]) -> list[str] | None:
-    start = next((place for place, word in enumerate(command[:3]) if PurePath(word).name == "dvc"), None)
-    if start is None:
+    names = [PurePath(word).name for word in command[:3]]
+    if names[:1] == ["dvc"]:
+        after = 1
+    elif names[:1] and names[0].startswith("python") and "dvc" in (*names[1:2], *names[2:] * (names[1:2] == ["-m"])):
+        after = 2 if names[1] == "dvc" else 3
+    else:
         return None
     words, previous = list[str](), ""
-    for word in command[start + 1 :]:
+    for word in command[after:]:
         if not word.startswith("-") and previous not in (*_WITH_VALUE, "--cd"):
             words.append(word)
         previous = word
@@ -97,5 +106,7 @@ def waits(kind: type, row: str) -> bool:
 
 
 def _end(error: object) -> NoReturn:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        error = f"{error.filename}: {error.strerror}"
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(1)

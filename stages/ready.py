@@ -33,7 +33,7 @@ def main() -> None:
     found = needs(row, params, base=base)
     asked = targets()
     if asked == []:
-        write_result(Ready(run=not found, needs=tuple(found)), row.name)
+        write_result(Ready(row=row.name, run=not found, needs=tuple(found)), row.name)
         if found:
             print(f"{row.name} waits for {' and '.join(found)}")
         return
@@ -44,7 +44,7 @@ def main() -> None:
         missing = needs(row, params, base=base, trained_counts=True)
     if missing:
         raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
-    write_result(Ready(run=True, needs=tuple(found)), row.name)
+    write_result(Ready(row=row.name, run=True, needs=tuple(found)), row.name)
 
 
 if __name__ == "__main__":

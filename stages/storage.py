@@ -29,6 +29,7 @@ def main() -> None:
         parser.error("copy needs the other storage root, and only copy takes one")
 
     from pipeline.storage.inventory import copy_named, inventory, named_digests, prune, wrong_file
+    from pipeline.storage.results import every_result
     from pipeline.storage.root import root_at, storage_root
 
     root = storage_root()
@@ -48,6 +49,11 @@ def main() -> None:
         if problems:
             raise ValueError(f"{len(problems)} files under {root} are missing or altered")
         return
+    if arguments.action == "prune" and not any(every_result()):
+        raise ValueError(
+            "results/ holds no result here, and without one everything would count as unnamed; run prune in the "
+            "project's folder"
+        )
     items = inventory()
     if arguments.action == "list":
         for item in items:

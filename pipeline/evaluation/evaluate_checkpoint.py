@@ -18,6 +18,7 @@ import dataclasses
 import io
 import itertools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -43,9 +44,16 @@ CODE = Code(
         "m2f.model.build_model",
         "pipeline.evaluation.task_metrics.Measures",
         "pipeline.evaluation.task_metrics.measure",
-        "pipeline.compute.precision.allow_tf32",
+        "pipeline.evaluation.evaluate_checkpoint.make_parts",
     ),
-    left_out={**KEEPS_BYTES, **READS_SHARDS},
+    left_out={
+        **KEEPS_BYTES,
+        **READS_SHARDS,
+        "pipeline.evaluation.overlays": "shows what was predicted",
+        "pipeline.evaluation.evaluate_checkpoint._part_file": "says where a part lies",
+        "pipeline.evaluation.evaluate_checkpoint._shown": "says which pictures are shown",
+        "pipeline.evaluation.evaluate_checkpoint.Job": "its values are in the key, or say where bytes lie",
+    },
     sinks=PROGRESS,
     settings=SETTINGS,
 )
@@ -133,6 +141,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
     In this process, or as one Ray task per worker. ValueError when the checkpoint is altered or of another run.
     """
     if (found := finished_evaluation(job.folder, job.row.task)) is not None:
+        print(f"{job.what}: evaluated before", file=sys.stderr, flush=True)
         return found
     from pipeline.runs.checkpoints import check_digest
 
@@ -156,7 +165,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
             return found
         raise
     found = keep(job.run_dir, job.key, measures, step=job.step, title=job.what)
-    with contextlib.suppress(FileNotFoundError):  # another process has deleted them
+    with contextlib.suppress(OSError):  # another process deletes them, or writes one that nobody needs any more
         delete(job.folder / "parts")
     return found
 
@@ -205,6 +214,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
 
     from pipeline.compute.ray_session import connect
 
+    print(f"{job.what}: starting Ray and the workers", file=sys.stderr, flush=True)
     connect()
     workers = min(resources.workers, len(parts))
     task = ray.remote(make_parts).options(

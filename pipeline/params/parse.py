@@ -60,7 +60,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where} is a number of {len(str(value))} digits, which is too large") from None
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         hint = "; YAML reads 1e-4 as text, write 1.0e-4" if kind is float and isinstance(value, str) else ""
         raise ValueError(f"{where} is {value!r}; expected {kind.__name__}{hint}")

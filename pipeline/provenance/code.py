@@ -104,7 +104,7 @@ class _Writer:
         self.left_out_seen: set[str] = set()
 
     def everything(self) -> str:
-        """All that is reached, and then the loose statements of the modules that hold it."""
+        """All that is reached, and then the loose statements of the modules that hold it and of their packages."""
         for root in self.code.roots:
             found, rest = self.sources.resolve(root)
             if isinstance(found, str) or rest:
@@ -113,7 +113,11 @@ class _Writer:
         for each in self.settings:
             self._place(each)
         texts = [self._definition(each) for each in _growing(self.places)]
-        loose = {module: self._loose(module) for module in dict.fromkeys(each.module for each in self.places)}
+        holding = dict.fromkeys(each.module for each in self.places)
+        packages = {
+            ".".join(parts[:length]) for parts in (m.split(".") for m in holding) for length in range(len(parts))
+        }
+        loose = {module: self._loose(module) for module in (*holding, *sorted(packages - {"", *holding}))}
         return "\n".join([*texts, *sorted(filter(None, loose.values()))])
 
     # Definitions
@@ -271,7 +275,9 @@ class _Writer:
         """The parts of what a sink is told that do something besides making text."""
         if isinstance(node, ast.Lambda):
             return []
-        if isinstance(node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom):
+        if isinstance(
+            node, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom | ast.Starred
+        ):  # an iterator is used up
             return [self._node(node, scope)]
         if isinstance(node, COMPREHENSIONS):
             inner = self.names.of_comprehension(node, scope)

@@ -76,7 +76,7 @@ def save_model(
         mlflow.pyfunc.save_model(
             path=str(path),
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
-            python_model=str(code / "pipeline" / "registered_model.py"),
+            python_model=str(code / "pipeline" / "registry" / "served_model.py"),
             artifacts={"weights": str(weights), "settings": str(served)},
             code_paths=[str(code / "m2f"), str(code / "pipeline")],
             signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),

@@ -62,7 +62,10 @@ def register(
     a version whose figure is not comparable. ValueError when the server does not answer or a checkpoint is gone.
     """
     ranked = candidates(evaluated, trained)
-    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
+    try:
+        client = mlflow_client()  # before any other import of MLflow, which reads its settings once
+    except Exception as error:  # sqlalchemy's and MLflow's own, of many classes
+        raise _unregistered(row.name, error) from None
     settings = served_settings(row, manifest)
     figure, name = evaluated.primary, model_name(row.name)
     facts = {
@@ -130,6 +133,10 @@ def _registered(
         "digest": digest,
     }
     found = _first(client, name, digest)
+    if found is not None and not _has_files(client, found):
+        print(f"{row.name}: the files of version {found.version} of {name} are gone; it is made again", file=sys.stderr)
+        client.set_model_version_tag(name, found.version, "digest", f"{digest} (its files are gone)")
+        found = None
     if found is None:
         made = _make(client, name, row, candidate, settings, tags)
         found = _first(client, name, digest) or made
@@ -157,6 +164,12 @@ def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
 
 def _first(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
     return next((version for version in _versions(client, name) if version.tags.get("digest") == digest), None)
+
+
+def _has_files(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the model of a version lies where the server says."""
+    model = str(version.source).removeprefix("models:/")
+    return any(entry.path.rpartition("/")[2] == "MLmodel" for entry in client.list_logged_model_artifacts(model))
 
 
 def _make(
@@ -262,11 +275,15 @@ def _answering(row: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())[:300]
-        raise ValueError(
-            f"row {row} could not be registered at {shown_uri()} ({reason}); "
-            f"start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@{row}"
-        ) from None
+        raise _unregistered(row, error) from None
+
+
+def _unregistered(row: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())[:300]
+    return ValueError(
+        f"row {row} could not be registered at {shown_uri()} ({reason}); "
+        f"start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@{row}"
+    )
 
 
 @contextmanager

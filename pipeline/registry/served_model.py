@@ -37,7 +37,7 @@ from pipeline.provenance.sources import PROJECT
 ANSWERING = Code(
     roots=("pipeline.registry.served_model.RegisteredModel",),
     left_out={
-        "pipeline.params.schema": "values of settings are registered with the model",
+        "pipeline.params": "values of settings are registered with the model",
         "pipeline.provenance": "says where a number came from",
     },
     settings="pipeline.params.schema.TestConfig",
@@ -60,16 +60,25 @@ MODULES = (
     "m2f.query_decoder",
     "m2f.types",
     "pipeline",
-    "pipeline.evaluation.predict",
-    "pipeline.params.schema",
-    "pipeline.data.images.codecs",
+    "pipeline.compute",
     "pipeline.compute.precision",
+    "pipeline.data",
+    "pipeline.data.images",
+    "pipeline.data.images.codecs",
+    "pipeline.data.images.resize",
+    "pipeline.evaluation",
+    "pipeline.evaluation.predict",
+    "pipeline.params",
+    "pipeline.params.checks",
+    "pipeline.params.load",
+    "pipeline.params.parse",
+    "pipeline.params.schema",
     "pipeline.provenance",
     "pipeline.provenance.code",
     "pipeline.provenance.names",
     "pipeline.provenance.sources",
+    "pipeline.registry",
     "pipeline.registry.served_model",
-    "pipeline.data.images.resize",
 )
 """What a registered model brings of the project: all that this module imports."""
 

@@ -141,6 +141,11 @@ def finished_result(run_dir: StoredPath) -> Finished | None:
     result = note_of(run_dir, Finished)
     if result is None:
         return None
+    if result.run_key != run_dir.name:
+        raise ValueError(
+            f"{run_dir / _FILES[Finished]} is of run {result.run_key} and was copied here; delete it, and train the "
+            "row again"
+        )
     checkpoints = result.checkpoints
     return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
 
@@ -182,7 +187,7 @@ def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
     write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
 
 
-_AGAIN = "training this row again, once the file is deleted"
+_AGAIN = "training the row again (first delete what is there)"
 
 
 def _parsed(kind: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:

@@ -20,7 +20,7 @@ from pipeline.storage.stores import StoredPath
 _MUST_AGREE = ("seed", "task", "model.", "train.steps")
 
 
-def accept(
+def reuse_run(
     row: Row, seed: int, earlier: str, *, manifest: Manifest, weights: ConvertedWeights, reason: str
 ) -> Accepted:
     """Let the finished run `earlier` stand for what the row would train for a seed now; the note that is written.
@@ -32,7 +32,7 @@ def accept(
     key = run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
     run_dir, other = storage_root() / "runs" / key, storage_root() / "runs" / earlier
     if key == earlier or finished_result(run_dir) is not None:
-        raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to accept for it")
+        raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to reuse for it")
     if finished_result(other) is None:
         end = outcome(other)
         raise ValueError(
@@ -41,14 +41,14 @@ def accept(
         )
     trained = note_of(other, TrackedRun)
     if trained is None:
-        raise ValueError(f"runs/{earlier} cannot be accepted: it has no run.json, which says its settings")
+        raise ValueError(f"runs/{earlier} cannot be reused: it has no run.json, which says its settings")
     wanted = {"seed": seed, "task": row.task, "model": asdict(row.model), "train": asdict(row.train)}
     differences = list(_differences(trained.params, wanted))
     for difference in differences:
         if difference.startswith(_MUST_AGREE):
             raise ValueError(f"run {earlier} is another experiment than seed {seed} of row {row.name}: {difference}")
-    if trained.tags["m2f.data_digest"] != manifest.digest:
-        differences.append(f"data: {trained.tags['m2f.data_digest']} there, {manifest.digest} now")
+    if (data := trained.tags.get("m2f.data_digest", "nobody knows which")) != manifest.digest:
+        differences.append(f"data: {data} there, {manifest.digest} now")
     note = Accepted(
         run_key=earlier,
         instead_of=key,
@@ -61,7 +61,7 @@ def accept(
     return note
 
 
-def accepted(run_dir: StoredPath) -> Accepted | None:
+def reused_run(run_dir: StoredPath) -> Accepted | None:
     """The note in a run's folder that another run stands for it; None without one.
 
     Nor does it hold when this run has been trained since, or when checkpoints of the other are gone.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,20 @@ def read_json(path: str | StoredPath, *, made_by: str) -> Any:
     """Read a JSON file; ValueError with the command that makes it (`made_by`) when it is missing, torn or has NaN."""
     try:
         path = Path(path) if isinstance(path, str) else path
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; make it with: {made_by}") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder, not a file; delete it and make it again with: {made_by}") from None
     except (ValueError, RecursionError) as error:  # of json's, of UTF-8, of _no_number
         raise ValueError(f"{path} is not JSON ({error}); make it again with: {made_by}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def _no_number(name: str) -> None:

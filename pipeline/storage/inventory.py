@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.storage.disk import is_partial
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256
@@ -14,9 +14,6 @@ from pipeline.storage.progress import Progress
 from pipeline.storage.results import RESULTS, every_result
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ def _digests(value: Any, run_dir: str = "") -> Iterator[tuple[str, str]]:
     """Path under the root and SHA-256 of every file that a result names with both; a training names its checkpoints
     by their paths in its run folder."""
     if isinstance(value, dict):
-        run_dir = value.get("run_dir") or run_dir
+        run_dir = str(value.get("run_dir") or run_dir)
         path, digest = value.get("path"), value.get("sha256")
-        if path and digest:
+        if isinstance(path, str) and isinstance(digest, str) and path and digest:
             yield f"{run_dir}/{path}" if run_dir else path, digest
         value = list(value.values())
     if isinstance(value, list):

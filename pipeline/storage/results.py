@@ -10,7 +10,9 @@ A stage that waits for data, terms or GPUs leaves {"version": ..., "waiting": "w
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +46,11 @@ Figures = Mapping[str, float | None]
 class Ready:
     """results/ready/<row>.json: whether the row's other stages are to work."""
 
+    row: str
     run: bool
     needs: tuple[str, ...]
-    """What is missing here (pipeline.cost.needs). `run` may be true all the same, for a stage that was asked for by name
-    and does without it."""
+    """What is missing here (pipeline.cost.needs). `run` may be true all the same: for a stage that was asked for by
+    name and does without it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -528,6 +531,30 @@ class Registration:
     """Without a password."""
 
 
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
+
+    A field that holds its default is left out: a new one changes no digest until it is used.
+    """
+    rest = {key: value for key, value in plain(manifest).items() if key not in ("digest", "samples", "terms")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and what is in them as JSON values, without the fields that hold their defaults."""
+    if dataclasses.is_dataclass(value):
+        held = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+        return {entry.name: plain(each) for entry, each in held if each != _default(entry)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    """MISSING: it has none."""
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+
+
 def _wrong_manifest(manifest: Manifest) -> str:
     counts = ("pixels", "pictures", "instances")
     if not manifest.splits:
@@ -539,13 +566,31 @@ def _wrong_manifest(manifest: Manifest) -> str:
         for split, values in getattr(manifest, name).items():
             if len(values) != len(manifest.class_names):
                 return f"has {name} of split {split} for {len(values)} classes, but {len(manifest.class_names)} classes"
+    if manifest_digest(manifest) != manifest.digest:
+        return "was altered: its digest is another"
     return ""
+
+
+def _wrong_weights(weights: ConvertedWeights) -> str:
+    given = {name: bool(getattr(weights, name)) for name in ("url", "source_sha256", "sha256", "path")}
+    return "" if len({*given.values()}) == 1 else f"has {' and '.join(n for n, there in given.items() if there)} alone"
+
+
+def _wrong_training(trained: TrainingResult) -> str:
+    return _twice([seed.seed for seed in trained.seeds])
+
+
+def _twice(seeds: Sequence[int]) -> str:
+    twice = [str(seed) for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]
+    return f"has the seeds {' and '.join(twice)} more than once" if twice else ""
 
 
 def _wrong_evaluation(evaluated: Evaluation) -> str:
     first = primary(evaluated.task)
     if evaluated.primary != first:
         return f"has the primary figure {evaluated.primary!r}, but that of the task {evaluated.task} is {first!r}"
+    if twice := _twice([seed.seed for seed in evaluated.seeds]):
+        return twice
     seeds = [seed.checkpoints for seed in evaluated.seeds if seed.checkpoints]
     return _lacking([each for seed in seeds for each in (seed.last, seed.best)], evaluated.task)
 
@@ -571,14 +616,16 @@ class _File(NamedTuple):
     """Rises whenever the fields or their meaning change."""
     wrong: Callable[[Any], str] = lambda result: ""
     """What is wrong with a result although each value may be, after the name of its file; empty: nothing."""
+    of: Literal["row", "dataset", "name"] = "row"
+    """The field that holds what its file is called after."""
 
 
 _FILES: Mapping[type, _File] = {
     Ready: _File("ready", 1),
-    FetchedDataset: _File("fetch", 1),
-    Manifest: _File("shard", 1, _wrong_manifest),
-    ConvertedWeights: _File("weights", 1),
-    TrainingResult: _File("train", 1),
+    FetchedDataset: _File("fetch", 1, of="dataset"),
+    Manifest: _File("shard", 1, _wrong_manifest, of="dataset"),
+    ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),
+    TrainingResult: _File("train", 1, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
     PublishedEvaluation: _File("published", 1, _wrong_published),
     Benchmark: _File("benchmark", 1),
@@ -611,12 +658,14 @@ def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _
         raise ValueError(f"{path} is no JSON object; make it again with: {command}")
     version = content.pop("version", None)
     if type(version) is not int or version != wanted:
-        found = "no version of its layout" if version is None else f"version {version} of its layout"
+        found = "no version of its layout" if version is None else f"version {reprlib.repr(version)} of its layout"
         raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
     try:
         result = parse(kind, content, str(path), in_file=True)
     except ValueError as error:
         raise ValueError(f"{error}; make it again with: {command}") from None
+    if (of := getattr(result, _FILES[kind].of)) != name:
+        raise ValueError(f"{path} is of {_FILES[kind].of} {of!r}, not of {name}; make it again with: {command}")
     if wrong := _FILES[kind].wrong(result):
         raise ValueError(f"{path} {wrong}; make it again with: {command}")
     return result
@@ -674,5 +723,7 @@ def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
 
 def every_result(results: Path = RESULTS) -> Iterator[Any]:
     """All results as JSON, whatever their kind and version: what a file of an earlier version names is kept too."""
-    for path in sorted(results.rglob("*.json")):
-        yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")
+    stages = {file.stage for file in _FILES.values()}
+    for path in sorted(results.glob("*/*.json")):
+        if path.parent.name in stages:
+            yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")

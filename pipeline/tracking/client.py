@@ -120,7 +120,9 @@ def attempt(loss: str, action: Callable[[], _T], *, patient: bool = False) -> _T
     None also when the server has not answered within what is left of PATIENCE_S; the action then goes on in the
     background, for as long as the process lives. `patient`: wait as long as it takes.
     """
-    mlflow_client()
+    if (broken := unusable()) is not None:
+        warn(loss, broken)
+        return None
     call = _Call(action)
     if patient or tracking_uri().startswith("sqlite:"):
         call.run()
@@ -136,9 +138,20 @@ def attempt(loss: str, action: Callable[[], _T], *, patient: bool = False) -> _T
     return None
 
 
+def unusable() -> Exception | None:
+    """Why no client can be had, as of a database of an older MLflow. MLflow is imported here, before a clock runs."""
+    try:
+        mlflow_client()
+    except Exception as error:  # sqlalchemy's and MLflow's own, of many classes
+        return error
+    return None
+
+
 def in_background(loss: str, action: Callable[[], object]) -> None:
     """Call `action` without waiting for it; one warning line when it fails."""
-    mlflow_client()
+    if (broken := unusable()) is not None:
+        warn(loss, broken)
+        return
     _Call(action, loss).start()
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.runs.curve_file import read_points
 from pipeline.storage.files import Lines
 from pipeline.storage.stores import StoredPath
-from pipeline.tracking.client import metric_name, mlflow_client, warn
+from pipeline.tracking.client import metric_name, mlflow_client, unusable, warn
 from pipeline.tracking.system_load import Machine
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Sender:
     """
 
     def __init__(self, curve: Lines, *, open_run: Callable[[], str], load: Lines | None = None) -> None:
-        mlflow_client()  # imported here: not in a thread, while this process may fork its loaders
+        unusable()  # MLflow is imported here: not in a thread, while this process may fork its loaders
         self._open_run = open_run
         self._backlogs = [Backlog(path) for path in (curve.local, *([load.local] if load else []))]
         self._load = load

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Step, loss, images/s and time left on stderr: renewed in place on a terminal, a line every 10 s elsewhere."""
+    """Step, loss, pictures/s and time left on stderr: renewed in place on a terminal, a line every 10 s elsewhere."""
 
     def __init__(self, run: Run, first_step: int, *, share: float, interval_s: float = 10.0) -> None:
         self.run = run
@@ -42,8 +42,8 @@ class TrainingProgress:
         loss = float(torch.stack(list(losses.values())).sum()) / self.share
         self.said = (done, now_s)
         self._say(
-            f"step {done}/{config.steps}, loss {loss:.3f}, {rate * config.global_batch:.1f} images/s, "
-            f"{_duration(left_s)} left",
+            f"step {done}/{config.steps}, loss {loss:.3f}, {rate * config.global_batch:.1f} pictures/s, "
+            f"{_duration(left_s)} left of this seed",
             end="\r" if self.terminal and done < config.steps else "\n",
         )
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.params.schema import Row
 from pipeline.provenance.environment import Environment
 from pipeline.runs.outcome import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
-from pipeline.runs.reuse import accepted
+from pipeline.runs.reuse import reused_run
 from pipeline.storage.files import delete
 from pipeline.storage.results import (
     ConvertedWeights,
@@ -80,7 +80,7 @@ def train_row(
         seed: run_key(row, seed=seed, data_digest=manifest.digest, weights_sha256=weights.sha256)
         for seed in dict.fromkeys((*seeds, *row.seeds))
     }
-    notes = {seed: note for seed, key in keys.items() if (note := accepted(_run_dir(key)))}
+    notes = {seed: note for seed, key in keys.items() if (note := reused_run(_run_dir(key)))}
     keys |= {seed: note.run_key for seed, note in notes.items()}
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
     for number, seed in enumerate(seeds, start=1):
@@ -218,6 +218,7 @@ def _train(
     at_once = min(len(pending), resources.pools)
     pools = f"{at_once} pools" if at_once > 1 else "one pool"
     _say(f"{row.name}: {seeds} to train on {pools} of {resources}")
+    _say(f"{row.name}: starting Ray and the workers, up to two minutes on a small machine")
     try:
         _forget_rays_notes(runs)  # what an interrupted driver has left
         _train_as_trials(runs, resources)

@@ -47,6 +47,13 @@ def encoded(picture: np.ndarray, suffix: str = ".png") -> bytes:
     return bytes(data.tobytes())
 
 
+JPEG = encoded(image(), ".jpg")
+
+
+def mirror(pixels: np.ndarray, mirrored: bool) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
 def write_folder(folder: Path, *, train: int = 3, val: int = 2, top: str = "") -> Path:
     """A data set in ADE20K's layout below `folder/top`; returns `folder`."""
     for split, count in (("training", train), ("validation", val)):

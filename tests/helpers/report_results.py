@@ -180,10 +180,16 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
     if row.name in params.checkpoints:
         _write_published(params, row, folder, base, names, draws, points)
     _write_benchmark(row, results, cpu)
-    write_result(made_up_manifest(digest=_digest(row.dataset)), row.dataset, results=results)
+    write_result(made_up_manifest(dataset=row.dataset), row.dataset, results=results)
     digest = None if row.weights == "none" else _digest(row.weights)
     write_result(
-        ConvertedWeights(name=row.weights, url="", source_sha256=None, sha256=digest, path=None),
+        ConvertedWeights(
+            name=row.weights,
+            url=f"https://weights.example/{row.weights}" if digest else "",
+            source_sha256=digest,
+            sha256=digest,
+            path=digest and f"weights/{digest}.safetensors",
+        ),
         row.weights,
         results=results,
     )

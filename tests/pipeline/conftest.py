@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.params.load import load_params
-from pipeline.params.schema import AugmentationConfig, DatasetConfig, Row, TrainConfig
+from pipeline.params.schema import AugmentationConfig, DatasetConfig, Params, Row, TrainConfig
 from pipeline.storage.results import ConvertedWeights, Manifest
 from tests.helpers.train_process import STEPS, Job
 
@@ -47,6 +47,12 @@ def small_manifest(small_data: tuple[Path, Manifest], monkeypatch: pytest.Monkey
     """The small dataset's manifest, with M2F_STORAGE set to where its shards are."""
     monkeypatch.setenv("M2F_STORAGE", str(small_data[0]))
     return small_data[1]
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    """The project's."""
+    return load_params(PROJECT / "params.yaml")
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,9 @@ def test_storage_lists_verifies_and_prunes_only_what_no_result_names(workspace: 
     assert listed.count(" named ") == 2, listed
     assert "4 of 4 files" in stage("stages.storage", "verify").stdout  # archive, two shards, samples
 
+    (workspace / "results").rename(workspace / "away")
+    assert failure("stages.storage", "prune", "--yes", "--runs").startswith("error: results/ holds no result here")
+    (workspace / "away").rename(workspace / "results")
     dry = stage("stages.storage", "prune")
     assert "would delete shards/0123456789abcdef" in dry.stdout
     assert "runs/" not in dry.stdout

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from pipeline.storage.results import (
     SkippedRecord,
     Source,
     Split,
+    manifest_digest,
+    plain,
 )
 
 if TYPE_CHECKING:
@@ -102,31 +104,7 @@ MAX_SKIPPED = 0.05
 
 def content_digest(splits: Mapping[str, Split]) -> str:
     """SHA-256 of what the shards are: a digest of their names, lengths and digests."""
-    return hashlib.sha256(json.dumps(_plain(splits), sort_keys=True).encode()).hexdigest()
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
-
-    A field that holds its default is left out: a new one changes no digest until it is used.
-    """
-    rest = {key: value for key, value in _plain(manifest).items() if key not in ("digest", "samples", "terms")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses and what is in them as JSON values, without the fields that hold their defaults."""
-    if dataclasses.is_dataclass(value):
-        held = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
-        return {entry.name: _plain(each) for entry, each in held if each != _default(entry)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
-
-
-def _default(entry: dataclasses.Field[Any]) -> Any:
-    """MISSING: it has none."""
-    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+    return hashlib.sha256(json.dumps(plain(splits), sort_keys=True).encode()).hexdigest()
 
 
 def splits_of(config: DatasetConfig, jobs: Sequence[ShardJob], shards: MadeShards) -> dict[str, Split]:

@@ -15,7 +15,7 @@ from tests.helpers.waiting import LIMIT_S
 
 _TRAINING = """
 import sys
-from pipeline.compute.resources import connect
+from pipeline.compute.ray_session import connect
 connect()
 import ray
 print(ray.get_runtime_context().gcs_address, ray.get(ray.remote(lambda: 4).remote()), flush=True)

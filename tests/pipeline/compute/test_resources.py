@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compute.ray_session import connect, refuse_password
 from pipeline.compute.resources import Host, resources_for, share
 from pipeline.params.load import load_params
 
@@ -148,23 +147,3 @@ def test_a_kind_of_gpu_that_is_not_there_is_one_sentence_with_those_that_are(mon
         resources_for(row, MIXED)
     with pytest.raises(ValueError, match="no host here has such GPUs; Ray knows the kind of none$"):
         resources_for(row, [Host(8, 96)])
-
-
-# What Ray is told
-
-
-@pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql+psycopg2://me:secret@db/mlflow"])
-def test_a_tracking_uri_with_a_password_is_refused_before_ray_shows_it(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ValueError, match="holds a password, .* set MLFLOW_TRACKING_USERNAME and") as refused:
-        connect()
-    assert "secret" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    "uri", ["http://mlflow:5000", "http://me@mlflow:5000/a:b", "sqlite:////tmp/a:b@c.db", "/a:b@c"]
-)
-def test_a_tracking_uri_without_a_password_is_not(uri: str) -> None:
-    refuse_password(uri)

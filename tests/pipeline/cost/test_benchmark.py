@@ -17,16 +17,10 @@ import pipeline.cost.benchmark as module
 from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, parameters
 from m2f import build_model
 from pipeline.cost.benchmark import benchmark, forward_flops
-from pipeline.params.load import load_params
 from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.storage.results import Manifest, Spread
 
 PROJECT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return load_params(PROJECT / "params.yaml")
 
 
 @pytest.fixture(scope="module")

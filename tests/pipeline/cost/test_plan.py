@@ -1,4 +1,4 @@
-"""What rows cost, worked out by hand: from published speeds, a benchmark, finished seeds; and on how many pools."""
+"""What rows cost on how many pools, worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,185 +11,13 @@ import pytest
 
 from pipeline.cost.plan import Settings, checkpoint_bytes, make_plan
 from pipeline.cost.plan_table import text
-from pipeline.cost.speed import estimated_gpu_hours
-from pipeline.data.images.sizes import counted, input_size, ms_flip_factor
-from pipeline.params.load import load_params
+from pipeline.data.images.sizes import ms_flip_factor
 from pipeline.params.schema import Params, Row, TrainConfig
-from pipeline.storage.results import Manifest, PictureSizes, Split, TrainedSeed, write_result
-from tests.helpers.made_up import (
-    A100,
-    CPU,
-    benchmark,
-    checkpoint,
-    evaluated_seed,
-    evaluation,
-    padded,
-    published_evaluation,
-    trained_seed,
-    training,
-)
-from tests.helpers.manifests import made_up_manifest
+from pipeline.storage.results import Manifest, write_result
+from tests.helpers.costs import manifest, seed, write_benchmark, write_trained
+from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation
 
 PROJECT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return load_params(PROJECT / "params.yaml")
-
-
-def write(results: Path, stage: str, name: str, value: Any) -> None:
-    path = results / stage / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-H200 = dataclasses.replace(A100, device="NVIDIA H200")
-
-
-def write_benchmark(
-    results: Path, row: str, *, step_s: float, pictures: int, fps: float = 10.0, kind: str = "cuda", **fields: Any
-) -> None:
-    """A benchmark, as far as a plan reads it."""
-    environment = H200 if kind == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
-    made = benchmark(row, environment=environment, fps=fps, step_s=step_s, pictures=pictures, **fields)
-    write_result(made, row, results=results)
-
-
-def write_trained(results: Path, row: str, *seeds: TrainedSeed) -> None:
-    write_result(training(row, seeds), row, results=results)
-
-
-def seed(number: int, *, status: str = "finished", steps: int, images_per_s: float | None = 10.0) -> TrainedSeed:
-    """A training on 4 GPUs, as far as a plan reads it."""
-    return trained_seed(number, status=status, steps=steps, workers=4, images_per_s=images_per_s, environment=H200)
-
-
-def write_log(results: Path, row: Row, *, step_s: float | None) -> None:
-    """A published checkpoint's evaluation, with the step time of its log."""
-    made = published_evaluation(row.name, padded(checkpoint("semantic", 0.5)), step_s=step_s)
-    write_result(made, row.name, results=results)
-
-
-def manifest(*, train: int, val: int) -> Manifest:
-    """Of so many pictures; a plan reads no more of it than is said here."""
-    sides = PictureSizes(height=(100, 128, 200), width=(100, 192, 300))
-    return made_up_manifest(
-        splits={"train": Split(records=train, shards=()), "val": Split(records=val, shards=())},
-        picture_sizes={"train": sides, "val": sides},
-        bytes={"train": 3 * 2**30, "val": 2**30},
-    )
-
-
-# Sizes
-
-
-def test_a_picture_is_shown_at_the_rows_short_side_and_padded(params: Params) -> None:
-    # 512 x 683 stays as it is: 512 x 704. 480 x 640: short side 800, so 800 x 1066.7 -> 1067, padded to 1088; the
-    # 640 x 640 rows are not padded: 640 x 853.75 -> 854.
-    assert input_size((512, 683), params.rows["ade20k_r50"].test) == (512, 704)
-    assert input_size((480, 640), params.rows["coco_panoptic_r50"].test) == (800, 1088)
-    assert input_size((512, 683), params.rows["ade20k_swin-b"].test) == (640, 854)
-    # 400 x 1600: the long side stops at 1333, 333.25 x 1333 -> 333 x 1333 -> 352 x 1344
-    assert input_size((400, 1600), params.rows["coco_panoptic_r50"].test) == (352, 1344)
-
-
-def test_ms_flip_costs_as_many_pictures_as_its_views_have_pixels(params: Params) -> None:
-    # Cityscapes: six sizes of 0.5 to 1.75, each also mirrored: 2 * (0.25 + 0.5625 + 1 + 1.5625 + 2.25 + 3.0625)
-    assert ms_flip_factor((1024, 2048), params.rows["cityscapes_r50"].test) == 17.375
-    assert ms_flip_factor((480, 640), params.rows["coco_panoptic_r50"].test) == 0
-
-
-def test_pictures_are_counted_by_shards_where_there_are_some() -> None:
-    published = counted("ade20k", None)
-    assert published is not None and (published.train, published.val) == (20210, 2000)
-    made = counted("ade20k", manifest(train=7, val=3))
-    assert made is not None and (made.train, made.val, made.usual) == (7, 3, (128, 192))
-    assert counted("mine", None) is None
-
-
-# Estimates
-
-
-def test_without_measurements_a_step_is_three_forward_passes_at_the_published_speed(
-    params: Params, tmp_path: Path
-) -> None:
-    # 9.17 fps at 1024 x 2048: a crop of 512 x 1024 is a quarter, three passes 3/4: 0.75 / 9.17 s per picture, and 16 in
-    # each of 90,000 steps: 32.72 h. And 18 validations of 500 pictures: 9,000 / 9.17 s = 0.27 h.
-    estimate = estimated_gpu_hours(params.rows["cityscapes_r50"], tmp_path)
-    assert estimate is not None
-    assert estimate.hours == pytest.approx(90_000 * 16 * 0.75 / 9.17 / 3600 + 9_000 / 9.17 / 3600)
-    assert estimate.hours == pytest.approx(32.99, abs=0.01)
-    assert estimate.source == "published speed of cityscapes_r50 on an A100, 9.17 fps"
-
-
-def test_a_row_without_a_published_speed_takes_its_backbones_per_pixel(params: Params, tmp_path: Path) -> None:
-    # crop 1024 x 1024, half of 1024 x 2048: 1.5 / 2.86 s per picture; val: 800 x 1088 is 0.41504 of it, 148 times 5,000
-    estimate = estimated_gpu_hours(params.rows["coco_panoptic_swin-l-in22k"], tmp_path)
-    assert estimate is not None
-    training_h = 737_500 * 16 * 1.5 / 2.86 / 3600
-    assert estimate.hours == pytest.approx(training_h + 148 * 5000 * 800 * 1088 / (1024 * 2048) / 2.86 / 3600)
-    assert "published speed of swin-l" in estimate.source
-
-
-def test_nothing_is_known_of_an_own_network_until_it_was_measured_on_a_gpu(params: Params, tmp_path: Path) -> None:
-    row = params.rows["shapes_tiny"]
-    assert estimated_gpu_hours(row, tmp_path) is None
-    write_benchmark(tmp_path, row.name, step_s=9.0, pictures=2, kind="cpu")
-    assert estimated_gpu_hours(row, tmp_path) is None
-    # 1,000 steps of 8 pictures at 0.5 s each: 4,000 s; shards say 90 validation pictures: 2 validations at 10 fps: 18 s
-    write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2)
-    write_result(manifest(train=600, val=90), "shapes", results=tmp_path)
-    estimate = estimated_gpu_hours(row, tmp_path)
-    assert estimate is not None
-    assert estimate.hours == pytest.approx(4018 / 3600)
-    assert estimate.source == "benchmark@shapes_tiny on NVIDIA H200"
-
-
-def test_a_benchmark_replaces_published_speeds_and_finished_seeds_replace_both(params: Params, tmp_path: Path) -> None:
-    row = params.rows["ade20k_r50"]
-    write_benchmark(tmp_path, row.name, step_s=0.36, pictures=2, fps=20)
-    # 160,000 * 16 * 0.18 s = 128 h, and 32 validations of 2,000 pictures at 20 fps, 3,200 s
-    estimate = estimated_gpu_hours(row, tmp_path)
-    assert estimate is not None and estimate.hours == pytest.approx(128 + 3200 / 3600)
-    # 10 images/s on 4 GPUs: 0.4 GPU-seconds each, validations included. 2,560,000 * 0.4 s = 284.4 h
-    write_trained(tmp_path, row.name, seed(0, steps=160_000))
-    estimate = estimated_gpu_hours(row, tmp_path)
-    assert estimate is not None and estimate.hours == pytest.approx(2_560_000 * 0.4 / 3600)
-    assert estimate.source == "1 finished seed on NVIDIA H200"
-
-
-def test_the_log_of_the_published_training_is_better_than_the_published_inference_speed(
-    params: Params, tmp_path: Path
-) -> None:
-    # 0.4 s a step on 8 GPUs that have 2 pictures each: 160,000 * 8 * 0.4 s = 142.2 h; 32 validations of 2,000 at 26.59
-    row = params.rows["ade20k_r50"]
-    write_log(tmp_path, row, step_s=0.4)
-    estimate = estimated_gpu_hours(row, tmp_path)
-    assert estimate is not None and estimate.hours == pytest.approx((160_000 * 8 * 0.4 + 64_000 / 26.59) / 3600)
-    assert estimate.source == "the log of the published training, 0.4 s a step on 8 GPUs"
-    # it has the losses of eight GPUs in it already
-    assert make_plan(params, [row.name], Settings(), results=tmp_path)["rows"][0]["step_s"] == 0.4
-    before = estimated_gpu_hours(row, tmp_path / "elsewhere")
-    write_log(tmp_path, row, step_s=None)
-    assert estimated_gpu_hours(row, tmp_path) == before
-
-
-def test_a_measurement_on_a_cpu_says_nothing_about_gpus(params: Params, tmp_path: Path) -> None:
-    row = params.rows["ade20k_r50"]
-    before = estimated_gpu_hours(row, tmp_path)
-    write_benchmark(tmp_path, row.name, step_s=500.0, pictures=2, kind="cpu")
-    assert estimated_gpu_hours(row, tmp_path) == before
-
-
-def test_a_benchmark_that_found_no_room_to_train_is_no_evidence(params: Params, tmp_path: Path) -> None:
-    row = params.rows["ade20k_r50"]
-    before = estimated_gpu_hours(row, tmp_path)
-    write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2, skipped="2 pictures do not fit")
-    assert estimated_gpu_hours(row, tmp_path) == before
-
-
-# Plans
 
 
 @pytest.fixture
@@ -358,7 +186,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
     write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
-    write_result(manifest(train=600, val=0), "shapes", results=tmp_path)
+    write_result(manifest(train=600, val=0, dataset="shapes"), "shapes", results=tmp_path)
     plan = make_plan(params, ["shapes_tiny"], Settings(pools=1, price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]
     assert (entry["seed_h"][1], entry["gpu_hours"], entry["money"]) == (1.0, None, None)

@@ -185,6 +185,19 @@ def test_registering_again_finds_the_same_versions(row: Row, storage: Path, regi
     assert versions(registry) == [1, 2]
 
 
+def test_a_version_whose_files_are_gone_is_made_again(
+    registry: MlflowClient, row: Row, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registered(row, storage, {0: 0.5})
+    (version,) = registry.search_model_versions("name = 'odd-semantic'")
+    shutil.rmtree(next(storage.rglob(str(version.source).removeprefix("models:/"))))
+    assert seeds(registered(row, storage, {0: 0.5})) == {"best": (2, 0), "median": (2, 0)}
+    assert "the files of version 1 of odd-semantic are gone; it is made again" in capsys.readouterr().err
+    assert seeds(registered(row, storage, {0: 0.5})) == {"best": (2, 0), "median": (2, 0)}
+    model = str(registry.get_model_version("odd-semantic", "2").source).removeprefix("models:/")
+    assert "MLmodel" in [entry.path for entry in registry.list_logged_model_artifacts(model)]
+
+
 def test_one_seed_is_one_version_with_both_aliases(row: Row, storage: Path, registry: MlflowClient) -> None:
     assert seeds(registered(row, storage, {7: 0.5})) == {"best": (1, 7), "median": (1, 7)}
     assert versions(registry) == [1]

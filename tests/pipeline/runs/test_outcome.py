@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ NOTES = (
 
 def leave_checkpoints(folder: Path) -> None:
     for checkpoint in (CHECKPOINTS.last, CHECKPOINTS.best):
-        (folder / checkpoint.path).parent.mkdir(exist_ok=True)
+        (folder / checkpoint.path).parent.mkdir(parents=True, exist_ok=True)
         (folder / checkpoint.path).touch()
 
 
@@ -78,23 +79,32 @@ def test_pools_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> N
 
 
 def test_a_training_has_finished_as_long_as_both_of_its_checkpoints_are_there(tmp_path: Path) -> None:
-    write_note(tmp_path, FINISHED)
-    assert finished_result(tmp_path) is None and outcome(tmp_path) is None
-    leave_checkpoints(tmp_path)
-    assert finished_result(tmp_path) == FINISHED
-    (tmp_path / CHECKPOINTS.best.path).unlink()
-    assert finished_result(tmp_path) is None
+    folder = tmp_path / FINISHED.run_key
+    write_note(folder, FINISHED)
+    assert finished_result(folder) is None and outcome(folder) is None
+    leave_checkpoints(folder)
+    assert finished_result(folder) == FINISHED
+    (folder / CHECKPOINTS.best.path).unlink()
+    assert finished_result(folder) is None
+
+
+def test_the_end_of_another_run_is_not_believed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "0123456789abcdef"
+    write_note(run_dir, dataclasses.replace(FINISHED, run_key="another"))
+    with pytest.raises(ValueError, match=r"finished\.json is of run another and was copied here; delete it, and train"):
+        outcome(run_dir)
 
 
 def test_how_a_training_ended_is_told_with_its_reason(tmp_path: Path) -> None:
-    assert outcome(tmp_path) is None
+    folder = tmp_path / FINISHED.run_key
+    assert outcome(folder) is None
     for note, status in ((NOTES[3], "failed"), (NOTES[2], "stopped"), (NOTES[1], "diverged")):
-        write_note(tmp_path, note)
-        end = outcome(tmp_path)
+        write_note(folder, note)
+        end = outcome(folder)
         assert end is not None and (end.status, end.reason) == (status, note.reason)
-    write_note(tmp_path, FINISHED)
-    leave_checkpoints(tmp_path)
-    end = outcome(tmp_path)
+    write_note(folder, FINISHED)
+    leave_checkpoints(folder)
+    end = outcome(folder)
     assert end is not None and (end.status, end.reason) == ("finished", None)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.params.schema import Row
 from pipeline.provenance import run_key
-from pipeline.runs.reuse import accept
+from pipeline.runs.reuse import reuse_run
 from pipeline.storage.files import delete
 from pipeline.storage.inventory import inventory
 from pipeline.storage.results import Manifest, TrainedSeed, write_result
@@ -47,7 +47,7 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
     before = train(two_steps, manifest)
     assert before.accepted is None
     change_the_code(monkeypatch)
-    note = accept(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a module was renamed")
+    note = reuse_run(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a module was renamed")
     assert note.run_key == before.run_key != note.instead_of
     assert note.differences == ("code, or initial weights",)
 
@@ -66,7 +66,7 @@ def test_a_changed_setting_is_named_in_the_note(
     before = train(two_steps, manifest)
     slower = dataclasses.replace(two_steps.train.optimizer, lr=5e-4)
     row = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, optimizer=slower))
-    note = accept(row, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="to see it in the table")
+    note = reuse_run(row, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="to see it in the table")
     assert note.differences == ("train.optimizer.lr is 0.001 there, 0.0005 now",)
 
 
@@ -76,18 +76,18 @@ def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
     before = train(two_steps, manifest)
     settings: dict[str, Any] = {"manifest": manifest, "weights": NO_WEIGHTS, "reason": "why not"}
     with pytest.raises(ValueError, match="another experiment than seed 7 of row small: seed is 1 there, 7 now"):
-        accept(two_steps, 7, before.run_key, **settings)
+        reuse_run(two_steps, 7, before.run_key, **settings)
     longer = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, steps=3))
     with pytest.raises(ValueError, match="train.steps is 2 there, 3 now"):
-        accept(longer, 1, before.run_key, **settings)
+        reuse_run(longer, 1, before.run_key, **settings)
     decoder = dataclasses.replace(two_steps.model.query_decoder, queries=13)
     wider = dataclasses.replace(two_steps, model=dataclasses.replace(two_steps.model, query_decoder=decoder))
     with pytest.raises(ValueError, match="model.query_decoder.queries is 12 there, 13 now"):
-        accept(wider, 1, before.run_key, **settings)
+        reuse_run(wider, 1, before.run_key, **settings)
     with pytest.raises(ValueError, match="runs/unheard in the storage root .* is no finished training; .* list shows"):
-        accept(two_steps, 7, "unheard", **settings)
-    with pytest.raises(ValueError, match="seed 1 of row small is finished as run .*: there is nothing to accept"):
-        accept(two_steps, 1, "unheard", **settings)
+        reuse_run(two_steps, 7, "unheard", **settings)
+    with pytest.raises(ValueError, match="seed 1 of row small is finished as run .*: there is nothing to reuse"):
+        reuse_run(two_steps, 1, "unheard", **settings)
 
 
 def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
@@ -95,7 +95,7 @@ def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
 ) -> None:
     before = train(two_steps, manifest)
     change_the_code(monkeypatch)
-    note = accept(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a comment moved")
+    note = reuse_run(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a comment moved")
     delete(tmp_path / "storage" / before.run_dir / "checkpoints")
     after = train(two_steps, manifest)
     assert (after.run_key, after.accepted) == (note.instead_of, None)
@@ -103,7 +103,7 @@ def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
 
 
 def test_the_command_says_what_differs_and_what_to_do_next(two_steps: Row, manifest: Manifest) -> None:
-    command = [sys.executable, "-m", "stages.accept", "shapes_tiny", "9", "abc", "--because", "x"]
+    command = [sys.executable, "-m", "stages.reuse", "shapes_tiny", "9", "abc", "--because", "x"]
     answer = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr == "error: 9 is no seed of row shapes_tiny, which has 0, 1\n"

@@ -20,17 +20,23 @@ from pipeline.storage.results import (
     Aliases,
     BestVersion,
     ConvertedWeights,
+    Evaluation,
     FetchedDataset,
     FetchedSource,
+    Ready,
     RegisteredVersion,
     Registration,
+    TrainingResult,
     every_result,
     find_result,
     made_by,
     names_of,
     read_result,
     result_path,
+    waiting,
+    write_figures,
     write_result,
+    write_waiting,
 )
 from tests.helpers import made_up
 from tests.helpers.manifests import made_up_manifest
@@ -40,9 +46,10 @@ ARCHIVE = FetchedSource(name="mine.zip", bytes=12, sha256="5a" * 32, path="archi
 FETCHED = FetchedDataset(dataset="mine", sources=(ARCHIVE,), terms="CC0", generate={"train": 3})
 CHECKPOINT = made_up.checkpoint("semantic", 0.5, per_class={"iou": {"road": 0.5, "sky": None}})
 EXAMPLES = (
+    Ready(row="mine", run=False, needs=("a GPU",)),
     FETCHED,
     made_up_manifest(),
-    ConvertedWeights(name="r50", url="https://host/r50.pth", source_sha256="0b", sha256="c1", path="weights/c1"),
+    ConvertedWeights(name="mine", url="https://host/r50.pth", source_sha256="0b", sha256="c1", path="weights/c1"),
     made_up.training("mine", [made_up.trained_seed(0), made_up.trained_seed(1)]),
     made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT)], median={"miou": 0.5}),
     made_up.published_evaluation("mine", made_up.padded(CHECKPOINT), published={"miou": 50.5, "device": "A100"}),
@@ -111,7 +118,7 @@ def test_what_has_not_run_is_named_with_the_command_that_makes_it(tmp_path: Path
         (["version"], True, " has version True of its layout, but version 1 is needed"),
         (["version"], None, " has no version of its layout, but version 1 is needed"),
         (["terms"], None, ": terms is None; expected str"),
-        (["license"], "CC0", ": unknown key 'license'; known: dataset, generate, sources, terms"),
+        (["license"], "CC0", ": unknown key 'license'; known: dataset, generate, sources, terms, waits"),
         (["sources"], "mine.zip", ": sources is 'mine.zip'; expected a list"),
         (["sources", 0], "mine.zip", ": sources[0] is 'mine.zip'; expected the keys name, bytes, sha256, path"),
         (["sources", 0, "bytes"], "12", ": sources[0].bytes is '12'; expected int"),
@@ -161,6 +168,15 @@ LACKING = dataclasses.replace(CHECKPOINT, step=80, figures={"miou": 0.5, "pixel_
     ("result", "sentence"),
     [
         (made_up_manifest(splits={}), "has no splits"),
+        (dataclasses.replace(made_up_manifest(), thing_classes=("sky",)), "was altered: its digest is another"),
+        (
+            ConvertedWeights(name="mine", url="", source_sha256=None, sha256="ab", path=None),
+            "has sha256 alone",
+        ),
+        (
+            made_up.training("mine", [made_up.trained_seed(0), made_up.trained_seed(1), made_up.trained_seed(0)]),
+            "has the seeds 0 more than once",
+        ),
         (
             made_up_manifest(pixels={"val": (40, 40, 0)}),
             "has other splits in pixels than in splits",
@@ -191,6 +207,45 @@ def test_a_result_that_contradicts_itself_is_refused_with_the_command(
     whole = f"{path} {sentence}; make it again with: {made_by(kind, 'mine')}"
     with pytest.raises(ValueError, match=f"^{re.escape(whole)}$"):
         read_result(kind, "mine", results=tmp_path)
+
+
+def test_the_result_of_another_row_is_refused_with_the_command(tmp_path: Path) -> None:
+    path = result_path(TrainingResult, "mine", results=tmp_path)
+    write_result(made_up.training("another", [made_up.trained_seed(0)]), "mine", results=tmp_path)
+    sentence = f"{path} is of row 'another', not of mine; make it again with: dvc repro -f train@mine"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        read_result(TrainingResult, "mine", results=tmp_path)
+
+
+def test_a_number_that_is_too_large_is_refused_with_the_command(tmp_path: Path) -> None:
+    trained = content(made_up.training("mine", [made_up.trained_seed(0)]))
+    path = result_path(TrainingResult, "mine", results=tmp_path)
+    path.parent.mkdir(parents=True)
+    for number, said in ((10**400, "is a number of 401 digits, which is too large"), ("1e999", "1e999 is too large")):
+        text = json.dumps(trained).replace('"train_s": 75.0', f'"train_s": {number}')
+        path.write_text(text)
+        with pytest.raises(
+            ValueError, match=rf"train/mine\.json.*{said}.*; make it again with: dvc repro -f train@mine$"
+        ):
+            read_result(TrainingResult, "mine", results=tmp_path)
+
+
+def test_a_stage_that_waits_has_no_result_and_a_finished_one_is_never_replaced(tmp_path: Path) -> None:
+    write_waiting(Evaluation, "mine", "a GPU", results=tmp_path)
+    assert find_result(Evaluation, "mine", results=tmp_path) is None
+    assert list(names_of(Evaluation, results=tmp_path)) == []
+    assert waiting(Evaluation, "mine", results=tmp_path) == "a GPU"
+    assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {}
+    with pytest.raises(ValueError, match=r"mine\.json waits for a GPU; when that is here: dvc repro evaluate@mine$"):
+        read_result(Evaluation, "mine", results=tmp_path)
+    write_waiting(Evaluation, "mine", "pictures", results=tmp_path)
+    assert waiting(Evaluation, "mine", results=tmp_path) == "pictures"
+    evaluated = made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT)], median={"miou": 0.5})
+    write_result(evaluated, "mine", results=tmp_path)
+    write_figures("mine", evaluated.median, results=tmp_path)
+    write_waiting(Evaluation, "mine", "a GPU", results=tmp_path)
+    assert read_result(Evaluation, "mine", results=tmp_path) == evaluated
+    assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {"miou": 0.5}
 
 
 def test_a_torn_file_among_all_results_is_named_with_the_command(tmp_path: Path) -> None:

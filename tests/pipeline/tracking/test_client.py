@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.tracking.client import attempt, mlflow_client, shown_uri
+from tests.helpers.shared import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -33,3 +41,44 @@ def test_a_warning_that_quotes_the_address_quotes_no_password(
     printed = capsys.readouterr().err
     assert printed.startswith("warning: no run (http://127.0.0.1:9: ") and "http://127.0.0.1:9/api" in printed
     assert "secret" not in printed
+
+
+@pytest.mark.parametrize("state", ["older", "torn", "no database"])
+def test_a_database_that_mlflow_cannot_use_costs_a_run_its_curve_in_mlflow_and_nothing_else(
+    tmp_path: Path, state: str
+) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from pipeline.tracking.client import attempt, mlflow_client\n"
+        "from pipeline.tracking.curve import Curve\n"
+        "print(attempt('the run is not tracked', lambda: mlflow_client().search_experiments()))\n"
+        "with Curve(Path('curve.jsonl'), 'a-run', 0) as curve:\n"
+        "    curve.log(1, {'loss': 2.0})\n"
+        "print(Path('curve.jsonl').read_text())\n"
+    )
+
+    def run(text: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PROJECT),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        }
+        return subprocess.run(
+            [sys.executable, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    database = tmp_path / "mlflow.db"
+    if state == "no database":
+        database.write_text("nothing of the kind")
+    else:
+        assert run("from pipeline.tracking.client import mlflow_client; mlflow_client()").returncode == 0
+        if state == "older":
+            with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+                connection.execute("update alembic_version set version_num = '451aebb31d03'")
+        else:
+            os.truncate(database, database.stat().st_size // 2)
+    answer = run(code)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("None\n") and '"loss": 2.0' in answer.stdout
+    assert answer.stderr.startswith("warning: the run is not tracked (sqlite:///")
+    assert "Traceback" not in answer.stderr

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipeline.params.load import load_params
+from pipeline.runs.run import Run
 from pipeline.training.elastic import (
     RESTARTS,
     SAY_AGAIN_S,
@@ -16,7 +24,11 @@ from pipeline.training.elastic import (
     after,
     counted,
     is_to_say_it_waits,
+    sized,
 )
+from tests.helpers.ray_hosts import RayHosts
+from tests.helpers.shared import PROJECT
+from tests.helpers.worker_groups import pool_of
 
 WHOLE = WorkerGroup(pool=4, workers=4, saved=0)
 """A training at its start."""
@@ -118,3 +130,83 @@ def test_that_it_waits_for_its_whole_pool_is_said_at_once_and_then_every_ten_min
     assert not is_to_say_it_waits(WHOLE, now_s=0.0)
     # a loss or a place for the pool: it does not wait any more
     assert not after(waits, end("lost"))[0].waits and not after(waits, end("left"))[0].waits
+
+
+def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:
+    # 4 groups: one each for 4 workers, so one at once for 3 of them; two each for 2
+    assert sized(small_run, pool_of(4), 3).groups_at_once == 1
+    assert sized(small_run, pool_of(2), 1).groups_at_once == 2
+    assert sized(small_run, pool_of(4), 4) is small_run
+    few = dataclasses.replace(small_run, groups_at_once=1)
+    assert sized(few, pool_of(2), 1) is few
+    # batch statistics are of the whole step: all of a worker's groups go through together
+    row = load_params(PROJECT / "params.yaml").rows["ade20k_r50"]
+    synchronised = dataclasses.replace(small_run, row=row)
+    assert sized(synchronised, pool_of(8), 4) is synchronised
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
+    code = """
+        import collections, os, ray, time
+        from ray.util import placement_group, placement_group_table
+        from pipeline.compute.resources import Host, resources_for
+        from pipeline.params.load import load_params
+        from pipeline.training.elastic import places
+
+        ray.init(log_to_driver=False)
+        rows = load_params("params.yaml").rows
+        hosts = [Host.of(node["Resources"]) for node in ray.nodes()]
+        small, large = (resources_for(rows[name], hosts) for name in ("ade20k_swin-t", "coco_panoptic_swin-l-in22k"))
+
+        def reserved(resources, workers, wait_s):
+            group = placement_group([resources.per_worker] * workers, strategy="PACK")
+            ready = group.wait(wait_s)
+            hosts = placement_group_table(group)["bundles_to_node_id"].values()
+            return group, sorted(collections.Counter(hosts).values()) if ready else None
+
+        def free(expected):
+            "The GPUs that nobody has, which Ray knows a little later."
+            for _ in range(600):
+                if (found := ray.available_resources().get("GPU", 0)) == expected:
+                    break
+                time.sleep(0.5)
+            return found
+
+        sixteen, where = reserved(large, 16, 600)
+        print(where)
+        ray.util.remove_placement_group(sixteen)
+        few, _ = reserved(small, 2, 600)
+        eight, where = reserved(small, 8, 600)  # 6 and 8 places: on the host that has 8
+        print(where)
+        print(places(small))
+        second, where = reserved(small, 8, 3)  # 6 are free: it holds none of them
+        third, also = reserved(small, 8, 3)
+        print(where, also, free(6.0))
+        ray.util.remove_placement_group(eight)
+        while not second.wait(1) and not third.wait(1):
+            pass
+        print(free(6.0))  # one of the two has all of the eight
+        for group in (second, third, few):
+            ray.util.remove_placement_group(group)
+
+        os.environ["M2F_ACCELERATOR_TYPE"] = "H100"
+        named = resources_for(rows["coco_panoptic_swin-l-in22k"], hosts)
+        group, where = reserved(named, named.workers, 600)
+        (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
+        kinds = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
+        print(where, "accelerator_type:H100" in kinds[0], free(8.0))
+    """
+    with RayHosts() as hosts:
+        for kind in ("A100", "H100"):
+            hosts.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{kind}": 1}))
+        answer = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=PROJECT,
+            env={**os.environ, **hosts.settings, "M2F_WORKERS": ""},
+            capture_output=True,
+            text=True,
+        )
+    lines = ["[8, 8]", "[8]", "6", "None None 6.0", "6.0", "[8] True 8.0"]
+    assert answer.stdout.splitlines() == lines, answer.stderr

@@ -35,7 +35,7 @@ def make_run(small_manifest: Manifest, small_row: Row, tmp_path: Path) -> Callab
         values: dict[str, Any] = {
             "row": row,
             "seed": 5,
-            "run_key": "k" * 16,
+            "run_key": name,
             "run_dir": tmp_path / name,
             "manifest": small_manifest,
         }
@@ -319,3 +319,25 @@ def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(
     else:
         for step, (loss, expected) in enumerate(zip(losses, recorded["losses"][str(seed)], strict=True)):
             assert loss == pytest.approx(expected, rel=golden.tolerance(step)), f"step {step}"
+
+
+def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
+    small_row: Row, small_manifest: Manifest, tmp_path: Path
+) -> None:
+    def run(name: str) -> loop.Run:  # 6 steps, a checkpoint after every second
+        return loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
+
+    undisturbed = loop.train(run("undisturbed"))
+    asked, leave = run("asked"), tmp_path / "asked" / loop.LEAVE
+    asked.run_dir.mkdir()
+    leave.touch()
+    for step in (2, 3, 4):  # 3: validation saves too
+        with pytest.raises(loop.Left, match=f"left after step {step}"):
+            loop.train(asked)
+        assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
+    result = loop.train(asked)  # the last step is an end
+    assert result is not None and undisturbed is not None and result.metrics == undisturbed.metrics
+    losses = [
+        [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 6

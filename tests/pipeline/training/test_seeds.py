@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -17,27 +16,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
-from m2f.losses import Divergence
-from pipeline.compute.ray_session import ray_storage
-from pipeline.compute.resources import Resources
-from pipeline.cost.speed import refuse_if_too_costly
-from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import run_key
-from pipeline.runs.checkpoints import save_checkpoint, save_model
-from pipeline.runs.outcome import pools_of, write_pools
-from pipeline.runs.run import Run
+from pipeline.runs.checkpoints import save_model
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
 from pipeline.storage.root import storage_root
 from pipeline.tracking.client import mlflow_client
-from pipeline.training import worker_group
-from pipeline.training.elastic import sized
-from pipeline.training.loop import Left
+from pipeline.training import loop
 from pipeline.training.seeds import _worker_s, _workers, train_row
 from tests.helpers.made_up import pool
 from tests.helpers.ray_hosts import RayHosts
@@ -243,201 +230,6 @@ def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
     assert both[1] == alone and both[0].run_key != alone.run_key
 
 
-# What follows a failure
-
-
-def lost() -> WorkerGroupError:
-    return WorkerGroupError("", {0: RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed"),
-                                 1: WorkerHealthCheckFailedError("", ActorDiedError())})  # fmt: skip
-
-
-def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
-    assert worker_group.what_failed(lost())[0] == "lost"
-    alone = WorkerGroupError("", {0: RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc] Connection closed")})
-    assert worker_group.what_failed(alone)[0] == "lost"
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (ValueError("wrong"), "final"),
-        (FileNotFoundError("gone"), "final"),
-        (Divergence("nan"), "final"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "final"),
-        (OSError(5, "Input/output error"), "bug"),
-        (KeyError("typo"), "bug"),
-    ],
-)
-def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(error: Exception, kind: str) -> None:
-    assert worker_group.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
-
-
-def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None:
-    error = RuntimeError(
-        "Traceback:\n[gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033. This is typically "
-        "caused by a remote worker crashing."
-    )
-    said = worker_group.sentence(error, small_run)
-    assert said == "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033."
-
-
-def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
-    assert worker_group.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
-    assert worker_group.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
-
-
-@pytest.fixture
-def small_run(two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path) -> Run:
-    """A run that has not begun."""
-    run = Run(row=two_steps, seed=1, run_key="k", run_dir=tmp_path / "run", manifest=small_data[1])
-    (run.run_dir / "checkpoints").mkdir(parents=True)
-    return run
-
-
-@pytest.fixture
-def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str | None, int]]:
-    """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
-    run = small_run
-    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
-    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
-
-    def go(*failures: tuple[BaseException, int]) -> tuple[str | None, int]:
-        launches = 0
-
-        def fit(*_: Any) -> None:
-            nonlocal launches
-            launches += 1
-            if launches <= len(failures):
-                error, step = failures[launches - 1]
-                (run.run_dir / f"checkpoints/step-{step:08d}.safetensors").touch()
-                raise error
-
-        monkeypatch.setattr(worker_group, "_fit", fit)
-        worker_group._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
-        note = run.run_dir / "failed.json"
-        return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
-
-    return go
-
-
-def pool_of(workers: int) -> Resources:
-    return Resources(workers=workers, use_gpu=False, cpus_per_worker=1, loader_processes=0, groups_at_once=None)
-
-
-def test_lost_workers_are_replaced_three_times_in_a_row_but_not_counted_when_the_training_got_further(
-    failing: Callable[..., tuple[str | None, int]],
-) -> None:
-    reason, launches = failing(*[(lost(), 4)] * 2, *[(lost(), 8)] * 3)  # 2 without and 3 with step 8: one got further
-    assert (reason, launches) == (None, 6)
-    reason, launches = failing(*[(lost(), 8)] * 5)
-    assert reason is not None and reason.startswith("lost its workers 4 times without getting further")
-    assert launches == 4
-
-
-def test_a_bug_is_tried_once_more_and_waiting_for_a_pool_does_not_count(
-    failing: Callable[..., tuple[str | None, int]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    bug, waiting = WorkerGroupError("", {0: KeyError("typo")}), ControllerError(WorkerGroupStartupTimeoutError(2))
-    assert failing((bug, 4), *[(waiting, 4)] * 9) == (None, 11)
-    assert failing((bug, 4), (bug, 8))[0] == "KeyError: 'typo', and again when it was tried once more"
-    assert "failed, and is tried once more: KeyError: 'typo'" in capsys.readouterr().err
-
-
-def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
-    failing: Callable[..., tuple[str | None, int]],
-) -> None:
-    memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
-    reason, launches = failing((WorkerGroupError("", {1: memory}), 4))
-    assert launches == 1 and reason is not None
-    assert "set M2F_GROUPS_AT_ONCE below that, or use more workers (CUDA out of memory. Tried" in reason
-
-
-# How many workers go on
-
-
-LEFT = WorkerGroupError("", {0: Left("left after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")})
-NO_POOL = ControllerError(WorkerGroupStartupTimeoutError(2))
-NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory")})
-
-
-@pytest.mark.parametrize(
-    ("hosts", "failures", "room", "launches"),
-    [
-        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to leave for it
-        (2, [lost(), LEFT], [2], [4, 2, 4]),
-        # a lost process: its place is there
-        (2, [lost()], [4], [4, 4]),
-        # nothing is left: it waits for its pool, and takes what there is by then
-        (2, [lost(), NO_POOL, NO_POOL], [0, 0, 1], [4, 4, 4, 1]),
-        # another row was quicker to take the whole pool's places
-        (2, [lost(), LEFT, NO_POOL], [2, 1], [4, 2, 4, 1]),
-        # what is left has not the memory: only the whole pool will do, also after another loss
-        (2, [lost(), NO_MEMORY, NO_POOL, lost()], [1], [4, 1, 4, 4, 4]),
-        # on one host, or before it ever had a pool: the whole pool only
-        (1, [lost(), NO_POOL, lost()], [], [4, 4, 4, 4]),
-        (0, [NO_POOL, NO_POOL], [], [4, 4, 4]),
-    ],
-)
-def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for_all_of_it(
-    hosts: int,
-    failures: list[Exception],
-    room: list[int],
-    launches: list[int],
-    small_run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counts, began, errors = iter(room), [], iter(failures)
-
-    def fit(run: Run, resources: Resources, lines: Any) -> None:
-        began.append(resources.workers)
-        if hosts:
-            write_pools(run.run_dir, [pool(workers=4, hosts=hosts)])
-        if (error := next(errors, None)) is not None:
-            raise error
-
-    monkeypatch.setattr(worker_group, "_fit", fit)
-    monkeypatch.setattr(worker_group, "growing", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
-    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
-    monkeypatch.setattr(worker_group, "places", lambda resources: next(counts))
-    worker_group._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
-    assert began == launches and list(counts) == []
-    assert not (small_run.run_dir / "failed.json").exists()
-
-
-def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:
-    # 4 groups: one each for 4 workers, so one at once for 3 of them; two each for 2
-    assert sized(small_run, pool_of(4), 3).groups_at_once == 1
-    assert sized(small_run, pool_of(2), 1).groups_at_once == 2
-    assert sized(small_run, pool_of(4), 4) is small_run
-    few = dataclasses.replace(small_run, groups_at_once=1)
-    assert sized(few, pool_of(2), 1) is few
-    # batch statistics are of the whole step: all of a worker's groups go through together
-    row = load_params(PROJECT / "params.yaml").rows["ade20k_r50"]
-    synchronised = dataclasses.replace(small_run, row=row)
-    assert sized(synchronised, pool_of(8), 4) is synchronised
-
-
-def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
-    def noted() -> list[tuple[int, int, int]]:
-        return [(pool.from_step, pool.workers, pool.hosts) for pool in pools_of(small_run.run_dir)]
-
-    worker_group.note_pool(small_run, "a")
-    worker_group.note_pool(small_run, "a")  # lost before its first checkpoint
-    assert noted() == [(0, 1, 1)]
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters())
-    state = {"train_s": 60.0}
-    save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
-    worker_group.note_pool(small_run, "a")
-    assert noted() == [(0, 1, 1), (4, 1, 1)]
-    assert [pool.train_s for pool in pools_of(small_run.run_dir)] == [0.0, 60.0]
-    assert worker_group._workers_in_turn(small_run) == {}
-    counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
-    write_pools(small_run.run_dir, [pool(workers=workers, from_step=step) for step, workers in counts])
-    assert worker_group._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
-
-
 def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> None:
     def of(*pools: tuple[int, int]) -> int | None:
         return _workers([pool(from_step=step, workers=workers) for step, workers in pools], 100)
@@ -462,14 +254,36 @@ def test_a_training_in_this_process_says_so_in_its_result(two_steps: Row, small_
     assert only.devices == (seed.environment.device,) and seed.worker_s == seed.train_s > 0
 
 
-def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
-    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray", "storage_filesystem": None}
+def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
+    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    trained: list[int] = []
+    original = loop.train
+    monkeypatch.setattr(loop, "train", lambda run: trained.append(run.seed) or original(run))
+    more = dataclasses.replace(two_steps, seeds=(1, 2))
+    second = train_row(more, manifest=small_data[1], weights=NO_WEIGHTS)
+    assert trained == [2]
+    assert second.seeds[0] == first.seeds[0]
+    assert [entry.status for entry in second.seeds] == ["finished", "finished"]
 
 
-def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(tmp_path: Path) -> None:
-    rows = load_params(PROJECT / "params.yaml").rows
-    row = rows["cityscapes_r50"]  # nothing is measured here: its published speed, 9.17 fps on an A100, tells
-    with pytest.raises(ValueError, match=r"about \d+ GPU-hours \(by published speed .* set rows.cityscapes_r50"):
-        refuse_if_too_costly(row, tmp_path)
-    refuse_if_too_costly(dataclasses.replace(row, max_gpu_hours=1000.0), tmp_path)
-    refuse_if_too_costly(rows["shapes_tiny"], tmp_path)  # nobody knows its speed on a GPU: its first steps will judge
+def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
+    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.build
+
+    def poisoned(*arguments: Any, **keywords: Any) -> Any:
+        training = original(*arguments, **keywords)
+        if keywords["seed"] == 1:
+            training.model.query_decoder.class_head.bias.data[0] = float("nan")
+        return training
+
+    monkeypatch.setattr(loop, "build", poisoned)
+    row = dataclasses.replace(two_steps, seeds=(1, 2))
+    seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    assert [entry.status for entry in seeds] == ["diverged", "finished"]
+    assert "seed 1 diverged in step 0" in seeds[0].reason
+    monkeypatch.setattr(loop, "build", original)
+    with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
+        train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)

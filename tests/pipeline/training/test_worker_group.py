@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from pipeline.compute.resources import Resources
 from pipeline.params.schema import Row
+from pipeline.runs.checkpoints import save_checkpoint
 from pipeline.runs.curve_file import read_curve
-from pipeline.runs.outcome import pools_of
+from pipeline.runs.outcome import pools_of, write_pools
+from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest, Pool
 from pipeline.tracking import mlflow_runs
-from pipeline.training import loop
+from pipeline.training import loop, worker_group
+from pipeline.training.loop import Left
 from pipeline.training.seeds import train_row
+from tests.helpers.made_up import pool
 from tests.helpers.ray_hosts import RayHosts
-from tests.helpers.shared import PROJECT
 from tests.helpers.train_process import STEPS, Job
+from tests.helpers.worker_groups import lost, pool_of
 from tests.pipeline.conftest import NO_WEIGHTS
 
 
@@ -141,130 +146,6 @@ def pools(job: Job) -> tuple[Pool, ...]:
     return pools_of(folder) if (folder := job.run_dir(5)) else ()
 
 
-@pytest.mark.ray
-@pytest.mark.long
-def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
-    code = """
-        import collections, os, ray, time
-        from ray.util import placement_group, placement_group_table
-        from pipeline.compute.resources import Host, resources_for
-        from pipeline.params.load import load_params
-        from pipeline.training.worker_group import places
-
-        ray.init(log_to_driver=False)
-        rows = load_params("params.yaml").rows
-        hosts = [Host.of(node["Resources"]) for node in ray.nodes()]
-        small, large = (resources_for(rows[name], hosts) for name in ("ade20k_swin-t", "coco_panoptic_swin-l-in22k"))
-
-        def reserved(resources, workers, wait_s):
-            group = placement_group([resources.per_worker] * workers, strategy="PACK")
-            ready = group.wait(wait_s)
-            hosts = placement_group_table(group)["bundles_to_node_id"].values()
-            return group, sorted(collections.Counter(hosts).values()) if ready else None
-
-        def free(expected):
-            "The GPUs that nobody has, which Ray knows a little later."
-            for _ in range(600):
-                if (found := ray.available_resources().get("GPU", 0)) == expected:
-                    break
-                time.sleep(0.5)
-            return found
-
-        sixteen, where = reserved(large, 16, 600)
-        print(where)
-        ray.util.remove_placement_group(sixteen)
-        few, _ = reserved(small, 2, 600)
-        eight, where = reserved(small, 8, 600)  # 6 and 8 places: on the host that has 8
-        print(where)
-        print(places(small))
-        second, where = reserved(small, 8, 3)  # 6 are free: it holds none of them
-        third, also = reserved(small, 8, 3)
-        print(where, also, free(6.0))
-        ray.util.remove_placement_group(eight)
-        while not second.wait(1) and not third.wait(1):
-            pass
-        print(free(6.0))  # one of the two has all of the eight
-        for group in (second, third, few):
-            ray.util.remove_placement_group(group)
-
-        os.environ["M2F_ACCELERATOR_TYPE"] = "H100"
-        named = resources_for(rows["coco_panoptic_swin-l-in22k"], hosts)
-        group, where = reserved(named, named.workers, 600)
-        (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
-        kinds = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
-        print(where, "accelerator_type:H100" in kinds[0], free(8.0))
-    """
-    with RayHosts() as hosts:
-        for kind in ("A100", "H100"):
-            hosts.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{kind}": 1}))
-        answer = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            cwd=PROJECT,
-            env={**os.environ, **hosts.settings, "M2F_WORKERS": ""},
-            capture_output=True,
-            text=True,
-        )
-    lines = ["[8, 8]", "[8]", "6", "None None 6.0", "6.0", "[8] True 8.0"]
-    assert answer.stdout.splitlines() == lines, answer.stderr
-
-
-def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
-    small_row: Row, small_manifest: Manifest, tmp_path: Path
-) -> None:
-    def run(name: str) -> loop.Run:  # 6 steps, a checkpoint after every second
-        return loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
-
-    undisturbed = loop.train(run("undisturbed"))
-    asked, leave = run("asked"), tmp_path / "asked" / loop.LEAVE
-    asked.run_dir.mkdir()
-    leave.touch()
-    for step in (2, 3, 4):  # 3: validation saves too
-        with pytest.raises(loop.Left, match=f"left after step {step}"):
-            loop.train(asked)
-        assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
-    result = loop.train(asked)  # the last step is an end
-    assert result is not None and undisturbed is not None and result.metrics == undisturbed.metrics
-    losses = [
-        [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
-
-
-def test_finished_seeds_are_not_trained_again_and_a_new_seed_is(
-    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
-    trained: list[int] = []
-    original = loop.train
-    monkeypatch.setattr(loop, "train", lambda run: trained.append(run.seed) or original(run))
-    more = dataclasses.replace(two_steps, seeds=(1, 2))
-    second = train_row(more, manifest=small_data[1], weights=NO_WEIGHTS)
-    assert trained == [2]
-    assert second.seeds[0] == first.seeds[0]
-    assert [entry.status for entry in second.seeds] == ["finished", "finished"]
-
-
-def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
-    two_steps: Row, small_data: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = loop.build
-
-    def poisoned(*arguments: Any, **keywords: Any) -> Any:
-        training = original(*arguments, **keywords)
-        if keywords["seed"] == 1:
-            training.model.query_decoder.class_head.bias.data[0] = float("nan")
-        return training
-
-    monkeypatch.setattr(loop, "build", poisoned)
-    row = dataclasses.replace(two_steps, seeds=(1, 2))
-    seeds = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
-    assert [entry.status for entry in seeds] == ["diverged", "finished"]
-    assert "seed 1 diverged in step 0" in seeds[0].reason
-    monkeypatch.setattr(loop, "build", original)
-    with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
-        train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
-
-
 def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
     two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,3 +155,133 @@ def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert [point.step for point in client.get_metric_history(seed.mlflow_run_id, "loss")] == [1, 2]
     assert client.get_run(seed.mlflow_run_id).info.status == "FINISHED"
+
+
+# What follows a failure
+
+
+@pytest.fixture
+def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str | None, int]]:
+    """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
+    run = small_run
+    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
+
+    def go(*failures: tuple[BaseException, int]) -> tuple[str | None, int]:
+        launches = 0
+
+        def fit(*_: Any) -> None:
+            nonlocal launches
+            launches += 1
+            if launches <= len(failures):
+                error, step = failures[launches - 1]
+                (run.run_dir / f"checkpoints/step-{step:08d}.safetensors").touch()
+                raise error
+
+        monkeypatch.setattr(worker_group, "_fit", fit)
+        worker_group._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
+        note = run.run_dir / "failed.json"
+        return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
+
+    return go
+
+
+def test_lost_workers_are_replaced_three_times_in_a_row_but_not_counted_when_the_training_got_further(
+    failing: Callable[..., tuple[str | None, int]],
+) -> None:
+    reason, launches = failing(*[(lost(), 4)] * 2, *[(lost(), 8)] * 3)  # 2 without and 3 with step 8: one got further
+    assert (reason, launches) == (None, 6)
+    reason, launches = failing(*[(lost(), 8)] * 5)
+    assert reason is not None and reason.startswith("lost its workers 4 times without getting further")
+    assert launches == 4
+
+
+def test_a_bug_is_tried_once_more_and_waiting_for_a_pool_does_not_count(
+    failing: Callable[..., tuple[str | None, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bug, waiting = WorkerGroupError("", {0: KeyError("typo")}), ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert failing((bug, 4), *[(waiting, 4)] * 9) == (None, 11)
+    assert failing((bug, 4), (bug, 8))[0] == "KeyError: 'typo', and again when it was tried once more"
+    assert "failed, and is tried once more: KeyError: 'typo'" in capsys.readouterr().err
+
+
+def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
+    failing: Callable[..., tuple[str | None, int]],
+) -> None:
+    memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+    reason, launches = failing((WorkerGroupError("", {1: memory}), 4))
+    assert launches == 1 and reason is not None
+    assert "set M2F_GROUPS_AT_ONCE below that, or use more workers (CUDA out of memory. Tried" in reason
+
+
+# How many workers go on
+
+
+LEFT = WorkerGroupError("", {0: Left("left after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")})
+NO_POOL = ControllerError(WorkerGroupStartupTimeoutError(2))
+NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory")})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "failures", "room", "launches"),
+    [
+        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to leave for it
+        (2, [lost(), LEFT], [2], [4, 2, 4]),
+        # a lost process: its place is there
+        (2, [lost()], [4], [4, 4]),
+        # nothing is left: it waits for its pool, and takes what there is by then
+        (2, [lost(), NO_POOL, NO_POOL], [0, 0, 1], [4, 4, 4, 1]),
+        # another row was quicker to take the whole pool's places
+        (2, [lost(), LEFT, NO_POOL], [2, 1], [4, 2, 4, 1]),
+        # what is left has not the memory: only the whole pool will do, also after another loss
+        (2, [lost(), NO_MEMORY, NO_POOL, lost()], [1], [4, 1, 4, 4, 4]),
+        # on one host, or before it ever had a pool: the whole pool only
+        (1, [lost(), NO_POOL, lost()], [], [4, 4, 4, 4]),
+        (0, [NO_POOL, NO_POOL], [], [4, 4, 4]),
+    ],
+)
+def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for_all_of_it(
+    hosts: int,
+    failures: list[Exception],
+    room: list[int],
+    launches: list[int],
+    small_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts, began, errors = iter(room), [], iter(failures)
+
+    def fit(run: Run, resources: Resources, lines: Any) -> None:
+        began.append(resources.workers)
+        if hosts:
+            write_pools(run.run_dir, [pool(workers=4, hosts=hosts)])
+        if (error := next(errors, None)) is not None:
+            raise error
+
+    monkeypatch.setattr(worker_group, "_fit", fit)
+    monkeypatch.setattr(worker_group, "growing", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
+    monkeypatch.setattr(worker_group, "places", lambda resources: next(counts))
+    worker_group._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
+    assert began == launches and list(counts) == []
+    assert not (small_run.run_dir / "failed.json").exists()
+
+
+def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
+    def noted() -> list[tuple[int, int, int]]:
+        return [(pool.from_step, pool.workers, pool.hosts) for pool in pools_of(small_run.run_dir)]
+
+    worker_group.note_pool(small_run, "a")
+    worker_group.note_pool(small_run, "a")  # lost before its first checkpoint
+    assert noted() == [(0, 1, 1)]
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    state = {"train_s": 60.0}
+    save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
+    worker_group.note_pool(small_run, "a")
+    assert noted() == [(0, 1, 1), (4, 1, 1)]
+    assert [pool.train_s for pool in pools_of(small_run.run_dir)] == [0.0, 60.0]
+    assert worker_group._workers_in_turn(small_run) == {}
+    counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
+    write_pools(small_run.run_dir, [pool(workers=workers, from_step=step) for step, workers in counts])
+    assert worker_group._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}

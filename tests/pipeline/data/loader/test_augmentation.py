@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.data.images.label_maps import label_counts
-from pipeline.data.images.resize import resize_image, resized_size
 from pipeline.data.loader.augmentation import (
     Flip,
     LargeScaleJitter,
@@ -21,6 +20,7 @@ from pipeline.data.loader.augmentation import (
     training_transform,
 )
 from pipeline.params.schema import AugmentationConfig
+from tests.helpers.pictures import mirror
 
 REFERENCE = Path(__file__).parents[3] / "reference"
 
@@ -36,23 +36,6 @@ def scene(height: int = 40, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
     labels[:, width // 2 :] = 3
     labels[:5] = 255
     return image, labels
-
-
-@pytest.mark.parametrize(
-    ("size", "short_side", "long_side_max", "expected"),
-    [
-        ((360, 480), 512, 2048, (512, 683)),  # 480 * 512 / 360 = 682.67
-        ((480, 360), 512, 2048, (683, 512)),
-        ((100, 500), 200, 800, (160, 800)),  # 500 * 2 = 1000 > 800, so the scale is 1.6
-        ((3, 5), 5, 100, (5, 8)),  # 5 * 5 / 3 = 8.33
-        ((2, 5), 1, 100, (1, 3)),  # 2.5 is rounded up
-        ((1, 500), 8, 100, (1, 100)),  # never less than one pixel
-    ],
-)
-def test_the_short_side_is_scaled_and_the_long_side_is_capped(
-    size: tuple[int, int], short_side: int, long_side_max: int, expected: tuple[int, int]
-) -> None:
-    assert resized_size(*size, short_side=short_side, long_side_max=long_side_max) == expected
 
 
 def test_one_seed_decides_everything() -> None:
@@ -135,13 +118,6 @@ def test_nothing_labelled_and_a_single_label_end_after_the_last_redraw() -> None
         assert drawn["mask"].shape == (8, 8)
 
 
-def test_pixels_of_nothing_are_not_counted() -> None:
-    assert label_counts(np.array([[0, 2, 2], [255, 255, 2]], np.uint8))[:4].tolist() == [1, 0, 3, 0]
-    wide = label_counts(np.array([[0, 2, 300], [65535, 65535, 2]], np.uint16))
-    assert (wide[[0, 2, 300]].tolist(), wide.sum()) == ([1, 2, 1], 4)
-    assert label_counts(np.full((2, 2), 65535, np.uint16)).sum() == 0
-
-
 @pytest.mark.parametrize(("label_of", "draws"), [([0, 0, 0, 0], 11), ([0, 1, 0, 1], 1), ([-1, -1, -1, -1], 11)])
 def test_the_rule_counts_labels_where_ids_are_given_some(label_of: list[int], draws: int) -> None:
     ids = np.repeat(np.array([[0, 1, 2, 3]], np.uint16), 8, 0).repeat(4, 1)  # every crop shows two or three, half each
@@ -203,10 +179,6 @@ def test_the_jitters_factor_and_offsets_are_uniform() -> None:
     assert np.abs(np.bincount(starts) - 1000).max() < 4 * (1000 * 2 / 3) ** 0.5
 
 
-def mirror(pixels: np.ndarray, mirrored: bool) -> np.ndarray:
-    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_part_resized_to_the_nearest_is_that_part_of_the_whole(mirrored: bool) -> None:
     random = np.random.default_rng(0)
@@ -219,70 +191,6 @@ def test_a_part_resized_to_the_nearest_is_that_part_of_the_whole(mirrored: bool)
             whole = cv2.resize(mirror(ids, mirrored), (width, height), interpolation=cv2.INTER_NEAREST)
             np.testing.assert_array_equal(resize_ids(ids, (height, width), part, mirrored=mirrored), whole[part])
             np.testing.assert_array_equal(resize_ids(ids, (height, width), mirrored=mirrored), whole)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("pattern", ["noise", "chessboard"])
-def test_a_resized_part_is_that_part_of_the_resized_picture(pattern: str, mirrored: bool) -> None:
-    # black beside white everywhere: where samples lie 1 / 100 pixel aside, grey is 2.55 levels off
-    random = np.random.default_rng(0)
-    exact = 0
-    for trial in range(600):
-        height, width = random.integers(1, 120, 2).tolist()
-        size = tuple(random.integers(1, 260, 2).tolist())
-        if trial % 2:
-            scale = random.uniform(0.2, 3)
-            size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-        black = np.add.outer(np.arange(height), np.arange(width)) % 2
-        if pattern == "noise":
-            black = random.integers(0, 2, (height, width))
-        image = np.repeat((black * 255).astype(np.uint8)[..., None], 3, 2)
-        image.setflags(write=False)  # like a memory map
-        top, left = random.integers(0, size[0]), random.integers(0, size[1])
-        part = slice(top, top + random.integers(1, 80)), slice(left, left + random.integers(1, 80))
-        whole = cv2.resize(mirror(image, mirrored), size[::-1], interpolation=cv2.INTER_LINEAR)[part]
-        shown = resize_image(image, size, part, mirrored=mirrored)
-        assert shown.shape == whole.shape
-        difference = np.abs(shown.astype(int) - whole).max()
-        assert difference <= 2, (height, width, size, part)
-        exact += difference == 0
-    assert exact > 400
-
-
-@pytest.mark.parametrize("short_side", [512, 614, 716, 819, 921, 1024, 1126, 1228, 1331, 1433, 1536, 1638, 1945, 2048])
-def test_the_recipes_sizes_of_cityscapes_are_cropped_as_the_whole(short_side: int) -> None:
-    random = np.random.default_rng(short_side)
-    image = cv2.resize(random.integers(0, 256, (256, 512, 3), np.uint8), (2048, 1024), interpolation=cv2.INTER_CUBIC)
-    size = (short_side, 2 * short_side)
-    whole = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    for _ in range(3):
-        top, left = random.integers(0, size[0] - 511), random.integers(0, size[1] - 1023)
-        part = slice(top, top + 512), slice(left, left + 1024)
-        shown = resize_image(image, size, part)
-        assert shown.shape == (512, 1024, 3)
-        assert np.abs(shown.astype(int) - whole[part]).max() <= 2
-
-
-def test_nothing_but_the_parts_rows_and_columns_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # what lies around them is replaced, and so is what new memory holds, and the part is the same to the bit
-    random = np.random.default_rng(0)
-    for _ in range(100):
-        height, width = random.integers(60, 120, 2).tolist()
-        image = random.integers(0, 256, (height, width, 3), np.uint8)
-        scale = random.uniform(0.5, 2)
-        size = int(height * scale), int(width * scale)
-        part = slice(10, 30), slice(15, 40)
-        first = [max(0, int((kept.start + 0.5) / scale - 0.5) - 2) for kept in part]
-        last = [int((kept.stop + 0.5) / scale + 0.5) + 2 for kept in part]
-        other = random.integers(0, 256, image.shape, np.uint8)
-        inside = slice(first[0], last[0]), slice(first[1], last[1])
-        other[inside] = image[inside]
-        shown = []
-        for picture, filling in ((image, 0), (other, 255)):
-            monkeypatch.setattr(np, "empty", lambda shape, kind, filling=filling: np.full(shape, filling, kind))
-            shown.append(resize_image(picture, size, part))
-            monkeypatch.undo()
-        np.testing.assert_array_equal(*shown)
 
 
 PLANS = {

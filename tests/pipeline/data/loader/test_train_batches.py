@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import pickle
 from pathlib import Path
@@ -12,73 +11,26 @@ import pytest
 import torch
 
 from m2f.draws import mix
-from pipeline.data.images.codecs import decode_masks, decode_segments, encode_segments
+from pipeline.data.images.codecs import decode_masks
 from pipeline.data.loader import train_batches
 from pipeline.data.loader.augmentation import seed_transform, training_transform
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches
 from pipeline.data.loader.val_pictures import validation_pictures
 from pipeline.data.shards import reader
-from pipeline.params.schema import AugmentationConfig, MsFlipConfig, TestConfig
-from pipeline.storage import files
 from pipeline.storage.results import Manifest
-from tests.helpers.pictures import image, instance, labels, raw, rectangle, stored, write_shards
-
-TEST = TestConfig(short_side=24, long_side_max=100)
-
-THINGS: dict[str, Any] = {
-    "labels": ("instances", "panoptic", "semantic"),
-    "classes": ("sky", "car", "person"),
-    "things": ("person", "car"),
-}
-"""A data set with things: sky is class 0 and stuff, car is class 1 and thing 0, person is class 2 and thing 1."""
-
-
-def augmentation(**changes: Any) -> AugmentationConfig:
-    settings: dict[str, Any] = {"crop": (32, 32), "short_sides": (12, 24, 36), "long_side_max": 100}
-    return AugmentationConfig(**{**settings, **changes})
-
-
-LAYOUTS = ("encoded", "raw")
-
-
-@pytest.fixture(params=LAYOUTS)
-def manifest(storage: Path, request: pytest.FixtureRequest) -> Manifest:
-    """Seven training and five validation pictures of 12 x 16, in shards of up to four."""
-    known = np.where(labels() == 9, 255, labels()).astype(np.uint8)
-    records = [stored(f"p{index}", image(seed=index), known) for index in range(7)]
-    return write_shards(storage, {"train": records, "val": records[:5]}, per_shard=4, layout=request.param)
-
-
-def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
-    settings: dict[str, Any] = {
-        "seed": 5,
-        "first_step": 0,
-        "steps": 4,
-        "global_batch": 4,
-        "picture_range": range(4),
-        **changes,
-    }
-    of_order = {name: settings.pop(name) for name in ("task", "pictures", "seed", "global_batch") if name in settings}
-    order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
-    return list(training_batches(order, **settings))
-
-
-def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
-    """Everything that belongs to each position."""
-    found = {}
-    for batch in items:
-        for place, position in enumerate(batch.positions):
-            height, width = batch.sizes[place].tolist()
-            found[position] = (
-                batch.names[place],
-                batch.seeds[place],
-                (height, width),
-                batch.labels[place].tolist(),
-                batch.images[place, :, :height, :width].numpy().tobytes(),
-                None if batch.segments is None else batch.segments[place].numpy().tobytes(),
-                None if batch.masks is None else batch.masks[place].numpy().tobytes(),
-            )
-    return found
+from tests.helpers.loading import (
+    LAYOUTS,
+    TEST,
+    THINGS,
+    augmentation,
+    batches,
+    crossing,
+    many,
+    pictures_of,
+    shard_path,
+    street,
+)
+from tests.helpers.pictures import image, instance, labels, rectangle, stored, write_shards
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
@@ -157,35 +109,6 @@ def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
     assert (picture.label_map == 255).all()
 
 
-def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
-    whole = [picture.name for picture in validation_pictures(manifest, TEST)]
-    assert whole == ["p0", "p1", "p2", "p3", "p4"]
-    shares = [[p.name for p in validation_pictures(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
-    assert shares == [["p0", "p3"], ["p1", "p4"], ["p2"]]
-    picture = next(validation_pictures(manifest, TEST))
-    assert picture.image.shape == (3, 24, 32)  # 12 x 16, short side to 24
-    assert picture.original_size == (12, 16)
-    np.testing.assert_array_equal(picture.label_map.numpy(), np.where(labels() == 9, 255, labels()))
-    assert picture.labels.tolist() == [0, 1, 2]
-    assert picture.crowd.tolist() == [False, False, False]
-    assert (picture.instances, picture.original) == (None, None)
-    indices = [[p.index for p in validation_pictures(manifest, TEST, places=range(w, 5, 2))] for w in range(2)]
-    assert indices == [[0, 2, 4], [1, 3]]
-
-
-def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: Manifest) -> None:
-    test = dataclasses.replace(TEST, ms_flip=MsFlipConfig(short_sides=(10, 20), long_side_max=100))
-    picture = next(validation_pictures(manifest, test))
-    np.testing.assert_array_equal(picture.original.permute(1, 2, 0).numpy(), image())
-
-
-def many(name: str, count: int) -> dict[str, Any]:
-    """`count` segments in turn over 20 x 20 pixels, of the classes 2, 1, 2, 1, ...; the last pixel is nothing."""
-    ids = (np.arange(400) % count).reshape(20, 20).astype(np.uint8 if count <= 255 else np.uint16)
-    ids[-1, -1] = 255 if count <= 255 else 65535
-    return stored(name, image(20, 20), ids, [2 - index % 2 for index in range(count)])
-
-
 @pytest.mark.parametrize(("counts", "dtype", "nothing"), [((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)])
 def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
     storage: Path, counts: tuple[int, ...], dtype: torch.dtype, nothing: int
@@ -213,13 +136,6 @@ def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
     plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
     (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
     return batch
-
-
-def street() -> dict[str, Any]:
-    """8 x 8 in columns of two: sky (id 2), a car (0), a crowd of cars (1), sky again (3); the last row is nothing."""
-    ids = np.repeat(np.array([2, 0, 1, 3], np.uint8), 2)[None].repeat(8, 0)
-    ids[-1] = 255
-    return stored("p0", image(8, 8), ids, [1, 1, 0, 0], crowd=[False, True, False, False])
 
 
 def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(storage: Path) -> None:
@@ -254,19 +170,6 @@ def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Pat
     np.testing.assert_array_equal(decoded, [rectangle((8, 8), 2, 0, 4, 7), rectangle((8, 8), 4, 0, 6, 7)])
 
 
-def crossing() -> dict[str, Any]:
-    """8 x 8 without segments: a car and a person who overlap, a crowd, and two annotations that are no targets."""
-    size = (8, 8)
-    objects = [
-        instance(1, rectangle(size, 0, 0, 4, 4), area=15.5),
-        instance(1, rectangle(size, 0, 0, 8, 1), crowd=True),
-        instance(1, rectangle(size, 5, 5, 7, 7), area=0.0),
-        instance(2, rectangle(size, 6, 0, 7, 8), box=(6.0, 0.0, 6.5, 8.0)),
-        instance(2, rectangle(size, 2, 2, 6, 6)),
-    ]
-    return stored("p0", image(8, 8), instances=objects)
-
-
 def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among_the_things(storage: Path) -> None:
     manifest = write_shards(storage, {"train": [crossing()]}, **{**THINGS, "labels": ("instances",)})
     batch = one(manifest, "instance")
@@ -277,30 +180,6 @@ def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among
 
 
 OVERLAPPING = ((0, 0, 4, 4), (2, 2, 6, 6))
-
-
-def test_validation_keeps_every_annotation_as_it_is(storage: Path) -> None:
-    manifest = write_shards(storage, {"val": [crossing()]}, **{**THINGS, "labels": ("instances",)})
-    (picture,) = validation_pictures(manifest, TEST, task="instance")
-    assert picture.image.shape == (3, 24, 24)
-    assert (picture.label_map, picture.segments, picture.labels.tolist()) == (None, None, [])
-    assert picture.instances.labels.tolist() == [0, 0, 0, 1, 1]
-    assert picture.instances.areas.tolist() == [15.5, 8, 0, 8, 16]
-    assert picture.instances.crowd.tolist() == [False, True, False, False, False]
-    assert decode_masks(picture.instances.run_lengths, (8, 8)).sum(axis=(1, 2)).tolist() == [16, 8, 4, 8, 16]
-
-
-def test_panoptic_validation_has_segments_with_crowds_and_instances_by_dataset_class(storage: Path) -> None:
-    own = {**street(), "instances": crossing()["instances"]}
-    manifest = write_shards(storage, {"val": [own, street()]}, **THINGS)
-    first, second = validation_pictures(manifest, TEST, task="panoptic")
-    assert first.labels.tolist() == [1, 1, 0, 0]
-    assert first.crowd.tolist() == [False, True, False, False]
-    assert first.segments[0].tolist() == [2, 2, 0, 0, 1, 1, 3, 3]
-    assert first.label_map[0].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
-    assert first.instances.labels.tolist() == [1, 1, 1, 2, 2]
-    assert second.instances.labels.tolist() == [1, 1]
-    assert second.instances.crowd.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -487,101 +366,6 @@ def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path
         batches(manifest, task="panoptic", pictures="with_things")
 
 
-def shard_path(storage: Path, manifest: Manifest) -> Path:
-    return storage / manifest.splits["train"].shards[0].path
-
-
-@pytest.mark.parametrize("truncated", [True, False])
-def test_an_altered_shard_is_named_with_both_digests(manifest: Manifest, storage: Path, truncated: bool) -> None:
-    path = shard_path(storage, manifest)
-    batches(manifest)  # verified now, so the note says that it is whole
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data[:-10] if truncated else data)
-    expected = manifest.splits["train"].shards[0].sha256
-    with pytest.raises(
-        ValueError, match=rf"train-00000\.arrow is truncated or altered: its sha256 is [0-9a-f]{{64}}, .*{expected}.*"
-    ) as caught:
-        batches(manifest)
-    assert "make it again with: python -m stages.shard mine" in str(caught.value)
-
-
-def test_a_missing_shard_is_named_with_the_command_that_makes_it(manifest: Manifest, storage: Path) -> None:
-    shard_path(storage, manifest).unlink()
-    with pytest.raises(ValueError, match=r"train-00000\.arrow is missing .* python -m stages\.shard mine"):
-        batches(manifest)
-
-
-def test_shards_are_verified_once_per_host(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
-    monkeypatch.setattr(reader, "sha256", lambda path: read.append(path) or files.sha256(path))
-    for _ in range(3):
-        batches(manifest, steps=1)
-    assert len(read) == 2  # of 7 records, four to a shard
-    monkeypatch.setattr("socket.gethostname", lambda: "another-host")
-    batches(manifest, steps=1)
-    assert len(read) == 4
-
-
-@pytest.mark.parametrize("processes", [0, 1])
-def test_a_record_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
-    manifest = write_shards(storage, {"train": [stored("p0", image(), labels() % 9)]})
-    path = shard_path(storage, manifest)
-    data = path.read_bytes()
-    start = data.index(b"\x89PNG")  # the first picture's header
-    path.write_bytes(data[:start] + b"\0" * 20 + data[start + 20 :])
-    monkeypatch.setattr(reader, "verify_shards", lambda *_: None)  # as if it was altered after verification
-    with pytest.raises(ValueError, match=r"train-00000\.arrow: p0 does not decode") as caught:
-        batches(manifest, processes=processes)
-    assert "Traceback" not in str(caught.value)
-
-
-@pytest.mark.parametrize("processes", [0, 1])
-@pytest.mark.parametrize(
-    ("layout", "changes", "message"),
-    [
-        ("raw", {"image": b"\1" * 575}, "575 bytes of pixels instead of 576 for 12 x 16 x 3; the shard is altered"),
-        ("raw", {"segments": b"\1" * 191}, "191 bytes of pixels instead of 192 for 12 x 16; the shard is altered"),
-        ("raw", {"segments": b"\7" * 192}, "holds segment 7, but has 3; the shard is altered"),
-        ("encoded", {"segments": b"no PNG"}, "the segments do not decode; the shard is altered"),
-        ("encoded", {"image": b""}, "does not decode"),
-        ("encoded", {"height": 13}, "decodes to 12 x 16 pixels instead of 13 x 16; the shard is altered"),
-    ],
-)
-def test_torn_pixels_are_named_with_shard_and_record(
-    storage: Path, layout: str, changes: dict[str, Any], message: str, processes: int
-) -> None:
-    record = stored("p0", image(), np.zeros((12, 16), np.uint8))
-    torn = {**(raw(record) if layout == "raw" else record), **changes}
-    manifest = dataclasses.replace(write_shards(storage, {"train": [torn]}), pixel_layout=layout)
-    with pytest.raises(ValueError, match=rf"shards/mine/train-00000\.arrow: p0:? {message}"):
-        batches(manifest, processes=processes)
-
-
-def test_a_record_whose_header_is_torn_is_named(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, manifest: Manifest
-) -> None:
-    path = shard_path(storage, manifest)
-    split = reader.SplitReader.of(manifest, "train", "semantic")
-    data = bytearray(path.read_bytes())
-    starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff\xff\xff\xff"]  # of Arrow's messages
-    data[starts[2] + 8 : starts[2] + 40] = b"\xff" * 32  # schema, first record, second record
-    path.write_bytes(data)
-    assert split[0].name == "p0"
-    with pytest.raises(
-        ValueError, match=r"train-00000\.arrow: record 1 is not readable .* python -m stages\.shard mine"
-    ):
-        _ = split[1].name
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_segments_come_back_from_their_png(dtype: type) -> None:
-    ids = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (30, 40), dtype, endpoint=True)
-    decoded = decode_segments(encode_segments(ids), "")
-    assert decoded.dtype == dtype
-    np.testing.assert_array_equal(decoded, ids)
-
-
 PLANS = {
     "short sides": {"short_sides": (12, 24, 36)},
     "jitter": {"short_sides": (), "long_side_max": 0, "jitter": (0.5, 3.0)},
@@ -670,20 +454,6 @@ def resident_kib(path: Path) -> int:
     )
 
 
-def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
-    manifest: Manifest, tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = pictures_of(batches(manifest))
-    monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
-    opened: list[Path] = []
-    mapped = reader._mapped
-    monkeypatch.setattr(reader, "_mapped", lambda path: opened.append(path) or mapped(path))
-    assert pictures_of(batches(manifest)) == expected
-    assert {path.parent.parent for path in opened} == {tmp_path / "cache"}
-    assert pictures_of(batches(manifest, processes=2)) == expected
-    assert len(list((tmp_path / "cache").glob("*/*.arrow"))) == 2
-
-
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
     split = reader.SplitReader.of(manifest, "train", "semantic")
     source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4))
@@ -697,9 +467,3 @@ def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
     endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()
-
-
-def test_a_split_that_is_not_there_is_named(manifest: Manifest) -> None:
-    manifest = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
-    with pytest.raises(ValueError, match="dataset mine has no split val"):
-        next(validation_pictures(manifest, TEST))

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.report.html.svg import Mark, Point, line_chart, log_ticks, scatter, small_strip, strip
-from pipeline.report.html.thumbnails import PAGE_MIB, PANEL_KIB, ROW_OVERLAYS, panel_limit
+from pipeline.params.tasks import FIGURES
+from pipeline.report.html.thumbnails import ROW_OVERLAYS
 from pipeline.report.rows import VERDICTS
 from pipeline.report.write import write_report
 from tests.helpers.report_results import PROJECT, PageParser, write_results
+from tests.helpers.report_rows import evaluated, figures, page_of, published, trained, written
 
 PAGE_LIMIT_MIB = 16
 """Pictures in base64 are 4 / 3 of PAGE_MIB; the rest is tables and lines."""
 
 
 @pytest.fixture(scope="module")
-def params() -> Params:
-    return load_params(PROJECT / "params.yaml")
-
-
-@pytest.fixture(scope="module")
-def full(params: Params, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(reports/, the terminal's tables) of all published rows."""
-    folder = tmp_path_factory.mktemp("full")
+    params, folder = load_params(PROJECT / "params.yaml"), tmp_path_factory.mktemp("full")
     write_results(params, folder, points=1500, size=(192, 384))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M2F_STORAGE", str(folder / "storage"))
@@ -48,12 +44,6 @@ def test_the_largest_page_is_whole_small_and_loads_nothing(full: tuple[Path, str
     assert {link.partition("/")[0] for link in parser.links if not link.startswith("#")} == {"https:"}
     targets = set(re.findall(r'id="?([\w-]+)', page))
     assert {link[1:] for link in parser.links if link.startswith("#")} <= targets
-
-
-def test_pictures_share_the_limit_of_the_page() -> None:
-    # 100 panels have room for 60 KiB each (6,000 of 8,192 KiB); 819.2 have 10 KiB each.
-    assert panel_limit(100) == PANEL_KIB * 1024
-    assert panel_limit(8192) == PAGE_MIB * 2**20 / 8192 == 1024
 
 
 def test_every_kind_of_row_and_seed_is_told(full: tuple[Path, str]) -> None:
@@ -96,42 +86,33 @@ def test_speeds_are_joined_on_the_published_device_and_apart_on_others(full: tup
     assert joined == [0, 5, 5, 0, 0, 0]  # swin-l has no benchmark; two of ADE20K's are on a CPU; COCO's have no speed
 
 
-def test_labels_of_close_points_do_not_collide(params: Params) -> None:
-    # The published points of ADE20K: r101 and swin-t lie 0.85 pictures/s and 0.06 mIoU apart.
-    rows = {name: row.published for name, row in params.rows.items() if name.startswith("ade20k")}
-    points = [
-        Point(
-            name=name.rpartition("_")[2],
-            published=Mark(speed=figures["inf_fps"], value=figures["miou"]),
-            ours=Mark(speed=figures["inf_fps"] + 0.4, value=figures["miou"] + 0.2),
-        )
-        for name, figures in rows.items()
-    ]
-    chart = scatter(points, x_label="pictures/s", label="")
-    boxes = [
-        (float(x), float(x) + 6.6 * len(text), float(y) - 11, float(y) + 3)
-        for x, y, text in re.findall(r'<text class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="start">(.*?)<', chart)
-    ]
-    assert len(boxes) == 7
-    for a, b in combinations(boxes, 2):
-        assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
-    assert all(left >= 0 and right <= 400 for left, right, _, _ in boxes)
+def test_the_page_shows_every_task_with_its_own_figure_and_classes(
+    params: Params, tmp_path: Path, storage: Path
+) -> None:
+    for task in ("panoptic", "instance"):
+        written(tmp_path, evaluated(task, [0.5, 0.51, 0.52], task=task, key=task))
+        written(tmp_path, trained(task, 3, key=task))
+        (storage / "runs" / f"{task}0").mkdir(parents=True)
+        points = ({"step": 50, f"val_{FIGURES[task][0]}": 0.4, "val_miou": 0.3}, {"step": 100, "val_ap_large": None})
+        (storage / "runs" / f"{task}0" / "curve.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points))
+    written(tmp_path, published("panoptic", "panoptic", figures("panoptic", 0.52)))
+    write_report(params, results=tmp_path, out=tmp_path / "reports")
+    page = (tmp_path / "reports" / "index.html").read_text()
+    titles = ["Semantic segmentation", "Panoptic segmentation", "Instance segmentation"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["How the rows stand", *titles, "Row by row"]
+    assert page.count("<polyline") == 2  # one validation curve each, of its own figure
+    assert "Validation PQ during training" in page and "Validation AP during training" in page
+    assert "published 52.00</text>" in page  # the dashed line in the chart of PQ
+    assert "Validation mIoU" not in page
+    assert re.findall("<summary>(.*?) of every class", page) == ["AP", "IoU"]  # PQ's two classes are all shown
+    headline = "</b> {} of the last checkpoint, median of 3 seeds (50.00 to 52.00)</p>"
+    assert f"<b>51.00{headline.format('PQ')}" in page and f"<b>51.00{headline.format('AP')}" in page
+    assert "<li>panoptic: the published checkpoint, evaluated here, has PQ 52.00, " in page
+    assert page.count("<table") == page.count('<div class="wide"><table')
 
 
-def test_dots_of_equal_seeds_are_stacked() -> None:
-    chart = strip({0: 50.0, 1: 50.0, 2: 60.0}, dict.fromkeys(range(3), "#000"), label="")
-    assert re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', chart) == ["62.0", "54.0", "62.0"]
-
-
-def test_a_seed_beyond_the_axis_is_drawn_at_its_end() -> None:
-    chart = small_strip([-9.0, 0.0], -4.5, reach=5.0, margin=1.0, label="")
-    assert re.findall(r'<circle class="seed" cx="([\d.]+)"', chart) == ["6.0", "60.0"]
-
-
-def test_ticks_of_losses_are_1_2_and_5_times_powers_of_ten() -> None:
-    assert log_ticks(8.0, 90.0) == [5, 10, 20, 50, 100]
-    assert log_ticks(1.0, 1.0) == [1, 2]
-
-
-def test_a_chart_without_points_is_none() -> None:
-    assert line_chart([], label="") == ""
+def test_the_page_of_nothing_says_what_to_do(params: Params, tmp_path: Path) -> None:
+    page = page_of(params, tmp_path)
+    assert "Nothing has run yet" in page and "<code>make demo</code>" in page
+    assert "80.44" in page  # what is published is shown all the same
+    assert "Accuracy against speed" not in page and "Row by row" not in page

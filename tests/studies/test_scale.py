@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale, soak
-from benchmarks.scale import (
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
+from studies import scale, soak
+from studies.scale import (
     MEASURED,
     SIZES,
     Bound,
@@ -21,8 +23,6 @@ from benchmarks.scale import (
     simulated_loss,
     trainings,
 )
-from pipeline.params.load import load_params
-from pipeline.params.schema import Params
 from tests.helpers.shared import PROJECT
 
 
@@ -147,7 +147,7 @@ def test_the_head_is_measured_by_what_runs_on_it_for_a_row_and_for_a_training() 
 def test_samples_that_are_missing_or_too_few_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "samples.csv"
     monkeypatch.setattr(sys, "argv", ["scale", "--measure", "head", "--samples", str(path)])
-    with pytest.raises(SystemExit, match=r"error: .*No such file .*; python -m benchmarks.soak --samples"):
+    with pytest.raises(SystemExit, match=r"error: .*No such file .*; python -m studies.soak --samples"):
         scale.main()
     path.write_text("host,role,pid,at_s,pss_mib,cpu_s\nhead,raylet,1,0,20,5\n")
     with pytest.raises(SystemExit, match="show the head less than twice"):
@@ -177,8 +177,8 @@ def test_the_chart_is_the_same_twice(r50: Training, tmp_path: Path) -> None:
 
 def test_the_page_names_its_commands_and_what_was_measured() -> None:
     page = (PROJECT / "docs/scale.md").read_text()
-    assert "`python -m benchmarks.scale --chart docs/scale.svg`" in page and "(scale.svg)" in page
-    assert "python -m benchmarks.scale --measure mlflow" in page
+    assert "`python -m studies.scale --chart docs/scale.svg`" in page and "(scale.svg)" in page
+    assert "python -m studies.scale --measure mlflow" in page
     assert all(f"{gpus} GPUs" in page for gpus in SIZES)
     for database, rate in MEASURED.mlflow_metrics_s.items():
         assert re.search(rf"\| MLflow on {database}: values a second \| {rate:,.0f} \|", page)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import soak
-from benchmarks.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
+from studies import soak
+from studies.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
 from tests.cluster.hosts import Hosts
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT
@@ -290,7 +290,7 @@ def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
 
 def test_the_page_names_the_command_and_the_bounds_of_the_faults() -> None:
     page = " ".join((PROJECT / "docs/soak.md").read_text().split())
-    assert "python -m benchmarks.soak --minutes 45 --seed 1 --out soak.json" in page
+    assert "python -m studies.soak --minutes 45 --seed 1 --out soak.json" in page
     assert f"every {EVERY_S[0]:g} to {EVERY_S[1]:g} s a fault is drawn" in page
     assert f"a checkpoint every {soak.CHECKPOINT_EVERY}" in page and f"every {soak.LOG_EVERY} steps" in page
     cut = KINDS["link cut"].lasts_s

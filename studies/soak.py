@@ -4,8 +4,8 @@ Needs what `make test-cluster` needs: Linux, root, openssh-server, rsync and ipr
 targets follow from the seed. Every 15 s the memory, open files and processor time of all processes are sampled, and
 slopes are fitted to the first two.
 
-python -m benchmarks.soak [--minutes 45] [--seed 1] [--steps 1000] [--out soak.json] [--samples samples.csv]
-python -m benchmarks.soak --show soak.json                     # the tables of an earlier one
+python -m studies.soak [--minutes 45] [--seed 1] [--steps 1000] [--out soak.json] [--samples samples.csv]
+python -m studies.soak --show soak.json                     # the tables of an earlier one
 """
 
 from __future__ import annotations
@@ -800,7 +800,7 @@ def machine() -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=45, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the faults; default: %(default)s")
     parser.add_argument("--steps", type=int, default=1000, help="of one training; default: %(default)s")

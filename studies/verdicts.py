@@ -3,7 +3,7 @@
 Draws seeds and published figures whose true difference and spread are known, and asks the rule itself (`judge`). Equal
 settings print equal tables, under a minute's worth.
 
-python -m benchmarks.verdicts [--draws 10000] [--margin 1.0] [--coverage 0.9] [--chart docs/verdicts.svg]
+python -m studies.verdicts [--draws 10000] [--margin 1.0] [--coverage 0.9] [--chart docs/verdicts.svg]
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ def chart(simulation: Simulation, path: str) -> None:
 def main() -> None:
     """Command line."""
     rule = VerdictConfig()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.verdicts", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--draws", type=int, default=10_000, help="of each case, a quarter where cases are many; default: %(default)s"
     )

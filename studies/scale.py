@@ -3,10 +3,10 @@
 Formulas and small simulations on figures that others publish or that were measured here (MEASURED). A training uses 8
 or 16 GPUs, so more GPUs are more trainings side by side. Equal settings print equal tables, in half a minute.
 
-python -m benchmarks.scale [--chart docs/scale.svg]
-python -m benchmarks.scale --measure mlflow [--database sqlite:////tmp/x.db] [--seconds 20]
-python -m benchmarks.scale --measure checkpoint [--folder /tmp]
-python -m benchmarks.scale --measure head --samples samples.csv   # of benchmarks.soak
+python -m studies.scale [--chart docs/scale.svg]
+python -m studies.scale --measure mlflow [--database sqlite:////tmp/x.db] [--seconds 20]
+python -m studies.scale --measure checkpoint [--folder /tmp]
+python -m studies.scale --measure head --samples samples.csv   # of studies.soak
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.verdicts import table
 from pipeline.cost.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes
 from pipeline.cost.schedule import Job, Preemptions, simulate
 from pipeline.cost.speed import known_speed
@@ -39,6 +38,7 @@ from pipeline.data.images.sizes import PUBLISHED, area
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Row
 from pipeline.tracking.sender import SAMPLE_EVERY_S
+from studies.verdicts import table
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.shared import PROJECT
 
@@ -738,11 +738,11 @@ PARTS: Mapping[str, str] = {
     "train controller": "training",
     "other Ray actor": "training",
 }
-"""Role of benchmarks.soak -> what needs it; what else runs on a head is there without a row ("base")."""
+"""Role of studies.soak -> what needs it; what else runs on a head is there without a row ("base")."""
 
 
 def head_loads(samples: Iterable[Mapping[str, str]]) -> dict[str, HeadLoad]:
-    """What the head's processes take, by "base", "row" and "training", of benchmarks.soak's samples with one training
+    """What the head's processes take, by "base", "row" and "training", of studies.soak's samples with one training
     at a time: memory, for each role the median over the samples of all its processes together; processor time, that of
     all of them over the whole time. ValueError without two moments of the head."""
     mib: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
@@ -774,7 +774,7 @@ def measure_head(path: str) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.scale", description=__doc__.partition("\n")[0])
     parser.add_argument("--chart", help="file to draw a chart into, .svg or .png; default: none is drawn")
     parser.add_argument(
         "--measure", choices=("mlflow", "checkpoint", "head"), help="measure this, instead of the tables"
@@ -795,7 +795,7 @@ def main() -> None:
         try:
             measure_head(arguments.samples)
         except (OSError, ValueError) as error:
-            sys.exit(f"error: {error}; python -m benchmarks.soak --samples {arguments.samples} writes them")
+            sys.exit(f"error: {error}; python -m studies.soak --samples {arguments.samples} writes them")
         return
     found = trainings(params)
     show_inputs(found)

@@ -11,7 +11,7 @@ from stages import run
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.accept", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m stages.reuse", description=__doc__)
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("seed", type=int)
     parser.add_argument("run_key", help="of the earlier training: a folder below runs/ in the storage root")
@@ -20,13 +20,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from pipeline.params.load import load_params
-    from pipeline.runs.reuse import accept
+    from pipeline.runs.reuse import reuse_run
     from pipeline.storage.results import ConvertedWeights, Manifest, read_result
 
     row = load_params(arguments.params).row(arguments.row)
     if arguments.seed not in row.seeds:
         raise ValueError(f"{arguments.seed} is no seed of row {row.name}, which has {', '.join(map(str, row.seeds))}")
-    note = accept(
+    note = reuse_run(
         row,
         arguments.seed,
         arguments.run_key,

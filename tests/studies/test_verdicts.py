@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import verdicts
-from benchmarks.verdicts import SHAPES, Simulation, World
 from pipeline.params.load import load_params
 from pipeline.params.schema import VerdictConfig
+from studies import verdicts
+from studies.verdicts import SHAPES, Simulation, World
 from tests.helpers.shared import PROJECT
 
 
@@ -91,7 +91,7 @@ def test_the_page_shows_what_the_rule_does(simulation: Simulation, trainings: in
 
 def test_the_page_names_its_command_its_chart_and_the_rule_of_params_yaml() -> None:
     text = (PROJECT / "docs/verdicts.md").read_text()
-    assert "`python -m benchmarks.verdicts --chart docs/verdicts.svg`" in text and "(verdicts.svg)" in text
+    assert "`python -m studies.verdicts --chart docs/verdicts.svg`" in text and "(verdicts.svg)" in text
     assert (PROJECT / "docs/verdicts.svg").is_file()
     shown = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
     assert VerdictConfig(**shown["verdict"]) == load_params(PROJECT / "params.yaml").verdict == VerdictConfig()

@@ -1,0 +1,1 @@
+"""Simulations and long runs behind what the docs say; nothing imports them."""

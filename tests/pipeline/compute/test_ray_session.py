@@ -1,0 +1,30 @@
+"""What Ray is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.compute.ray_session import connect, ray_storage, refuse_password
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql+psycopg2://me:secret@db/mlflow"])
+def test_a_tracking_uri_with_a_password_is_refused_before_ray_shows_it(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match="holds a password, .* set MLFLOW_TRACKING_USERNAME and") as refused:
+        connect()
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://mlflow:5000", "http://me@mlflow:5000/a:b", "sqlite:////tmp/a:b@c.db", "/a:b@c"]
+)
+def test_a_tracking_uri_without_a_password_is_not(uri: str) -> None:
+    refuse_password(uri)
+
+
+def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
+    assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray", "storage_filesystem": None}

@@ -1,0 +1,145 @@
+"""What a row needs before it can be trained here, in words that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cost import needs as module
+from pipeline.cost.needs import needs, refuse_to_train
+from pipeline.params.schema import DatasetConfig, Params
+from pipeline.storage.results import FetchedDataset, Manifest, write_result
+from tests.helpers.made_up import trained_seed, training
+from tests.helpers.manifests import made_up_manifest
+from tests.helpers.pictures import write_folder
+
+GPU = "a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, storage: Path) -> None:
+    monkeypatch.setattr(module, "gpus_here", lambda row: False)
+    monkeypatch.delenv("M2F_WORKERS", raising=False)
+
+
+def of(params: Params, row: str, folder: Path, **how: Any) -> list[str]:
+    return needs(params.rows[row], params, base=folder, results=folder / "results", **how)
+
+
+def with_dataset(params: Params, name: str, **fields: Any) -> Params:
+    changed = dataclasses.replace(params.datasets[name], **fields)
+    return dataclasses.replace(params, datasets={**params.datasets, name: changed})
+
+
+def test_the_embedded_row_needs_nothing(params: Params, tmp_path: Path) -> None:
+    assert of(params, "shapes_tiny", tmp_path) == []
+
+
+def test_pictures_of_ones_own_are_to_be_where_params_yaml_says(params: Params, tmp_path: Path) -> None:
+    said = "data/camvid.zip (or another datasets.camvid.sources in params.yaml)"
+    assert of(params, "camvid_tiny", tmp_path) == [said]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/camvid.zip").touch()
+    assert of(params, "camvid_tiny", tmp_path) == []
+
+
+def test_a_published_dataset_needs_its_terms_accepted_or_its_archive_here_in_its_length(
+    params: Params, tmp_path: Path
+) -> None:
+    terms = "research and education only (ADE20K, https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/)"
+    said = f"ADEChallengeData2016.zip in data/, or datasets.ade20k.accept_terms: true for {terms}"
+    assert of(params, "ade20k_r50", tmp_path) == [said, GPU]
+    archive = tmp_path / "data/ADEChallengeData2016.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(b"cut")
+    assert of(params, "ade20k_r50", tmp_path) == [said, GPU]
+    with open(archive, "wb") as file:
+        file.truncate(967382037)  # as published; no byte of it is read
+    assert of(params, "ade20k_r50", tmp_path) == [GPU]
+    archive.unlink()
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    assert of(accepted, "ade20k_r50", tmp_path) == [GPU]
+    write_folder(tmp_path / "data/ade20k")  # unpacked
+    assert of(params, "ade20k_r50", tmp_path) == [GPU]
+
+
+def test_a_dataset_behind_a_login_needs_its_credentials(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    accepted = with_dataset(params, "cityscapes", accept_terms=True)
+    login = (
+        "a login for leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip (CITYSCAPES_USERNAME and "
+        "CITYSCAPES_PASSWORD)"
+    )
+    assert of(accepted, "cityscapes_r50", tmp_path) == [login, GPU]
+    monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
+    monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
+    assert of(accepted, "cityscapes_r50", tmp_path) == [GPU]
+
+
+@pytest.mark.parametrize("kind", [FetchedDataset, Manifest])
+def test_what_was_fetched_or_sharded_is_not_asked_for_again(params: Params, tmp_path: Path, kind: type) -> None:
+    made = {
+        FetchedDataset: FetchedDataset(dataset="camvid", sources=(), terms="", generate={}),
+        Manifest: made_up_manifest(dataset="camvid"),
+    }[kind]
+    write_result(made, "camvid", results=tmp_path / "results")
+    assert of(params, "camvid_tiny", tmp_path) == []
+
+
+def test_evaluating_a_published_checkpoint_needs_no_gpu(params: Params, tmp_path: Path) -> None:
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    assert of(accepted, "ade20k_r50", tmp_path, training=False) == []
+
+
+def test_a_row_whose_seeds_are_trained_needs_no_gpu_where_that_counts(params: Params, tmp_path: Path) -> None:
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    seeds = [trained_seed(seed) for seed in accepted.rows["ade20k_r50"].seeds]
+    write_result(training("ade20k_r50", seeds), "ade20k_r50", results=tmp_path / "results")
+    assert of(accepted, "ade20k_r50", tmp_path, trained_counts=True) == []
+    assert of(accepted, "ade20k_r50", tmp_path) == [GPU]  # its runs may be in another storage root
+    seeds[0] = trained_seed(seeds[0].seed, status="failed")
+    write_result(training("ade20k_r50", seeds), "ade20k_r50", results=tmp_path / "results")
+    assert of(accepted, "ade20k_r50", tmp_path, trained_counts=True) == [GPU]
+
+
+def test_whoever_sets_the_number_of_workers_means_the_cpu(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    monkeypatch.setenv("M2F_WORKERS", "1")
+    assert of(accepted, "ade20k_r50", tmp_path) == []
+    refuse_to_train(params.rows["ade20k_r50"], tmp_path)
+
+
+def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = params.rows["cityscapes_r50"]  # nothing is measured here: its published speed, 9.17 fps on an A100, tells
+    with pytest.raises(ValueError, match=r"^row cityscapes_r50 is not trained here: it needs a GPU \(or M2F_WORKERS=1"):
+        refuse_to_train(row, tmp_path)
+    monkeypatch.setattr(module, "gpus_here", lambda row: True)
+    sentence = r"it needs rows\.cityscapes_r50\.max_gpu_hours above \d+ in params\.yaml \(now 8; .* by published speed"
+    with pytest.raises(ValueError, match=sentence):
+        refuse_to_train(row, tmp_path)
+    refuse_to_train(dataclasses.replace(row, max_gpu_hours=1000.0), tmp_path)
+    refuse_to_train(params.rows["shapes_tiny"], tmp_path)  # nobody knows its speed on a GPU: its first steps will judge
+
+
+def test_a_dataset_without_sources_is_named(params: Params, tmp_path: Path) -> None:
+    mine = DatasetConfig(layout="folder", class_names=("a", "b"))
+    changed = dataclasses.replace(params, datasets={**params.datasets, "camvid": mine})
+    assert of(changed, "camvid_tiny", tmp_path) == ["datasets.camvid.sources in params.yaml"]
+
+
+def test_a_torn_training_result_says_nothing_of_what_is_trained(params: Params, tmp_path: Path) -> None:
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    path = write_result(training("ade20k_r50", []), "ade20k_r50", results=tmp_path / "results")
+    path.write_text("{")
+    assert of(accepted, "ade20k_r50", tmp_path, trained_counts=True) == [GPU]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pipeline.data.shards import writer
+from pipeline.data.shards.manifest import class_table, counted, manifest_digest
+from pipeline.storage.files import sha256
+from pipeline.storage.results import Manifest, PictureSizes, Samples, Source
+from tests.helpers.manifests import made_up_manifest
+from tests.helpers.pictures import write_folder
+from tests.helpers.shard_folders import build, facts_of
+
+
+def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: Path) -> None:
+    manifest = build(write_folder(tmp_path / "d"), thing_classes=("car",))
+    # one picture, 12 x 16: column 0 ignored (12); car 4 x 4 = 16; sky 6 x 15 - 8 = 82; road the same
+    assert manifest.pixels == {"train": (3 * 82, 3 * 82, 3 * 16), "val": (2 * 82, 2 * 82, 2 * 16)}
+    assert manifest.ignored_pixels == {"train": 36, "val": 24}
+    assert manifest.pictures == {"train": (3, 3, 3), "val": (2, 2, 2)}
+    assert manifest.picture_sizes["val"] == PictureSizes(height=(12, 12, 12), width=(16, 16, 16))
+    assert manifest.things_per_picture == {"train": {0: 3}, "val": {0: 2}}
+    assert (manifest.pixel_layout, manifest.skipped) == ("encoded", {"train": (), "val": ()})
+    assert manifest.bytes["train"] == sum(shard.bytes for shard in manifest.splits["train"].shards)
+    assert manifest.class_names == ("sky", "road", "car")
+    assert (manifest.thing_classes, manifest.ignore_label) == (("car",), 255)
+    assert manifest.labels == ("semantic",)  # ids are classes: cars that touch are one region, and nobody counts it
+    assert manifest.instances == {"train": (0, 0, 0), "val": (0, 0, 0)}
+    (source,) = facts_of(tmp_path / "d")
+    assert manifest.sources == (Source(name=source.name, bytes=source.bytes, sha256=source.sha256),)
+    for split, count in (("train", 3), ("val", 2)):
+        assert manifest.splits[split].records == count
+        for shard in manifest.splits[split].shards:
+            path = storage / shard.path
+            assert (path.stat().st_size, sha256(path)) == (shard.bytes, shard.sha256)
+    assert manifest.digest == manifest_digest(manifest)
+    assert manifest.digest != manifest_digest(dataclasses.replace(manifest, class_names=("a", "b", "c")))
+    # neither how samples are painted nor how the terms are worded changes what is trained on
+    others = Samples(path="elsewhere.png", bytes=1, sha256="5a")
+    assert manifest.digest == manifest_digest(dataclasses.replace(manifest, samples=others, terms="others"))
+
+
+def test_a_manifests_digest_is_what_it_has_always_been() -> None:
+    # worked out by the code that wrote manifests before they had types: json.dumps(..., sort_keys=True) of the same
+    # values without digest, samples and terms
+    manifest = made_up_manifest(things_per_picture={"train": {2: 1, 10: 4}, "val": {0: 1}})
+    assert manifest_digest(manifest) == "a665f0c496f40b9acac33532bba4cf6ad817b497ac4a26d0430c8019418a3226"
+
+
+def test_a_new_field_changes_a_manifests_digest_only_where_it_is_used() -> None:
+    manifest = made_up_manifest()
+    newer = dataclasses.make_dataclass("Newer", [("depth", tuple[int, ...], ())], bases=(Manifest,), frozen=True)
+    fields = {entry.name: getattr(manifest, entry.name) for entry in dataclasses.fields(manifest)}
+    assert manifest_digest(newer(**fields)) == manifest_digest(manifest)
+    assert manifest_digest(newer(**fields, depth=(3,))) != manifest_digest(manifest)
+
+
+def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, storage: Path) -> None:
+    table = class_table(build(write_folder(tmp_path / "d"), class_names=("sky", "road, wet", "car")))
+    assert table.splitlines() == [
+        "class,split,pixels,pictures,instances",
+        "sky,train,246,3,0",
+        '"road, wet",train,246,3,0',
+        "car,train,48,3,0",
+        "sky,val,164,2,0",
+        '"road, wet",val,164,2,0',
+        "car,val,32,2,0",
+    ]
+
+
+def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
+    facts = writer.ShardFacts(
+        records=3,
+        bytes=10,
+        sha256="5a",
+        pixels=(1, 2, 3),
+        pictures=(1, 0),
+        instances=(4, 0),
+        things_per_picture={0: 1, 10: 2},
+        sizes=((5, 9, 3),),
+        labels=None,
+        skipped=(),
+    )
+    other = dataclasses.replace(facts, things_per_picture={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
+    counts = counted([facts, other])
+    # heights 4 5 5 5 6, widths 7 9 9 9 9
+    assert counts.picture_sizes == PictureSizes(height=(4, 5, 6), width=(7, 9, 9))
+    assert list(counts.things_per_picture.items()) == [(0, 1), (2, 1), (10, 3)]
+    assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
+    assert (counts.instances, counts.bytes) == ((8, 0), 20)

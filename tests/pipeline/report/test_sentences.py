@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.params.schema import Params
+from pipeline.report.rows import row_facts
+from pipeline.report.sentences import attention
+from pipeline.report.tables import table_line
+from tests.helpers import made_up
+from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, written
+
+
+def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params, tmp_path: Path) -> None:
+    warning = made_up.behind(50, 0.31, 0.4125, "sisters")
+    warned = made_up.training(
+        "panoptic", [made_up.trained_seed(seed, behind=(warning,) if seed == 1 else ()) for seed in range(3)]
+    )
+    result = evaluated("panoptic", [0.52, 0.52, 0.52], task="panoptic")
+    written(tmp_path, result)
+    written(tmp_path, warned)
+    written(tmp_path, trained("instance", 3))
+    written(tmp_path, evaluated("ours", [0.7, 0.71], key="old"))
+    written(tmp_path, trained("ours", 2, key="new"))
+    stopped = made_up.evaluation("published", [ended(0, "stopped", "mIoU 31.00 is 10 points behind")])
+    written(tmp_path, stopped)
+    rows = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}
+    assert attention(rows) == [
+        ("ours", "the figures belong to an earlier training; dvc repro evaluate@ours"),
+        ("published", "seed 0 stopped: mIoU 31.00 is 10 points behind"),
+        (
+            "panoptic",
+            "seed 1 was clearly behind the other seeds at step 50: PQ 31.00, where 41.25 was expected",
+        ),
+        ("instance", "trained, but not evaluated; dvc repro evaluate@instance"),
+    ]
+    page = page_of(params, tmp_path)
+    assert all(f">{name}</a>: {sentence}</li>" in page for name, sentence in attention(rows))
+
+
+def test_a_seed_that_has_no_result_yet_is_missing(params: Params, tmp_path: Path) -> None:
+    written(tmp_path, evaluated("ours", [0.7, 0.71]))
+    facts = row_facts(params.rows["ours"], tmp_path, RULE)
+    assert table_line("ours", facts)["seeds"].text == "2 of 3"
+    assert attention({"ours": facts}) == [("ours", "a seed has no result yet; dvc repro evaluate@ours")]

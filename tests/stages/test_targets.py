@@ -1,0 +1,47 @@
+"""What a stage knows of the `dvc repro` that has started it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import _targets
+from tests.helpers.shared import PROJECT
+
+
+@pytest.mark.parametrize(
+    ("command", "targets"),
+    [
+        ("dvc repro", []),
+        ("/env/bin/python /env/bin/dvc repro -f", []),
+        ("python -m dvc --wait-for-lock repro -k --no-run-cache", []),
+        ("dvc --cd elsewhere repro", []),
+        ("dvc repro -f train@a evaluate@b", ["train@a", "evaluate@b"]),
+        ("dvc repro -s train@a", ["train@a"]),
+        ("dvc repro --glob 'train@*'", ["'train@*'"]),
+        ("dvc exp run", []),
+        ("dvc exp run -S rows.a.seeds=[1] -n mine --queue", []),
+        ("dvc exp run -S rows.a.seeds=[1] train@a", ["train@a"]),
+        ("dvc status train@a", None),
+        ("python -m stages.train a", None),
+        ("bash -c dvc repro", None),
+        ("grep dvc repro", None),
+        ("", None),
+    ],
+)
+def test_the_targets_are_read_from_the_command_line(command: str, targets: list[str] | None) -> None:
+    assert _targets(command.split()) == targets
+
+
+@pytest.mark.parametrize(("named", "found"), [((), "[]"), (("look",), "['look']")])
+def test_a_stage_finds_the_dvc_that_has_started_it(tmp_path: Path, named: tuple[str, ...], found: str) -> None:
+    code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from stages import targets; print('found', targets())"
+    (tmp_path / "look.py").write_text(code)
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  look:\n    cmd: {sys.executable} look.py\n")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    answer = subprocess.run([*dvc, "repro", *named], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"found {found}\n" in answer.stdout
