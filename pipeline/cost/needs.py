@@ -21,7 +21,7 @@ def needs(
     trained_counts: bool = False,
     results: Path = RESULTS,
 ) -> list[str]:
-    """What is missing, in words that say what to do; empty: nothing. Reads no archive and asks no server.
+    """What is missing, in words that say what to do; empty: nothing. Reads no archive and asks no web site.
 
     base: the folder that relative sources start at. training: also what a training needs. trained_counts: which is
     nothing where `results` say that all seeds are trained; their runs may be in another storage root all the same.

@@ -16,13 +16,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pipeline.data.login import HEADERS, LOGINS, TIMEOUT_S, is_page, log_in
+from pipeline.storage.digests import file_digest, known_digest
 from pipeline.storage.files import matching, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.root import storage_root
@@ -114,7 +114,9 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
     for folder in folders:
         path = folder / name
         if path.is_file() and size in (0, path.stat().st_size):
-            digest = known_digest(path)
+            # in an object store, where nothing is ever changed, its length is all that is asked
+            state = "" if isinstance(store_of(path), FileStore) else str(path.stat().st_size)
+            digest = known_digest(path, state=state)
             if digest.startswith(folder.name) and digest.startswith(sha256_prefix):
                 return Fetched(path, digest)
     return None
@@ -134,40 +136,6 @@ def published_size(url: str) -> int:
             return 0 if is_page(answer.headers) or not length.isdecimal() else int(length)
     except (OSError, http.client.HTTPException):
         return 0  # the download will say what is the matter
-
-
-def file_digest(path: StoredPath, name: str = "") -> str:
-    """SHA-256 of a file, hexadecimal; reading a large one shows how far it is."""
-    digest = hashlib.sha256()
-    progress = Progress(f"reading {name or path.name}", path.stat().st_size, unit="MiB", scale=MIB)
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            progress.add(len(block))
-    progress.done(brief=True)
-    return digest.hexdigest()
-
-
-def known_digest(path: StoredPath, digest: Callable[[StoredPath], str] = file_digest, *, state: str = "") -> str:
-    """The digest of a file or folder, read once per host: while its state stays, what was found before is given.
-
-    state: by default a file's size and modification time; those of a file in an object store are not asked, for
-    nothing there is ever changed.
-    """
-    if not state and isinstance(store_of(path), FileStore):
-        status = path.stat()
-        state = f"{status.st_size} {status.st_mtime_ns}"
-    noted = (
-        store_of(storage_root()).notes_of_host() / "sources" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    )
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(noted.read_text(encoding="utf-8"))
-        if (known["path"], known["state"]) == (str(path), state):
-            return str(known["digest"])
-    found = digest(path)
-    with suppress(OSError):  # where nothing can be written, it is read again
-        write_json(noted, {"path": str(path), "state": state, "digest": found})
-    return found
 
 
 def check_digest(what: str, digest: str, expected: str) -> None:

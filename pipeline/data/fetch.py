@@ -24,12 +24,11 @@ from pipeline.data.download import (
     check_digest,
     check_space,
     downloaded,
-    file_digest,
     file_name,
-    known_digest,
     published_size,
 )
 from pipeline.data.login import LOGINS, has_login
+from pipeline.storage.digests import file_digest, known_digest
 from pipeline.storage.disk import in_gib
 from pipeline.storage.files import link_or_copy, matching, read_json, sha256, write_json
 from pipeline.storage.progress import Progress
@@ -101,18 +100,15 @@ def lacking(dataset: str, config: DatasetConfig, *, base: Path, results: Path = 
         return []
     if paths := [one.source for one in missing if not one.url]:
         return [f"{', '.join(paths)} (or another datasets.{dataset}.sources in params.yaml)"]
-    names = ", ".join(one.name for one in missing)
-    found = []
+    to_download = []
     if config.terms and not config.accept_terms:
-        found.append(f"{_in_a_mirror(names, config)}datasets.{dataset}.accept_terms: true for {config.terms}")
+        to_download.append(f"datasets.{dataset}.accept_terms: true for {config.terms}")
     if config.login and not has_login(config.login):
-        found.append(f"a login for {names} ({LOGINS[config.login].username} and {LOGINS[config.login].password})")
-    return found
-
-
-def _in_a_mirror(names: str, config: DatasetConfig) -> str:
-    folders = [mirror for mirror in config.mirrors if not is_url(mirror)]
-    return f"{names} in {folders[0]}/, or " if folders else ""
+        to_download.append(f"a login ({LOGINS[config.login].username} and {LOGINS[config.login].password})")
+    if not to_download:
+        return []
+    here = next((f" in {mirror}/, or" for mirror in config.mirrors if not is_url(mirror)), ":")
+    return [f"{', '.join(one.name for one in missing)}{here} {' with '.join(to_download)}"]
 
 
 def _seems_here(wanted: _Wanted, folders: Sequence[Path], base: Path) -> bool:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
 from pipeline.data.records import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
 from pipeline.params.parse import parse
+from pipeline.storage.digests import known_digest
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
 from pipeline.storage.results import Label, SkippedRecord
 from pipeline.storage.root import storage_root
@@ -345,7 +346,7 @@ def finished_shard(folder: StoredPath, name: str) -> ShardFacts | None:
     shard, beside = folder / f"{name}.arrow", folder / f"{name}.json"
     try:
         facts = parse(ShardFacts, read_json(beside, made_by="python -m stages.shard"), str(beside), in_file=True)
-        whole = shard.stat().st_size == facts.bytes and sha256(shard) == facts.sha256
+        whole = shard.stat().st_size == facts.bytes and known_digest(shard, sha256) == facts.sha256
     except (OSError, ValueError):
         return None
     return facts if whole else None

@@ -73,11 +73,12 @@ def test_a_dataset_behind_a_login_needs_its_credentials(
     for name in ("CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
     accepted = with_dataset(params, "cityscapes", accept_terms=True)
-    login = (
-        "a login for leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip (CITYSCAPES_USERNAME and "
-        "CITYSCAPES_PASSWORD)"
-    )
-    assert of(accepted, "cityscapes_r50", tmp_path) == [login, GPU]
+    archives = "leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip in data/, or"
+    login = "a login (CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD)"
+    assert of(accepted, "cityscapes_r50", tmp_path) == [f"{archives} {login}", GPU]
+    terms = "non-commercial use (Cityscapes, https://www.cityscapes-dataset.com/license/)"
+    both = f"{archives} datasets.cityscapes.accept_terms: true for {terms} with {login}"
+    assert of(params, "cityscapes_r50", tmp_path) == [both, GPU]
     monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
     monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
     assert of(accepted, "cityscapes_r50", tmp_path) == [GPU]
