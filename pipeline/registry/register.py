@@ -167,7 +167,9 @@ def _first(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
 
 
 def _has_files(client: MlflowClient, version: ModelVersion) -> bool:
-    """Whether the model of a version lies where the server says."""
+    """Whether the model of a version lies where the server says; of one that somebody else has made, nobody looks."""
+    if not str(version.source).startswith("models:/"):
+        return True
     model = str(version.source).removeprefix("models:/")
     return any(entry.path.rpartition("/")[2] == "MLmodel" for entry in client.list_logged_model_artifacts(model))
 

@@ -56,7 +56,7 @@ def test_published_archives_reach_the_loader(
         if dataset == "cityscapes":
             server.accounts = {"someone": "a secret"}
             secrets = {"CITYSCAPES_USERNAME": "someone", "CITYSCAPES_PASSWORD": "a secret"}
-            code = tmp_path / "pipeline" / "download.py"
+            code = tmp_path / "pipeline" / "data" / "login.py"
             text = code.read_text()
             assert '"https://www.cityscapes-dataset.com/login/"' in text
             code.write_text(text.replace("https://www.cityscapes-dataset.com/login/", server.login_url))

@@ -21,7 +21,7 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     copy = Copy(tmp_path)
     params = load_params(PROJECT / "params.yaml")
     row, shapes = params.row("shapes_tiny"), params.dataset("shapes")
-    manifest = made_up_manifest(class_names=shapes.class_names, thing_classes=shapes.thing_classes)
+    manifest = made_up_manifest(dataset="shapes", class_names=shapes.class_names, thing_classes=shapes.thing_classes)
     write_result(manifest, "shapes", results=tmp_path / "results")
     results = results_of(row, tmp_path / "storage", {0: 0.5654, 1: 0.5883})
     write_result(results["trained"], row.name, results=tmp_path / "results")

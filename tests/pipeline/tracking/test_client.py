@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -43,9 +44,9 @@ def test_a_warning_that_quotes_the_address_quotes_no_password(
     assert "secret" not in printed
 
 
-@pytest.mark.parametrize("state", ["older", "torn", "no database"])
+@pytest.mark.parametrize("state", ["older", "no database"])
 def test_a_database_that_mlflow_cannot_use_costs_a_run_its_curve_in_mlflow_and_nothing_else(
-    tmp_path: Path, state: str
+    tmp_path: Path, empty_mlflow: Path, state: str
 ) -> None:
     code = (
         "from pathlib import Path\n"
@@ -71,12 +72,9 @@ def test_a_database_that_mlflow_cannot_use_costs_a_run_its_curve_in_mlflow_and_n
     if state == "no database":
         database.write_text("nothing of the kind")
     else:
-        assert run("from pipeline.tracking.client import mlflow_client; mlflow_client()").returncode == 0
-        if state == "older":
-            with contextlib.closing(sqlite3.connect(database)) as connection, connection:
-                connection.execute("update alembic_version set version_num = '451aebb31d03'")
-        else:
-            os.truncate(database, database.stat().st_size // 2)
+        shutil.copy(empty_mlflow, database)
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("update alembic_version set version_num = '451aebb31d03'")
     answer = run(code)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("None\n") and '"loss": 2.0' in answer.stdout

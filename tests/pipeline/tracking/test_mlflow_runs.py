@@ -312,7 +312,7 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
 @pytest.mark.parametrize(
     ("file", "text", "sentence"),
     [
-        ("environment.json", "{", r"environment\.json is not JSON .*training this row again"),
+        ("environment.json", "{", r"environment\.json is not JSON .*training the row again"),
         ("evaluations/e0/figures.json", "{", r"figures\.json is not JSON .* dvc repro -f evaluate@shapes_tiny$"),
         ("evaluations/e0/figures.json", "[1]", r"figures\.json holds no figures by name; .*evaluate@shapes_tiny$"),
         ("evaluations/e0/figures.json", '{"test_miou": "0.5"}', r"figures\.json holds no figures by name; "),

@@ -28,7 +28,7 @@ def test_a_step_is_said_with_the_loss_of_all_groups_as_far_as_this_worker_knows_
     progress.step(2, {"loss_mask": tensor(1.0), "loss_dice": tensor(2.0)})  # of half the groups
     said = capsys.readouterr().err
     assert said.startswith("small seed 5: step 2/6, loss 6.000, ")
-    assert said.endswith(" images/s, 0 min 00 s left\n")
+    assert said.endswith(" pictures/s, 0 min 00 s left of this seed\n")
 
 
 def test_within_the_interval_only_the_last_step_is_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
