@@ -479,6 +479,7 @@ import json, os, sys, time
 from pathlib import Path
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking.curve import Curve
 folder, process, pause_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 mlflow_client.mlflow_client()  # importing MLflow is not the server's fault
 run = json.loads((folder / "described.json").read_text())
@@ -545,6 +546,7 @@ import json, sys, time
 from pathlib import Path
 from pipeline.tracking import sender
 from pipeline.tracking import mlflow_runs as tracking
+from pipeline.tracking.curve import Curve
 sender.SEND_EVERY_S, sender.RETRY_AFTER_S = 0.05, 0.2
 folder, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 run_id = tracking.open_run(**json.loads(Path("described.json").read_text()), run_dir=folder)
