@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.params.tasks import LABELS
 from pipeline.storage.results import (
@@ -12,9 +11,6 @@ from pipeline.storage.results import (
     TrainingResult,
     result_path,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

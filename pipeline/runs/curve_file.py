@@ -1,6 +1,6 @@
 """curve.jsonl: the points of a training, one JSON line each.
 
-A point is {\"step\": 50, \"loss\": 3.1, \"time_ms\": 1700000000000}.
+A point is {"step": 50, "loss": 3.1, "time_ms": 1700000000000}.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.storage.stores import StoredPath
-
-if TYPE_CHECKING:
-    pass
 
 
 def point_line(step: int, metrics: Mapping[str, float], time_ms: int) -> str:

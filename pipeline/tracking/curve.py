@@ -6,7 +6,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pipeline.runs.curve_file import lines_of, point_line, read_points
 from pipeline.runs.outcome import TrackedRun, note_of
@@ -15,9 +14,6 @@ from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import mlflow_client
 from pipeline.tracking.mlflow_runs import LOAD, machine_tags, open_described, send_tags
 from pipeline.tracking.sender import Sender
-
-if TYPE_CHECKING:
-    pass
 
 
 class Curve:

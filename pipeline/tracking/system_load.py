@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pipeline.runs.curve_file import point_line
-
-if TYPE_CHECKING:
-    pass
 
 
 class Machine:

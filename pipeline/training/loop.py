@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -36,10 +36,6 @@ from pipeline.training.early_warning import clearly_behind, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
 from pipeline.training.step import Step, StepDiverged, Training, build, training_step
 from pipeline.training.worker import Worker
-
-if TYPE_CHECKING:
-    pass
-
 
 _STEPS_TO_ESTIMATE = 20
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 from albucore import sz_lut  # type: ignore[import-untyped]
 
 from pipeline.data.images.codecs import nothing_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
-
-if TYPE_CHECKING:
-    pass
-
 
 _Item = TypeVar("_Item")
 

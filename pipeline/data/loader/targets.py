@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ from pipeline.data.images.codecs import (
 )
 from pipeline.data.images.label_maps import label_counts, look_up
 from pipeline.data.shards.reader import Segments
-
-if TYPE_CHECKING:
-    pass
 
 
 def renumber(ids: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.data.shards.writer import (
     ShardFacts,
@@ -14,9 +14,6 @@ from pipeline.data.shards.writer import (
 from pipeline.storage.files import files_below, link_or_copy, matching, read_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.stores import StoredPath
-
-if TYPE_CHECKING:
-    pass
 
 
 def finished_builds(shards_root: StoredPath, key: str) -> list[StoredPath]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, decode_masks, decode_segments
 from pipeline.data.images.draw import class_colours, painted, segment_colours, stacked
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLES = 8
 """Pictures of the sample sheet."""
