@@ -725,5 +725,5 @@ def every_result(results: Path = RESULTS) -> Iterator[Any]:
     """All results as JSON, whatever their kind and version: what a file of an earlier version names is kept too."""
     stages = {file.stage for file in _FILES.values()}
     for path in sorted(results.glob("*/*.json")):
-        if path.parent.name in stages:
+        if path.parent.name in stages and not waiting_in(path):
             yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")

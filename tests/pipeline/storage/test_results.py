@@ -234,7 +234,7 @@ def test_a_stage_that_waits_has_no_result_and_a_finished_one_is_never_replaced(t
     write_waiting(Evaluation, "mine", "a GPU", results=tmp_path)
     assert find_result(Evaluation, "mine", results=tmp_path) is None
     assert list(names_of(Evaluation, results=tmp_path)) == []
-    assert waiting(Evaluation, "mine", results=tmp_path) == "a GPU"
+    assert waiting(Evaluation, "mine", results=tmp_path) == "a GPU" and list(every_result(tmp_path)) == []
     assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {}
     with pytest.raises(ValueError, match=r"mine\.json waits for a GPU; when that is here: dvc repro evaluate@mine$"):
         read_result(Evaluation, "mine", results=tmp_path)
