@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test          the tests of less than a minute each, two at once"
-	@echo "make test-long     those of about a minute each, two at once: kills, outages, rows with small backbones"
+	@echo "make test-long     those of about a minute each, two at once: kills, outages, a row of each task"
 	@echo "make test-full     all: more kills, every row; with a GPU or several hosts, what needs them"
 	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
 	@echo "make lint          ruff and mypy"
