@@ -29,11 +29,15 @@ from tests.helpers.s3_server import KEYS, s3_server  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then those with Ray, slow ones, the longest, and a cluster; files keep their order."""
+    """Quick tests first, then those with Ray, slow ones, the longest, and a cluster; files keep their order.
 
-    def cost(item: pytest.Item) -> int:
+    Of the longest, those of whole stages come first: one that began last would leave the other process idle.
+    """
+
+    def cost(item: pytest.Item) -> tuple[int, bool]:
         costs = {"cluster": 5, "full": 4, "long": 3, "ray": 1, "slow": 2}  # the longest start Ray: not last
-        return next((cost for mark, cost in costs.items() if item.get_closest_marker(mark)), 0)
+        group = next((cost for mark, cost in costs.items() if item.get_closest_marker(mark)), 0)
+        return group, group == 3 and "stages" not in item.path.parts
 
     items.sort(key=cost)
 
