@@ -28,10 +28,10 @@ def main() -> None:
     params, base = load_params(arguments.params), Path(arguments.params).absolute().parent
     config = params.dataset(arguments.dataset)
     if targets() == []:
-        from pipeline.cost.needs import needs
+        from pipeline.cost.needs import any_ready
 
         on_it = [row for row in params.rows.values() if row.dataset == arguments.dataset]
-        if all(needs(row, params, base=base) for row in on_it):
+        if not any_ready(on_it, params, base=base):
             why = f"a row on {arguments.dataset} that can be trained here"
             if (fetched := find_result(FetchedDataset, arguments.dataset)) is not None:
                 write_result(replace(fetched, waits=why), arguments.dataset)

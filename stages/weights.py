@@ -22,10 +22,10 @@ def main() -> None:
     name, params = arguments.name, load_params(arguments.params)
     config = pick(params.weights, name, "weights entry", arguments.params)
     if config.url and targets() == []:
-        from pipeline.cost.needs import needs
+        from pipeline.cost.needs import any_ready
 
         base = Path(arguments.params).absolute().parent
-        if all(needs(row, params, base=base) for row in params.rows.values() if row.weights == name):
+        if not any_ready([row for row in params.rows.values() if row.weights == name], params, base=base):
             write_waiting(ConvertedWeights, name, f"a row with {name} that can be trained here")
             return
     if config.url:

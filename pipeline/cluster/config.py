@@ -1,4 +1,4 @@
-"""cluster.yaml: what is wrong with it, and which machines it gives or may add. Nothing here needs a network."""
+"""cluster.yaml as it is written, and which machines it gives or may add. Nothing here needs a network."""
 
 from __future__ import annotations
 

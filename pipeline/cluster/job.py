@@ -27,9 +27,6 @@ POOL_WAIT_S = 1800.0
 """How long the first pool may take to start before the job gives up (M2F_POOL_WAIT_S); a cloud may be out of GPUs."""
 
 
-# What to run
-
-
 # What it needs
 
 
@@ -98,9 +95,6 @@ def wait_for_machines(expected: int, count: Callable[[], int], *, wait_s: float 
             say(f"waiting for {expected - joined} of {expected} machines to join")
             said = True
         time.sleep(1)
-
-
-# Running it
 
 
 # The job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def needs(
     return found
 
 
+def any_ready(rows: Iterable[Row], params: Params, *, base: Path) -> bool:
+    """Whether one of these rows needs nothing more."""
+    return not all(needs(row, params, base=base) for row in rows)
+
+
 def refuse_to_train(row: Row, results: Path = RESULTS) -> None:
     """ValueError when a training of the row needs a GPU that is not here, or more GPU-hours than the row allows."""
     if found := _of_training(row, results):
@@ -51,17 +57,21 @@ def _is_trained(row: Row, results: Path) -> bool:
 
 
 def _of_training(row: Row, results: Path) -> list[str]:
-    if row.model.backbone.name == "tiny":
+    over = _over_budget(row, results)
+    on_cpu = row.model.backbone.name == "tiny" or environment_int("M2F_WORKERS") is not None  # or meant to be
+    if on_cpu and not over:
         return []
-    if environment_int("M2F_WORKERS") is None and not gpus_here(row):
-        return ["a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"]
-    return _of_budget(row, results)
+    if gpus_here(row):
+        return over
+    return [] if on_cpu else ["a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"]
 
 
-def _of_budget(row: Row, results: Path) -> list[str]:
-    """What estimates say, where there are GPUs; without any estimate the training judges, by its first steps."""
-    estimate = estimated_gpu_hours(row, results)
-    if estimate is None or estimate.hours <= row.max_gpu_hours or not gpus_here(row):
+def _over_budget(row: Row, results: Path) -> list[str]:
+    """More GPU-hours than the row allows, by an estimate; without any the training judges, by its first steps."""
+    estimate = None
+    with suppress(ValueError):  # a torn result, which this training may make again
+        estimate = estimated_gpu_hours(row, results)
+    if estimate is None or estimate.hours <= row.max_gpu_hours:
         return []
     return [
         f"rows.{row.name}.max_gpu_hours above {estimate.hours:.0f} in params.yaml (now {row.max_gpu_hours:g}; a seed "

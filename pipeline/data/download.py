@@ -346,6 +346,3 @@ def _way_out(url: str, login: str) -> str:
         "open it in a browser to see whether it wants a login or a licence accepted (an archive that comes that way "
         "may be put where datasets.<name>.mirrors says)"
     )
-
-
-# Login

@@ -1,4 +1,4 @@
-"""params.yaml, parsed once into frozen dataclasses. Unknown keys are errors that name the nearest known one."""
+"""The settings of params.yaml as frozen dataclasses: their fields, defaults and what they mean."""
 
 from __future__ import annotations
 

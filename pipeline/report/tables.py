@@ -1,4 +1,4 @@
-"""The report as text: the cells of every table, results.md and the terminal's tables. The page shows the same cells."""
+"""The cells of every table of the report, as text; results.md, the terminal and the page show the same."""
 
 from __future__ import annotations
 

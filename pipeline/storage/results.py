@@ -650,32 +650,40 @@ def made_by(kind: type, name: str) -> str:
 def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
     """A stage's result. ValueError, with the command that makes it, where it is missing or waited for, torn, of another
     version of its layout, holds a key or value that it should not, or contradicts itself."""
-    path, command, wanted = result_path(kind, name, results=results), made_by(kind, name), _FILES[kind].version
-    if why := waiting(kind, name, results=results):
-        raise ValueError(f"{path} waits for {why}; when that is here: {command.replace(' -f', '')}")
-    content = read_json(path, made_by=command)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object; make it again with: {command}")
-    version = content.pop("version", None)
-    if type(version) is not int or version != wanted:
-        found = "no version of its layout" if version is None else f"version {reprlib.repr(version)} of its layout"
-        raise ValueError(f"{path} has {found}, but version {wanted} is needed; make it again with: {command}")
-    try:
-        result = parse(kind, content, str(path), in_file=True)
-    except ValueError as error:
-        raise ValueError(f"{error}; make it again with: {command}") from None
-    if (of := getattr(result, _FILES[kind].of)) != name:
-        raise ValueError(f"{path} is of {_FILES[kind].of} {of!r}, not of {name}; make it again with: {command}")
-    if wrong := _FILES[kind].wrong(result):
-        raise ValueError(f"{path} {wrong}; make it again with: {command}")
-    return result
+    path = result_path(kind, name, results=results)
+    content = read_json(path, made_by=made_by(kind, name))
+    if why := _waits(content):
+        raise ValueError(f"{path} waits for {why}; when that is here: dvc repro {_FILES[kind].stage}@{name}")
+    return _checked(kind, name, content, path)
 
 
 def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
     """`read_result`, or None where the stage has not run, or waits."""
-    if not result_path(kind, name, results=results).exists() or waiting(kind, name, results=results):
+    path = result_path(kind, name, results=results)
+    if not path.exists():
         return None
-    return read_result(kind, name, results=results)
+    content = read_json(path, made_by=made_by(kind, name))
+    return None if _waits(content) else _checked(kind, name, content, path)
+
+
+def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Result:
+    """A result of what its file holds."""
+    command, file = made_by(kind, name), _FILES[kind]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object; make it again with: {command}")
+    version = content.pop("version", None)
+    if type(version) is not int or version != file.version:
+        found = "no version of its layout" if version is None else f"version {reprlib.repr(version)} of its layout"
+        raise ValueError(f"{path} has {found}, but version {file.version} is needed; make it again with: {command}")
+    try:
+        result = parse(kind, content, str(path), in_file=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; make it again with: {command}") from None
+    if (of := getattr(result, file.of)) != name:
+        raise ValueError(f"{path} is of {file.of} {of!r}, not of {name}; make it again with: {command}")
+    if wrong := file.wrong(result):
+        raise ValueError(f"{path} {wrong}; make it again with: {command}")
+    return result
 
 
 def waiting(kind: type, name: str, *, results: Path = RESULTS) -> str:
@@ -689,6 +697,10 @@ def waiting_in(path: Path) -> str:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return ""
+    return _waits(content)
+
+
+def _waits(content: Any) -> str:
     return str(content["waiting"]) if isinstance(content, dict) and "waiting" in content else ""
 
 

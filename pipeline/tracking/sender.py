@@ -1,7 +1,7 @@
 """Points on their way to MLflow: files are the queue, a thread empties it, training never waits.
 
-A point is one JSON line, {"step": 50, "loss": 3.1, "time_ms": 1700000000000}. Its time is part of it, so that one sent
-twice is the same one to MLflow's database, and one sent days later still has its place on the time axis.
+A point (pipeline.runs.curve_file) holds its time, so that one sent twice is the same one to MLflow's database, and one
+sent days later still has its place on the time axis.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What follows when the workers of a training have ended before it has: a state, and what each end makes of it.
 
-Nothing here knows Ray or a clock: the driver (pipeline.training.worker_group) says what happened, and does what is
-decided.
+The decisions know neither Ray nor a clock: the driver (pipeline.training.worker_group) says what happened, and does
+what is decided. Below them stands what asks Ray: for how many workers there is room, and for the rest of the pool.
 """
 
 from __future__ import annotations

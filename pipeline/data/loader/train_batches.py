@@ -1,4 +1,4 @@
-"""Batches and validation pictures from memory-mapped shards.
+"""Training batches from memory-mapped shards.
 
 Which picture stands at position p of a run's endless order, and how it is augmented, are functions of (seed, p) alone:
 mix(seed, 1, epoch, index) sorts an epoch, mix(seed, 2, p) seeds the augmentation and mix(seed, 3, p) is handed to the

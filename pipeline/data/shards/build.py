@@ -217,9 +217,6 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
     )
 
 
-# What is there already
-
-
 # Making
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cost import needs as module
 from pipeline.cost.needs import needs, refuse_to_train
+from pipeline.cost.speed import Estimate
 from pipeline.params.schema import DatasetConfig, Params
 from pipeline.storage.results import FetchedDataset, Manifest, write_result
 from tests.helpers.made_up import trained_seed, training
@@ -133,6 +134,18 @@ def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_star
     refuse_to_train(params.rows["shapes_tiny"], tmp_path)  # nobody knows its speed on a GPU: its first steps will judge
 
 
+@pytest.mark.parametrize(("hours", "allowed"), [(9.0, False), (7.0, True)])
+def test_a_row_of_any_size_is_held_to_its_gpu_hours_once_they_are_known(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: float, allowed: bool
+) -> None:
+    monkeypatch.setattr(module, "gpus_here", lambda row: True)
+    monkeypatch.setattr(module, "estimated_gpu_hours", lambda row, results: Estimate(hours, "benchmark"))
+    found = of(params, "shapes_tiny", tmp_path)
+    assert (found == []) == allowed
+    if not allowed:
+        assert found[0].startswith("rows.shapes_tiny.max_gpu_hours above 9 in params.yaml (now 8;")
+
+
 def test_a_dataset_without_sources_is_named(params: Params, tmp_path: Path) -> None:
     mine = DatasetConfig(layout="folder", class_names=("a", "b"))
     changed = dataclasses.replace(params, datasets={**params.datasets, "camvid": mine})
@@ -143,4 +156,5 @@ def test_a_torn_training_result_says_nothing_of_what_is_trained(params: Params, 
     accepted = with_dataset(params, "ade20k", accept_terms=True)
     path = write_result(training("ade20k_r50", []), "ade20k_r50", results=tmp_path / "results")
     path.write_text("{")
+    refuse_to_train(dataclasses.replace(params.rows["shapes_tiny"], name="ade20k_r50"), tmp_path / "results")
     assert of(accepted, "ade20k_r50", tmp_path, trained_counts=True) == [GPU]
