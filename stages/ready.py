@@ -24,6 +24,10 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
+    import dataclasses
+    import hashlib
+    import json
+
     from pipeline.cost.needs import needs
     from pipeline.params.load import load_params
     from pipeline.storage.results import Ready, write_result
@@ -31,9 +35,10 @@ def main() -> None:
     params = load_params(arguments.params)
     row, base = params.row(arguments.row), Path(arguments.params).absolute().parent
     found = needs(row, params, base=base)
+    settings = hashlib.sha256(json.dumps(dataclasses.asdict(row), sort_keys=True).encode()).hexdigest()
     asked = targets()
     if asked == []:
-        write_result(Ready(row=row.name, run=not found, needs=tuple(found)), row.name)
+        write_result(Ready(row=row.name, run=not found, needs=tuple(found), settings=settings), row.name)
         if found:
             print(f"{row.name} waits for {' and '.join(found)}")
         return
@@ -44,7 +49,7 @@ def main() -> None:
         missing = needs(row, params, base=base, trained_counts=True)
     if missing:
         raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
-    write_result(Ready(row=row.name, run=True, needs=tuple(found)), row.name)
+    write_result(Ready(row=row.name, run=True, needs=tuple(found), settings=settings), row.name)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,16 @@ def parse(kind: type[_T], value: Any, where: str, *, in_file: bool = False) -> _
     return parsed
 
 
+def parse_part(kind: Any, value: Mapping[str, Any], where: str) -> None:
+    """ValueError where `value`, some of the entries of a dataclass and of those in it, has a wrong or unknown one."""
+    kinds = _known_kinds(kind, value, where)
+    for key, entry in value.items():
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(entry, Mapping):
+            parse_part(kinds[key], entry, f"{where}.{key}")
+        else:
+            _build(kinds[key], entry, f"{where}.{key}")
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`: a dataclass, a container of known types, or a scalar."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -84,15 +94,21 @@ def _build_dataclass(kind: Any, value: Any, where: str, separator: str) -> Any:
     """`separator`: between `where` and a key, in messages."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {value!r}; expected the keys {names_given(kind)}")
-    kinds = _kinds(kind)
-    for key in value:
-        if key not in kinds:
-            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), kinds)}")
+    kinds = _known_kinds(kind, value, where)
     for entry in dataclasses.fields(kind):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in value:
             raise ValueError(f"{where}: {entry.name!r} is missing")
     return kind(**{key: _build(kinds[key], entry, f"{where}{separator}{key}") for key, entry in value.items()})
+
+
+def _known_kinds(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a dataclass and their types; ValueError where `value` has a key that is none of them."""
+    kinds = _kinds(kind)
+    for key in value:
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), kinds)}")
+    return kinds
 
 
 @cache

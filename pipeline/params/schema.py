@@ -222,6 +222,10 @@ class Params:
     weights: Mapping[str, WeightsConfig] = field(default_factory=dict)
     checkpoints: Mapping[str, PublishedConfig] = field(default_factory=dict)
     """By row."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings that several rows share, by the name a row's `preset` gives; the row's own come first."""
+    sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What weights or checkpoints of one publisher share, by the name an entry's `site` gives."""
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
 
     def row(self, name: str) -> Row:

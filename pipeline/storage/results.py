@@ -51,6 +51,8 @@ class Ready:
     needs: tuple[str, ...]
     """What is missing here (pipeline.cost.needs). `run` may be true all the same: for a stage that was asked for by
     name and does without it."""
+    settings: str
+    """SHA-256 of all settings of the row, its preset included: with others its stages run again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -621,7 +623,7 @@ class _File(NamedTuple):
 
 
 _FILES: Mapping[type, _File] = {
-    Ready: _File("ready", 1),
+    Ready: _File("ready", 2),
     FetchedDataset: _File("fetch", 1, of="dataset"),
     Manifest: _File("shard", 1, _wrong_manifest, of="dataset"),
     ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
     tree = copy.deepcopy(TREE)
     node = tree
     for key in path[:-1]:
-        node = node[key]
+        node = node.setdefault(key, {})  # what the row's preset holds is set in the row
     if delete:
         del node[path[-1]]
     else:
@@ -126,7 +127,7 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             changed("rows", "ade20k_swin-s", "published_trainings", value=0),
             "rows.ade20k_swin-s.published_trainings is 0; it must be at least 1",
         ),
-        ([], "expected the sections datasets, rows, weights, checkpoints, verdict, found list"),
+        ([], "expected the sections datasets, rows, weights, checkpoints, presets, sites, verdict, found list"),
     ],
 )
 def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, message: str) -> None:
@@ -211,7 +212,6 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
             {"short_sides": [128]},
             "rows.shapes_tiny.test.ms_flip: 'long_side_max' is missing",
         ),
-        (("task",), "instance", "num_classes is 9, but dataset shapes names 3 thing classes"),
         (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
         # PyYAML reads an off without quotes as false
         (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; "),
@@ -223,6 +223,115 @@ def test_settings_that_contradict_one_another_are_one_sentence(keys: tuple[str, 
     with pytest.raises(ValueError, match=r"^params.yaml") as caught:
         parse_params(changed("rows", "shapes_tiny", *keys, value=value))
     assert message in str(caught.value)
+
+
+def test_num_classes_follows_from_dataset_and_task_and_may_be_given() -> None:
+    panoptic = parse_params(changed("rows", "shapes_tiny", "task", value="panoptic"))
+    instance = parse_params(changed("rows", "shapes_tiny", "task", value="instance"))
+    assert panoptic.rows["shapes_tiny"].model.num_classes == 9
+    assert instance.rows["shapes_tiny"].model.num_classes == 3  # car, person, sign
+    assert parse_params(changed("rows", "shapes_tiny", "model", "num_classes", value=9)) == panoptic
+    tree = changed("rows", "shapes_tiny", "model", "num_classes", value=9)
+    tree["rows"]["shapes_tiny"]["task"] = "instance"
+    with pytest.raises(ValueError, match="num_classes is 9, but dataset shapes names 3 thing classes"):
+        parse_params(tree)
+
+
+def small_tree(**row: Any) -> dict[str, Any]:
+    """Two rows on one preset; `row`: what the first adds."""
+    preset = {
+        "model": {"backbone": {"name": "tiny", "frozen_norm": False}},
+        "train": {
+            "steps": 100,
+            "augmentation": {"crop": [64, 64], "short_sides": [64, 96], "long_side_max": 128},
+            "optimizer": {"lr": 0.5, "eps": 0.25},
+        },
+        "test": {"short_side": 64, "long_side_max": 128},
+        "seeds": [3, 4],
+    }
+    data = {"layout": "shapes", "class_names": ["a", "b"], "generate": {"train": 1, "val": 1}}
+    named = {"dataset": "mine", "preset": "small", "weights": "none"}
+    return {
+        "datasets": {"mine": data},
+        "presets": {"small": preset},
+        "rows": {"first": {**named, **row}, "second": named},
+    }
+
+
+def test_a_rows_own_settings_come_before_those_of_its_preset_and_lists_are_one_setting() -> None:
+    train = {"optimizer": {"lr": 0.125}, "augmentation": {"short_sides": [80]}}
+    rows = parse_params(small_tree(train=train, seeds=[7])).rows
+    first, second = rows["first"], rows["second"]
+    assert (first.train.optimizer.lr, first.train.optimizer.eps) == (0.125, 0.25)
+    assert (first.train.augmentation.short_sides, first.train.augmentation.crop) == ((80,), (64, 64))
+    assert first.seeds == (7,) and first.train.steps == 100
+    assert (second.train.optimizer.lr, second.train.augmentation.short_sides, second.seeds) == (0.5, (64, 96), (3, 4))
+
+
+def test_a_setting_of_one_row_leaves_every_other_row_as_it_was() -> None:
+    before = parse_params(copy.deepcopy(TREE)).rows
+    for name, row in before.items():
+        after = parse_params(changed("rows", name, "train", "optimizer", "lr", value=0.015625)).rows
+        assert after[name].train.optimizer.lr == 0.015625 and after[name] != row
+        assert {other: after[other] for other in after if other != name} == {
+            other: before[other] for other in before if other != name
+        }
+
+
+def test_without_a_preset_a_row_says_all_itself() -> None:
+    tree = small_tree()
+    written_out = {**tree["presets"]["small"], "dataset": "mine", "weights": "none"}
+    for row in (written_out, {**written_out, "preset": "none"}):
+        rows = parse_params({**tree, "rows": {"first": row, "second": tree["rows"]["second"]}}).rows
+        assert rows["first"] == replace(rows["second"], name="first")
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        (("rows", "first", "preset"), "smal", "rows.first: no preset is called 'smal'; did you mean 'small'?"),
+        (("rows", "first", "preset"), ["small"], "rows.first.preset is ['small']; expected the name"),
+        (("presets", "small"), 3, "presets.small is 3; expected a mapping"),
+        (("presets", "small", "trian"), {}, "presets.small: unknown key 'trian'; did you mean 'train'?"),
+        (("presets", "small", "train", "step"), 1, "presets.small.train: unknown key 'step'; did you mean 'steps'?"),
+        (("presets", "small", "train", "steps"), "many", "presets.small.train.steps is 'many'; expected int"),
+        (("presets", "small", "train"), [], "presets.small.train is []; expected the keys steps, augmentation"),
+        (("presets", "small", "dataset"), "mine", "presets.small holds 'dataset', which each row says for itself"),
+        (("rows", "first", "train"), 5, "rows.first.train is 5; expected the keys steps, augmentation"),
+        (("datasets", "mine", "class_names"), "coc", "no list of class names is called 'coc'; did you mean 'coco'?"),
+        (("rows",), "all", "params.yaml: rows is 'all'; expected a mapping"),
+        (("weights",), {"w": {"site": "x", "name": "y"}}, "weights.w: no site is called 'x'; none are defined"),
+        (("weights",), {"w": {"site": 3, "name": "y"}}, "weights.w.site is 3; expected text, in quotes"),
+    ],
+)  # fmt: skip
+def test_a_wrong_preset_site_or_list_is_one_sentence(section: tuple[str, ...], value: Any, message: str) -> None:
+    tree = small_tree()
+    node: Any = tree
+    for key in section[:-1]:
+        node = node[key]
+    node[section[-1]] = value
+    with pytest.raises(ValueError, match=r"^params.yaml") as caught:
+        parse_params(tree)
+    assert message in str(caught.value)
+
+
+def test_a_sites_address_is_filled_with_an_entrys_name_and_stamp() -> None:
+    sites = {
+        "here": {"url": "http://127.0.0.1/{name}/{name}_{stamp}.pth", "log_url": "http://127.0.0.1/{date}.json"},
+        "plain": {"url": "http://127.0.0.1/{name}.pth", "sha256_prefix": "{digest}", "layout": "swin", "terms": "a"},
+    }  # fmt: skip
+    tree = {**small_tree(), "sites": sites}
+    tree["checkpoints"] = {"first": {"dataset": "mine", "site": "here", "name": "net-a", "stamp": "2022_1-ab12"}}
+    tree["weights"] = {"w": {"site": "plain", "name": "net-b-ab12", "terms": "ours"}}
+    params = parse_params(tree)
+    assert params.checkpoints["first"].url == "http://127.0.0.1/net-a/net-a_2022_1-ab12.pth"
+    assert params.checkpoints["first"].log_url == "http://127.0.0.1/2022_1.json"
+    assert params.weights["w"].url == "http://127.0.0.1/net-b-ab12.pth"
+    assert (params.weights["w"].sha256_prefix, params.weights["w"].layout) == ("ab12", "swin")
+    assert params.weights["w"].terms == "ours"  # an entry's own comes first
+    del tree["checkpoints"]["first"]["stamp"]
+    with pytest.raises(ValueError, match=r"checkpoints.first: its site's url is .*, and the entry has no 'stamp'$"):
+        parse_params(tree)
 
 
 def test_a_row_may_pad_to_nothing_or_to_a_multiple_of_32_and_keep_its_milestones() -> None:

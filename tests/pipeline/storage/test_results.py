@@ -46,7 +46,7 @@ ARCHIVE = FetchedSource(name="mine.zip", bytes=12, sha256="5a" * 32, path="archi
 FETCHED = FetchedDataset(dataset="mine", sources=(ARCHIVE,), terms="CC0", generate={"train": 3})
 CHECKPOINT = made_up.checkpoint("semantic", 0.5, per_class={"iou": {"road": 0.5, "sky": None}})
 EXAMPLES = (
-    Ready(row="mine", run=False, needs=("a GPU",)),
+    Ready(row="mine", run=False, needs=("a GPU",), settings="a" * 64),
     FETCHED,
     made_up_manifest(),
     ConvertedWeights(name="mine", url="https://host/r50.pth", source_sha256="0b", sha256="c1", path="weights/c1"),

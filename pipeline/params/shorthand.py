@@ -1,0 +1,89 @@
+"""What params.yaml does not write out is filled in: a row's preset, an entry's site, lists of class names.
+
+Everything here is of parsed YAML, before it becomes dataclasses. What is not a mapping is left for the parser to name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.params.class_names import CLASS_NAMES
+from pipeline.params.parse import parse_part, pick
+from pipeline.params.schema import DatasetConfig, Row
+
+_OF_THE_ROW = ("name", "dataset", "weights", "preset")
+"""Settings that a preset cannot hold: dvc.yaml reads them from each row."""
+
+
+def with_class_names(dataset: Any, at: str) -> Any:
+    """A dataset whose `class_names` and `thing_classes` are lists where it gives the name of one."""
+    if not isinstance(dataset, Mapping):
+        return dataset
+    named = {key: value for key in ("class_names", "thing_classes") if isinstance(value := dataset.get(key), str)}
+    lists = {key: pick(CLASS_NAMES, name, "list of class names", f"{at}.{key}") for key, name in named.items()}
+    return {**dataset, **lists}
+
+
+def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> Any:
+    """An entry of `weights` or `checkpoints` with what its site says of it.
+
+    A site's texts hold {name} and {stamp} of the entry, and {date} and {digest}: the parts of `stamp`, or of `name`
+    where there is no stamp, before and after the last dash.
+    """
+    if not isinstance(entry, Mapping) or "site" not in entry:
+        return entry
+    named = {key: entry[key] for key in ("site", "name", "stamp") if key in entry}
+    for key, value in named.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{at}.{key} is {value!r}; expected text, in quotes if it looks like a number")
+    site = pick(sites, named.pop("site"), "site", at)
+    date, _, digest = named.get("stamp", named.get("name", "")).rpartition("-")
+    filled = {}
+    for key, text in site.items():
+        try:
+            filled[key] = text.format(**named, date=date, digest=digest)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"{at}: its site's {key} is {text!r}, and the entry has no {error}") from None
+    return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
+
+
+def check_preset(preset: Mapping[str, Any], at: str) -> None:
+    """ValueError where a preset holds what is no setting of a row, or a value that none can have."""
+    for key in _OF_THE_ROW:
+        if key in preset:
+            raise ValueError(f"{at} holds {key!r}, which each row says for itself; write it in the rows")
+    parse_part(Row, preset, at)
+
+
+def with_preset(row: Any, presets: Mapping[str, Mapping[str, Any]], at: str) -> Any:
+    """A row with its preset's settings where it gives none of its own. A list is one setting."""
+    if not isinstance(row, Mapping):
+        return row
+    name = row.get("preset", "none")
+    if not isinstance(name, str):
+        raise ValueError(f"{at}.preset is {name!r}; expected the name of a preset, or none")
+    preset = {} if name == "none" else pick(presets, name, "preset", at)
+    return _merged(preset, {key: value for key, value in row.items() if key != "preset"})
+
+
+def with_num_classes(row: Any, datasets: Mapping[str, DatasetConfig]) -> Any:
+    """A row whose network has as many classes as its dataset, unless the row gives their number."""
+    if not isinstance(row, Mapping) or not isinstance(model := row.get("model"), Mapping):
+        return row
+    if "num_classes" in model or row.get("dataset") not in datasets:
+        return row
+    _, names = trained_classes(datasets[row["dataset"]], row.get("task", "semantic"))
+    return {**row, "model": {"num_classes": len(names), **model}}
+
+
+def trained_classes(dataset: DatasetConfig, task: Any) -> tuple[str, tuple[str, ...]]:
+    """What the classes that a task trains on are called, and their names."""
+    return ("thing classes", dataset.thing_classes) if task == "instance" else ("classes", dataset.class_names)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings' entries; where both have one, `over`'s, and mappings in them likewise."""
+    both = {key: value for key in over if isinstance(value := under.get(key), Mapping)}
+    nested = {key: _merged(value, over[key]) for key, value in both.items() if isinstance(over[key], Mapping)}
+    return {**under, **over, **nested}
