@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.cost.speed import HOUR_S
+from pipeline.storage.progress import duration
+
 
 def text(plan: Mapping[str, Any]) -> str:
     """What `python -m stages.plan` prints."""
@@ -20,8 +23,8 @@ def text(plan: Mapping[str, Any]) -> str:
     least, expected, greatest = total["hours"]
     if greatest:
         gpus = f"{settings['gpus']} GPU{'s' * (settings['gpus'] > 1)}"
-        spread = f" ({_duration(least)} to {_duration(greatest)})" if least != greatest else ""
-        parts.append(f"On {gpus} that are always busy: {_duration(expected)}{spread}.")
+        spread = f" ({duration(least * HOUR_S)} to {duration(greatest * HOUR_S)})" if least != greatest else ""
+        parts.append(f"On {gpus} that are always busy: {duration(expected * HOUR_S)}{spread}.")
     parts.append(_storage(plan))
     unknown = [entry["row"] for entry in plan["rows"] if entry["source"] is None]
     if unknown:
@@ -40,10 +43,10 @@ def _line(entry: Mapping[str, Any]) -> list[str]:
         f"{entry['seeds_left']} of {entry['seeds']}",
         f"{entry['steps']:,}",
         f"{entry['step_s']:.3g}" if known else "-",
-        _duration(entry["seed_h"][1]) if known else "-",
+        duration(entry["seed_h"][1] * HOUR_S) if known else "-",
         *(_hours(entry["gpu_hours"]) if entry["gpu_hours"] else ("-", "")),
         _money(entry["money"]),
-        _duration(entry["hours"][1]) if known and entry["hours"][1] else "-",
+        duration(entry["hours"][1] * HOUR_S) if known and entry["hours"][1] else "-",
         f"{entry['gib']:,.1f}",
         f"{entry['evidence']}, {entry['device']}" if known else "not known",
     ]
@@ -56,13 +59,6 @@ def _hours(spread: Sequence[float]) -> tuple[str, str]:
 
 def _money(spread: Sequence[float] | None) -> str:
     return "-" if spread is None else f"{spread[1]:,.0f} ({spread[0]:,.0f} to {spread[2]:,.0f})"
-
-
-def _duration(hours: float) -> str:
-    """12 min, 5.3 h, 3.1 days."""
-    if hours < 1:
-        return f"{hours * 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _without(head: list[str], lines: list[list[str]], column: str) -> tuple[list[str], list[list[str]]]:
