@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
-from typing import NoReturn
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params, Row
 
 
 def run(main: Callable[[], None]) -> None:
@@ -73,23 +77,62 @@ def targets() -> list[str] | None:
 _WITH_VALUE = {"-S", "--set-param", "-n", "--name", "-j", "--jobs", "-m", "--message", "-C", "--copy-paths"}
 """Options of `dvc exp run` after which a value stands; `dvc repro` has none such."""
 
+_DVC_WITH_VALUE = ("--cd", "--cprofile-dump", "--viztracer-depth")
+"""Options of `dvc` itself after which a value stands."""
+
+_EVERYTHING = ("dvc.yaml", "./dvc.yaml", ".", "./")
+"""Targets that mean the whole pipeline."""
+
 
 def _targets(command: Sequence[str]) -> list[str] | None:
-    names = [PurePath(word).name for word in command[:3]]
-    if names[:1] == ["dvc"]:
-        after = 1
-    elif names[:1] and names[0].startswith("python") and "dvc" in (*names[1:2], *names[2:] * (names[1:2] == ["-m"])):
-        after = 2 if names[1] == "dvc" else 3
-    else:
-        return None
     words, previous = list[str](), ""
-    for word in command[after:]:
-        if not word.startswith("-") and previous not in (*_WITH_VALUE, "--cd"):
+    for word in _after_dvc(command):
+        if not word.startswith("-") and previous not in (*_WITH_VALUE, *_DVC_WITH_VALUE):
             words.append(word)
         previous = word
     if words[:1] == ["repro"]:
-        return words[1:]
-    return words[2:] if words[:1] in (["exp"], ["experiments"]) and words[1:2] in (["run"], ["r"]) else None
+        named = words[1:]
+    elif words[:1] in (["exp"], ["experiments"]) and words[1:2] in (["run"], ["r"]):
+        named = words[2:]
+    else:
+        return None
+    return [] if all(target in _EVERYTHING for target in named) else named
+
+
+def _after_dvc(command: Sequence[str]) -> Sequence[str]:
+    """What follows `dvc` in a command that starts it, in whatever way; empty: it does not."""
+    words = list(command)
+    program = PurePath(words.pop(0)).name if words else ""
+    if re.fullmatch(r"python[\d.]*t?(\.exe)?", program, re.IGNORECASE):
+        while words and words[0].startswith("-"):
+            option = words.pop(0)
+            if option == "-m":
+                return words[1:] if words[:1] == ["dvc"] else []
+            if option in ("-X", "-W", "--check-hash-based-pycs"):  # a value follows
+                del words[:1]
+            elif option.startswith("-c"):
+                return []
+        program = PurePath(words.pop(0)).name if words else ""
+    return words if program in ("dvc", "dvc.exe") else []
+
+
+def asked_rows(params: Params) -> dict[str, set[str]]:
+    """Rows that a `dvc repro` names, with the stages of each; empty: none, or DVC has not started this."""
+    found: dict[str, set[str]] = {}
+    for target in targets() or ():
+        stage, _, name = target.rpartition(":")[2].partition("@")
+        if name in params.rows and stage not in ("fetch", "shard", "weights"):  # those are of datasets and weights
+            found.setdefault(name, set()).add(stage)
+    return found
+
+
+def refuse_unmet(params: Params, base: Path, concerned: Callable[[Row], bool]) -> None:
+    """ValueError where a row that was asked for by name lacks something, before anything is downloaded for it."""
+    from pipeline.cost.needs import refuse
+
+    for name, stages in asked_rows(params).items():
+        if concerned(row := params.rows[name]):
+            refuse(row, params, stages, base=base)
 
 
 def waits(kind: type, row: str) -> bool:

@@ -1,15 +1,17 @@
 """Get a dataset's archives, verified: results/fetch/<dataset>.json.
 
-In a `dvc repro` of everything nothing is got for rows that cannot be trained here.
+In a `dvc repro` of everything nothing is got for rows that cannot be trained here, and by a row's name nothing that the
+row could not use for want of something else. What has been sharded before may be gone, unless it is asked for by name.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stages import run, targets
+from stages import refuse_unmet, run, targets
 
 
 def main() -> None:
@@ -21,22 +23,31 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
-    from pipeline.data.fetch import fetch
+    from pipeline.data.fetch import fetch, gone
     from pipeline.params.load import load_params
-    from pipeline.storage.results import FetchedDataset, find_result, write_result, write_waiting
+    from pipeline.storage.results import FetchedDataset, Manifest, sound_result, write_result, write_waiting
 
     params, base = load_params(arguments.params), Path(arguments.params).absolute().parent
     config = params.dataset(arguments.dataset)
-    if targets() == []:
+    asked, before = targets(), sound_result(FetchedDataset, arguments.dataset)
+    if asked == []:
         from pipeline.cost.needs import any_ready
 
         on_it = [row for row in params.rows.values() if row.dataset == arguments.dataset]
         if not any_ready(on_it, params, base=base):
             why = f"a row on {arguments.dataset} that can be trained here"
-            if (fetched := find_result(FetchedDataset, arguments.dataset)) is not None:
-                write_result(replace(fetched, waits=why), arguments.dataset)
+            if before is not None:
+                write_result(replace(before, waits=why), arguments.dataset)
             else:
                 write_waiting(FetchedDataset, arguments.dataset, why)
+            return
+    refuse_unmet(params, base, lambda row: row.dataset == arguments.dataset)
+    by_name = asked is None or any(target.endswith(f"fetch@{arguments.dataset}") for target in asked)
+    if before is not None and not by_name and sound_result(Manifest, arguments.dataset) is not None:
+        missing = gone(arguments.dataset, config, before, base=base)
+        if missing:
+            print(f"{arguments.dataset}: {', '.join(missing)} is not here; its shards stay in use", file=sys.stderr)
+            write_result(replace(before, waits=""), arguments.dataset)
             return
     fetched = fetch(arguments.dataset, config, base=base)
     write_result(fetched, arguments.dataset)

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from stages import run, targets
 
-WITHOUT_TRAINING = {"fetch", "shard", "weights", "published", "benchmark"}
-"""Stages that need no training of the row."""
-
 
 def main() -> None:
     """Command line."""
@@ -28,7 +25,7 @@ def main() -> None:
     import hashlib
     import json
 
-    from pipeline.cost.needs import needs
+    from pipeline.cost.needs import needs, refuse
     from pipeline.params.load import load_params
     from pipeline.storage.results import Ready, write_result
 
@@ -42,13 +39,7 @@ def main() -> None:
         if found:
             print(f"{row.name} waits for {' and '.join(found)}")
         return
-    stages = {target.rpartition(":")[2].partition("@")[0] for target in asked or ()} - {"ready"}
-    if stages and stages <= WITHOUT_TRAINING:
-        missing = needs(row, params, base=base, training=False)
-    else:
-        missing = needs(row, params, base=base, trained_counts=True)
-    if missing:
-        raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
+    refuse(row, params, {target.rpartition(":")[2].partition("@")[0] for target in asked or ()}, base=base)
     write_result(Ready(row=row.name, run=True, needs=tuple(found), settings=settings), row.name)
 
 

@@ -30,15 +30,15 @@ def main() -> None:
     from pipeline.storage.results import (
         FetchedDataset,
         Manifest,
-        find_result,
         read_result,
         result_path,
+        sound_result,
         write_result,
         write_waiting,
     )
 
     dataset = arguments.dataset
-    if targets() == [] and ((fetched := find_result(FetchedDataset, dataset)) is None or fetched.waits):
+    if targets() == [] and ((fetched := sound_result(FetchedDataset, dataset)) is None or fetched.waits):
         write_waiting(Manifest, dataset, f"a row on {dataset} that can be trained here")
         return
 

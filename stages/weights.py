@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stages import run, targets
+from stages import refuse_unmet, run, targets
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
             write_waiting(ConvertedWeights, name, f"a row with {name} that can be trained here")
             return
     if config.url:
+        refuse_unmet(params, Path(arguments.params).absolute().parent, lambda row: row.weights == name)
         from pipeline.data.pretrained_weights import convert_weights
 
         weights = convert_weights(name, config)

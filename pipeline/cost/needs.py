@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from pipeline.compute.resources import environment_int, gpus_here
 from pipeline.cost.speed import estimated_gpu_hours
 from pipeline.data.fetch import lacking
 from pipeline.params.schema import Params, Row
-from pipeline.storage.results import RESULTS, Manifest, TrainingResult, find_result
+from pipeline.storage.results import RESULTS, Manifest, TrainingResult, sound_result
+
+WITHOUT_TRAINING = {"fetch", "shard", "weights", "published", "benchmark"}
+"""Stages that need no training of a row."""
 
 
 def needs(
@@ -28,12 +31,21 @@ def needs(
     nothing where `results` say that all seeds are trained; their runs may be in another storage root all the same.
     """
     found = []
-    with suppress(ValueError):  # torn, or another version's: it is made again
-        if find_result(Manifest, row.dataset, results=results) is None:
-            found = lacking(row.dataset, params.dataset(row.dataset), base=base, results=results)
+    if sound_result(Manifest, row.dataset, results=results) is None:
+        found = lacking(row.dataset, params.dataset(row.dataset), base=base, results=results)
     if training and not (trained_counts and _is_trained(row, results)):
         found += _of_training(row, results)
     return found
+
+
+def refuse(row: Row, params: Params, stages: Collection[str], *, base: Path) -> None:
+    """ValueError where stages of a row, asked for by name, cannot work here. No stages: all of them."""
+    if (asked := set(stages) - {"ready"}) and asked <= WITHOUT_TRAINING:
+        missing = needs(row, params, base=base, training=False)
+    else:
+        missing = needs(row, params, base=base, trained_counts=True)
+    if missing:
+        raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
 
 
 def any_ready(rows: Iterable[Row], params: Params, *, base: Path) -> bool:
@@ -48,12 +60,9 @@ def refuse_to_train(row: Row, results: Path = RESULTS) -> None:
 
 
 def _is_trained(row: Row, results: Path) -> bool:
-    with suppress(ValueError):
-        trained = find_result(TrainingResult, row.name, results=results)
-        return trained is not None and {seed.seed for seed in trained.seeds if seed.status == "finished"} >= {
-            *row.seeds
-        }
-    return False
+    trained = sound_result(TrainingResult, row.name, results=results)
+    finished = {seed.seed for seed in trained.seeds if seed.status == "finished"} if trained else set()
+    return finished >= {*row.seeds}
 
 
 def _of_training(row: Row, results: Path) -> list[str]:

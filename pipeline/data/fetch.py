@@ -10,7 +10,6 @@ import hashlib
 import sys
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -32,7 +31,7 @@ from pipeline.storage.digests import file_digest, known_digest
 from pipeline.storage.disk import in_gib
 from pipeline.storage.files import link_or_copy, matching, read_json, sha256, write_json
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import RESULTS, FetchedDataset, FetchedSource, find_result
+from pipeline.storage.results import RESULTS, FetchedDataset, FetchedSource, sound_result
 from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import store_of
 
@@ -86,10 +85,8 @@ def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> FetchedDataset:
 def lacking(dataset: str, config: DatasetConfig, *, base: Path, results: Path = RESULTS) -> list[str]:
     """What keeps a dataset from being fetched, in words that say what to do; empty: nothing, though a download may be
     to come. Looks for files and lengths only."""
-    with suppress(ValueError):  # torn, or another version's: it is made again
-        if find_result(FetchedDataset, dataset, results=results) is not None:
-            return []
-    if config.layout == "shapes":
+    fetched = sound_result(FetchedDataset, dataset, results=results)
+    if config.layout == "shapes" or (fetched is not None and _still_there(fetched)):
         return []
     if not config.sources:
         return [f"datasets.{dataset}.sources in params.yaml"]
@@ -109,6 +106,32 @@ def lacking(dataset: str, config: DatasetConfig, *, base: Path, results: Path = 
         return []
     here = next((f" in {mirror}/, or" for mirror in config.mirrors if not is_url(mirror)), ":")
     return [f"{', '.join(one.name for one in missing)}{here} {' with '.join(to_download)}"]
+
+
+def gone(dataset: str, config: DatasetConfig, fetched: FetchedDataset, *, base: Path) -> list[str]:
+    """Names of the sources that were fetched and are not here; empty too where others are wanted now."""
+    if config.layout == "shapes" or not config.sources:
+        return []
+    wanted = _wanted(config)
+    folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
+    missing = [one.name for one in wanted if not _seems_here(one, folders, base)]
+    unpacked = [source.name for source in fetched.sources if source.path.endswith("folder.json")]
+    same = [source.name for source in fetched.sources] == [one.name for one in wanted] or (
+        unpacked and all(is_url(source) for source in config.sources)
+    )
+    return missing if same and not _unpacked(dataset, config, folders, names=[one.name for one in wanted]) else []
+
+
+def _still_there(fetched: FetchedDataset) -> bool:
+    """Whether all that was fetched lies where it was put."""
+    try:
+        for source in fetched.sources:
+            entry = stored(source.path, made_by="")
+            if entry.name == "folder.json" and not Path(read_json(entry, made_by="")["folder"]).is_dir():
+                return False
+    except ValueError:
+        return False
+    return True
 
 
 def _seems_here(wanted: _Wanted, folders: Sequence[Path], base: Path) -> bool:

@@ -71,6 +71,8 @@ def check_row(row: Row, at: str) -> None:
     for key in ("steps", "groups", "group_size", "val_interval", "checkpoint_interval", "log_every"):
         if getattr(train, key) < 1:
             raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
+    if row.max_gpu_hours <= 0:
+        raise ValueError(f"{at}.max_gpu_hours is {row.max_gpu_hours:g}; it must be above 0")
     if row.published_trainings < 1:
         raise ValueError(f"{at}.published_trainings is {row.published_trainings}; it must be at least 1")
     if row.early_warning.points <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from pipeline.params.shorthand import (
     with_preset,
     with_site,
 )
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+"""Names of entries are parts of commands, files and stages' names."""
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -64,7 +68,13 @@ def _section(tree: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     section = tree.get(key) or {}
     if not isinstance(section, Mapping):
         raise ValueError(f"{where}: {key} is {section!r}; expected a mapping")
-    return {str(name): entry for name, entry in section.items()}
+    for name in section:
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise ValueError(
+                f"{where}: {key} has an entry called {name!r}; begin with a letter, and go on with "
+                "letters, digits, _, - and ."
+            )
+    return dict(section)
 
 
 def _weights(name: str, entry: Any, params: Params, where: str) -> WeightsConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -69,6 +70,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return {_key(arguments[0], k, where): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Any:
         return value
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}; expected a finite number")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

@@ -668,6 +668,14 @@ def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _
     return None if _waits(content) else _checked(kind, name, content, path)
 
 
+def sound_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+    """`find_result`, or None where the file is torn or of another version: for whoever asks what there is to go on."""
+    try:
+        return find_result(kind, name, results=results)
+    except ValueError:
+        return None
+
+
 def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Result:
     """A result of what its file holds."""
     command, file = made_by(kind, name), _FILES[kind]
@@ -703,7 +711,8 @@ def waiting_in(path: Path) -> str:
 
 
 def _waits(content: Any) -> str:
-    return str(content["waiting"]) if isinstance(content, dict) and "waiting" in content else ""
+    why = content.get("waiting") if isinstance(content, dict) else None
+    return why if isinstance(why, str) else ""
 
 
 def write_waiting(kind: type, name: str, why: str, *, results: Path = RESULTS) -> None:

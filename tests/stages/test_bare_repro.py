@@ -53,10 +53,8 @@ def copy(tmp_path: Path) -> Copy:
     for row in rows.values():
         row["train"] |= {**short, "schedule": {"warmup_steps": 0}}
         row |= {"seeds": [0], "published": {}}
-    network = {**rows["shapes_tiny"]["model"], "backbone": {"name": "r50"}}
-    rows["large"] = {**rows["shapes_tiny"], "model": network, "train": {**rows["shapes_tiny"]["train"], "groups": 1}}
+    rows["large"] = {**rows["shapes_tiny"], "model": {"backbone": {"name": "r50"}}}
     rows["mine"] = {**rows.pop("camvid_tiny"), "dataset": "mine"}
-    rows["mine"]["model"] |= {"num_classes": 3}
     datasets["shapes"]["generate"] = {"train": 2, "val": 2, "height": 64, "width": 96, "seed": 7}
     copy.params["datasets"] = {
         "shapes": datasets["shapes"],

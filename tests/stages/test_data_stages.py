@@ -24,6 +24,8 @@ from tests.pipeline.conftest import NO_WEIGHTS
 
 PROJECT = Path(__file__).resolve().parents[2]
 
+MINE = {"layout": "folder", "sources": ["data/mine.zip"], "class_names": ["sky", "road", "car"], "ignore_label": 9}
+
 
 @pytest.fixture
 def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -32,8 +34,7 @@ def workspace(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     (tmp_path / "data").mkdir()
     zipped(write_folder(tmp_path / "mine"), tmp_path / "data/mine.zip")
-    mine = {"layout": "folder", "sources": ["data/mine.zip"], "class_names": ["sky", "road", "car"], "ignore_label": 9}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"datasets": {"mine": mine}, "weights": {"none": {}}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"datasets": {"mine": MINE}, "weights": {"none": {}}}))
     return tmp_path
 
 
@@ -98,6 +99,40 @@ def test_a_bad_picture_leaves_no_manifest_and_no_shards(workspace: Path, storage
     assert "p1.png is 4 x 4 (height x width), but its picture" in failure("stages.shard", "mine")
     assert not (workspace / "results/shard").exists()
     assert list((storage / "shards").iterdir()) == []
+
+
+def fetched_under(workspace: Path, *targets: str) -> subprocess.CompletedProcess[str]:
+    """stages.fetch mine, begun by a process whose command line is `dvc repro <targets>`."""
+    program = workspace / "bin" / "dvc"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        "import subprocess, sys\nsys.exit(subprocess.run([sys.executable, '-m', 'stages.fetch', 'mine']).returncode)\n"
+    )
+    return subprocess.run([sys.executable, program, "repro", *targets], capture_output=True, text=True, timeout=LIMIT_S)
+
+
+def test_sharded_pictures_may_be_gone_unless_they_are_asked_for_by_name(workspace: Path) -> None:
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["datasets"] = {"mine": MINE}
+    params["rows"] = {"own": {**params["rows"]["camvid_tiny"], "dataset": "mine"}}
+    params["checkpoints"] = {}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    (workspace / "data/mine.zip").rename(workspace / "mine.zip")
+    refused = fetched_under(workspace, "evaluate@own")  # nothing was fetched yet
+    assert refused.returncode == 1
+    assert "error: row own cannot be made here: it needs data/mine.zip (or another" in refused.stderr
+    (workspace / "mine.zip").rename(workspace / "data/mine.zip")
+    assert fetched_under(workspace, "evaluate@own").returncode == 0
+    assert stage("stages.shard", "mine").returncode == 0
+    before = (workspace / "results/fetch/mine.json").read_bytes()
+    (workspace / "data/mine.zip").unlink()
+    for targets in ((), ("evaluate@own",)):
+        kept = fetched_under(workspace, *targets)
+        assert kept.returncode == 0, kept.stderr
+        assert "mine: mine.zip is not here; its shards stay in use" in kept.stderr
+        assert (workspace / "results/fetch/mine.json").read_bytes() == before
+    assert "mine.zip does not exist; put the archive" in fetched_under(workspace, "fetch@mine").stderr
+    assert "mine.zip does not exist; put the archive" in failure("stages.fetch", "mine")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pipeline.cost import needs as module
 from pipeline.cost.needs import needs, refuse_to_train
 from pipeline.cost.speed import Estimate
 from pipeline.params.schema import DatasetConfig, Params
-from pipeline.storage.results import FetchedDataset, Manifest, write_result
+from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, write_result
 from tests.helpers.made_up import trained_seed, training
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.pictures import write_folder
@@ -44,6 +44,25 @@ def test_pictures_of_ones_own_are_to_be_where_params_yaml_says(params: Params, t
     assert of(params, "camvid_tiny", tmp_path) == [said]
     (tmp_path / "data").mkdir()
     (tmp_path / "data/camvid.zip").touch()
+    assert of(params, "camvid_tiny", tmp_path) == []
+
+
+@pytest.mark.parametrize("torn", ["{", '{"version": 0}', "[]"])
+@pytest.mark.parametrize("stage", ["fetch", "shard"])
+def test_a_result_that_cannot_be_read_is_no_data(params: Params, tmp_path: Path, stage: str, torn: str) -> None:
+    path = tmp_path / f"results/{stage}/camvid.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(torn)
+    assert of(params, "camvid_tiny", tmp_path)[0].startswith("data/camvid.zip (or another")
+
+
+def test_what_was_fetched_and_is_gone_is_asked_for(params: Params, tmp_path: Path, storage: Path) -> None:
+    source = FetchedSource(name="camvid.zip", bytes=3, sha256="a" * 64, path="archives/aa/camvid.zip")
+    fetched = FetchedDataset(dataset="camvid", sources=(source,), terms="", generate={})
+    write_result(fetched, "camvid", results=tmp_path / "results")
+    assert of(params, "camvid_tiny", tmp_path)[0].startswith("data/camvid.zip (or another")
+    (storage / "archives/aa").mkdir(parents=True)
+    (storage / "archives/aa/camvid.zip").write_bytes(b"abc")
     assert of(params, "camvid_tiny", tmp_path) == []
 
 

@@ -38,6 +38,18 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             changed("rows", "shapes_tiny", "train", "step", value=3),
             "rows.shapes_tiny.train: unknown key 'step'; did you mean 'steps'?",
         ),
+        (
+            changed("rows", "shapes_tiny", "train", "optimizer", "lr", value=float("nan")),
+            "rows.shapes_tiny.train.optimizer.lr is nan; expected a finite number",
+        ),
+        (
+            changed("rows", "shapes_tiny", "max_gpu_hours", value=-1),
+            "rows.shapes_tiny.max_gpu_hours is -1; it must be above 0",
+        ),
+        (changed("rows", "a/b", value={}), "rows has an entry called 'a/b'; begin with a letter"),
+        (changed("rows", "../../x", value={}), "rows has an entry called '../../x'; begin with a letter"),
+        (changed("datasets", "new one", value={}), "datasets has an entry called 'new one'; begin with a letter"),
+        (changed("rows", 12, value={}), "rows has an entry called 12; begin with a letter"),  # type: ignore[arg-type]
         (changed("row", value={}), "params.yaml: unknown key 'row'; did you mean 'rows'?"),
         (
             changed("rows", "shapes_tiny", "dataset", value="shape"),
