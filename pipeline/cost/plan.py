@@ -2,7 +2,7 @@
 
 How long a picture takes comes from the best evidence there is: finished seeds of the row on GPUs, a benchmark of it on
 a GPU, the log of its published training, the published inference speed of its network on an A100, and for rows that
-have none of these, what was measured on a CPU. docs/cost.md derives the formulae.
+have none of these, what was measured on a CPU. docs/costs.md derives the formulae.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.storage.results import (
 )
 
 SHARD_MPX_PER_CORE_S = 18.0
-"""Megapixels that a core turns into shards in a second (docs/measured.md, Sharding: the slowest of four)."""
+"""Megapixels that a core turns into shards in a second (studies/measured.md, Sharding: the slowest of four)."""
 
 RAW_BYTES_PER_PIXEL = 4
 """Of raw shards: three colours and a segment id."""

@@ -150,7 +150,7 @@ def _assumptions(plan: Mapping[str, Any]) -> str:
     settings = plan["settings"]
     kinds = {entry["evidence"]: None for entry in plan["rows"] if entry["evidence"]}
     sentences = {
-        "published": "published: from the published inference speed on an A100 (docs/cost.md), 0.5 to 2.2 times that",
+        "published": "published: from the published inference speed on an A100 (docs/costs.md), 0.5 to 2.2 times that",
         "benchmark": f"benchmark: a measured step, {settings['efficiency']:.0%} of perfect scaling, 0.9 to 1.15 times",
         "log": "log: of the published training, 0.7 to 1.4 times that",
         "trained": "trained: the median of finished seeds",

@@ -1,4 +1,4 @@
-"""docs/recipes.md says what params.yaml and the defaults say, and leaves no setting of a row out."""
+"""docs/rows.md says what params.yaml and the defaults say, and leaves no setting of a row out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.shared import PROJECT
 
 PARAMS = load_params(PROJECT / "params.yaml")
 PUBLISHED = [row for row in PARAMS.rows.values() if row.published or row.published_authors]
-TEXT = (PROJECT / "docs/recipes.md").read_text()
+TEXT = (PROJECT / "docs/rows.md").read_text()
 BY_ROW = "by row"
 """What the page shows instead of a value that differs between the published rows."""
 
@@ -128,4 +128,4 @@ def test_files_that_the_page_names_are_there() -> None:
     assert names
     for name in names:
         assert any(PROJECT.glob(name)), name
-    assert "docs/recipes.md" in (PROJECT / "README.md").read_text()
+    assert "docs/rows.md" in (PROJECT / "README.md").read_text()
