@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from pipeline.params.load import load_params
 from pipeline.params.schema import VerdictConfig
 from studies import verdicts
 from studies.verdicts import SHAPES, Simulation, World
