@@ -32,12 +32,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.cost.plan import RAW_BYTES_PER_PIXEL, checkpoint_bytes
-from pipeline.cost.schedule import Job, Preemptions, simulate
 from pipeline.cost.speed import known_speed
 from pipeline.data.images.sizes import PUBLISHED, area
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Row
 from pipeline.tracking.sender import SAMPLE_EVERY_S
+from studies.schedule import Job, Preemptions, simulate
 from studies.verdicts import table
 from tests.helpers.mlflow_server import free_port
 from tests.helpers.shared import PROJECT
@@ -258,7 +258,7 @@ FAULTS = 2000
 
 
 def simulated_loss(interval_s: float, stall_s: float, mean_s: float, restart_s: float) -> float:
-    """The same by pipeline.cost.schedule's simulation of a training that is interrupted some FAULTS times."""
+    """The same by studies.schedule's simulation of a training that is interrupted some FAULTS times."""
     work_s = FAULTS * mean_s
     whole_s = work_s * (1 + stall_s / interval_s)
     job = Job(name="training", duration_s=whole_s, saves_every_s=interval_s + stall_s)

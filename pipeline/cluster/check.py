@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,14 +13,8 @@ from pipeline.tracking.client import LOGIN
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 """What is to be filled in stands in angle brackets: <id of the private subnet>."""
 
-PROVIDER_KEYS = {
-    "aws": {
-        *("type", "region", "availability_zone", "cache_stopped_nodes", "use_internal_ips", "use_external_head_ip"),
-        *("security_group", "aws_credentials", "cloudwatch", "worker_liveness_check", "worker_rpc_drain"),
-    },
-    "local": {"type", "head_ip", "worker_ips", "external_head_ip", "coordinator_address"},
-}
-"""What Ray's node providers read; Ray itself takes any key without a word."""
+PROVIDERS = ("aws", "local")
+"""Of the cluster files that there are here."""
 
 POOL_GPUS = 8
 """GPUs of one training of a published row: its groups."""
@@ -33,11 +26,8 @@ def problems(path: str | Path) -> list[str]:
     found = [f"{place}: fill in {text}" for place, text in placeholders(config)]
     provider = config.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
-    if not isinstance(provider, dict) or kind not in PROVIDER_KEYS:
-        return [*found, f"provider.type is {kind!r}; this project knows {' and '.join(sorted(PROVIDER_KEYS))}"]
-    for key in sorted(set(provider) - PROVIDER_KEYS[kind]):
-        near = difflib.get_close_matches(key, PROVIDER_KEYS[kind], n=1)
-        found.append(f"provider.{key} is nothing Ray reads{f'; did you mean {near[0]}?' if near else ''}")
+    if not isinstance(provider, dict) or kind not in PROVIDERS:
+        return [*found, f"provider.type is {kind!r}; this project knows {' and '.join(PROVIDERS)}"]
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 
 WINDOW_S = 15.0
 """The rate, and with it the time left, is that of the last seconds: a link that slows down shows at once."""
@@ -31,8 +32,8 @@ class Progress:
         self.count, self.total = count, total
         self.samples = deque([(time.monotonic(), count)])
 
-    def add(self, count: int = 1) -> None:
-        """Count more of them; says so when the interval has passed."""
+    def add(self, count: int = 1, *, note: Callable[[float], str] | None = None) -> None:
+        """Count more of them; says so when the interval has passed. `note`: what to add, from the count per second."""
         self.count += count
         now_s = time.monotonic()
         if now_s - self.samples[-1][0] >= WINDOW_S / 60:
@@ -41,7 +42,7 @@ class Progress:
                 self.samples.popleft()
         if now_s - self.said_s >= self.interval_s:
             self.said_s = now_s
-            self._say(self._line(now_s), end="\r" if self.terminal else "\n")
+            self._say(self._line(now_s, note), end="\r" if self.terminal else "\n")
 
     def done(self, *, brief: bool = False) -> None:
         """The last line: how much, and how long it took; `brief`: only if anything has been said before."""
@@ -52,15 +53,21 @@ class Progress:
         in_all = f"{self.count * self.scale:,.0f} {self.unit} in {duration(elapsed_s)}, {rate}/s"
         self._say(f"{self.what}: {in_all}", end="\n")
 
-    def _line(self, now_s: float) -> str:
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._say(f"{self.what}: {text}", end="\n")
+
+    def _line(self, now_s: float, note: Callable[[float], str] | None = None) -> str:
         since_s, before = self.samples[0]
         rate = (self.count - before) / max(now_s - since_s, 1e-9)
-        at = f"{self.count * self.scale:,.0f}"
+        at, more = f"{self.count * self.scale:,.0f}", f", {note(rate)}" if note else ""
         if not self.total:
-            return f"{self.what}: {at} {self.unit}, {self._amount(rate)}/s"
+            return f"{self.what}: {at} {self.unit}, {self._amount(rate)}/s{more}"
         share = min(1.0, self.count / self.total)
         left = f", {duration((self.total - self.count) / rate)} left" if rate and self.count < self.total else ""
-        figures = f"{at} of {self.total * self.scale:,.0f} {self.unit} ({share:.0%}), {self._amount(rate)}/s{left}"
+        figures = (
+            f"{at} of {self.total * self.scale:,.0f} {self.unit} ({share:.0%}), {self._amount(rate)}/s{more}{left}"
+        )
         width = min(30, shutil.get_terminal_size().columns - len(f"{self.what} [] {figures}") - 1)
         if not self.terminal or width < 5:
             return f"{self.what}: {figures}"
@@ -79,8 +86,9 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """40 s, 12 min, 2 h 05 min."""
-    if seconds < 59.5:
+    """42 s, 12 min, 3.4 h, 5.1 days."""
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

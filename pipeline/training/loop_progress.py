@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.params.tasks import LABELS, in_words, primary
+from pipeline.storage.progress import Progress
 from pipeline.storage.results import Behind
 from pipeline.tracking.mlflow_runs import set_tags
 from pipeline.training.early_warning import warning
@@ -20,46 +19,37 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Step, loss, pictures/s and time left on stderr: renewed in place on a terminal, a line every 10 s elsewhere."""
+    """Step, rate, loss and time left on stderr."""
 
     def __init__(self, run: Run, first_step: int, *, share: float, interval_s: float = 10.0) -> None:
         self.run = run
         self.share = share  # of the step's groups that this worker sees
-        self.terminal = sys.stderr.isatty()
-        self.interval_s = 0.5 if self.terminal else interval_s
-        self.begun = self.said = (first_step, time.monotonic())
+        steps = run.row.train.steps
+        self.shown = Progress(f"{run.row.name} seed {run.seed}", steps, unit="steps", interval_s=interval_s)
         if first_step:
-            self._say(f"going on from step {first_step}")
+            self.shown.restart(first_step, steps)
+            self.shown.say(f"going on from step {first_step}")
 
     def step(self, done: int, losses: Mapping[str, Tensor]) -> None:
         """Say where the run is if the interval has passed. `losses`: this worker's share of each."""
-        now_s, config = time.monotonic(), self.run.row.train
-        if now_s - self.said[1] < self.interval_s and done != config.steps:
-            return
-        rate = (done - self.said[0]) / max(now_s - self.said[1], 1e-9)
-        overall = (done - self.begun[0]) / max(now_s - self.begun[1], 1e-9)
-        left_s = (config.steps - done) / overall
-        loss = float(torch.stack(list(losses.values())).sum()) / self.share
-        self.said = (done, now_s)
-        self._say(
-            f"step {done}/{config.steps}, loss {loss:.3f}, {rate * config.global_batch:.1f} pictures/s, "
-            f"{_duration(left_s)} left of this seed",
-            end="\r" if self.terminal and done < config.steps else "\n",
-        )
+
+        def note(steps_s: float) -> str:
+            loss = float(torch.stack(list(losses.values())).sum()) / self.share
+            return f"{steps_s * self.run.row.train.global_batch:.1f} pictures/s, loss {loss:.3f}"
+
+        self.shown.add(done - self.shown.count, note=note)
+        if done == self.run.row.train.steps:
+            self.shown.done()
 
     def validated(self, done: int, metrics: Mapping[str, float | None]) -> None:
         """Say what a validation has measured."""
-        self._say(f"step {done}: validation {in_words(metrics, self.run.row.task)}")
+        self.shown.say(f"step {done}: validation {in_words(metrics, self.run.row.task)}")
 
     def warned(self, behind: Behind) -> None:
         """Say that a validation is clearly behind, and tag the MLflow run with it."""
         words = warning(behind, LABELS[primary(self.run.row.task)])
-        self._say(f"warning: {words}")
+        self.shown.say(f"warning: {words}")
         set_tags(self.run.mlflow_run_id, {"m2f.behind": words})
-
-    def _say(self, text: str, end: str = "\n") -> None:
-        line = f"{self.run.row.name} seed {self.run.seed}: {text}"
-        print(f"{line:<79}" if self.terminal else line, end=end, file=sys.stderr, flush=True)
 
 
 class NoProgress:
@@ -86,9 +76,3 @@ class NoCurve:
 
     def close(self) -> None:
         """Nothing to close."""
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,15 +1,17 @@
-"""What rows cost on how many pools, worked out by hand."""
+"""What rows cost on how many GPUs, worked out by hand."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.cost.plan import Settings, checkpoint_bytes, make_plan
+from pipeline.cost.plan import Settings, built_checkpoint_bytes, checkpoint_bytes, make_plan
 from pipeline.cost.plan_table import text
 from pipeline.data.images.sizes import ms_flip_factor
 from pipeline.params.schema import Params, Row, TrainConfig
@@ -41,46 +43,51 @@ def planned(params: Params, row: Row, results: Path, **settings: Any) -> dict[st
     return make_plan(known, [row.name], Settings(efficiency=1.0, **settings), results=results)
 
 
-def test_three_seeds_of_an_hour_on_two_pools_take_two_hours_and_what_is_used_is_paid(
-    params: Params, row: Row, results: Path
-) -> None:
-    # 3,600 steps; each of 8 GPUs has one group, so a second a step: 1 h a seed, 8 GPU-hours
-    plan = planned(params, row, results, pools=2, price_per_gpu_hour=2.5)
+def test_three_seeds_of_an_hour_side_by_side_and_one_after_the_other(params: Params, row: Row, results: Path) -> None:
+    # a step of one group takes 1 s on a GPU: 3,600 steps on 8 GPUs, a group each, an hour
+    plan = planned(params, row, results, gpus=16, price_per_gpu_hour=3.0)
     (entry,) = plan["rows"]
-    assert (entry["step_s"], entry["seed_h"][1], entry["workers"]) == (1.0, 1.0, 8)
-    assert entry["gpu_hours"] == pytest.approx([0.9 * 24, 24, 1.15 * 24])
-    assert plan["total"]["money"] == pytest.approx([0.9 * 60, 60, 1.15 * 60])
-    assert plan["total"]["ends_h"] == pytest.approx([1.8, 2, 2.3])
-    assert plan["total"]["utilisation"] == [1.0, 0.5]
-    assert plan["total"]["steps"] == 10_800
+    assert (entry["seeds_left"], entry["workers"], entry["step_s"]) == (3, 8, 1.0)
+    assert entry["seed_h"] == pytest.approx([0.9, 1.0, 1.15])
+    assert entry["hours"] == pytest.approx([1.8, 2.0, 2.3])  # two at once, then the third
+    assert entry["gpu_hours"] == pytest.approx([21.6, 24, 27.6])
+    assert entry["money"] == pytest.approx([64.8, 72, 82.8])
+    assert plan["total"]["hours"][1] == 2.0  # 24 GPU-hours on 16 GPUs are 1.5 h, but the row takes 2
+    assert planned(params, row, results, gpus=8)["rows"][0]["hours"][1] == 3.0
+    assert planned(params, row, results, gpus=32)["rows"][0]["hours"][1] == 1.0
+
+
+def test_several_rows_keep_all_gpus_busy(params: Params, row: Row, results: Path) -> None:
+    write_benchmark(results, "mine too", step_s=1.0, pictures=2)
+    rows = {name: dataclasses.replace(row, name=name) for name in ("mine", "mine too")}
+    known = dataclasses.replace(params, rows=rows)
+    total = make_plan(known, list(rows), Settings(efficiency=1.0, gpus=16), results=results)["total"]
+    assert total["gpu_hours"][1] == 48 and total["hours"][1] == 3.0  # 48 GPU-hours on 16 GPUs
 
 
 def test_groups_that_do_not_divide_evenly_make_the_others_wait(params: Params, row: Row, results: Path) -> None:
-    # 8 groups on 3 GPUs: 3, 3 and 2, so 3 s a step; 3 h a seed, and 9 GPU-hours for 8 hours of work
-    (entry,) = planned(params, row, results, pool_gpus=3)["rows"]
-    assert entry["step_s"] == 3.0
-    assert entry["gpu_hours"][1] == pytest.approx(3 * 9)
+    # 8 groups on 6 GPUs: two have two groups, and a step takes as long as they do
+    (entry,) = planned(params, row, results, gpus=6)["rows"]
+    assert (entry["workers"], entry["step_s"]) == (6, 2.0)
+    assert entry["gpu_hours"][1] == pytest.approx(6 * 2 * 3)
 
 
-def test_a_pool_is_paid_whole_although_the_row_uses_half_of_it(params: Params, row: Row, results: Path) -> None:
-    # 16 GPUs, 8 groups: 8 workers, 1 h a seed
-    (entry,) = planned(params, row, results, pool_gpus=16, price_per_pool_hour=40)["rows"]
-    assert (entry["workers"], entry["gpu_hours"][1], entry["money"][1]) == (8, 48, 120)
-
-
-def test_a_row_of_sixteen_groups_takes_two_pools_and_one_where_there_is_only_one(
-    params: Params, row: Row, results: Path
-) -> None:
+def test_a_row_of_sixteen_groups_takes_as_many_gpus_as_there_are(params: Params, row: Row, results: Path) -> None:
     wide = dataclasses.replace(row, train=dataclasses.replace(row.train, groups=16, group_size=1))
-    # a picture takes 0.5 s, so a step 0.5 s on two pools: 30 min a seed, one after the other
-    plan = planned(params, wide, results, pools=3)
-    assert (plan["rows"][0]["pools"], plan["rows"][0]["workers"]) == (2, 16)
-    assert plan["total"]["ends_h"][1] == pytest.approx(1.5)
-    assert plan["rows"][0]["gpu_hours"][1] == pytest.approx(1.5 * 16)
-    # on one pool every GPU takes two of the groups
-    plan = planned(params, wide, results, pools=1)
-    assert (plan["rows"][0]["pools"], plan["rows"][0]["step_s"]) == (1, 1.0)
-    assert plan["total"]["ends_h"][1] == pytest.approx(3)
+    # a picture takes 0.5 s, so a step 0.5 s on 16 GPUs: 30 min a seed
+    (entry,) = planned(params, wide, results, gpus=16)["rows"]
+    assert (entry["workers"], entry["hours"][1], entry["gpu_hours"][1]) == (16, 1.5, 24)
+    (entry,) = planned(params, wide, results, gpus=8)["rows"]
+    assert (entry["workers"], entry["step_s"], entry["hours"][1]) == (8, 1.0, 3.0)
+
+
+def test_several_gpus_keep_a_share_of_perfect_scaling(params: Params, row: Row, results: Path) -> None:
+    known = dataclasses.replace(params, rows={"mine": row})
+    step_s = {
+        gpus: make_plan(known, ["mine"], Settings(gpus=gpus, efficiency=0.8), results=results)["rows"][0]["step_s"]
+        for gpus in (8, 1)
+    }
+    assert step_s == {8: 1.25, 1: 8.0}  # a single GPU loses nothing
 
 
 def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: Row, results: Path) -> None:
@@ -95,7 +102,7 @@ def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: 
     assert plan["rows"][0]["seeds_left"] == 1
     # from the finished seed: 16 images/s on 4 GPUs, 0.25 s each; 2 pictures a GPU: 0.5 s a step, 0.5 h
     assert plan["rows"][0]["seed_h"] == [0.5, 0.5, 0.5]
-    assert plan["total"]["ends_h"][1] == pytest.approx(0.5)
+    assert plan["total"]["hours"][1] == pytest.approx(0.5)
 
 
 def test_a_seed_that_finished_after_other_steps_is_to_be_trained_again(params: Params, row: Row, results: Path) -> None:
@@ -107,12 +114,12 @@ def test_validations_and_the_evaluation_take_their_time(params: Params, row: Row
     # 720 validation pictures at 10 fps on 8 GPUs: 9 s a validation, one at the end of each seed. The evaluation shows
     # both checkpoints of 3 seeds to the network once and in 12 views.
     write_result(manifest(train=100, val=720), "ade20k", results=results)
-    plan = planned(params, row, results, pools=3)
-    assert plan["rows"][0]["seed_h"][1] == pytest.approx(3609 / 3600)
+    (entry,) = planned(params, row, results, gpus=24)["rows"]
+    assert entry["seed_h"][1] == pytest.approx(3609 / 3600)
     views = ms_flip_factor((128, 192), row.test)
-    assert plan["rows"][0]["evaluation_h"][1] == pytest.approx(3 * 2 * 9 * (1 + views) / 3600)
-    assert plan["total"]["ends_h"][1] == pytest.approx(3609 / 3600 + plan["rows"][0]["evaluation_h"][1])
-    assert [job["what"] for job in plan["schedule"]] == ["train"] * 3 + ["evaluate"]
+    assert entry["evaluation_h"][1] == pytest.approx(3 * 2 * 9 * (1 + views) / 3600)
+    assert entry["hours"][1] == pytest.approx(3609 / 3600 + entry["evaluation_h"][1])
+    assert entry["gpu_hours"][1] == pytest.approx(8 * (3 * 3609 / 3600 + entry["evaluation_h"][1]))
 
 
 def test_finished_seeds_that_were_not_evaluated_are_and_others_are_not_again(
@@ -120,34 +127,39 @@ def test_finished_seeds_that_were_not_evaluated_are_and_others_are_not_again(
 ) -> None:
     write_result(manifest(train=100, val=720), "ade20k", results=results)
     write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
-    plan = planned(params, row, results)
-    assert [(job["what"], job["start_h"]) for job in plan["schedule"]] == [("evaluate", 0)]
-    assert plan["rows"][0]["evaluation_h"][1] > 0
+    (entry,) = planned(params, row, results)["rows"]
+    assert entry["seeds_left"] == 0 and entry["hours"] == entry["evaluation_h"] and entry["evaluation_h"][1] > 0
     seeds = [evaluated_seed(number, checkpoint("semantic", 0.5)) for number in range(3)]
     write_result(evaluation(row.name, seeds), row.name, results=results)
-    assert planned(params, row, results)["schedule"] == []
+    assert planned(params, row, results)["rows"][0]["hours"] == [0, 0, 0]
 
 
-def test_an_interrupted_plan_counts_work_that_is_done_again(params: Params, row: Row, results: Path) -> None:
-    plan = planned(params, row, results, preemption_hours=0.5, restart_minutes=6)
-    # 3 h of work, lost every half hour: some 6 times, each for 6 min and half of a checkpoint's 6 min
-    assert 2 < plan["total"]["preempted"] < 14
-    assert plan["total"]["ends_h"][1] == pytest.approx(3 + 0.15 * plan["total"]["preempted"], abs=0.3)
-    assert plan == planned(params, row, results, preemption_hours=0.5, restart_minutes=6)
-
-
-def test_trainings_wait_for_the_download_and_the_shards_of_their_dataset(params: Params, tmp_path: Path) -> None:
-    # ADE20K: 967,382,037 bytes at 10 MiB/s are 92.26 s; 22,210 pictures of 512 x 683 at 18 Mpx/s on 4 cores 107.87 s
-    settings = Settings(download_mib_s=10, cores=4)
-    plan = make_plan(params, ["ade20k_r50"], settings, results=tmp_path)
-    ready_h = (967_382_037 / (10 * 2**20) + 22_210 * 512 * 683 / 72e6) / 3600
-    assert plan["datasets"]["ade20k"]["ready_h"] == pytest.approx(ready_h)
-    assert plan["schedule"][0]["start_h"] == pytest.approx(ready_h)
-    # raw: 4 bytes a pixel
+def test_shards_take_what_they_took_and_before_that_what_their_pixels_will(params: Params, tmp_path: Path) -> None:
+    # raw: 4 bytes for each pixel of 22,210 pictures, usually 512 x 683
+    plan = make_plan(params, ["ade20k_r50"], Settings(), results=tmp_path)
     assert plan["datasets"]["ade20k"]["shards_gib"] == pytest.approx(22_210 * 512 * 683 * 4 / 2**30)
     write_result(manifest(train=20210, val=0), "ade20k", results=tmp_path)
-    plan = make_plan(params, ["ade20k_r50"], settings, results=tmp_path)
-    assert (plan["datasets"]["ade20k"]["shards_gib"], plan["schedule"][0]["start_h"]) == (4.0, 0.0)
+    plan = make_plan(params, ["ade20k_r50"], Settings(), results=tmp_path)
+    assert plan["datasets"]["ade20k"]["shards_gib"] == 4.0
+
+
+def test_the_size_of_a_published_rows_checkpoint_is_known_without_building_its_network(params: Params) -> None:
+    models = {row.model for row in params.rows.values()}
+    assert len(models) > 12
+    for model in models:
+        assert checkpoint_bytes(model) == built_checkpoint_bytes(model), model
+
+
+def test_a_plan_of_all_rows_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['plan', '--json']\n"
+        "try: runpy.run_module('stages.plan', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'pyarrow') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
@@ -166,14 +178,14 @@ def test_a_checkpoint_holds_weights_and_two_moments_of_what_is_trained(
 
 
 def test_without_names_all_rows_of_the_tables_are_planned(params: Params, tmp_path: Path) -> None:
-    plan = make_plan(params, [], Settings(pools=2), results=tmp_path)
+    plan = make_plan(params, [], Settings(), results=tmp_path)
     assert len(plan["rows"]) == 27
     assert "shapes_tiny" not in {entry["row"] for entry in plan["rows"]}
     assert plan["total"]["seeds_left"] == 13 * 5 + 14
     json.dumps(plan, allow_nan=False)
     shown = text(plan)
     assert all(entry["row"] in shown for entry in plan["rows"])
-    assert max(len(line) for line in shown.splitlines() if line.startswith("pool")) == 73
+    assert "On 8 GPUs that are always busy: " in shown
 
 
 def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_path: Path) -> None:
@@ -187,10 +199,10 @@ def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
     write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
     write_result(manifest(train=600, val=0, dataset="shapes"), "shapes", results=tmp_path)
-    plan = make_plan(params, ["shapes_tiny"], Settings(pools=1, price_per_gpu_hour=3), results=tmp_path)
+    plan = make_plan(params, ["shapes_tiny"], Settings(price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]
     assert (entry["seed_h"][1], entry["gpu_hours"], entry["money"]) == (1.0, None, None)
-    assert plan["total"]["ends_h"][1] == 2.0
+    assert entry["hours"][1] == 2.0
     assert plan["total"]["money"] == [0, 0, 0]
     assert "measured on a CPU" in text(plan)
 
@@ -210,12 +222,9 @@ def test_a_mistyped_row_is_answered_with_the_nearest(params: Params, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pools": 0}, "--pools is 0; it must be at least 1"),
-        ({"pool_gpus": 0}, "--pool-gpus is 0; it must be at least 1"),
+        ({"gpus": 0}, "--gpus is 0; it must be at least 1"),
         ({"efficiency": 1.5}, "--efficiency is 1.5; it must be above 0 and at most 1"),
         ({"price_per_gpu_hour": -1.0}, "--price-per-gpu-hour is -1; it must be above 0"),
-        ({"preemption_hours": 0.0}, "--preemption-hours is 0; it must be above 0"),
-        ({"price_per_gpu_hour": 1.0, "price_per_pool_hour": 8.0}, "or --price-per-pool-hour, not both"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

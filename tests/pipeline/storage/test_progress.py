@@ -31,7 +31,7 @@ def test_the_rate_is_that_of_the_last_seconds(clock: Clock, capsys: pytest.Captu
     for _ in range(100):  # 10 MiB/s for 100 s, then 1 MiB/s
         clock.now_s += 1
         progress.add(10 * 2**20)
-    assert lines(capsys)[-1] == "downloading a.zip: 1,000 of 2,000 MiB (50%), 10.0 MiB/s, 2 min left"
+    assert lines(capsys)[-1] == "downloading a.zip: 1,000 of 2,000 MiB (50%), 10.0 MiB/s, 100 s left"
     for _ in range(20):
         clock.now_s += 1
         progress.add(2**20)
@@ -79,6 +79,15 @@ def test_a_terminal_gets_a_bar_on_one_line(
     assert capsys.readouterr().err == f"{'a.zip: 50 MiB in 2 s, 25.0 MiB/s':<39}\n"
 
 
+def test_what_is_counted_may_be_said_with_more(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("row seed 1", 100, unit="steps")
+    clock.now_s += 20
+    progress.add(10, note=lambda rate: f"{rate * 8:.0f} pictures/s")
+    assert lines(capsys) == ["row seed 1: 10 of 100 steps (10%), 0.5 steps/s, 4 pictures/s, 3 min left"]
+    progress.say("validation")
+    assert lines(capsys) == ["row seed 1: validation"]
+
+
 def test_durations_are_told_as_people_tell_them() -> None:
-    told = {0.4: "0 s", 59.4: "59 s", 59.6: "1 min", 3569.0: "59 min", 3580.0: "1 h 00 min", 7500.0: "2 h 05 min"}
+    told = {0.4: "0 s", 119.4: "119 s", 120.0: "2 min", 3600.0: "60 min", 7500.0: "2.1 h", 432_000.0: "5.0 days"}
     assert {seconds: duration(seconds) for seconds in told} == told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.cost.schedule import Job, Placed, Preemptions, simulate, utilisation
+from studies.schedule import Job, Placed, Preemptions, simulate, utilisation
 
 
 def times(placed: list[Placed]) -> list[tuple[float, float, tuple[int, ...]]]:
@@ -67,7 +67,7 @@ def test_a_preempted_job_restarts_and_repeats_what_it_had_not_saved(monkeypatch:
     # 10 s of work, saved every 3 s. It runs 4 s, is lost, and goes on from 3 s after a restart of 1 s; runs 5 s more
     # (8 s done), is lost, and goes on from 6 s: 4 + 1 + 5 + 1 + 4 = 15 s.
     draws = iter([4.0, 5.0, 100.0])
-    monkeypatch.setattr("pipeline.cost.schedule.random.Random.expovariate", lambda self, rate: next(draws))
+    monkeypatch.setattr("studies.schedule.random.Random.expovariate", lambda self, rate: next(draws))
     job = Job(name="a", duration_s=10, saves_every_s=3)
     (placed,) = simulate([job], pools=1, preemptions=Preemptions(mean_s=50, restart_s=1))
     assert (placed.end_s, placed.preempted) == (15, 2)
