@@ -8,8 +8,8 @@ turns on the same pictures: by OpenCV alone (decode, resize all, crop, flip, dis
 either layout, and decoded only. One thread, files in the page cache, seconds of the process's CPU time, so that other
 work on the machine counts little; the figures are medians over the rounds.
 
-Prints the tables of docs/measured.md: pictures per second, where the loader's time goes, and what no loader can avoid:
-copying the rows that the crop shows and resizing just these.
+Prints the tables of studies/measured.md: pictures per second, where the loader's time goes, and what no loader can
+avoid: copying the rows that the crop shows and resizing just these.
 """
 
 from __future__ import annotations

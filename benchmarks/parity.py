@@ -1,6 +1,6 @@
 """How far the network, losses, gradients and metrics are from the published implementation's recorded values.
 
-Prints the table of docs/measured.md: python -m benchmarks.parity [--draws 8]. The tests hold the same comparisons to
+Prints the table of studies/measured.md: python -m benchmarks.parity [--draws 8]. The tests hold the same comparisons to
 bounds.
 """
 

@@ -1,9 +1,9 @@
-"""What bounds the system at 8, 64 and 512 GPUs: docs/scale.md shows and explains the tables.
+"""What bounds the system at 8, 64 and 512 GPUs: studies/scale.md shows and explains the tables.
 
 Formulas and small simulations on figures that others publish or that were measured here (MEASURED). A training uses 8
 or 16 GPUs, so more GPUs are more trainings side by side. Equal settings print equal tables, in half a minute.
 
-python -m studies.scale [--chart docs/scale.svg]
+python -m studies.scale [--chart studies/scale.svg]
 python -m studies.scale --measure mlflow [--database sqlite:////tmp/x.db] [--seconds 20]
 python -m studies.scale --measure checkpoint [--folder /tmp]
 python -m studies.scale --measure head --samples samples.csv   # of studies.soak
@@ -48,7 +48,7 @@ EFFICIENCY = 0.9
 """Of 8 GPUs, as in pipeline.cost.plan."""
 DAY_S, HOUR_S, GIB, GB = 86_400.0, 3600.0, 2**30, 1e9
 
-# Published figures, sources in docs/scale.md
+# Published figures, sources in studies/scale.md
 
 NVLINK = 300 * GB
 """Bytes a second that an A100 sends through NVLink: 600 GB/s count both directions."""
@@ -93,7 +93,7 @@ class HeadLoad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """On an AMD EPYC with 2 cores, all but the head beside other work; docs/scale.md has the commands."""
+    """On an AMD EPYC with 2 cores, all but the head beside other work; studies/scale.md has the commands."""
 
     mlflow_metrics_s: Mapping[str, float]
     """Database -> values a second that one MLflow server stores, of eight senders of a point at a time."""

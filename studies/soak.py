@@ -1,4 +1,4 @@
-"""A training under random faults for a given time, on hosts in network namespaces: docs/soak.md shows what came out.
+"""A training under random faults for a given time, on hosts in network namespaces: studies/soak.md shows what came out.
 
 Needs what `make test-cluster` needs: Linux, root, openssh-server, rsync and iproute2. The faults, their times and
 targets follow from the seed. Every 15 s the memory, open files and processor time of all processes are sampled, and

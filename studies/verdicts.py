@@ -1,9 +1,9 @@
-"""How often the rule of pipeline.report.verdict errs, by simulation: docs/verdicts.md shows and explains the tables.
+"""How often the rule of pipeline.report.verdict errs, by simulation: studies/verdicts.md shows and explains the tables.
 
 Draws seeds and published figures whose true difference and spread are known, and asks the rule itself (`judge`). Equal
 settings print equal tables, under a minute's worth.
 
-python -m studies.verdicts [--draws 10000] [--margin 1.0] [--coverage 0.9] [--chart docs/verdicts.svg]
+python -m studies.verdicts [--draws 10000] [--margin 1.0] [--coverage 0.9] [--chart studies/verdicts.svg]
 """
 
 from __future__ import annotations

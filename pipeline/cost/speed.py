@@ -46,7 +46,7 @@ SPREAD: Mapping[str, tuple[float, float]] = {
     "published": (0.5, 2.2),
 }
 """Least and greatest plausible duration by evidence, as factors. benchmark: perfect scaling, and 0.78 of it instead of
-0.9. log: another implementation, on other machines. published: durations that others report (docs/cost.md) are 0.9 to
+0.9. log: another implementation, on other machines. published: durations that others report (docs/costs.md) are 0.9 to
 2.1 times the derived ones, those at the upper end on V100s."""
 
 GIB, HOUR_S = 2**30, 3600.0

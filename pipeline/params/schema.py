@@ -201,7 +201,7 @@ class PublishedConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerdictConfig:
-    """By what rule a row's seeds are judged against its published figure (docs/verdicts.md): fixed before they run."""
+    """By what rule a row's seeds are judged against its published figure (docs/rows.md): fixed before they run."""
 
     margin_points: float = 1.0
     """Percent points by which the recipe here may truly differ from the published one and still count as the same."""

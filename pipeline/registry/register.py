@@ -1,6 +1,6 @@
 """A row's best and median checkpoint as versions in MLflow's model registry.
 
-What may take the alias `best` is in docs/registry.md. Unlike tracking this is no mirror: when the server does not
+What may take the alias `best` is in docs/tracking.md. Unlike tracking this is no mirror: when the server does not
 answer, registration fails.
 """
 

@@ -27,8 +27,8 @@ LEGEND = (
 HOW_TO_READ = (
     "A row's seeds say where a figure such as the published one is to be expected. All of that within the margin "
     "around the published figure: the row is reproduced. Otherwise all of it on one side: above or below. Otherwise: "
-    "undecided. Margin and coverage were fixed beforehand (verdict in params.yaml); docs/verdicts.md has the rule and "
-    "how often it errs. A row of which nothing is published under the same recipe has no verdict."
+    "undecided. Margin and coverage were fixed beforehand (verdict in params.yaml); docs/rows.md has the rule, "
+    "studies/verdicts.md how often it errs. A row of which nothing is published under the same recipe has no verdict."
 )
 
 _MEMORY_AS_PRINTED = "The published memory is in GB as printed."

@@ -1,4 +1,5 @@
-"""Whether a row's seeds reproduce its published figure. docs/verdicts.md has the rule in words and how often it errs.
+"""Whether a row's seeds reproduce its published figure. docs/rows.md has the rule in words, studies/verdicts.md
+how often it errs.
 
 The seeds give an interval in which a figure such as the published one is expected, were it of further trainings of
 ours: a predictive interval. All of it within the margin of the published figure: reproduced. Otherwise, all of it on

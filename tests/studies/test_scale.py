@@ -42,10 +42,10 @@ def r50(params: Params) -> Training:
 
 def test_a_training_asks_for_what_its_recipe_says(r50: Training) -> None:
     assert r50.gpus == 8 and r50.pools == 1
-    # 44.0 million parameters (docs/cost.md): four bytes each, and with two moments of Adam three times that.
+    # 44.0 million parameters (docs/costs.md): four bytes each, and with two moments of Adam three times that.
     assert r50.gradient_bytes == pytest.approx(44.0e6 * 4, rel=0.005)
     assert r50.checkpoint_bytes == pytest.approx(44.0e6 * 12, rel=0.005)
-    # docs/cost.md plans it with 3 x 512 x 512 / (512 x 704 x 26.59) s a picture, two of them on a GPU, at 0.9.
+    # docs/costs.md plans it with 3 x 512 x 512 / (512 x 704 x 26.59) s a picture, two of them on a GPU, at 0.9.
     assert r50.step_s == pytest.approx(2 * 3 * 512 * 512 / (512 * 704 * 26.59) / 0.9, rel=0.01)
     assert r50.interval_s == pytest.approx(1000 * r50.step_s)
     # raw: four bytes of each of 512 x 683 pixels, 16 pictures a step
@@ -163,7 +163,7 @@ def test_the_page_shows_the_tables_that_the_command_prints(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["scale"])
     scale.main()
-    page = (PROJECT / "docs/scale.md").read_text()
+    page = (PROJECT / "studies/scale.md").read_text()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) > 50
     assert [line for line in lines if line not in page] == []
@@ -176,8 +176,8 @@ def test_the_chart_is_the_same_twice(r50: Training, tmp_path: Path) -> None:
 
 
 def test_the_page_names_its_commands_and_what_was_measured() -> None:
-    page = (PROJECT / "docs/scale.md").read_text()
-    assert "`python -m studies.scale --chart docs/scale.svg`" in page and "(scale.svg)" in page
+    page = (PROJECT / "studies/scale.md").read_text()
+    assert "`python -m studies.scale --chart studies/scale.svg`" in page and "(scale.svg)" in page
     assert "python -m studies.scale --measure mlflow" in page
     assert all(f"{gpus} GPUs" in page for gpus in SIZES)
     for database, rate in MEASURED.mlflow_metrics_s.items():

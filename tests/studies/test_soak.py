@@ -289,7 +289,7 @@ def test_a_seed_trained_twice_without_faults_is_equal(tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_command_and_the_bounds_of_the_faults() -> None:
-    page = " ".join((PROJECT / "docs/soak.md").read_text().split())
+    page = " ".join((PROJECT / "studies/soak.md").read_text().split())
     assert "python -m studies.soak --minutes 45 --seed 1 --out soak.json" in page
     assert f"every {EVERY_S[0]:g} to {EVERY_S[1]:g} s a fault is drawn" in page
     assert f"a checkpoint every {soak.CHECKPOINT_EVERY}" in page and f"every {soak.LOG_EVERY} steps" in page

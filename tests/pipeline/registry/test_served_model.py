@@ -296,7 +296,7 @@ def test_a_served_model_answers_a_real_picture_over_http(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     row, manifest = row_of("panoptic", small_row, short_side=160, long_side_max=320), manifest_of(storage)
     register(row, manifest=manifest, weights_terms="", **results_of(row, storage, {4: 0.5, 5: 0.6}))
-    photo = (PROJECT / "docs/nuclei.jpg").read_bytes()
+    photo = (PROJECT / "studies/nuclei.jpg").read_bytes()
     text = base64.b64encode(photo).decode()
     (expected,) = mlflow.pyfunc.load_model("models:/odd-panoptic@best").predict([photo])
     assert len(expected["segments_info"]) > 1

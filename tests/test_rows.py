@@ -1,4 +1,4 @@
-"""docs/recipes.md says what params.yaml and the defaults say, and leaves no setting of a row out."""
+"""docs/rows.md says what params.yaml and the defaults say, and leaves no setting of a row out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from pipeline.params.load import load_params
-from pipeline.params.schema import Row
+from pipeline.params.schema import Row, VerdictConfig
 from pipeline.params.tasks import LABELS, MS_FLIP
+from pipeline.report.verdict import judge
 from tests.helpers.shared import PROJECT
 
 PARAMS = load_params(PROJECT / "params.yaml")
 PUBLISHED = [row for row in PARAMS.rows.values() if row.published or row.published_authors]
-TEXT = (PROJECT / "docs/recipes.md").read_text()
+TEXT = (PROJECT / "docs/rows.md").read_text()
 BY_ROW = "by row"
 """What the page shows instead of a value that differs between the published rows."""
 
@@ -124,8 +125,30 @@ def test_every_table_is_whole() -> None:
 
 
 def test_files_that_the_page_names_are_there() -> None:
-    names = re.findall(r"`((?:m2f|pipeline|stages|tests|docs)/[\w./*-]+)`", TEXT)
+    names = re.findall(r"`((?:m2f|pipeline|stages|tests|docs|studies)/[\w./*-]+)`", TEXT)
     assert names
     for name in names:
         assert any(PROJECT.glob(name)), name
-    assert "docs/recipes.md" in (PROJECT / "README.md").read_text()
+    assert "docs/rows.md" in (PROJECT / "README.md").read_text()
+
+
+def test_the_yaml_that_the_page_shows_is_what_params_yaml_holds() -> None:
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
+    assert [list(block) for block in shown] == [["rows"], ["weights"], ["verdict"]]
+    for block in shown:
+        for section, entries in block.items():
+            for name, entry in entries.items():
+                assert params[section][name] == entry, name
+    assert VerdictConfig(**shown[-1]["verdict"]) == PARAMS.verdict == VerdictConfig()
+
+
+def test_the_examples_of_the_verdict_are_what_the_rule_says() -> None:
+    examples = next(table for table in tables() if table[0] == ["seeds", "interval", "verdict"])[1:]
+    assert len(examples) == 4
+    for seeds, interval, verdict in examples:
+        judged = judge([float(seed) for seed in seeds.split(", ")], 47.87, margin=1.0, coverage=0.9, assumed_spread=1.0)
+        assert judged.kind == verdict.partition(":")[0]
+        assert judged.interval is not None
+        assert interval == "{:.2f} to {:.2f}".format(*judged.interval)
+    assert "with the published figure 47.87" in TEXT
