@@ -11,12 +11,13 @@ AT_ONCE := -n 2 --dist worksteal
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install demo test test-long test-full test-cluster lint audit clean
+.PHONY: help install demo test test-quick test-long test-full test-cluster lint audit clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test          the tests of less than a minute each, two at once"
+	@echo "make test-quick    those of them that take a few seconds at most and do not start Ray"
 	@echo "make test-long     those of about a minute each, two at once: kills, outages, a row of each task"
 	@echo "make test-full     all: more kills, every row; with a GPU or several hosts, what needs them"
 	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
@@ -30,14 +31,18 @@ demo: $(INSTALLED)
 	@echo
 	@python -m stages.report
 	@echo
-	@echo "To look further:"
-	@echo "  reports/index.html                                         table, curves, pictures, provenance"
-	@echo "  . $(VENV)/bin/activate"
-	@echo "  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri sqlite:///mlflow.db"
-	@echo "                                                             every curve, at http://127.0.0.1:5000"
+	@echo "What to do next, after . $(VENV)/bin/activate:"
+	@echo "  the report     open reports/index.html: table, curves, pictures, and where each figure comes from"
+	@echo "  every curve    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri" \
+	  "sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	@echo "  your pictures  docs/own-data.md: lay them out, name them in params.yaml, dvc repro evaluate@<row>"
 
 test: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20
+
+test-quick: $(INSTALLED)
+	@python -m pytest -q $(AT_ONCE) -m "not slow and not ray and not long and not full and not cluster and not gpu" \
+	  --durations=10
 
 test-long: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m long --durations=20
