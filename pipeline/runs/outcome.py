@@ -115,7 +115,7 @@ _POOLS = "pools.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunStatus:
     """How a training ended."""
 
     status: Status
@@ -123,16 +123,16 @@ class Outcome:
     """One sentence; None when it finished."""
 
 
-def outcome(run_dir: StoredPath) -> Outcome | None:
+def run_status(run_dir: StoredPath) -> RunStatus | None:
     """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
     if finished_result(run_dir) is not None:
-        return Outcome("finished")
+        return RunStatus("finished")
     if (diverged := note_of(run_dir, Diverged)) is not None:
-        return Outcome("diverged", diverged.reason)
+        return RunStatus("diverged", diverged.reason)
     if (stopped := note_of(run_dir, Stopped)) is not None:
-        return Outcome("stopped", stopped.reason)
+        return RunStatus("stopped", stopped.reason)
     if (failed := note_of(run_dir, Failed)) is not None:
-        return Outcome("failed", failed.reason)
+        return RunStatus("failed", failed.reason)
     return None
 
 

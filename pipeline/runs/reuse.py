@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.params.schema import Row
-from pipeline.runs.outcome import TrackedRun, finished_result, note_of, outcome, write_note
+from pipeline.runs.outcome import TrackedRun, finished_result, note_of, run_status, write_note
 from pipeline.storage.results import Accepted, ConvertedWeights, Manifest
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
@@ -34,7 +34,7 @@ def reuse_run(
     if key == earlier or finished_result(run_dir) is not None:
         raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to reuse for it")
     if finished_result(other) is None:
-        end = outcome(other)
+        end = run_status(other)
         raise ValueError(
             f"runs/{earlier} in the storage root {storage_root()} is no finished training"
             f"{f' (it {end.status})' if end else ''}; python -m stages.storage list shows what there is"

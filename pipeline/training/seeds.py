@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
 from pipeline.provenance.environment import Environment
-from pipeline.runs.outcome import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
+from pipeline.runs.outcome import Launch, RunStatus, Stopped, finished_result, note_of, pools_of, run_status
 from pipeline.runs.reuse import reused_run
 from pipeline.storage.files import delete
 from pipeline.storage.results import (
@@ -91,7 +91,7 @@ def train_row(
         _train(row, pending, keys, manifest, weights, published, before_training)
     # Also where all were found finished: a driver that was lost with its host did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
-    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
+    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
     entries = tuple(dataclasses.replace(found[seed], accepted=notes.get(seed)) for seed in seeds)
     result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
     if results is not None:
@@ -112,14 +112,14 @@ def _run_dir(key: str) -> StoredPath:
 
 def _has_ended(row: Row, run_dir: StoredPath) -> bool:
     """Whether a seed is not to be trained, or not any more."""
-    end = outcome(run_dir)
+    end = run_status(run_dir)
     if end is None:
         return False
     return end.status in ("finished", "diverged") or (end.status == "stopped" and row.early_warning.stop)
 
 
 def _in_words(run_dir: StoredPath) -> str:
-    end = outcome(run_dir)
+    end = run_status(run_dir)
     assert end is not None
     return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]
 
@@ -128,7 +128,7 @@ def _entry(row: Row, seed: int, key: str) -> TrainedSeed:
     """One seed of the result, from its run folder."""
     run_dir = _run_dir(key)
     launched, pools = note_of(run_dir, Launch), pools_of(run_dir)  # without a launch it never got a place
-    result, end = finished_result(run_dir), outcome(run_dir)
+    result, end = finished_result(run_dir), run_status(run_dir)
     warned = result or note_of(run_dir, Stopped)
     return TrainedSeed(
         seed=seed,
@@ -168,7 +168,7 @@ def _worker_s(pools: Sequence[Pool], train_s: float) -> float:
     return round(sum((end - pool.train_s) * pool.workers for pool, end in zip(pools, ends, strict=True)), 1)
 
 
-def _reason(end: Outcome | None, key: str) -> str | None:
+def _reason(end: RunStatus | None, key: str) -> str | None:
     if end is None:
         return "it could not write down how it ended; its last line in the log says why"
     if end.status == "diverged":
@@ -276,7 +276,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
         raise
     for result in results:
         run_dir = runs[result.config["seed"]].run_dir
-        if result.error is not None and outcome(run_dir) is None:
+        if result.error is not None and run_status(run_dir) is None:
             fail(run_dir, f"its driver was lost ({str(result.error).strip().splitlines()[-1][:200]})")
 
 

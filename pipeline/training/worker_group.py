@@ -29,8 +29,8 @@ from pipeline.runs.outcome import (
     Stopped,
     forget_note,
     note_of,
-    outcome,
     pools_of,
+    run_status,
     write_note,
     write_pools,
 )
@@ -89,7 +89,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     else:
         assert lines is not None
         _train_on_pool(run, resources, lines)
-    end = outcome(run_dir)
+    end = run_status(run_dir)
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
@@ -159,7 +159,7 @@ def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
             return
         except (TrainingFailedError, RayError) as error:
             end = _end_of(run, error)
-        if outcome(run.run_dir) is not None:  # a divergence; or a worker was lost after the last step
+        if run_status(run.run_dir) is not None:  # a divergence; or a worker was lost after the last step
             return
         group, decision = after(group, end)
         if decision.fail is not None:

@@ -20,8 +20,8 @@ from pipeline.runs.outcome import (
     finished_result,
     forget_note,
     note_of,
-    outcome,
     pools_of,
+    run_status,
     write_note,
     write_pools,
 )
@@ -81,7 +81,7 @@ def test_pools_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> N
 def test_a_training_has_finished_as_long_as_both_of_its_checkpoints_are_there(tmp_path: Path) -> None:
     folder = tmp_path / FINISHED.run_key
     write_note(folder, FINISHED)
-    assert finished_result(folder) is None and outcome(folder) is None
+    assert finished_result(folder) is None and run_status(folder) is None
     leave_checkpoints(folder)
     assert finished_result(folder) == FINISHED
     (folder / CHECKPOINTS.best.path).unlink()
@@ -92,19 +92,19 @@ def test_the_end_of_another_run_is_not_believed(tmp_path: Path) -> None:
     run_dir = tmp_path / "0123456789abcdef"
     write_note(run_dir, dataclasses.replace(FINISHED, run_key="another"))
     with pytest.raises(ValueError, match=r"finished\.json is of run another and was copied here; delete it, and train"):
-        outcome(run_dir)
+        run_status(run_dir)
 
 
 def test_how_a_training_ended_is_told_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / FINISHED.run_key
-    assert outcome(folder) is None
+    assert run_status(folder) is None
     for note, status in ((NOTES[3], "failed"), (NOTES[2], "stopped"), (NOTES[1], "diverged")):
         write_note(folder, note)
-        end = outcome(folder)
+        end = run_status(folder)
         assert end is not None and (end.status, end.reason) == (status, note.reason)
     write_note(folder, FINISHED)
     leave_checkpoints(folder)
-    end = outcome(folder)
+    end = run_status(folder)
     assert end is not None and (end.status, end.reason) == ("finished", None)
 
 
@@ -123,7 +123,7 @@ def test_a_run_folder_of_another_layout_is_refused_in_a_sentence_that_says_what_
     folder.mkdir(parents=True)
     (folder / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=wrong) as raised:
-        outcome(folder)
+        run_status(folder)
     said = str(raised.value)
     assert said.startswith(str(folder / name)) and "\n" not in said
     assert said.endswith(
