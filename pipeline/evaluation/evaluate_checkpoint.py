@@ -183,7 +183,7 @@ def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] 
     from m2f.model import build_model
     from pipeline.compute.precision import allow_tf32
     from pipeline.evaluation.overlays import write_overlay
-    from pipeline.evaluation.task_metrics import Measures, predictions
+    from pipeline.evaluation.task_metrics import Measures, predict_images
     from pipeline.runs.checkpoints import load_checkpoint
 
     waiting = [part for part in parts if not _part_file(job, part).exists()]  # a task may be a second attempt
@@ -196,14 +196,14 @@ def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] 
         model.cuda()
     shown = _shown(job.manifest.split("val").records)
     places = [place for part in waiting for place in part]
-    pictures = predictions(model, job.manifest, job.row, places=places, processes=job.processes)
+    pictures = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
         measures = Measures(job.row, job.manifest)
-        for picture, outcome in itertools.islice(pictures, len(part)):
-            measures.update(picture, outcome)
+        for picture, predictions in itertools.islice(pictures, len(part)):
+            measures.update(picture, predictions)
             if picture.index in shown:
                 path = job.folder / "overlays" / f"{picture.index:05d}.png"
-                write_overlay(path, picture, outcome, job.row.model.num_classes)
+                write_overlay(path, picture, predictions, job.row.model.num_classes)
             on_picture()
         write_json(_part_file(job, part), measures.state())
 

@@ -1,4 +1,4 @@
-"""What a row's task measures on validation pictures: the network's answer, and metrics whose parts merge exactly."""
+"""What a row's task measures on validation pictures: the predictions, and metrics whose parts merge exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from pipeline.evaluation.predict import Outcome, PredictConfig, answer
+from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 
@@ -37,21 +37,21 @@ class Measures:
             else None
         )
 
-    def update(self, picture: Picture, outcome: Outcome) -> None:
+    def update(self, picture: Picture, predictions: Predictions) -> None:
         """Count one picture."""
         if self.semantic is not None:
-            assert outcome.labels is not None and picture.label_map is not None
-            self.semantic.update(outcome.labels, picture.label_map)
+            assert predictions.labels is not None and picture.label_map is not None
+            self.semantic.update(predictions.labels, picture.label_map)
         if self.ms_flip is not None:
-            assert outcome.ms_flip_labels is not None and picture.label_map is not None
-            self.ms_flip.update(outcome.ms_flip_labels, picture.label_map)
+            assert predictions.ms_flip_labels is not None and picture.label_map is not None
+            self.ms_flip.update(predictions.ms_flip_labels, picture.label_map)
         if self.panoptic is not None:
-            assert outcome.segments is not None and picture.segments is not None
-            found = outcome.segments
+            assert predictions.segments is not None and picture.segments is not None
+            found = predictions.segments
             self.panoptic.update(found.segments, found.labels, picture.segments, picture.labels, crowd=picture.crowd)
         if self.instance is not None:
-            assert outcome.instances is not None and picture.instances is not None
-            true, predicted = picture.instances, outcome.instances
+            assert predictions.instances is not None and picture.instances is not None
+            true, predicted = picture.instances, predictions.instances
             self.instance.update(
                 predicted.masks,
                 predicted.labels,
@@ -123,16 +123,16 @@ class Measures:
 def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> Measures:
     """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
     measures = Measures(row, manifest)
-    for picture, outcome in predictions(
+    for picture, predictions in predict_images(
         model, manifest, row, places=range(worker, manifest.split("val").records, workers)
     ):
-        measures.update(picture, outcome)
+        measures.update(picture, predictions)
     return measures
 
 
-def predictions(
+def predict_images(
     model: nn.Module, manifest: Manifest, row: Row, *, places: Sequence[int], processes: int = 0
-) -> Iterator[tuple[Picture, Outcome]]:
+) -> Iterator[tuple[Picture, Predictions]]:
     """The validation pictures at some places, in their order, with what the network makes of each; puts the model in
     evaluation mode. processes: of the loader."""
     from pipeline.data.loader.val_pictures import validation_pictures
@@ -140,8 +140,8 @@ def predictions(
     model.eval()
     config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))
     for picture in validation_pictures(manifest, row.test, task=row.task, places=places, processes=processes):
-        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
-        yield picture, outcome
+        predictions = predict(model, picture.image, picture.original_size, config, original=picture.original)
+        yield picture, predictions
 
 
 def while_training(row: Row) -> Row:

@@ -132,7 +132,7 @@ class MsFlipConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestConfig:
-    """How validation pictures are shown to the network, keeping their aspect, and what is made of its answer."""
+    """How validation pictures are shown to the network, keeping their aspect, and what is made of its predictions."""
 
     short_side: int
     long_side_max: int

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
-    """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
+    """What a registered model needs besides its weights: all that decides what it predicts, at a single scale."""
     from pipeline.provenance.code import code_digest
-    from pipeline.registry.served_model import ANSWERING
+    from pipeline.registry.served_model import PREDICTING
 
     return {
         "task": row.task,
@@ -32,7 +32,7 @@ def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
         "tf32": row.train.tf32,
         "class_names": list(manifest.class_names_of(row.task)),
         "thing_ids": manifest.thing_ids_of(row.task),
-        "code": code_digest(ANSWERING),
+        "code": code_digest(PREDICTING),
     }
 
 
@@ -57,7 +57,7 @@ def save_model(
     run_id: str | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that answers."""
+    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that predicts."""
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema

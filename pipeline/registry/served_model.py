@@ -1,8 +1,8 @@
 """A trained row in MLflow's model registry: pictures in, label maps, segments or instances out.
 
 MLflow runs this file to load the model ("models from code": nothing is unpickled), with the modules below beside it,
-and without this project. What it answers is what evaluation measured: both call `pipeline.evaluation.predict.answer` on
-`pipeline.data.images.resize.network_picture`.
+and without this project. What it predicts is what evaluation measured: both call `pipeline.evaluation.predict.predict`
+on `pipeline.data.images.resize.network_picture`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
 from pipeline.data.images.resize import network_picture
-from pipeline.evaluation.predict import Outcome, PredictConfig, answer
+from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.parse import parse
 from pipeline.params.schema import TestConfig
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.sources import PROJECT
 
-ANSWERING = Code(
+PREDICTING = Code(
     roots=("pipeline.registry.served_model.RegisteredModel",),
     left_out={
         "pipeline.params": "values of settings are registered with the model",
@@ -42,7 +42,7 @@ ANSWERING = Code(
     },
     settings="pipeline.params.schema.TestConfig",
 )
-"""The definitions that decide what a registered model answers."""
+"""The definitions that decide what a registered model predicts."""
 
 MODULES = (
     "m2f",
@@ -103,10 +103,10 @@ class RegisteredModel(PythonModel):
         from safetensors.torch import load_file
 
         settings = json.loads(Path(context.artifacts["settings"]).read_text(encoding="utf-8"))
-        if code_digest(ANSWERING) != settings["code"]:
+        if code_digest(PREDICTING) != settings["code"]:
             raise ValueError(
                 f"this process has imported m2f and pipeline from {PROJECT}, which are not the code that the model was "
-                "registered with, and might answer differently; load it in a process of its own, before them"
+                "registered with, and might predict differently; load it in a process of its own, before them"
             )
         self.task = settings["task"]
         self.tf32 = settings["tf32"]
@@ -137,38 +137,38 @@ class RegisteredModel(PythonModel):
         """
         png = bool((params or {}).get("png", False))
         pictures = model_input.iloc[:, 0].tolist()
-        answers = []
+        predictions = []
         for number, picture in enumerate(pictures, start=1):
             try:
-                answers.append(self._answer(_decoded(picture), png))
+                predictions.append(self._predict(_decoded(picture), png))
             except ValueError as error:
                 raise MlflowException(
                     f"picture {number} of {len(pictures)} {error}", error_code=INVALID_PARAMETER_VALUE
                 ) from None
-        return answers
+        return predictions
 
-    def _answer(self, image: np.ndarray, png: bool) -> dict[str, Any]:
+    def _predict(self, image: np.ndarray, png: bool) -> dict[str, Any]:
         size = (image.shape[0], image.shape[1])
         with self.one_at_a_time:
             allow_tf32(self.tf32)
             config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
-            outcome = answer(self.model, network_picture(image, self.test), size, config)
+            predictions = predict(self.model, network_picture(image, self.test), size, config)
         if self.task == "instance":
-            return {"instances": self._instances(outcome), "size": list(size)}
+            return {"instances": self._instances(predictions), "size": list(size)}
         if self.task == "panoptic":
-            assert outcome.segments is not None
-            segments = outcome.segments.segments.cpu().numpy()
+            assert predictions.segments is not None
+            segments = predictions.segments.segments.cpu().numpy()
             return {
                 "segments": _png(segments) if png else segments,
-                "segments_info": self._segments(outcome),
+                "segments_info": self._segments(predictions),
             }
-        assert outcome.labels is not None
-        labels = outcome.labels.cpu().numpy()
+        assert predictions.labels is not None
+        labels = predictions.labels.cpu().numpy()
         return {"labels": _png(labels) if png else labels, "class_names": self.class_names}
 
-    def _segments(self, outcome: Outcome) -> list[dict[str, Any]]:
-        assert outcome.segments is not None
-        found = outcome.segments
+    def _segments(self, predictions: Predictions) -> list[dict[str, Any]]:
+        assert predictions.segments is not None
+        found = predictions.segments
         return [
             {"class": self.class_names[kind], "class_id": kind, "is_thing": is_thing, "score": score}
             for kind, is_thing, score in zip(
@@ -176,9 +176,9 @@ class RegisteredModel(PythonModel):
             )
         ]
 
-    def _instances(self, outcome: Outcome) -> list[dict[str, Any]]:
-        assert outcome.instances is not None
-        found = outcome.instances
+    def _instances(self, predictions: Predictions) -> list[dict[str, Any]]:
+        assert predictions.instances is not None
+        found = predictions.instances
         masks = encode_masks(found.masks.cpu().numpy())
         return [
             {

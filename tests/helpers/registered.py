@@ -41,7 +41,7 @@ class Results(TypedDict):
 
 
 def row_of(task: str, small_row: Row, **test: Any) -> Row:
-    """The small row for a task on `manifest_of`'s pictures, sure of its answers so that something is found."""
+    """The small row for a task on `manifest_of`'s pictures, sure of its predictions so that something is found."""
     settings: dict[str, Any] = {
         "short_side": 70,
         "long_side_max": 200,

@@ -39,7 +39,7 @@ def task_row(request: pytest.FixtureRequest, small_row: Row) -> Row:
 def test_shares_of_the_validation_set_add_up_to_the_whole(small_manifest: Manifest, task_row: Row) -> None:
     torch.manual_seed(0)
     model = build_model(task_row.model)
-    # sure of its answers, so that something is found and matched
+    # sure of its predictions, so that something is found and matched
     row = dataclasses.replace(task_row, test=dataclasses.replace(task_row.test, score_threshold=0.0))
     whole = measure(model, small_manifest, row)
     assert set(whole.figures()) == set(FIGURES[row.task])

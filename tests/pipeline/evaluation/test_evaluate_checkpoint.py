@@ -22,7 +22,7 @@ from pipeline.compute.resources import Resources
 from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation, parts_of
 from pipeline.evaluation.published import CODE as PUBLISHED_CODE
-from pipeline.evaluation.task_metrics import measure, predictions
+from pipeline.evaluation.task_metrics import measure, predict_images
 from pipeline.params.schema import Row
 from pipeline.provenance.code import Code
 from pipeline.runs.checkpoints import save_model
@@ -97,11 +97,11 @@ def count_pictures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
-        for picture, outcome in predictions(*arguments, **keywords):
+        for picture, predictions in predict_images(*arguments, **keywords):
             seen.append(picture.index)
-            yield picture, outcome
+            yield picture, predictions
 
-    monkeypatch.setattr("pipeline.evaluation.task_metrics.predictions", counted)
+    monkeypatch.setattr("pipeline.evaluation.task_metrics.predict_images", counted)
     return seen
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.data.loader.val_pictures import Picture
 from pipeline.evaluation.overlays import write_overlay
-from pipeline.evaluation.task_metrics import Outcome
+from pipeline.evaluation.predict import Predictions
 from pipeline.report.html.thumbnails import PAGE_MIB, PANEL_KIB, panel_limit, panels
 
 
@@ -46,8 +46,8 @@ def test_panels_are_those_that_evaluation_joins(tmp_path: Path) -> None:
         name="grey",
         index=0,
     )
-    outcome = Outcome(labels=torch.ones(40, 60, dtype=torch.int64))
-    write_overlay(tmp_path / "o.png", picture, outcome, 2)
+    predictions = Predictions(labels=torch.ones(40, 60, dtype=torch.int64))
+    write_overlay(tmp_path / "o.png", picture, predictions, 2)
     shown = panels((tmp_path / "o.png").read_bytes(), 10_000)
     assert [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size for uri in shown] == [(60, 40)] * 3
 
