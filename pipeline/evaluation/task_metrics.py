@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.storage.results import Manifest
 
 
-class Measures:
+class TaskMetrics:
     """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
 
     def __init__(self, row: Row, manifest: Manifest) -> None:
@@ -64,7 +64,7 @@ class Measures:
                 true_areas=true.areas,
             )
 
-    def merge(self, other: Measures) -> None:
+    def merge(self, other: TaskMetrics) -> None:
         """Add another part's counts, in place."""
         others = other._metrics()
         for name, metric in self._metrics().items():
@@ -120,14 +120,14 @@ class Measures:
         return named
 
 
-def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> Measures:
-    """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
-    measures = Measures(row, manifest)
+def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> TaskMetrics:
+    """The metrics of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    metrics = TaskMetrics(row, manifest)
     for picture, predictions in predict_images(
         model, manifest, row, places=range(worker, manifest.split("val").records, workers)
     ):
-        measures.update(picture, predictions)
-    return measures
+        metrics.update(picture, predictions)
+    return metrics
 
 
 def predict_images(

@@ -183,7 +183,7 @@ def first_figure(run: Run, state: RunState) -> float:
     """What the newest validation says of the task's first figure."""
     assert state.metrics is not None
     value = state.metrics[primary(run.row.task)]
-    assert value is not None  # Measures.figures
+    assert value is not None  # TaskMetrics.figures
     return value
 
 
