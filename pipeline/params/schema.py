@@ -150,14 +150,15 @@ class TestConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyWarningConfig:
-    """When a training counts as clearly behind the published curve or its sister seeds; shapes no weights."""
+    """When a training counts as clearly below the published curve or the row's other seeds; shapes no weights."""
 
     points: float = 5.0
-    """Percent points of the row's first figure by which a validation must be behind."""
+    """Percent points of the row's first figure by which a validation must be below its reference."""
     after: float = 0.25
     """Share of the steps before which nothing is judged."""
     stop: bool = False
-    """Whether a training that is behind at two validations in a row is stopped; switched off, it goes on again."""
+    """Whether a training that is below its reference at two validations in a row is stopped; switched off, it goes on
+    again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

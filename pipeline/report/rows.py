@@ -19,7 +19,7 @@ from pipeline.report.verdict import Kind, Verdict, median_interval, row_verdict
 from pipeline.storage.results import (
     Accepted,
     Baseline,
-    Behind,
+    BelowReference,
     Benchmark,
     EvaluatedSeed,
     Evaluation,
@@ -81,7 +81,7 @@ class SeedFacts:
     device: str | None
     gpu: bool
     gpu_hours: float | None
-    behind: tuple[Behind, ...]
+    behind: tuple[BelowReference, ...]
     """Where its curve was clearly below the one it was compared with, in percent."""
 
     def as_json(self) -> dict[str, Any]:
@@ -406,7 +406,7 @@ def _seeds(evaluated: Evaluation | None, trained: TrainingResult | None, task: s
                 gpu_hours=worker_s / 3600 if gpu and worker_s is not None else None,
                 behind=tuple(
                     replace(point, value=100 * point.value, expected=100 * point.expected)
-                    for point in (training.behind if training else ())
+                    for point in (training.below_reference if training else ())
                 ),
             )
         )

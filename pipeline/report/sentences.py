@@ -76,7 +76,7 @@ def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
 def behind(seed: SeedFacts, facts: Facts) -> list[str]:
     """Sentences of a seed's early warnings."""
     label = LABELS[facts.primary]
-    against = {"published": "the published curve", "sisters": "the other seeds"}
+    against = {"published": "the published curve", "other seeds": "the other seeds"}
     return [
         f"seed {seed.seed} was clearly behind {against[point.reference]} at step {point.step:,}: "
         f"{label} {point.value:.2f}, where {point.expected:.2f} was expected"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.params.parse import parse
 from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import Accepted, Behind, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.storage.results import Accepted, BelowReference, Figures, Pool, Status, TrainedCheckpoints
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8
@@ -34,7 +34,7 @@ class Finished:
     checkpoints: TrainedCheckpoints
     metrics: Figures
     """Of the last validation."""
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
     peak_memory_mib: float | None
     train_s: float
     images_per_s: float
@@ -67,7 +67,7 @@ class Stopped:
 
     reason: str
     step: int
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ class Run:
     """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
     published_curve: Sequence[tuple[int, float]] = ()
     """(step, the row's first figure) of the published training, which the early warning compares with."""
-    sisters: tuple[StoredPath, ...] = ()
+    other_seeds: tuple[StoredPath, ...] = ()
     """Run folders of the row's other seeds, whose curves it compares with too."""
 
 

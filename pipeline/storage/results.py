@@ -218,12 +218,12 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """A validation that is clearly behind (pipeline.training.early_warning); both figures are fractions."""
+class BelowReference:
+    """A validation clearly below its reference (pipeline.training.early_warning); both figures are fractions."""
 
     step: int
     value: float
-    reference: Literal["published", "sisters"]
+    reference: Literal["published", "other seeds"]
     expected: float
 
 
@@ -289,7 +289,7 @@ class TrainedSeed:
     checkpoints: TrainedCheckpoints | None
     metrics: Figures
     """Of the last validation."""
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
     peak_memory_mib: float | None
     """Most that a worker's GPU held; None also without GPUs."""
     train_s: float | None
@@ -627,7 +627,7 @@ _FILES: Mapping[type, _File] = {
     FetchedDataset: _File("fetch", 1, of="dataset"),
     Manifest: _File("shard", 1, _wrong_manifest, of="dataset"),
     ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),
-    TrainingResult: _File("train", 1, _wrong_training),
+    TrainingResult: _File("train", 2, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
     PublishedEvaluation: _File("published", 1, _wrong_published),
     Benchmark: _File("benchmark", 1),

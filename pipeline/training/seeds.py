@@ -139,7 +139,7 @@ def _entry(row: Row, seed: int, key: str) -> TrainedSeed:
         steps=row.train.steps,
         checkpoints=result.checkpoints if result else None,
         metrics=result.metrics if result else {},
-        behind=warned.behind if warned else (),
+        below_reference=warned.below_reference if warned else (),
         peak_memory_mib=result.peak_memory_mib if result else None,
         train_s=result.train_s if result else None,
         worker_s=_worker_s(pools, result.train_s) if result and pools else None,
@@ -206,7 +206,7 @@ def _train(
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
             published_curve=curve,
-            sisters=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
+            other_seeds=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
         )
         for seed in pending
     }

@@ -93,7 +93,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
-    run_id = mlflow_runs.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
+    run_id = mlflow_runs.catch_up(run_dir, status=status, tags=_below_reference(run) | _workers_in_turn(run)) or run_id
     write_note(run_dir, dataclasses.replace(launched, mlflow_run_id=run_id))
 
 
@@ -107,14 +107,14 @@ def open_tracked(run: Run, workers: int) -> str | None:
     )
 
 
-def _behind(run: Run) -> dict[str, str]:
-    """The tag of the last warning that the training was clearly behind, if there was one."""
+def _below_reference(run: Run) -> dict[str, str]:
+    """The tag of the last warning that the training was clearly below its reference, if there was one."""
     from pipeline.training.early_warning import warning
 
     end = note_of(run.run_dir, Finished) or note_of(run.run_dir, Stopped)
-    if end is None or not end.behind:
+    if end is None or not end.below_reference:
         return {}
-    return {"m2f.behind": warning(end.behind[-1], LABELS[primary(run.row.task)])}
+    return {"m2f.below_reference": warning(end.below_reference[-1], LABELS[primary(run.row.task)])}
 
 
 def _workers_in_turn(run: Run) -> dict[str, str]:

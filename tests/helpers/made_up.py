@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.provenance.environment import Environment
 from pipeline.storage.results import (
-    Behind,
+    BelowReference,
     Benchmark,
     BestCheckpoint,
     EvaluatedCheckpoint,
@@ -62,7 +62,7 @@ def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
         steps=100,
         checkpoints=TrainedCheckpoints(last=last, best=best) if finished else None,
         metrics={},
-        behind=(),
+        below_reference=(),
         peak_memory_mib=None,
         train_s=75.0 if finished else None,
         worker_s=150.0 if finished else None,
@@ -79,8 +79,8 @@ def training(row: str, seeds: Sequence[TrainedSeed]) -> TrainingResult:
     return TrainingResult(row=row, dataset="d", seeds=tuple(seeds))
 
 
-def behind(step: int, value: float, expected: float, reference: Any = "published") -> Behind:
-    return Behind(step=step, value=value, reference=reference, expected=expected)
+def below_reference(step: int, value: float, expected: float, reference: Any = "published") -> BelowReference:
+    return BelowReference(step=step, value=value, reference=reference, expected=expected)
 
 
 def checkpoint(

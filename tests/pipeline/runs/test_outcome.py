@@ -26,7 +26,7 @@ from pipeline.runs.outcome import (
     write_pools,
 )
 from pipeline.storage.results import Accepted, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
-from tests.helpers.made_up import A100, behind, pool
+from tests.helpers.made_up import A100, below_reference, pool
 
 CHECKPOINTS = TrainedCheckpoints(
     last=TrainedCheckpoint(step=9, path="checkpoints/9", sha256="aa"),
@@ -38,7 +38,7 @@ FINISHED = Finished(
     steps=9,
     checkpoints=CHECKPOINTS,
     metrics={"pq": 0.4, "ap": None},
-    behind=(behind(3, 0.1, 0.2),),
+    below_reference=(below_reference(3, 0.1, 0.2),),
     peak_memory_mib=None,
     train_s=7.5,
     images_per_s=4.0,
@@ -46,7 +46,11 @@ FINISHED = Finished(
 NOTES = (
     FINISHED,
     Diverged(reason="not finite", step=3, positions=(8, 9), names=("a", "b"), last_norm=LastNorm(step=2, norm="inf")),
-    Stopped(reason="too far behind", step=6, behind=(behind(3, 0.1, 0.2), behind(6, 0.1, 0.3, "sisters"))),
+    Stopped(
+        reason="too far below its reference",
+        step=6,
+        below_reference=(below_reference(3, 0.1, 0.2), below_reference(6, 0.1, 0.3, "other seeds")),
+    ),
     Failed(reason="no room"),
     Launch(mlflow_run_id=None, workers=2),
     TrackedRun(dataset="d", row="r", name="seed 5 of r", run_key="k", params={"seed": 5}, tags={"a": "b"}, opened_ms=1),

@@ -236,8 +236,8 @@ def test_a_long_backlog_is_sent_in_whole_points(workspace: Path, monkeypatch: py
 
 def test_a_running_training_is_tagged_without_waiting() -> None:
     run_id = opened()
-    set_tags(run_id, {"m2f.behind": "step 10"})
-    until(lambda: client().get_run(run_id).data.tags.get("m2f.behind") == "step 10")
+    set_tags(run_id, {"m2f.below_reference": "step 10"})
+    until(lambda: client().get_run(run_id).data.tags.get("m2f.below_reference") == "step 10")
 
 
 def test_nothing_happens_without_a_run(workspace: Path) -> None:
