@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pipeline.storage.results import Manifest
 
 
-LEAVE = "leave.json"
-"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
+YIELD = "yield.json"
+"""A file of this name in the run folder asks the run to yield its workers after its next checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

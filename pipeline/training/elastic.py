@@ -62,7 +62,7 @@ class WorkerGroup:
 class End:
     """How workers have ended before their training."""
 
-    kind: Literal["no pool", "left", "lost", "no memory", "final", "bug"]
+    kind: Literal["no pool", "yielded", "lost", "no memory", "final", "bug"]
     """As pipeline.training.failures.what_failed has it; no memory: a worker's GPU has not enough."""
     reason: str
     """One sentence."""
@@ -85,8 +85,8 @@ class Decision:
 
 def after(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
     """What an end makes of the group, and what is to be done."""
-    if end.kind == "left":
-        return left(group)
+    if end.kind == "yielded":
+        return yielded(group)
     if end.kind == "no pool":
         return found_no_place(group)
     if end.kind == "no memory" and group.workers < group.pool:
@@ -98,7 +98,7 @@ def after(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
     return group, Decision(fail=end.reason)  # a retry would meet it again
 
 
-def left(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
+def yielded(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
     """Fewer workers than the pool have made place for it."""
     return replace(group, workers=group.pool, waits=False), Decision()
 
@@ -181,14 +181,14 @@ def places(resources: Resources) -> int:
 
 @contextlib.contextmanager
 def growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
-    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to leave then.
+    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to yield then.
 
     The reservation, which waits until the workers have their own places, is also what makes an autoscaler start
     machines. It is given back when the block ends, so that the whole pool can be taken.
     """
-    from pipeline.runs.run import LEAVE
+    from pipeline.runs.run import YIELD
 
-    ask, missing = run.run_dir / LEAVE, resources.workers - workers
+    ask, missing = run.run_dir / YIELD, resources.workers - workers
     if missing == 0:
         yield
         return

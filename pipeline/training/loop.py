@@ -28,7 +28,7 @@ from pipeline.runs.checkpoints import (
 )
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
-from pipeline.runs.run import LEAVE, Run
+from pipeline.runs.run import YIELD, Run
 from pipeline.storage.files import sha256
 from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking.curve import Curve
@@ -40,8 +40,8 @@ from pipeline.training.worker import Worker
 _STEPS_TO_ESTIMATE = 20
 
 
-class Left(Exception):
-    """The run has left its workers after a checkpoint, because it was asked to: it is to go on from there on others."""
+class YieldRequested(Exception):
+    """The run has yielded its workers after a checkpoint, as it was asked to: it is to go on from there on others."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +64,7 @@ def train(run: Run) -> Finished | None:
 
     Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
-    after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
+    after saving step, positions and norms in `diverged.json`, and, on rank 0, YieldRequested when it was asked to.
     """
     # here: who only makes a Run does without albumentations and Arrow
     from pipeline.data.loader.train_batches import TrainingOrder, training_batches
@@ -124,9 +124,9 @@ def train(run: Run) -> Finished | None:
                 state.train_s = trained_s + time.monotonic() - begun_s
                 curve.save()  # first: a run that goes on from the checkpoint has its points
                 save(run, training, state, done)
-                if not (last or stopped) and asked_to_leave(run, worker):
+                if not (last or stopped) and asked_to_yield(run, worker):
                     curve.close()
-                    raise Left(f"left after step {done}, as it was asked to")
+                    raise YieldRequested(f"yielded after step {done}, as it was asked to")
             if stopped:
                 break
 
@@ -202,9 +202,9 @@ def save(run: Run, training: Training, state: RunState, done: int) -> None:
     keep_only(run.run_dir, {done, state.best["step"]} if state.best else {done})
 
 
-def asked_to_leave(run: Run, worker: Worker) -> bool:
-    """Whether the run is to leave its workers, which rank 0 finds out; the others' connections break when it leaves."""
-    return worker.rank == 0 and (run.run_dir / LEAVE).exists()
+def asked_to_yield(run: Run, worker: Worker) -> bool:
+    """Whether the run is to yield its workers, which rank 0 finds out; the others' connections break when it does."""
+    return worker.rank == 0 and (run.run_dir / YIELD).exists()
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     `lines`: where workers send what they have to say (pipeline.compute.worker_output). Without workers the loop runs in
     this process, where a bug ends in its traceback.
     """
-    from pipeline.runs.run import LEAVE
+    from pipeline.runs.run import YIELD
     from pipeline.tracking import mlflow_runs
 
     run_dir = run.run_dir
@@ -82,7 +82,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     write_note(run_dir, launched)
     for note in (Failed, Stopped):
         forget_note(run_dir, note)
-    (run_dir / LEAVE).unlink(missing_ok=True)
+    (run_dir / YIELD).unlink(missing_ok=True)
     run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
         _train_here(run)

@@ -108,9 +108,9 @@ def test_without_the_memory_a_whole_pool_fails_and_fewer_workers_wait_for_it() -
     assert not group.spans and not decision.count and group.workers == 4
 
 
-def test_workers_that_were_asked_to_leave_make_place_for_the_whole_pool() -> None:
+def test_workers_that_were_asked_to_yield_make_place_for_the_whole_pool() -> None:
     # which counts as no failure
-    assert after(SHRUNK, end("left", saved=8)) == (replace(SHRUNK, workers=4), Decision())
+    assert after(SHRUNK, end("yielded", saved=8)) == (replace(SHRUNK, workers=4), Decision())
 
 
 @pytest.mark.parametrize(("group", "count"), [(WHOLE, False), (SHRUNK, True)])
@@ -129,7 +129,7 @@ def test_that_it_waits_for_its_whole_pool_is_said_at_once_and_then_every_ten_min
     assert not is_to_say_it_waits(replace(waits, workers=2), now_s=0.0)  # it has places for two
     assert not is_to_say_it_waits(WHOLE, now_s=0.0)
     # a loss or a place for the pool: it does not wait any more
-    assert not after(waits, end("lost"))[0].waits and not after(waits, end("left"))[0].waits
+    assert not after(waits, end("lost"))[0].waits and not after(waits, end("yielded"))[0].waits
 
 
 def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:

@@ -28,7 +28,7 @@ from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest, Pool
 from pipeline.tracking import mlflow_runs
 from pipeline.training import loop, worker_group
-from pipeline.training.loop import Left
+from pipeline.training.loop import YieldRequested
 from pipeline.training.seeds import train_row
 from tests.helpers.made_up import pool
 from tests.helpers.ray_hosts import RayHosts
@@ -131,8 +131,8 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
     copy = tmp_path / "copy"
     run = loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
     (copy / "run.json").unlink()  # nothing for MLflow
-    (copy / loop.LEAVE).touch()
-    with pytest.raises(loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
+    (copy / loop.YIELD).touch()
+    with pytest.raises(loop.YieldRequested, match=f"yielded after step {grown + 5}, as it was asked to"):
         loop.train(run)
     alone = read_curve(copy / "curve.jsonl")[grown:]
     assert [point["step"] for point in job.curve()][: grown + 5] == list(range(1, grown + 6))
@@ -217,7 +217,9 @@ def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
 # How many workers go on
 
 
-LEFT = WorkerGroupError("", {0: Left("left after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")})
+YIELDED = WorkerGroupError(
+    "", {0: YieldRequested("yielded after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")}
+)
 NO_POOL = ControllerError(WorkerGroupStartupTimeoutError(2))
 NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory")})
 
@@ -225,14 +227,14 @@ NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory"
 @pytest.mark.parametrize(
     ("hosts", "failures", "room", "launches"),
     [
-        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to leave for it
-        (2, [lost(), LEFT], [2], [4, 2, 4]),
+        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to yield for it
+        (2, [lost(), YIELDED], [2], [4, 2, 4]),
         # a lost process: its place is there
         (2, [lost()], [4], [4, 4]),
         # nothing is left: it waits for its pool, and takes what there is by then
         (2, [lost(), NO_POOL, NO_POOL], [0, 0, 1], [4, 4, 4, 1]),
         # another row was quicker to take the whole pool's places
-        (2, [lost(), LEFT, NO_POOL], [2, 1], [4, 2, 4, 1]),
+        (2, [lost(), YIELDED, NO_POOL], [2, 1], [4, 2, 4, 1]),
         # what is left has not the memory: only the whole pool will do, also after another loss
         (2, [lost(), NO_MEMORY, NO_POOL, lost()], [1], [4, 1, 4, 4, 4]),
         # on one host, or before it ever had a pool: the whole pool only
