@@ -201,7 +201,7 @@ class Watch:
 
 
 _NOTICED = re.compile(
-    r"lost a worker|fewer workers|waits for a pool|kept on disk|is tried once more|going on from step"
+    r"lost a worker|fewer workers|waits for a worker group|kept on disk|is tried once more|going on from step"
 )
 """What a job says when something has happened."""
 
@@ -584,7 +584,7 @@ def about(folder: Path, in_mlflow: Sequence[int], steps: int) -> dict[str, Any]:
 
     `in_mlflow`: steps of its loss that MLflow has. `steps`: of a whole training.
     """
-    finished, pools = folder / "finished.json", folder / "pools.json"
+    finished, pools = folder / "finished.json", folder / "worker_groups.json"
     entry: dict[str, Any] = {
         "run": folder.name,
         "finished": finished.exists(),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.config import machines, read_cluster_file
+from pipeline.cluster.config import node_groups, read_cluster_file
 from pipeline.tracking.client import LOGIN
 
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
@@ -16,7 +16,7 @@ PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 PROVIDERS = ("aws", "local")
 """Of the cluster files that there are here."""
 
-POOL_GPUS = 8
+WORKER_GROUP_GPUS = 8
 """GPUs of one training of a published row: its groups."""
 
 
@@ -88,10 +88,13 @@ def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"available_node_types.{name}.resources has no GPU; the autoscaler starts machines by it"
         elif entry.get("min_workers", 0) > 0:
             yield f"available_node_types.{name}.min_workers keeps GPUs running without work; set it to 0"
-    pools = [m for m in machines(config) if m.gpus]
-    gpus = sum(m.count * m.gpus for m in pools)
-    if gpus < POOL_GPUS:
-        yield f"the cluster may have at most {gpus} GPUs, and a published row trains on {POOL_GPUS}; raise max_workers"
+    with_gpus = [m for m in node_groups(config) if m.gpus]
+    gpus = sum(m.count * m.gpus for m in with_gpus)
+    if gpus < WORKER_GROUP_GPUS:
+        yield (
+            f"the cluster may have at most {gpus} GPUs, and a published row trains on {WORKER_GROUP_GPUS}; "
+            "raise max_workers"
+        )
 
 
 def _node_problems(config: Mapping[str, Any]) -> Iterator[str]:

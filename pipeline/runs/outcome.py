@@ -1,8 +1,8 @@
 """What a run folder says about its training; read without torch, so that finished seeds cost nothing.
 
 finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
-launch.json, run.json, pools.json, environment.json and accepted.json. A file that another version of this project wrote
-under another layout is refused.
+launch.json, run.json, worker_groups.json, environment.json and accepted.json. A file that another version of this
+project wrote under another layout is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.params.parse import parse
 from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import Accepted, BelowReference, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.storage.results import Accepted, BelowReference, Figures, Status, TrainedCheckpoints, WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8
@@ -110,8 +110,8 @@ _FILES: Mapping[type, str] = {
     Accepted: "accepted.json",
 }
 
-_POOLS = "pools.json"
-"""A list: the pools that have worked on the training, in turn."""
+_WORKER_GROUPS = "worker_groups.json"
+"""A list: the worker groups that have worked on the training, in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +171,20 @@ def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
     return run_dir / "evaluations" / key
 
 
-def pools_of(run_dir: StoredPath) -> tuple[Pool, ...]:
-    """The pools that have worked on the training, in turn; none before the first."""
-    path = run_dir / _POOLS
+def worker_groups_of(run_dir: StoredPath) -> tuple[WorkerGroupSpan, ...]:
+    """The worker groups that have worked on the training, in turn; none before the first."""
+    path = run_dir / _WORKER_GROUPS
     if not path.exists():
         return ()
     content = read_json(path, made_by=_AGAIN)
     if not isinstance(content, list):
-        raise ValueError(f"{path} is no list of pools; {_foreign(path)}")
-    return tuple(_parsed(Pool, entry, path, f"[{place}]") for place, entry in enumerate(content))
+        raise ValueError(f"{path} is no list of worker groups; {_foreign(path)}")
+    return tuple(_parsed(WorkerGroupSpan, entry, path, f"[{place}]") for place, entry in enumerate(content))
 
 
-def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
-    """Write down which pools have worked on the training."""
-    write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
+def write_worker_groups(run_dir: StoredPath, worker_groups: Sequence[WorkerGroupSpan]) -> None:
+    """Write down which worker groups have worked on the training."""
+    write_json(run_dir / _WORKER_GROUPS, [dataclasses.asdict(span) for span in worker_groups])
 
 
 _AGAIN = "training the row again (first delete what is there)"

@@ -204,7 +204,7 @@ class ConvertedWeights:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
+class WorkerGroupSpan:
     """The workers that went on with a training from one of its steps."""
 
     from_step: int
@@ -213,7 +213,8 @@ class Pool:
     time_ms: int
     """When they began."""
     workers: int
-    hosts: int
+    nodes: int
+    """Ray nodes that they were on."""
     devices: tuple[str, ...]
 
 
@@ -297,7 +298,7 @@ class TrainedSeed:
     """The same times the workers."""
     workers: int | None
     """That made the most of its steps; None: it never got a place."""
-    pools: tuple[Pool, ...]
+    worker_groups: tuple[WorkerGroupSpan, ...]
     images_per_s: float | None
     mlflow_run_id: str | None
     environment: Environment | None

@@ -20,11 +20,12 @@ def fail(run_dir: StoredPath, reason: str) -> None:
     write_note(run_dir, Failed(reason=reason))
 
 
-def what_failed(error: BaseException) -> tuple[Literal["no pool", "yielded", "lost", "final", "bug"], BaseException]:
+def what_failed(error: BaseException) -> tuple[Literal["no room", "yielded", "lost", "final", "bug"], BaseException]:
     """What ended a Ray Train run, and the exception that says most about it.
 
-    no pool: none got free in time. yielded: it was asked to make place for its whole pool. lost: a worker died, with
-    which the others' connections break. final: what a retry would meet again. bug: any other exception of the loop.
+    no room: none got free in time. yielded: it was asked to make place for its whole worker group. lost: a worker died,
+    with which the others' connections break. final: what a retry would meet again. bug: any other exception of the
+    loop.
     """
     import torch
     from ray.train import ControllerError, WorkerGroupError
@@ -35,7 +36,7 @@ def what_failed(error: BaseException) -> tuple[Literal["no pool", "yielded", "lo
 
     if isinstance(error, ControllerError):
         cause = error.controller_failure
-        return ("no pool" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
+        return ("no room" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
     if not isinstance(error, WorkerGroupError):
         return "lost", error  # the controller itself
     failures = list(error.worker_failures.values())

@@ -19,7 +19,6 @@ from pipeline.storage.results import (
     InferenceCost,
     Operations,
     PaddedEvaluation,
-    Pool,
     PublishedEvaluation,
     Spread,
     TrainedCheckpoint,
@@ -27,6 +26,7 @@ from pipeline.storage.results import (
     TrainedSeed,
     TrainingCost,
     TrainingResult,
+    WorkerGroupSpan,
 )
 
 CPU = Environment(
@@ -43,8 +43,10 @@ CPU = Environment(
 A100 = dataclasses.replace(CPU, device="NVIDIA A100-SXM4-80GB", cuda="12.8", tf32="convolutions")
 
 
-def pool(*, workers: int, from_step: int = 0, train_s: float = 0.0, hosts: int = 1) -> Pool:
-    return Pool(from_step=from_step, train_s=train_s, time_ms=0, workers=workers, hosts=hosts, devices=("x",))
+def span(*, workers: int, from_step: int = 0, train_s: float = 0.0, nodes: int = 1) -> WorkerGroupSpan:
+    return WorkerGroupSpan(
+        from_step=from_step, train_s=train_s, time_ms=0, workers=workers, nodes=nodes, devices=("x",)
+    )
 
 
 def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
@@ -67,7 +69,7 @@ def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
         train_s=75.0 if finished else None,
         worker_s=150.0 if finished else None,
         workers=2,
-        pools=(),
+        worker_groups=(),
         images_per_s=10.0 if finished else None,
         mlflow_run_id=None,
         environment=CPU,

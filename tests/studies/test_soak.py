@@ -257,7 +257,7 @@ def test_checkpoints_are_equal_when_every_bit_is_whatever_their_headers_say(tmp_
 
 
 def test_a_run_is_told_by_its_pools_and_by_what_mlflow_has_of_it(tmp_path: Path) -> None:
-    (tmp_path / "pools.json").write_text('[{"from_step": 0, "workers": 2}, {"from_step": 4, "workers": 1}]')
+    (tmp_path / "worker_groups.json").write_text('[{"from_step": 0, "workers": 2}, {"from_step": 4, "workers": 1}]')
     unfinished = {"run": tmp_path.name, "finished": False, "pools": [(0, 2), (4, 1)], "mlflow_doubled": 1}
     assert soak.about(tmp_path, [2, 4, 4], 8) == unfinished
     (tmp_path / "finished.json").write_text('{"seed": 5}')

@@ -20,13 +20,13 @@ from pipeline.runs.outcome import (
     finished_result,
     forget_note,
     note_of,
-    pools_of,
     run_status,
+    worker_groups_of,
     write_note,
-    write_pools,
+    write_worker_groups,
 )
 from pipeline.storage.results import Accepted, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
-from tests.helpers.made_up import A100, below_reference, pool
+from tests.helpers.made_up import A100, below_reference, span
 
 CHECKPOINTS = TrainedCheckpoints(
     last=TrainedCheckpoint(step=9, path="checkpoints/9", sha256="aa"),
@@ -75,11 +75,11 @@ def test_a_note_is_read_as_it_was_written_until_it_is_forgotten(note: Any, tmp_p
     assert note_of(tmp_path, type(note)) is None
 
 
-def test_pools_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> None:
-    assert pools_of(tmp_path) == ()
-    write_pools(tmp_path, [pool(workers=8), pool(workers=4, from_step=30, train_s=60.0)])
-    assert [(each.workers, each.from_step) for each in pools_of(tmp_path)] == [(8, 0), (4, 30)]
-    assert isinstance(json.loads((tmp_path / "pools.json").read_text()), list)
+def test_worker_groups_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> None:
+    assert worker_groups_of(tmp_path) == ()
+    write_worker_groups(tmp_path, [span(workers=8), span(workers=4, from_step=30, train_s=60.0)])
+    assert [(each.workers, each.from_step) for each in worker_groups_of(tmp_path)] == [(8, 0), (4, 30)]
+    assert isinstance(json.loads((tmp_path / "worker_groups.json").read_text()), list)
 
 
 def test_a_training_has_finished_as_long_as_both_of_its_checkpoints_are_there(tmp_path: Path) -> None:
@@ -136,7 +136,9 @@ def test_a_run_folder_of_another_layout_is_refused_in_a_sentence_that_says_what_
     )
 
 
-def test_pools_of_another_layout_are_refused_too(tmp_path: Path) -> None:
-    (tmp_path / "pools.json").write_text('{"workers": 2}')
-    with pytest.raises(ValueError, match=r"pools\.json is no list of pools; another version of this project wrote"):
-        pools_of(tmp_path)
+def test_worker_groups_of_another_layout_are_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "worker_groups.json").write_text('{"workers": 2}')
+    with pytest.raises(
+        ValueError, match=r"worker_groups\.json is no list of worker groups; another version of this project wrote"
+    ):
+        worker_groups_of(tmp_path)

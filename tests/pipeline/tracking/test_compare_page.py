@@ -26,7 +26,7 @@ from pipeline.runs.curve_file import point_line, read_points
 from pipeline.runs.outcome import TrackedRun, note_of, write_note
 from pipeline.storage.results import EvaluatedSeed, write_result
 from pipeline.tracking import mlflow_runs
-from pipeline.tracking.system_load import Machine
+from pipeline.tracking.system_load import SystemLoad
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.made_up import (
     A100,
@@ -100,7 +100,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     else:
         mlflow_runs.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
         write_note(folder, dataclasses.replace(A100, git_commit="0" * 40))
-        (sample,) = read_points([Machine().sample() + "\n"])
+        (sample,) = read_points([SystemLoad().sample() + "\n"])
         load = {name: value for name, value in sample.items() if name.startswith("system/")}
         load |= {"system/gpu_0_utilization_percentage": 97.0, "system/gpu_0_memory_usage_megabytes": 21_000.0}
         lines = []

@@ -28,7 +28,7 @@ from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
 from pipeline.tracking.curve import Curve
 from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags, tracking_uri
-from pipeline.tracking.system_load import Machine
+from pipeline.tracking.system_load import SystemLoad
 from stages.track import main as track
 from tests.helpers.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.helpers.mlflow_server import Server, free_port
@@ -397,18 +397,18 @@ def test_the_machines_load_is_sampled_into_the_run_folder_and_sent(
 
 def test_a_sample_of_the_machines_load_costs_little_more_than_the_kernels_counters(workspace: Path) -> None:
     client()
-    machine = Machine()
+    load = SystemLoad()
 
     def counters() -> None:
         psutil.cpu_percent(), psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
 
-    spent_s = {machine.sample: 0.0, counters: 0.0}
+    spent_s = {load.sample: 0.0, counters: 0.0}
     for _ in range(100):
         for call in spent_s:
             begun_s = time.process_time()
             call()
             spent_s[call] += time.process_time() - begun_s
-    assert spent_s[machine.sample] < 4 * spent_s[counters]  # measured: 1.25 times; a process that is started: 20
+    assert spent_s[load.sample] < 4 * spent_s[counters]  # measured: 1.25 times; a process that is started: 20
 
 
 def test_one_command_brings_mlflow_up_to_date_with_results(

@@ -43,6 +43,6 @@ def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None
     assert said == "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033."
 
 
-def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
-    assert failures.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
+def test_a_worker_group_that_does_not_get_free_in_time_is_no_failure() -> None:
+    assert failures.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no room"
     assert failures.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"
