@@ -17,7 +17,6 @@ from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 from pipeline.report.verdict import Kind, Verdict, median_interval, row_verdict
 from pipeline.storage.results import (
-    Accepted,
     Baseline,
     BelowReference,
     Benchmark,
@@ -27,6 +26,7 @@ from pipeline.storage.results import (
     PaddedEvaluation,
     PublishedEvaluation,
     Registration,
+    Reused,
     Status,
     TrainingResult,
     Which,
@@ -77,11 +77,11 @@ class SeedFacts:
     workers: int | None
     images_per_s: float | None
     peak_memory_mib: float | None
-    accepted: Accepted | None
+    reused: Reused | None
     device: str | None
     gpu: bool
     gpu_hours: float | None
-    behind: tuple[BelowReference, ...]
+    below_reference: tuple[BelowReference, ...]
     """Where its curve was clearly below the one it was compared with, in percent."""
 
     def as_json(self) -> dict[str, Any]:
@@ -400,11 +400,11 @@ def _seeds(evaluated: Evaluation | None, trained: TrainingResult | None, task: s
                 workers=training.workers if training else None,
                 images_per_s=training.images_per_s if training else None,
                 peak_memory_mib=training.peak_memory_mib if training else None,
-                accepted=training.accepted if training else None,
+                reused=training.reused if training else None,
                 device=environment.device if environment else None,
                 gpu=gpu,
                 gpu_hours=worker_s / 3600 if gpu and worker_s is not None else None,
-                behind=tuple(
+                below_reference=tuple(
                     replace(point, value=100 * point.value, expected=100 * point.expected)
                     for point in (training.below_reference if training else ())
                 ),

@@ -1,7 +1,7 @@
 """What a run folder says about its training; read without torch, so that finished seeds cost nothing.
 
 finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
-launch.json, run.json, worker_groups.json, environment.json and accepted.json. A file that another version of this
+launch.json, run.json, worker_groups.json, environment.json and reused.json. A file that another version of this
 project wrote under another layout is refused.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.params.parse import parse
 from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import Accepted, BelowReference, Figures, Status, TrainedCheckpoints, WorkerGroupSpan
+from pipeline.storage.results import BelowReference, Figures, Reused, Status, TrainedCheckpoints, WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8
@@ -107,7 +107,7 @@ _FILES: Mapping[type, str] = {
     Launch: "launch.json",
     TrackedRun: "run.json",
     Environment: "environment.json",
-    Accepted: "accepted.json",
+    Reused: "reused.json",
 }
 
 _WORKER_GROUPS = "worker_groups.json"

@@ -229,7 +229,7 @@ class BelowReference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Accepted:
+class Reused:
     """An earlier training that stands for one that has another run key (pipeline.runs.reuse)."""
 
     run_key: str
@@ -238,7 +238,7 @@ class Accepted:
     reason: str
     differences: tuple[str, ...]
     """In words."""
-    accepted_s: int
+    reused_s: int
     note: str
     """The file that says so, under the storage root."""
 
@@ -303,7 +303,7 @@ class TrainedSeed:
     mlflow_run_id: str | None
     environment: Environment | None
     """None: no worker got as far."""
-    accepted: Accepted | None = None
+    reused: Reused | None = None
     """Why a run with another key stands here; None: it has the row's own."""
 
 

@@ -68,7 +68,7 @@ def train_row(
 ) -> TrainingResult:
     """Train every seed of a row that is not finished; the result is written to the folder `results`.
 
-    A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
+    A finished seed is recognised by its run key in the storage root, or by a note that another run is reused for it
     (pipeline.runs.reuse), and never trained again; nor is one that diverged, which a retry would replay, or one that
     the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
     whose curve the early warning compares. `only`: this seed alone. `before_training`: called before any seed is
@@ -87,14 +87,14 @@ def train_row(
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
     for number, seed in enumerate(seeds, start=1):
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
-        what += f", accepted instead of {notes[seed].instead_of}" if seed in notes else ""
+        what += f", reused instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published, before_training)
     # Also where all were found finished: a driver that was lost with its node did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
-    entries = tuple(dataclasses.replace(found[seed], accepted=notes.get(seed)) for seed in seeds)
+    entries = tuple(dataclasses.replace(found[seed], reused=notes.get(seed)) for seed in seeds)
     result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
     if results is not None:
         write_result(result, row.name, results=results)

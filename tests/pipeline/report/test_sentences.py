@@ -29,7 +29,7 @@ def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params
         ("published", "seed 0 stopped: mIoU 31.00 is 10 points behind"),
         (
             "panoptic",
-            "seed 1 was clearly behind the other seeds at step 50: PQ 31.00, where 41.25 was expected",
+            "seed 1 was clearly below the other seeds at step 50: PQ 31.00, where 41.25 was expected",
         ),
         ("instance", "trained, but not evaluated; dvc repro evaluate@instance"),
     ]

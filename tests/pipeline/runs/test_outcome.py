@@ -25,7 +25,7 @@ from pipeline.runs.outcome import (
     write_note,
     write_worker_groups,
 )
-from pipeline.storage.results import Accepted, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.results import BestCheckpoint, Reused, TrainedCheckpoint, TrainedCheckpoints
 from tests.helpers.made_up import A100, below_reference, span
 
 CHECKPOINTS = TrainedCheckpoints(
@@ -55,7 +55,7 @@ NOTES = (
     Launch(mlflow_run_id=None, workers=2),
     TrackedRun(dataset="d", row="r", name="seed 5 of r", run_key="k", params={"seed": 5}, tags={"a": "b"}, opened_ms=1),
     A100,
-    Accepted(run_key="k", instead_of="l", reason="a rename", differences=("code",), accepted_s=1, note="runs/l/x"),
+    Reused(run_key="k", instead_of="l", reason="a rename", differences=("code",), reused_s=1, note="runs/l/x"),
 )
 
 
