@@ -31,7 +31,7 @@ from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedSource
 
-KINDS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
+FORMATS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
 """Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""
 
 
@@ -139,14 +139,14 @@ def main() -> None:
         connect()
         print("| pictures | shards | pictures/s | written, MiB/s | share of cores | ready |")
         print("|---|---|---|---|---|---|")
-        for kind, (height, width, suffix, times) in KINDS.items():
-            archive = Path(folder) / f"{kind}.zip"
+        for name, (height, width, suffix, times) in FORMATS.items():
+            archive = Path(folder) / f"{name}.zip"
             enlarged(arguments.archive, archive, arguments.pictures * times, height, width, suffix)
             for pixels in ("encoded", "raw"):
                 found = measured(archive, arguments.classes, arguments.ignore_label, pixels, arguments.processes)
                 busy = found["cpu_s"] / (found["took_s"] * arguments.processes)
                 print(
-                    f"| {kind}, {pixels} | {found['shards']} | {found['pictures'] / found['took_s']:.1f} "
+                    f"| {name}, {pixels} | {found['shards']} | {found['pictures'] / found['took_s']:.1f} "
                     f"| {found['bytes'] / 2**20 / found['took_s']:.0f} | {busy:.0%} "
                     f"| {found['ready']:.0%} |",
                     flush=True,

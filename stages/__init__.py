@@ -92,7 +92,7 @@ def _targets(command: Sequence[str]) -> list[str] | None:
     return words[2:] if words[:1] in (["exp"], ["experiments"]) and words[1:2] in (["run"], ["r"]) else None
 
 
-def waits(kind: type, row: str) -> bool:
+def waits(result_type: type, row: str) -> bool:
     """Whether a row's stage has nothing to do now, as `stages.ready` has found out; its result then says what is
     missing, unless it holds more than that."""
     if targets() != []:
@@ -101,7 +101,7 @@ def waits(kind: type, row: str) -> bool:
 
     ready = read_result(Ready, row)
     if not ready.run:
-        write_waiting(kind, row, " and ".join(ready.needs))
+        write_waiting(result_type, row, " and ".join(ready.needs))
     return not ready.run
 
 

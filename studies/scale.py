@@ -441,7 +441,7 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
 
     lines = []
     for name in PUBLISHED:
-        for kind, (each_rate, together) in STORAGE.items():
+        for store, (each_rate, together) in STORAGE.items():
             cells = []
             for gpus in SIZES:
                 pools = gpus // POOL_GPUS
@@ -452,7 +452,7 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
                     share_s(spread, dataset_bytes(params, name), each=each_rate, together=together)
                 )
                 cells.append(f"{at_once / 60:.1f} / {later / 60:.1f}")
-            lines.append([name, kind, *cells])
+            lines.append([name, store, *cells])
     table(
         "Copying a dataset to every machine, min: when all begin at once / mean of those that begin within 10 min",
         ["dataset", "storage root", *(f"{gpus} GPUs" for gpus in SIZES)],
@@ -477,10 +477,10 @@ def show_checkpoints(found: Sequence[Training]) -> None:
                 *cells,
             ]
         )
-    kinds = [f"{kind}, {pools} writing" for kind in ("S3", "NFS") for pools in ("1 pool", "64 pools")]
+    headings = [f"{store}, {pools} writing" for store in ("S3", "NFS") for pools in ("1 pool", "64 pools")]
     table(
         "Checkpoints: s that the training stands still for one, and in brackets its part of the time",
-        ["row", "MB", "every, min", *kinds],
+        ["row", "MB", "every, min", *headings],
         lines,
     )
 
@@ -621,9 +621,9 @@ def measure_mlflow(database: str, seconds: float) -> None:
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-    kind = database.partition(":")[0] or "sqlite"
+    store = database.partition(":")[0] or "sqlite"
     table(
-        f"One MLflow server, {kind}, {seconds:g} s each, load {os.getloadavg()[0]:.1f}",
+        f"One MLflow server, {store}, {seconds:g} s each, load {os.getloadavg()[0]:.1f}",
         ["senders", "values in a request", "requests/s", "values/s", "median, ms", "longest, ms", "refused"],
         lines,
     )

@@ -147,17 +147,17 @@ def test_every_setting_is_read_by_some_code(tree: dict[str, Any]) -> None:
     load_params(PROJECT / "params.yaml")  # and every key in the file is such a field
 
 
-def _fields(kind: Any, seen: set[Any]) -> Iterator[str]:
+def _fields(type_: Any, seen: set[Any]) -> Iterator[str]:
     """Names of all fields of a dataclass and of the dataclasses in it."""
-    if dataclasses.is_dataclass(kind):
-        if kind not in seen:
-            seen.add(kind)
-            hints = typing.get_type_hints(kind)
-            for field in dataclasses.fields(kind):
+    if dataclasses.is_dataclass(type_):
+        if type_ not in seen:
+            seen.add(type_)
+            hints = typing.get_type_hints(type_)
+            for field in dataclasses.fields(type_):
                 yield field.name
                 yield from _fields(hints[field.name], seen)
     else:
-        for argument in typing.get_args(kind):
+        for argument in typing.get_args(type_):
             yield from _fields(argument, seen)
 
 

@@ -25,17 +25,17 @@ def problems(path: str | Path) -> list[str]:
     config = read_cluster_file(path)
     found = [f"{place}: fill in {text}" for place, text in placeholders(config)]
     provider = config.get("provider")
-    kind = provider.get("type") if isinstance(provider, dict) else None
-    if not isinstance(provider, dict) or kind not in PROVIDERS:
-        return [*found, f"provider.type is {kind!r}; this project knows {' and '.join(PROVIDERS)}"]
+    provider_type = provider.get("type") if isinstance(provider, dict) else None
+    if not isinstance(provider, dict) or provider_type not in PROVIDERS:
+        return [*found, f"provider.type is {provider_type!r}; this project knows {' and '.join(PROVIDERS)}"]
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")
-    found += _aws_problems(config) if kind == "aws" else _local_problems(config)
+    found += _aws_problems(config) if provider_type == "aws" else _local_problems(config)
     found += _secrecy_problems(config)
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
-        if kind == "aws":
+        if provider_type == "aws":
             found += _node_problems(config)
     return found
 

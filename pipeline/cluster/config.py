@@ -14,7 +14,7 @@ import yaml
 class NodeGroup:
     """Machines of one kind that the cluster has or may add."""
 
-    kind: str
+    node_type: str
     """Node type of cluster.yaml, or the machine's address."""
     count: int
     gpus: int
@@ -57,11 +57,11 @@ def node_groups(config: Mapping[str, Any]) -> list[NodeGroup]:
         if name != config.get("head_node_type") and resources:
             count = min(left, entry.get("max_workers", left))
             gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-            found.append(NodeGroup(kind=name, count=count, gpus=gpus, cpus=cpus))
+            found.append(NodeGroup(node_type=name, count=count, gpus=gpus, cpus=cpus))
     found.sort(key=lambda group: -group.gpus)
     most = []
-    for kind in found:
-        if count := min(kind.count, left):
-            most.append(replace(kind, count=count))
+    for group in found:
+        if count := min(group.count, left):
+            most.append(replace(group, count=count))
             left -= count
     return most

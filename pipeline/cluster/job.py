@@ -17,7 +17,7 @@ import yaml
 
 from pipeline.cluster.config import NodeGroup, node_groups
 from pipeline.cluster.stages import plan, run_plan, say
-from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_kind, resources_of_kind
+from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 
@@ -38,8 +38,8 @@ class Need:
     row: str
     gpus: int
     cpus: int
-    kind: str = "GPU"
-    """The only kind of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
+    gpu_type: str = "GPU"
+    """The only type of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
 
 
 def need(row: Row, *, trains: bool = True) -> Need:
@@ -58,15 +58,15 @@ def need(row: Row, *, trains: bool = True) -> Need:
 def missing(needs: Sequence[Need], *, here: Sequence[NodeGroup], more: Sequence[NodeGroup]) -> list[str]:
     """What the cluster lacks for these rows, one sentence each; what it may start counts like what it has.
 
-    Of the machines, those with the kind of GPU that the rows want.
+    Of the machines, those with the type of GPU that the rows want.
     """
-    gpus, cpus = (sum(m.count * getattr(m, kind) for m in (*here, *more)) for kind in ("gpus", "cpus"))
+    gpus, cpus = (sum(m.count * getattr(m, resource) for m in (*here, *more)) for resource in ("gpus", "cpus"))
     found = []
     for each in needs:
         if each.gpus > gpus:
             has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
             less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
-            what = each.kind if each.kind == "GPU" else f"{each.kind} GPU"
+            what = each.gpu_type if each.gpu_type == "GPU" else f"{each.gpu_type} GPU"
             found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster file")
         elif each.cpus > cpus:
             found.append(
@@ -149,11 +149,11 @@ def _prepare(needs: Sequence[Need]) -> int:
     try:
         fixed = [entry.get("min_workers", 0) for entry in (config.get("available_node_types") or {}).values()]
         wait_for_machines(1 + sum(fixed), lambda: len(_here()))
-        kind = accelerator_type()
-        if kind is not None and any(each.gpus for each in needs):
+        gpu_type = accelerator_type()
+        if gpu_type is not None and any(each.gpus for each in needs):
             types = (config.get("available_node_types") or {}).values()
-            nodes_of_kind([*_nodes(), *(Node.of(_resources(entry)) for entry in types)], kind)
-        here, more = _here(), node_groups(of_kind(config, kind))
+            nodes_of_gpu_type([*_nodes(), *(Node.of(_resources(entry)) for entry in types)], gpu_type)
+        here, more = _here(), node_groups(of_gpu_type(config, gpu_type))
         if lacking := missing(needs, here=here, more=more):
             raise ValueError("; ".join(lacking))
         group_gpus = max((each.gpus for each in needs), default=0)
@@ -165,14 +165,16 @@ def _prepare(needs: Sequence[Need]) -> int:
         ray.shutdown()
 
 
-def of_kind(config: Mapping[str, Any], kind: str | None) -> Mapping[str, Any]:
-    """A cluster file without the machines whose GPUs are not of this kind.
+def of_gpu_type(config: Mapping[str, Any], gpu_type: str | None) -> Mapping[str, Any]:
+    """A cluster file without the machines whose GPUs are not of this type.
 
-    `ray up` writes the kind of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
+    `ray up` writes the type of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
     """
     head, types = config.get("head_node_type"), config.get("available_node_types") or {}
     fit = {
-        name: entry for name, entry in types.items() if name == head or kind in (None, Node.of(_resources(entry)).kind)
+        name: entry
+        for name, entry in types.items()
+        if name == head or gpu_type in (None, Node.of(_resources(entry)).gpu_type)
     }
     return {**config, "available_node_types": fit}
 
@@ -196,10 +198,12 @@ def _nodes() -> list[Node]:
 
 
 def _here() -> list[NodeGroup]:
-    """The machines that have joined, with their GPUs where they are of the wanted kind."""
-    kind = accelerator_type()
+    """The machines that have joined, with their GPUs where they are of the wanted type."""
+    gpu_type = accelerator_type()
     return [
-        NodeGroup(kind="joined", count=1, gpus=node.gpus if kind in (None, node.kind) else 0, cpus=node.cpus)
+        NodeGroup(
+            node_type="joined", count=1, gpus=node.gpus if gpu_type in (None, node.gpu_type) else 0, cpus=node.cpus
+        )
         for node in _nodes()
     ]
 
@@ -214,7 +218,7 @@ def _start_worker_group(gpus: int) -> None:
 
     wait_s = float(os.environ.get("M2F_WORKER_GROUP_WAIT_S") or WORKER_GROUP_WAIT_S)
     say(f"asking for {gpus} GPUs; starting a machine takes some minutes")
-    group = placement_group([{"GPU": 1, **resources_of_kind(accelerator_type())}] * gpus, strategy="PACK")
+    group = placement_group([{"GPU": 1, **resources_of_gpu_type(accelerator_type())}] * gpus, strategy="PACK")
     start = time.monotonic()
     while not ray.wait([group.ready()], timeout=60)[0]:
         waited = time.monotonic() - start

@@ -163,7 +163,7 @@ def benchmark(
         row=row.name,
         dataset=row.dataset,
         task=row.task,
-        device_kind="cuda" if timer.cuda else "cpu",
+        device_type="cuda" if timer.cuda else "cpu",
         threads=None if timer.cuda else torch.get_num_threads(),
         other_load=round(busy, 2),
         environment=environment(tf32=row.train.tf32),

@@ -107,7 +107,7 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
     finished = {seed.seed for seed in ended if seed.status == "finished"}
     evaluated = find_result(Evaluation, row.name, results=results)
     done = {seed.seed for seed in evaluated.seeds if seed.checkpoints} if evaluated else set()
-    on_gpu = speed is not None and speed.kind == "cuda"
+    on_gpu = speed is not None and speed.device_type == "cuda"
     workers = min(row.train.groups, settings.gpus) if on_gpu else 1
     step_s = seed_s = tests_s = 0.0
     if speed is not None:
@@ -139,7 +139,7 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
         "gib": len(row.seeds) * (CHECKPOINTS * checkpoint_bytes(row.model) + overlays) / GIB,
         "evidence": speed.evidence if speed else None,
         "device": speed.device if speed else None,
-        "device_kind": speed.kind if speed else None,
+        "device_type": speed.device_type if speed else None,
         "source": speed.source if speed else None,
     }
 

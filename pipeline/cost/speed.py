@@ -72,7 +72,7 @@ class Speed:
     test_s: float
     """Device-seconds per validation picture at one size; 0: not known, or in `train_s` already."""
     device: str
-    kind: Literal["cuda", "cpu"]
+    device_type: Literal["cuda", "cpu"]
     """cpu: a device is a whole machine."""
     source: str
 
@@ -84,7 +84,7 @@ def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
     says nothing about GPUs.
     """
     speed = known_speed(row, results)
-    if speed is None or speed.kind == "cpu":
+    if speed is None or speed.device_type == "cpu":
         return None
     pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     hours = (_training_s(row, speed) + validation_s(row, speed, pictures)) / HOUR_S
@@ -101,11 +101,13 @@ def known_speed(row: Row, results: Path) -> Speed | None:
         published,
     )
     known = [speed for speed in found if speed is not None]
-    best = next((speed for speed in known if speed.kind == "cuda"), known[0] if known else None)
+    best = next((speed for speed in known if speed.device_type == "cuda"), known[0] if known else None)
     if best is None or best.evidence != "trained":
         return best
     # how long the pictures of an evaluation take, a training does not say
-    return replace(best, test_s=next((speed.test_s for speed in known[1:] if speed.kind == best.kind), 0.0))
+    return replace(
+        best, test_s=next((speed.test_s for speed in known[1:] if speed.device_type == best.device_type), 0.0)
+    )
 
 
 def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
@@ -122,7 +124,7 @@ def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
         train_s=statistics.median((workers if cuda else 1) / images_per_s for _, workers, images_per_s in known),
         test_s=0.0,
         device=device,
-        kind="cuda" if cuda else "cpu",
+        device_type="cuda" if cuda else "cpu",
         source=f"{len(known)} finished seed{'s' * (len(known) > 1)} on {device}",
     )
 
@@ -136,7 +138,7 @@ def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
         train_s=found.training.step_s / found.training.pictures,
         test_s=1 / found.inference.fps,
         device=found.environment.device,
-        kind=found.device_kind,
+        device_type=found.device_type,
         source=f"benchmark@{row.name} on {found.environment.device}",
     )
 
@@ -171,7 +173,7 @@ def _published_speed(row: Row, results: Path) -> Speed | None:
         train_s=TRAINING_FACTOR * pixel_s * area(row.train.augmentation.crop),
         test_s=pixel_s * area(input_size(pictures.usual, row.test)) if pictures is not None else 0.0,
         device="NVIDIA A100",
-        kind="cuda",
+        device_type="cuda",
         source=source,
     )
 

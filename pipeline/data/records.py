@@ -165,11 +165,13 @@ def read_labels(data: bytes, file: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            kind, ids, bands = picture.format, np.asarray(picture), len(picture.getbands())
+            file_format, ids, bands = picture.format, np.asarray(picture), len(picture.getbands())
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
-    if kind != "PNG" or bands != 1:
-        raise ValueError(f"{file} is {kind} with {bands} channels; labels are PNG files with one channel of class ids")
+    if file_format != "PNG" or bands != 1:
+        raise ValueError(
+            f"{file} is {file_format} with {bands} channels; labels are PNG files with one channel of class ids"
+        )
     if ids.dtype == bool:
         return ids.astype(np.uint8)
     bits, colour_type = data[24], data[25]  # IHDR; grey values of fewer than 8 bits come stretched to 0..255
@@ -186,11 +188,11 @@ def read_colours(data: bytes, file: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            kind, mode, colours = picture.format, picture.mode, np.asarray(picture)
+            file_format, mode, colours = picture.format, picture.mode, np.asarray(picture)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
-    if (kind, mode) != ("PNG", "RGB"):
-        raise ValueError(f"{file} is {kind} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
+    if (file_format, mode) != ("PNG", "RGB"):
+        raise ValueError(f"{file} is {file_format} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
     return colours
 
 

@@ -220,7 +220,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     task = ray.remote(make_parts).options(
         num_cpus=resources.cpus_per_worker,
         num_gpus=1 if resources.use_gpu else 0,
-        accelerator_type=resources.kind,
+        accelerator_type=resources.gpu_type,
         max_retries=RETRIES,
     )
     running = [task.remote(job, parts[worker::workers]) for worker in range(workers)]

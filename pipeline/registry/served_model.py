@@ -170,8 +170,8 @@ class RegisteredModel(PythonModel):
         assert predictions.segments is not None
         found = predictions.segments
         return [
-            {"class": self.class_names[kind], "class_id": kind, "is_thing": is_thing, "score": score}
-            for kind, is_thing, score in zip(
+            {"class": self.class_names[class_id], "class_id": class_id, "is_thing": is_thing, "score": score}
+            for class_id, is_thing, score in zip(
                 found.labels.tolist(), found.is_thing.tolist(), found.scores.tolist(), strict=True
             )
         ]
@@ -182,13 +182,13 @@ class RegisteredModel(PythonModel):
         masks = encode_masks(found.masks.cpu().numpy())
         return [
             {
-                "class": self.class_names[kind],
-                "class_id": kind,
+                "class": self.class_names[class_id],
+                "class_id": class_id,
                 "score": score,
                 "box": box,
                 "mask": {"size": mask["size"], "counts": mask["counts"].decode("ascii")},  # text, for JSON
             }
-            for kind, score, box, mask in zip(
+            for class_id, score, box, mask in zip(
                 found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), masks, strict=True
             )
         ]

@@ -470,7 +470,7 @@ def _speed(row: Row, benchmark: Benchmark | None) -> Speed | None:
     """On the benchmark's device."""
     if not benchmark:
         return None
-    device = short_device(benchmark.environment.device, gpu=benchmark.device_kind == "cuda")
+    device = short_device(benchmark.environment.device, gpu=benchmark.device_type == "cuda")
     return Speed(fps=benchmark.inference.fps, device=device, comparable=device == row.published.get("device"))
 
 

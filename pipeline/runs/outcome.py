@@ -150,10 +150,10 @@ def finished_result(run_dir: StoredPath) -> Finished | None:
     return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
 
 
-def note_of(run_dir: StoredPath, kind: type[_Note]) -> _Note | None:
+def note_of(run_dir: StoredPath, note_type: type[_Note]) -> _Note | None:
     """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
-    path = run_dir / _FILES[kind]
-    return _parsed(kind, read_json(path, made_by=_AGAIN), path) if path.exists() else None
+    path = run_dir / _FILES[note_type]
+    return _parsed(note_type, read_json(path, made_by=_AGAIN), path) if path.exists() else None
 
 
 def write_note(run_dir: StoredPath, note: Any) -> None:
@@ -161,9 +161,9 @@ def write_note(run_dir: StoredPath, note: Any) -> None:
     write_json(run_dir / _FILES[type(note)], dataclasses.asdict(note))
 
 
-def forget_note(run_dir: StoredPath, kind: type) -> None:
+def forget_note(run_dir: StoredPath, note_type: type) -> None:
     """Delete the folder's file of this kind, if there is one."""
-    (run_dir / _FILES[kind]).unlink(missing_ok=True)
+    (run_dir / _FILES[note_type]).unlink(missing_ok=True)
 
 
 def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
@@ -190,10 +190,10 @@ def write_worker_groups(run_dir: StoredPath, worker_groups: Sequence[WorkerGroup
 _AGAIN = "training the row again (first delete what is there)"
 
 
-def _parsed(kind: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
+def _parsed(note_type: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
     """`place`: of the content in the file; empty: it is all of it."""
     try:
-        return parse(kind, content, f"{path}{place}", in_file=not place)
+        return parse(note_type, content, f"{path}{place}", in_file=not place)
     except ValueError as error:
         raise ValueError(f"{error}; {_foreign(path)}") from None
 

@@ -28,7 +28,7 @@ RESULTS = Path("results")
 """The folder of all results, in the working directory."""
 
 Label = Literal["instances", "panoptic", "semantic"]
-"""A kind of labels that pictures have."""
+"""A type of labels that pictures have."""
 
 _Result = TypeVar("_Result")
 
@@ -479,7 +479,7 @@ class Benchmark:
     row: str
     dataset: str
     task: Task
-    device_kind: Literal["cuda", "cpu"]
+    device_type: Literal["cuda", "cpu"]
     threads: int | None
     """None: on a GPU."""
     other_load: float
@@ -631,7 +631,7 @@ _FILES: Mapping[type, _File] = {
     TrainingResult: _File("train", 2, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
     PublishedEvaluation: _File("published", 1, _wrong_published),
-    Benchmark: _File("benchmark", 1),
+    Benchmark: _File("benchmark", 2),
     Registration: _File("register", 1),
 }
 
@@ -640,38 +640,38 @@ CLASS_COLUMNS = ("class", "split", "pixels", "pictures", "instances")
 """Columns of results/shard/<dataset>.csv."""
 
 
-def result_path(kind: type, name: str, *, results: Path = RESULTS) -> Path:
+def result_path(result_type: type, name: str, *, results: Path = RESULTS) -> Path:
     """The file of a stage's result for a row, dataset or entry of weights."""
-    return results / _FILES[kind].stage / f"{name}.json"
+    return results / _FILES[result_type].stage / f"{name}.json"
 
 
-def made_by(kind: type, name: str) -> str:
+def made_by(result_type: type, name: str) -> str:
     """The command that makes a result again."""
-    return f"dvc repro -f {_FILES[kind].stage}@{name}"
+    return f"dvc repro -f {_FILES[result_type].stage}@{name}"
 
 
-def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
+def read_result(result_type: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
     """A stage's result. ValueError, with the command that makes it, where it is missing or waited for, torn, of another
     version of its layout, holds a key or value that it should not, or contradicts itself."""
-    path = result_path(kind, name, results=results)
-    content = read_json(path, made_by=made_by(kind, name))
+    path = result_path(result_type, name, results=results)
+    content = read_json(path, made_by=made_by(result_type, name))
     if why := _waits(content):
-        raise ValueError(f"{path} waits for {why}; when that is here: dvc repro {_FILES[kind].stage}@{name}")
-    return _checked(kind, name, content, path)
+        raise ValueError(f"{path} waits for {why}; when that is here: dvc repro {_FILES[result_type].stage}@{name}")
+    return _checked(result_type, name, content, path)
 
 
-def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+def find_result(result_type: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
     """`read_result`, or None where the stage has not run, or waits."""
-    path = result_path(kind, name, results=results)
+    path = result_path(result_type, name, results=results)
     if not path.exists():
         return None
-    content = read_json(path, made_by=made_by(kind, name))
-    return None if _waits(content) else _checked(kind, name, content, path)
+    content = read_json(path, made_by=made_by(result_type, name))
+    return None if _waits(content) else _checked(result_type, name, content, path)
 
 
-def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Result:
+def _checked(result_type: type[_Result], name: str, content: Any, path: Path) -> _Result:
     """A result of what its file holds."""
-    command, file = made_by(kind, name), _FILES[kind]
+    command, file = made_by(result_type, name), _FILES[result_type]
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object; make it again with: {command}")
     version = content.pop("version", None)
@@ -679,7 +679,7 @@ def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Resul
         found = "no version of its layout" if version is None else f"version {reprlib.repr(version)} of its layout"
         raise ValueError(f"{path} has {found}, but version {file.version} is needed; make it again with: {command}")
     try:
-        result = parse(kind, content, str(path), in_file=True)
+        result = parse(result_type, content, str(path), in_file=True)
     except ValueError as error:
         raise ValueError(f"{error}; make it again with: {command}") from None
     if (of := getattr(result, file.of)) != name:
@@ -689,9 +689,9 @@ def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Resul
     return result
 
 
-def waiting(kind: type, name: str, *, results: Path = RESULTS) -> str:
+def waiting(result_type: type, name: str, *, results: Path = RESULTS) -> str:
     """What a stage waits for; empty: it has run, or was never begun."""
-    return waiting_in(result_path(kind, name, results=results))
+    return waiting_in(result_path(result_type, name, results=results))
 
 
 def waiting_in(path: Path) -> str:
@@ -707,14 +707,14 @@ def _waits(content: Any) -> str:
     return str(content["waiting"]) if isinstance(content, dict) and "waiting" in content else ""
 
 
-def write_waiting(kind: type, name: str, why: str, *, results: Path = RESULTS) -> None:
+def write_waiting(result_type: type, name: str, why: str, *, results: Path = RESULTS) -> None:
     """Say in a result's file what its stage waits for. A file that holds anything else is left as it is."""
-    path = result_path(kind, name, results=results)
-    if not path.exists() or waiting(kind, name, results=results):
-        write_json(path, {"version": _FILES[kind].version, "waiting": why})
-    if kind is Evaluation and not (results / "metrics" / f"{name}.json").exists():
+    path = result_path(result_type, name, results=results)
+    if not path.exists() or waiting(result_type, name, results=results):
+        write_json(path, {"version": _FILES[result_type].version, "waiting": why})
+    if result_type is Evaluation and not (results / "metrics" / f"{name}.json").exists():
         write_figures(name, {}, results=results)
-    if kind is Manifest and not path.with_suffix(".csv").exists():
+    if result_type is Manifest and not path.with_suffix(".csv").exists():
         write_text(path.with_suffix(".csv"), ",".join(CLASS_COLUMNS) + "\n")
 
 
@@ -730,10 +730,10 @@ def write_figures(row: str, figures: Figures, *, results: Path = RESULTS) -> Non
     write_json(results / "metrics" / f"{row}.json", dict(figures))
 
 
-def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
+def names_of(result_type: type, *, results: Path = RESULTS) -> Iterator[str]:
     """The rows, datasets or weights that have such a result, sorted."""
-    names = (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
-    return (name for name in names if not waiting(kind, name, results=results))
+    names = (path.stem for path in sorted((results / _FILES[result_type].stage).glob("*.json")))
+    return (name for name in names if not waiting(result_type, name, results=results))
 
 
 def every_result(results: Path = RESULTS) -> Iterator[Any]:

@@ -63,7 +63,7 @@ class WorkerGroup:
 class End:
     """How workers have ended before their training."""
 
-    kind: Literal["no room", "yielded", "lost", "no memory", "final", "bug"]
+    failure: Literal["no room", "yielded", "lost", "no memory", "final", "bug"]
     """As pipeline.training.failures.what_failed has it; no memory: a worker's GPU has not enough."""
     reason: str
     """One sentence."""
@@ -86,15 +86,15 @@ class Decision:
 
 def after(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
     """What an end makes of the group, and what is to be done."""
-    if end.kind == "yielded":
+    if end.failure == "yielded":
         return yielded(group)
-    if end.kind == "no room":
+    if end.failure == "no room":
         return found_no_place(group)
-    if end.kind == "no memory" and group.workers < group.full:
+    if end.failure == "no memory" and group.workers < group.full:
         return had_no_memory(group)
-    if end.kind == "lost":
+    if end.failure == "lost":
         return lost(group, end)
-    if end.kind == "bug":
+    if end.failure == "bug":
         return met_a_bug(group, end)
     return group, Decision(fail=end.reason)  # a retry would meet it again
 

@@ -177,9 +177,9 @@ def _end_of(run: Run, error: BaseException) -> End:
     """How a Ray Train run has ended, and how far the training had come by then."""
     import torch
 
-    kind, cause = what_failed(error)
+    failure, cause = what_failed(error)
     return End(
-        kind="no memory" if kind == "final" and isinstance(cause, torch.OutOfMemoryError) else kind,
+        failure="no memory" if failure == "final" and isinstance(cause, torch.OutOfMemoryError) else failure,
         reason=sentence(cause, run),
         saved=_saved_steps(run.run_dir),
         nodes=_nodes(run.run_dir),
@@ -209,7 +209,7 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_worker,
             placement_strategy="PACK",
-            accelerator_type=resources.kind,
+            accelerator_type=resources.gpu_type,
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",  # a new one each time, for Ray takes up any it knows

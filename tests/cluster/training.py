@@ -25,7 +25,7 @@ def ask(path, body=None, **query):
     return json.load(urllib.request.urlopen(request, timeout=60))
 def trainings():
     experiments = [e["experiment_id"] for e in ask("experiments/search", {"max_results": 100}).get("experiments", [])]
-    query = {"experiment_ids": experiments, "filter": "tags.`m2f.kind` = 'training' and tags.`m2f.row` = 'faults'"}
+    query = {"experiment_ids": experiments, "filter": "tags.`m2f.run_type` = 'training' and tags.`m2f.row` = 'faults'"}
     return ask("runs/search", query).get("runs", []) if experiments else []
 """
 """MLflow's own interface, for a Python without MLflow, which takes seconds to import."""

@@ -125,9 +125,9 @@ def write_coco(
         put(folder / f"val2017/{name}.jpg", encoded(image(6, 8, seed=index), ".jpg"))
         if panoptic is not None:
             put(folder / f"annotations/panoptic_val2017/{name}.png", png(IDS))
-    for kind, content in (("instances", instances), ("panoptic", panoptic)):
+    for label_type, content in (("instances", instances), ("panoptic", panoptic)):
         if content is not None:
-            put(folder / f"annotations/{kind}_val2017.json", json.dumps(content, indent=1).encode())
+            put(folder / f"annotations/{label_type}_val2017.json", json.dumps(content, indent=1).encode())
     return folder
 
 

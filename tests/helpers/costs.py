@@ -15,10 +15,17 @@ H200 = dataclasses.replace(A100, device="NVIDIA H200")
 
 
 def write_benchmark(
-    results: Path, row: str, *, step_s: float, pictures: int, fps: float = 10.0, kind: str = "cuda", **fields: Any
+    results: Path,
+    row: str,
+    *,
+    step_s: float,
+    pictures: int,
+    fps: float = 10.0,
+    device_type: str = "cuda",
+    **fields: Any,
 ) -> None:
     """A benchmark, as far as a plan reads it."""
-    environment = H200 if kind == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
+    environment = H200 if device_type == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
     made = benchmark(row, environment=environment, fps=fps, step_s=step_s, pictures=pictures, **fields)
     write_result(made, row, results=results)
 

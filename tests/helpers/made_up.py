@@ -185,7 +185,7 @@ def benchmark(
         row=row,
         dataset="d",
         task=task,
-        device_kind="cuda" if environment.cuda else "cpu",
+        device_type="cuda" if environment.cuda else "cpu",
         threads=None if environment.cuda else 8,
         other_load=0.0,
         environment=environment,

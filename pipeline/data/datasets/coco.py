@@ -91,7 +91,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     folder = config.splits[split]
     listed = {source: file_names(source) for source in sources}
     files = _files(listed, "annotations")
-    names = [f"{kind}_{folder}.json" for kind in ("panoptic", "instances")]
+    names = [f"{label_type}_{folder}.json" for label_type in ("panoptic", "instances")]
     panoptic, instances = (_listing(*files[name], config) if name in files else None for name in names)
     listings = [listing for listing in (panoptic, instances) if listing is not None]
     if not listings:

@@ -145,7 +145,7 @@ def make_manifest(
         class_names=config.class_names,
         thing_classes=config.thing_classes,
         ignore_label=IGNORE,
-        labels=shards.labels.kinds if shards.labels else (),
+        labels=shards.labels.label_types if shards.labels else (),
         pixel_layout=config.pixels,
         splits={name: placed(split) for name, split in splits.items()},
         pixels={split: count.pixels for split, count in counts.items()},

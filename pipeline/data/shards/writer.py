@@ -93,7 +93,7 @@ def verify(
     row["instances"] = None
     classes = row["segment_classes"]
     crowd = row["segment_crowd"] or [False] * len(classes or ())
-    owners = [(kind, flag) for kind, flag in zip(classes or (), crowd, strict=True) if kind in things]
+    owners = [(class_id, flag) for class_id, flag in zip(classes or (), crowd, strict=True) if class_id in things]
     if labelled.instances is not None:
         row["instances"] = [
             _instance(instance, f"{record.label_file}: instance {index}", things, (height, width))
@@ -101,16 +101,16 @@ def verify(
         ]
         owners = [(instance["class"], instance["crowd"]) for instance in row["instances"]]
     row["things"] = len(owners)
-    instances = np.bincount([kind for kind, flag in owners if not flag], minlength=num_classes)
+    instances = np.bincount([class_id for class_id, flag in owners if not flag], minlength=num_classes)
     held = counts[:-1] > 0
     if labelled.segments is None:
-        held = np.bincount([kind for kind, _ in owners], minlength=num_classes) > 0
+        held = np.bincount([class_id for class_id, _ in owners], minlength=num_classes) > 0
     given: dict[Label, bool] = {
         "instances": labelled.instances is not None or (classes is not None and bool(things)),
         "panoptic": classes is not None,
         "semantic": labelled.segments is not None,
     }
-    labels = tuple(kind for kind, there in given.items() if there)
+    labels = tuple(label_type for label_type, there in given.items() if there)
     return Stored({**row, "digest": _record_digest(row)}, counts, instances, held, labels)
 
 
@@ -139,7 +139,7 @@ def _segments(
     wrong = np.flatnonzero(counts[known:nothing]) + known
     if len(wrong):
         raise ValueError(f"{record.label_file} holds segment {wrong[0]} on {counts[wrong[0]]} pixels; it has {known}")
-    if classes is not None and not all(0 <= kind < num_classes for kind in classes):
+    if classes is not None and not all(0 <= class_id < num_classes for class_id in classes):
         raise ValueError(f"{record.label_file} names a class outside 0 to {num_classes - 1}")
     if len(crowd) not in (0, len(classes or ())):
         raise ValueError(f"{record.label_file} has {len(crowd)} crowd flags for {len(classes or ())} segments")
@@ -230,7 +230,7 @@ class ShardJob:
 class PictureLabels:
     """What labels a picture has."""
 
-    kinds: tuple[Label, ...]
+    label_types: tuple[Label, ...]
     file: str
     """The picture's."""
 
@@ -309,7 +309,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
                 instances += stored.instances
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
-                labels = same_labels(labels, PictureLabels(kinds=stored.labels, file=record.image_file))
+                labels = same_labels(labels, PictureLabels(label_types=stored.labels, file=record.image_file))
                 del stored  # before the next one is read
                 pa.default_memory_pool().release_unused()
             if on_record is not None:
@@ -332,11 +332,11 @@ def same_labels(known: PictureLabels | None, found: PictureLabels) -> PictureLab
     """The labels that all of a dataset's pictures have, with one of them. ValueError if those of `found` are others."""
     if known is None:
         return found
-    if known.kinds != found.kinds:
-        kinds, others = (" and ".join(labels.kinds) for labels in (known, found))
+    if known.label_types != found.label_types:
+        label_types, others = (" and ".join(labels.label_types) for labels in (known, found))
         raise ValueError(
-            f"{found.file} has {others} labels, but {known.file} has {kinds} labels; all pictures of a dataset need "
-            "the same kinds"
+            f"{found.file} has {others} labels, but {known.file} has {label_types} labels; all pictures of a dataset "
+            "need the same types"
         )
     return known
 

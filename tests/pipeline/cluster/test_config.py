@@ -23,8 +23,8 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
     }
     config = {"max_workers": 3, "head_node_type": "head", "available_node_types": types}
     assert node_groups(config) == [
-        NodeGroup(kind="large", count=2, gpus=8, cpus=96),
-        NodeGroup(kind="small", count=1, gpus=4, cpus=16),
+        NodeGroup(node_type="large", count=2, gpus=8, cpus=96),
+        NodeGroup(node_type="small", count=1, gpus=4, cpus=16),
     ]
     assert node_groups({"provider": {"type": "local"}}) == []
 

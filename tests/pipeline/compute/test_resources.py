@@ -121,11 +121,11 @@ def test_a_node_is_read_from_what_ray_says_of_it() -> None:
     assert Node.of({"node:10.0.0.1": 1.0}) == Node(0, 0)
 
 
-def test_only_gpus_of_the_wanted_kind_are_counted_shared_and_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_gpus_of_the_wanted_type_are_counted_shared_and_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("M2F_WORKERS", raising=False)
     row = dataclasses.replace(PARAMS.row("ade20k_swin-t"), seeds=(0, 1, 2, 3, 4))  # 8 groups
     found = resources_for(row, MIXED)  # 20 GPUs: two worker groups of 8; 96 / 8 = 12 cores each, on H100 as on A100
-    assert (found.workers, found.seeds_at_once, found.cpus_per_worker, found.kind) == (8, 2, 12, None)
+    assert (found.workers, found.seeds_at_once, found.cpus_per_worker, found.gpu_type) == (8, 2, 12, None)
     assert found.per_worker == {"CPU": 12, "GPU": 1}
     monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "H100")
     found = resources_for(row, MIXED)  # 8 GPUs with 192 / 8 = 24 cores each
@@ -138,13 +138,13 @@ def test_only_gpus_of_the_wanted_kind_are_counted_shared_and_reserved(monkeypatc
     with pytest.raises(ValueError, match="M2F_WORKERS=16, but there are 12 A100 GPUs here; set it to 12 or less"):
         resources_for(PARAMS.row("coco_panoptic_swin-l-in22k"), MIXED)
     monkeypatch.setenv("M2F_WORKERS", "0")  # this process, on what it finds
-    assert resources_for(row, [Node(1, 8)]).kind is None
+    assert resources_for(row, [Node(1, 8)]).gpu_type is None
 
 
-def test_a_kind_of_gpu_that_is_not_there_is_one_sentence_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_of_gpu_that_is_not_there_is_one_sentence_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "V100")
     row = PARAMS.row("ade20k_swin-t")
     with pytest.raises(ValueError, match="M2F_ACCELERATOR_TYPE=V100, but no node .*; there are A100 and H100$"):
         resources_for(row, MIXED)
-    with pytest.raises(ValueError, match="no node here has such GPUs; Ray knows the kind of none$"):
+    with pytest.raises(ValueError, match="no node here has such GPUs; Ray knows the type of none$"):
         resources_for(row, [Node(8, 96)])

@@ -88,7 +88,7 @@ def test_a_row_is_measured_on_the_pictures_of_its_shards(
     assert (training.workers, training.groups, training.pictures, training.crop) == (1, 1, 1, (64, 64))
     assert "random crops of the training split" in training.protocol
     if not torch.cuda.is_available():
-        assert result.device_kind == "cpu"
+        assert result.device_type == "cpu"
         assert training.memory_mib is None and inference.memory_mib is None
     assert "small: training:" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
 @pytest.mark.gpu
 def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: Manifest, shapes: DatasetConfig) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
-    assert result.device_kind == "cuda"
+    assert result.device_type == "cuda"
     for part in (result.inference, result.training):
         assert 0 < part.memory_mib <= part.reserved_mib
     # weights, gradients and two moments, float32

@@ -197,7 +197,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
 
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
-    write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
+    write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, device_type="cpu")
     write_result(manifest(train=600, val=0, dataset="shapes"), "shapes", results=tmp_path)
     plan = make_plan(params, ["shapes_tiny"], Settings(price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]

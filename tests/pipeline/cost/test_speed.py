@@ -37,7 +37,7 @@ def test_a_row_without_a_published_speed_takes_its_backbones_per_pixel(params: P
 def test_nothing_is_known_of_an_own_network_until_it_was_measured_on_a_gpu(params: Params, tmp_path: Path) -> None:
     row = params.rows["shapes_tiny"]
     assert estimated_gpu_hours(row, tmp_path) is None
-    write_benchmark(tmp_path, row.name, step_s=9.0, pictures=2, kind="cpu")
+    write_benchmark(tmp_path, row.name, step_s=9.0, pictures=2, device_type="cpu")
     assert estimated_gpu_hours(row, tmp_path) is None
     # 1,000 steps of 8 pictures at 0.5 s each: 4,000 s; shards say 90 validation pictures: 2 validations at 10 fps: 18 s
     write_benchmark(tmp_path, row.name, step_s=1.0, pictures=2)
@@ -80,7 +80,7 @@ def test_the_log_of_the_published_training_is_better_than_the_published_inferenc
 def test_a_measurement_on_a_cpu_says_nothing_about_gpus(params: Params, tmp_path: Path) -> None:
     row = params.rows["ade20k_r50"]
     before = estimated_gpu_hours(row, tmp_path)
-    write_benchmark(tmp_path, row.name, step_s=500.0, pictures=2, kind="cpu")
+    write_benchmark(tmp_path, row.name, step_s=500.0, pictures=2, device_type="cpu")
     assert estimated_gpu_hours(row, tmp_path) == before
 
 

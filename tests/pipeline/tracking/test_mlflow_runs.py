@@ -281,7 +281,7 @@ def assert_all_is_there(run_id: str, *, points: int = 3) -> None:
     assert history(run_id, "test_miou") == [(0, 0.5)]
     assert history(run_id, "a _b_") == [(0, 0.25)]
     assert run.data.params == {"seed": "0", "train.steps": "30"}
-    known = {"m2f.seed": "0", "m2f.device": "EPYC", "m2f.device_kind": "cpu", "m2f.git_commit": "abc"}
+    known = {"m2f.seed": "0", "m2f.device": "EPYC", "m2f.device_type": "cpu", "m2f.git_commit": "abc"}
     known |= {"mlflow.source.git.commit": "abc", "m2f.status": "finished", "m2f.run_key": "k0"}
     assert known.items() <= run.data.tags.items()
     assert run.info.status == "FINISHED"

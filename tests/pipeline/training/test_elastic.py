@@ -37,8 +37,8 @@ SHRUNK = replace(WHOLE, workers=2, spans=True)
 """What was left of a worker group on several nodes goes on."""
 
 
-def end(kind: Any, *, saved: int = 0, nodes: int = 1) -> End:
-    return End(kind=kind, reason="reason", saved=saved, nodes=nodes)
+def end(failure: Any, *, saved: int = 0, nodes: int = 1) -> End:
+    return End(failure=failure, reason="reason", saved=saved, nodes=nodes)
 
 
 def test_a_lost_worker_of_a_worker_group_on_one_node_is_replaced_in_a_whole_worker_group() -> None:
@@ -195,12 +195,12 @@ def test_a_worker_group_is_reserved_whole_or_not_at_all_and_on_one_node_if_one_h
         named = resources_for(rows["coco_panoptic_swin-l-in22k"], nodes)
         group, where = reserved(named, named.workers, 600)
         (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
-        kinds = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
-        print(where, "accelerator_type:H100" in kinds[0], free(8.0))
+        resources = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
+        print(where, "accelerator_type:H100" in resources[0], free(8.0))
     """
     with RayNodes() as nodes:
-        for kind in ("A100", "H100"):
-            nodes.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{kind}": 1}))
+        for gpu_type in ("A100", "H100"):
+            nodes.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{gpu_type}": 1}))
         answer = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)],
             cwd=PROJECT,

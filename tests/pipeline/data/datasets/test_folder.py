@@ -65,8 +65,8 @@ def _grey_png(ids: np.ndarray, bits: int) -> bytes:
     import struct
     import zlib
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(chunk_type: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
     rows = b"".join(b"\0" + bytes([sum(int(v) << (8 - bits * (i + 1)) for i, v in enumerate(row))]) for row in ids)
     header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)

@@ -83,7 +83,7 @@ def test_nothing_but_the_parts_rows_and_columns_counts(monkeypatch: pytest.Monke
         other[inside] = image[inside]
         shown = []
         for picture, filling in ((image, 0), (other, 255)):
-            monkeypatch.setattr(np, "empty", lambda shape, kind, filling=filling: np.full(shape, filling, kind))
+            monkeypatch.setattr(np, "empty", lambda shape, dtype, filling=filling: np.full(shape, filling, dtype))
             shown.append(resize_image(picture, size, part))
             monkeypatch.undo()
         np.testing.assert_array_equal(*shown)

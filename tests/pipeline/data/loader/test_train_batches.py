@@ -140,7 +140,7 @@ def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
 
 def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(storage: Path) -> None:
     batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "panoptic")
-    assert [kinds.tolist() for kinds in batch.labels] == [[1, 0]]  # the car had the lowest id
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[1, 0]]  # the car had the lowest id
     expected = np.array([1, 1, 0, 0, 255, 255, 1, 1], np.uint8)[None].repeat(8, 0)
     expected[-1] = 255
     np.testing.assert_array_equal(batch.segments[0, :8, :8].numpy(), expected)
@@ -149,7 +149,7 @@ def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(st
 
 def test_a_semantic_target_has_one_segment_for_every_class_and_keeps_crowds(storage: Path) -> None:
     batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "semantic")
-    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[0, 1]]
     assert batch.segments[0, 0, :8].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
 
@@ -157,7 +157,9 @@ def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Pat
     manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **THINGS)
     batch = one(manifest, "instance")
     assert batch.segments is None
-    assert [kinds.tolist() for kinds in batch.labels] == [[0]]  # car is the first of the things; the crowd is left out
+    assert [class_ids.tolist() for class_ids in batch.labels] == [
+        [0]
+    ]  # car is the first of the things; the crowd is left out
     assert batch.masks[0].dtype == torch.bool
     expected = np.zeros((32, 32), bool)
     expected[:7, 2:4] = True
@@ -173,7 +175,7 @@ def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Pat
 def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among_the_things(storage: Path) -> None:
     manifest = write_shards(storage, {"train": [crossing()]}, **{**THINGS, "labels": ("instances",)})
     batch = one(manifest, "instance")
-    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[0, 1]]
     assert batch.masks[0].shape == (2, 32, 32)
     np.testing.assert_array_equal(batch.masks[0][:, :8, :8], [rectangle((8, 8), *box) for box in OVERLAPPING])
     assert batch.masks[0].sum() == 32
@@ -216,7 +218,7 @@ def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panopti
         found = batches(manifest, plan, task=task, steps=100)
         maps = [(batch.segments[b], batch.labels[b].tolist()) for batch in found for b in range(4)]
         much_sky[task] = sum(
-            ((ids == kinds.index(0)).float().mean() > 0.25).item() for ids, kinds in maps if 0 in kinds
+            ((ids == class_ids.index(0)).float().mean() > 0.25).item() for ids, class_ids in maps if 0 in class_ids
         )
     # panoptic, one draw: 400 * 4 / 145 = 11 +- 3; semantic, ten more: 400 * (1 - (1 - 4 / 145) ** 11) = 106 +- 9
     assert much_sky["panoptic"] < 25
@@ -243,18 +245,18 @@ def test_a_panoptic_thing_whose_box_meets_the_crop_stays_also_without_pixels(sto
     jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER)
     empty, persons = 0, 0
     for batch in batches(manifest, jitter, task="panoptic", steps=20):
-        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+        for segments, class_ids in zip(batch.segments, batch.labels, strict=True):
             seen = torch.unique(segments).tolist()
-            assert kinds.tolist()[:2] == [0, 1]
+            assert class_ids.tolist()[:2] == [0, 1]
             empty += 1 not in seen
-            assert (2 in kinds.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
-            persons += 2 in kinds.tolist()
+            assert (2 in class_ids.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
+            persons += 2 in class_ids.tolist()
     assert 60 < empty < 80
     assert 0 < persons < 80
     resized = augmentation(crop=(16, 16), short_sides=(32,), max_label_share=1.0)
     for batch in batches(manifest, resized, task="panoptic", steps=20):
-        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
-            assert torch.unique(segments).tolist() == list(range(len(kinds)))
+        for segments, class_ids in zip(batch.segments, batch.labels, strict=True):
+            assert torch.unique(segments).tolist() == list(range(len(class_ids)))
 
 
 @pytest.mark.parametrize("resized", [{"jitter": (2.0, 2.0), **JITTER}, {"short_sides": (32,)}])
@@ -262,12 +264,12 @@ def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resi
     objects = [instance(1, corners()), instance(2, np.ones((16, 16), bool))]
     manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), instances=objects)]}, **THINGS)
     found = [
-        (masks.any(dim=(1, 2)), kinds.tolist())
+        (masks.any(dim=(1, 2)), class_ids.tolist())
         for batch in batches(manifest, augmentation(crop=(16, 16), **resized), task="instance", steps=20)
-        for masks, kinds in zip(batch.masks, batch.labels, strict=True)
+        for masks, class_ids in zip(batch.masks, batch.labels, strict=True)
     ]
     assert all(seen.all() for seen, _ in found)
-    assert {tuple(kinds) for _, kinds in found} == {(1,), (0, 1)}
+    assert {tuple(class_ids) for _, class_ids in found} == {(1,), (0, 1)}
 
 
 def vanishing(storage: Path, **changes: Any) -> Manifest:
@@ -288,7 +290,7 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
     found = pictures_of(batches(manifest, jitter, task="instance"))
     assert {name for name, *_ in found.values()} == {"p4"}
     attempts = {}
-    for position, (_, seed, size, kinds, pixels, *_) in found.items():
+    for position, (_, seed, size, class_ids, pixels, *_) in found.items():
         tried = [epoch_order(5, position // 5, 5)[position % 5]]
         while tried[-1] != 4:
             tried.append(mix(5, 5, position, len(tried)) % 5)
@@ -297,7 +299,7 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
         again = (attempts[position],) if attempts[position] else ()
         seed_transform(transform, mix(5, 2, position, *again) % 2**32)
         expected = transform(image=image(32, 32, seed=4))["image"]
-        assert (size, kinds, seed) == ((3, 3), [0], mix(5, 3, position))
+        assert (size, class_ids, seed) == ((3, 3), [0], mix(5, 3, position))
         assert pixels == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()
     assert 0 in attempts.values()
     assert max(attempts.values()) > 2
@@ -337,7 +339,7 @@ def test_a_crowd_is_no_target_but_its_pixels_keep_the_crop(storage: Path) -> Non
     manifest = write_shards(storage, {"train": records}, **THINGS)
     found = batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance", steps=1)
     assert [f"p{index}" for index in epoch_order(5, 0, 4)] == [name for batch in found for name in batch.names]
-    assert [kinds.tolist() for batch in found for kinds in batch.labels] == [[], [], [], []]
+    assert [class_ids.tolist() for batch in found for class_ids in batch.labels] == [[], [], [], []]
 
 
 def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +422,7 @@ def test_batches_equal_resizing_everything_and_then_cropping(
         for a, b in zip(found, batches(manifest, resized, task=task, steps=10), strict=True):
             assert (a.images.int() - b.images.int()).abs().max() <= 2
             assert (a.names, a.sizes.tolist()) == (b.names, b.sizes.tolist())
-            assert [kinds.tolist() for kinds in a.labels] == [kinds.tolist() for kinds in b.labels]
+            assert [class_ids.tolist() for class_ids in a.labels] == [class_ids.tolist() for class_ids in b.labels]
             if task == "instance":
                 assert all(torch.equal(mine, other) for mine, other in zip(a.masks, b.masks, strict=True))
             else:

@@ -368,9 +368,9 @@ def test_generated_scenes_have_panoptic_labels(storage: Path) -> None:
     manifest = shards.build("shapes", shapes, [], facts=[])
     assert manifest.labels == ("instances", "panoptic", "semantic")
     read = rows(storage, manifest, "train")
-    kinds = np.array([kind for row in read for kind in row["segment_classes"] if kind >= 6])
-    assert manifest.instances["train"] == tuple(np.bincount(kinds, minlength=9).tolist())
-    assert sum(row["things"] for row in read) == len(kinds) > 0
+    class_ids = np.array([class_id for row in read for class_id in row["segment_classes"] if class_id >= 6])
+    assert manifest.instances["train"] == tuple(np.bincount(class_ids, minlength=9).tolist())
+    assert sum(row["things"] for row in read) == len(class_ids) > 0
 
 
 SAMPLES = {
@@ -431,14 +431,14 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
         )
     )
     assert batch.images.shape == (2, 3, 64, 128)
-    assert all(len(kinds) for kinds in batch.labels)
+    assert all(len(class_ids) for class_ids in batch.labels)
 
 
 def test_the_coco_sample_reaches_the_loader_with_its_segments(storage: Path) -> None:
     _, manifest = sample("coco", storage)
     pictures = list(validation_pictures(manifest, TestConfig(short_side=128, long_side_max=256), task="panoptic"))
     assert manifest.things_per_picture["val"] == {14: 1, 26: 1}
-    things = [sum(int(kind) < 80 for kind in picture.labels) for picture in pictures]
+    things = [sum(int(class_id) < 80 for class_id in picture.labels) for picture in pictures]
     crowds = [int(picture.crowd.sum()) for picture in pictures]
     assert [thing - crowd for thing, crowd in zip(things, crowds, strict=True)] == [14, 26]
     assert (storage / manifest.samples.path).exists()

@@ -19,7 +19,7 @@ from tests.helpers.pictures import JPEG, encoded, image, labels, put
 def test_a_shard_counts_as_finished_with_the_facts_that_were_written_only(tmp_path: Path) -> None:
     records = [Record(f"p{index}", "a.jpg", "a.png", lambda: Labelled(JPEG, labels() % 3, None)) for index in range(2)]
     facts = writer.make_shard(writer.ShardJob("a-0", "a", records, 3, frozenset(), "encoded", "stop", ()), tmp_path)
-    assert facts.labels == writer.PictureLabels(kinds=("semantic",), file="a.jpg")
+    assert facts.labels == writer.PictureLabels(label_types=("semantic",), file="a.jpg")
     assert writer.finished_shard(tmp_path, "a-0") == facts
     beside = tmp_path / "a-0.json"
     written = json.loads(beside.read_text())
