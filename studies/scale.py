@@ -131,7 +131,7 @@ class Training:
     step_s: float
     gradient_bytes: int
     checkpoint_bytes: int
-    picture_bytes: float
+    image_bytes: float
     """Of its record in a shard."""
 
     @property
@@ -140,14 +140,14 @@ class Training:
         return math.ceil(self.gpus / POOL_GPUS)
 
     @property
-    def pictures_s(self) -> float:
+    def images_s(self) -> float:
         """That it trains on."""
         return self.row.train.global_batch / self.step_s
 
     @property
     def read_bytes_s(self) -> float:
         """From shards, if whole records are read: an upper bound for raw ones, of which a crop's rows are read."""
-        return self.pictures_s * self.picture_bytes
+        return self.images_s * self.image_bytes
 
     @property
     def interval_s(self) -> float:
@@ -167,9 +167,9 @@ sample of the load has 8 of the machine and 5 of each GPU."""
 
 def dataset_bytes(params: Params, name: str) -> float:
     """Of a published dataset's training and validation shards."""
-    config, pictures = params.dataset(name), PUBLISHED[name]
+    config, images = params.dataset(name), PUBLISHED[name]
     if config.pixels == "raw":
-        return RAW_BYTES_PER_PIXEL * (pictures.train + pictures.val) * area(pictures.usual)
+        return RAW_BYTES_PER_PIXEL * (images.train + images.val) * area(images.usual)
     return float(sum(config.bytes))
 
 
@@ -186,7 +186,7 @@ def trainings(params: Params, names: Iterable[str] | None = None) -> list[Traini
         if row.model.backbone.name not in sizes:
             sizes[row.model.backbone.name] = checkpoint_bytes(row.model)
         saved = sizes[row.model.backbone.name]
-        pictures = PUBLISHED[row.dataset]
+        images = PUBLISHED[row.dataset]
         found.append(
             Training(
                 row=row,
@@ -194,7 +194,7 @@ def trainings(params: Params, names: Iterable[str] | None = None) -> list[Traini
                 step_s=row.train.group_size * speed.train_s / EFFICIENCY,
                 gradient_bytes=saved // 3,  # weights and two moments, float32 as the gradient
                 checkpoint_bytes=saved,
-                picture_bytes=dataset_bytes(params, row.dataset) / (pictures.train + pictures.val),
+                image_bytes=dataset_bytes(params, row.dataset) / (images.train + images.val),
             )
         )
     return found
@@ -428,8 +428,8 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
                 f"{name} ({params.dataset(name).pixels})",
                 f"{dataset_bytes(params, name) / GIB:.1f}",
                 most.row.name,
-                f"{most.pictures_s / most.gpus:.1f}",
-                f"{most.picture_bytes / 1e6:.2f}",
+                f"{most.images_s / most.gpus:.1f}",
+                f"{most.image_bytes / 1e6:.2f}",
                 *(f"{most.read_bytes_s / most.pools * gpus / POOL_GPUS / GB:.2f}" for gpus in SIZES),
             ]
         )

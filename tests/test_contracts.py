@@ -412,15 +412,15 @@ def test_dvc_plots_show_draws_the_classes_of_every_dataset_that_is_sharded(copy:
     for table in (copy.folder / "results" / "shard").glob("*.csv"):
         if table.stem != "camvid":
             table.unlink()
-    (copy.folder / "results/shard/camvid.csv").write_text("class,split,pixels,pictures,instances\nsky,train,12,3,0\n")
+    (copy.folder / "results/shard/camvid.csv").write_text("class,split,pixels,images,instances\nsky,train,12,3,0\n")
     shown = json.loads(copy.dvc("plots", "show", "--json"))["data"]
     drawn = {name: plots for name, plots in shown.items() if plots}
     assert list(drawn) == ["results/shard/camvid.csv"]
     plot = drawn["results/shard/camvid.csv"][0]["content"]
-    values = {"class": "sky", "split": "train", "pixels": "12", "pictures": "3", "instances": "0"}
+    values = {"class": "sky", "split": "train", "pixels": "12", "images": "3", "instances": "0"}
     (point,) = plot["data"]["values"]
     assert values.items() <= point.items()
-    assert plot["repeat"] == ["pixels", "pictures", "instances"]
+    assert plot["repeat"] == ["pixels", "images", "instances"]
     assert plot["spec"]["encoding"]["y"]["field"] == "class"
 
 

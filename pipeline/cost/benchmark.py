@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.data.loader.train_batches import Batch
     from pipeline.storage.results import Manifest
 
-WARM_UP, PICTURES = 5, 195
+WARM_UP, IMAGES = 5, 195
 """Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
 
 STEPS = 20
@@ -133,8 +133,8 @@ def benchmark(
 
     ValueError where there are neither shards nor published sizes, or groups are not 1 to those of the row.
     """
-    pictures = counted(row.dataset, manifest)
-    if pictures is None:
+    images = counted(row.dataset, manifest)
+    if images is None:
         raise ValueError(
             f"the picture sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
         )
@@ -154,8 +154,8 @@ def benchmark(
     model = training.model
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    subject = _Subject(row=row, dataset=dataset, manifest=manifest, usual=pictures.usual, timer=timer, seconds=seconds)
-    size = input_size(pictures.usual, row.test)
+    subject = _Subject(row=row, dataset=dataset, manifest=manifest, usual=images.usual, timer=timer, seconds=seconds)
+    size = input_size(images.usual, row.test)
     inference = _inference(model, subject)
     cost = _training(training, subject, groups)
     return Benchmark(
@@ -169,7 +169,7 @@ def benchmark(
         environment=environment(tf32=row.train.tf32),
         parameters=sum(parameters),
         parameters_trained=sum(trained),
-        flops=Operations(picture=size, forward=forward_flops(row, size), counted=_COUNTED),
+        flops=Operations(image_size=size, forward=forward_flops(row, size), counted=_COUNTED),
         inference=inference,
         training=cost if isinstance(cost, TrainingCost) else None,
         skipped=None if isinstance(cost, TrainingCost) else cost,
@@ -232,14 +232,14 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
         valid = (image_3HW.shape[1], image_3HW.shape[2])
         return timer.seconds(lambda: single_scale(model, images, valid, size, config))
 
-    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=subject.seconds)
+    taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="pictures", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
     real = subject.manifest is not None
     where = "real pictures of the validation split" if real else "random pictures of the published size"
     memory_mib, reserved_mib = timer.peak_mib()
     return InferenceCost(
         fps=len(taken_s) / sum(taken_s),
-        pictures=len(taken_s),
+        images=len(taken_s),
         sizes=tuple((height, width, count) for (height, width), count in counts.most_common()),
         memory_mib=memory_mib,
         reserved_mib=reserved_mib,
@@ -252,11 +252,11 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
 def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
     """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
     if manifest is not None:
-        from pipeline.data.loader.val_pictures import validation_pictures
+        from pipeline.data.loader.val_images import validation_images
 
         while True:
-            for picture in validation_pictures(manifest, row.test, task=row.task):
-                yield picture.image, picture.original_size
+            for val_image in validation_images(manifest, row.test, task=row.task):
+                yield val_image.image, val_image.original_size
     size = shown_size(usual, short_side=row.test.short_side, long_side_max=row.test.long_side_max, pad_multiple=1)
     draws = torch.Generator().manual_seed(0)
     while True:
@@ -294,7 +294,7 @@ def _training(training: Training, subject: _Subject, groups: int) -> TrainingCos
         steps=len(taken_s),
         workers=1,
         groups=groups,
-        pictures=groups * config.group_size,
+        images=groups * config.group_size,
         crop=config.augmentation.crop,
         memory_mib=memory_mib,
         reserved_mib=reserved_mib,
@@ -314,7 +314,7 @@ def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch
     from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 
     order = TrainingOrder.of(row, manifest, seed=0)
-    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, picture_range=range(count))
+    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, image_range=range(count))
 
 
 def _masks(row: Row) -> int:

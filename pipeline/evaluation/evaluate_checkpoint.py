@@ -67,7 +67,7 @@ RETRIES = 3
 
 PROGRESS_EVERY_S = 2.0
 
-MOST_PICTURES, MOST_PARTS = 64, 64
+MOST_IMAGES, MOST_PARTS = 64, 64
 """Pictures of a part, and parts of a data set that needs fewer."""
 
 
@@ -172,11 +172,11 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
 
 def parts_of(records: int) -> list[range]:
     """The places of all pictures in runs of neighbours, however many workers there are."""
-    size = max(1, min(MOST_PICTURES, records // MOST_PARTS))
+    size = max(1, min(MOST_IMAGES, records // MOST_PARTS))
     return [range(first, min(first + size, records)) for first in range(0, records, size)]
 
 
-def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] = lambda: None) -> None:
+def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = lambda: None) -> None:
     """Evaluate the pictures of some parts in this process, and write each part when its last picture is done."""
     import torch
 
@@ -196,15 +196,15 @@ def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] 
         model.cuda()
     shown = _shown(job.manifest.split("val").records)
     places = [place for part in waiting for place in part]
-    pictures = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
+    val_images = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
         metrics = TaskMetrics(job.row, job.manifest)
-        for picture, predictions in itertools.islice(pictures, len(part)):
-            metrics.update(picture, predictions)
-            if picture.index in shown:
-                path = job.folder / "overlays" / f"{picture.index:05d}.png"
-                write_overlay(path, picture, predictions, job.row.model.num_classes)
-            on_picture()
+        for val_image, predictions in itertools.islice(val_images, len(part)):
+            metrics.update(val_image, predictions)
+            if val_image.index in shown:
+                path = job.folder / "overlays" / f"{val_image.index:05d}.png"
+                write_overlay(path, val_image, predictions, job.row.model.num_classes)
+            on_image()
         write_json(_part_file(job, part), metrics.state())
 
 

@@ -48,7 +48,7 @@ def predict(
     model: nn.Module, image: Tensor, size: Size, config: PredictConfig, *, original: Tensor | None = None
 ) -> Predictions:
     """The predictions for one picture of `size` (height, width), given as
-    `pipeline.data.images.resize.network_picture` makes it.
+    `pipeline.data.images.resize.network_image` makes it.
 
     The model is in evaluation mode. `original`: (3, h, w) uint8, needed where `test.ms_flip` is set.
     """

@@ -100,7 +100,7 @@ class TrainConfig:
     """The recipe's GPUs: class losses are normalised per group, gradients averaged over groups."""
     group_size: int = 2
     """Pictures per group."""
-    pictures: Literal["all", "with_things"] = "all"
+    images: Literal["all", "with_things"] = "all"
     """with_things: only those with an annotated thing and both sides of at least 32 px (the COCO rows)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -66,7 +66,7 @@ def save_model(
     from pipeline.registry.served_model import LIBRARIES
     from pipeline.storage.files import whole_file, write_json
 
-    pictures = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
+    images = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
     with tempfile.TemporaryDirectory() as folder:
         weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
         with whole_file(weights) as partial:  # which everybody may read
@@ -79,7 +79,7 @@ def save_model(
             python_model=str(code / "pipeline" / "registry" / "served_model.py"),
             artifacts={"weights": str(weights), "settings": str(served)},
             code_paths=[str(code / "m2f"), str(code / "pipeline")],
-            signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),
+            signature=ModelSignature(images, None, ParamSchema([ParamSpec("png", "boolean", False)])),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
             metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
             input_example=_example(),
@@ -94,7 +94,7 @@ def _example() -> Any:
 
     rows, columns = np.mgrid[:64, :96]
     image = np.stack((4 * rows, 2 * columns, 2 * (rows + 32)), axis=2).astype(np.uint8)
-    return pd.DataFrame({"picture": [cv2.imencode(".png", image)[1].tobytes()]})
+    return pd.DataFrame({"image": [cv2.imencode(".png", image)[1].tobytes()]})
 
 
 def copy_code(folder: Path) -> None:

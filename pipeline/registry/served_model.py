@@ -2,7 +2,7 @@
 
 MLflow runs this file to load the model ("models from code": nothing is unpickled), with the modules below beside it,
 and without this project. What it predicts is what evaluation measured: both call `pipeline.evaluation.predict.predict`
-on `pipeline.data.images.resize.network_picture`.
+on `pipeline.data.images.resize.network_image`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from m2f.config import ModelConfig
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
-from pipeline.data.images.resize import network_picture
+from pipeline.data.images.resize import network_image
 from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.parse import parse
 from pipeline.params.schema import TestConfig
@@ -136,14 +136,14 @@ class RegisteredModel(PythonModel):
         MlflowException of one sentence, HTTP status 400, names the picture that is none.
         """
         png = bool((params or {}).get("png", False))
-        pictures = model_input.iloc[:, 0].tolist()
+        images = model_input.iloc[:, 0].tolist()
         predictions = []
-        for number, picture in enumerate(pictures, start=1):
+        for number, image in enumerate(images, start=1):
             try:
-                predictions.append(self._predict(_decoded(picture), png))
+                predictions.append(self._predict(_decoded(image), png))
             except ValueError as error:
                 raise MlflowException(
-                    f"picture {number} of {len(pictures)} {error}", error_code=INVALID_PARAMETER_VALUE
+                    f"picture {number} of {len(images)} {error}", error_code=INVALID_PARAMETER_VALUE
                 ) from None
         return predictions
 
@@ -152,7 +152,7 @@ class RegisteredModel(PythonModel):
         with self.one_at_a_time:
             allow_tf32(self.tf32)
             config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
-            predictions = predict(self.model, network_picture(image, self.test), size, config)
+            predictions = predict(self.model, network_image(image, self.test), size, config)
         if self.task == "instance":
             return {"instances": self._instances(predictions), "size": list(size)}
         if self.task == "panoptic":
@@ -194,18 +194,18 @@ class RegisteredModel(PythonModel):
         ]
 
 
-def _decoded(picture: Any) -> np.ndarray:
+def _decoded(image: Any) -> np.ndarray:
     """(h, w, 3) uint8 RGB; ValueError, which goes on from "picture 1 of 2", when it is no picture."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            shape = " x ".join(map(str, picture.shape))
-            raise ValueError(f"is an array of {shape} {picture.dtype}; give height x width x 3 uint8, RGB")
-        return picture
-    if not isinstance(picture, (str, bytes, bytearray, memoryview)):
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            shape = " x ".join(map(str, image.shape))
+            raise ValueError(f"is an array of {shape} {image.dtype}; give height x width x 3 uint8, RGB")
+        return image
+    if not isinstance(image, (str, bytes, bytearray, memoryview)):
         raise ValueError(
-            f"is {type(picture).__name__}; give a picture file's bytes, in JSON as base64, or a uint8 RGB array"
+            f"is {type(image).__name__}; give a picture file's bytes, in JSON as base64, or a uint8 RGB array"
         )
-    data = picture.encode() if isinstance(picture, str) else bytes(picture)
+    data = image.encode() if isinstance(image, str) else bytes(image)
     with contextlib.suppress(ValueError):
         return decode_image(data, "")
     # MLflow decodes the base64 of a data frame's column, and not that of `inputs`

@@ -448,7 +448,7 @@ def _memory(row: Row, seeds: Sequence[SeedFacts], benchmark: Benchmark | None) -
     training = benchmark.training if benchmark else None
     source: Literal["benchmark", "trainings"]
     if benchmark and training and training.memory_mib is not None:
-        mib, pictures, source = training.memory_mib, float(training.pictures), "benchmark"
+        mib, pictures, source = training.memory_mib, float(training.images), "benchmark"
         device = benchmark.environment.device
     else:
         known = [(seed.peak_memory_mib, seed) for seed in seeds if seed.peak_memory_mib is not None]

@@ -106,7 +106,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureSizes:
+class ImageSides:
     """Sides of a split's pictures, in pixels: least, median (the lower of two) and greatest."""
 
     height: tuple[int, int, int]
@@ -154,13 +154,13 @@ class Manifest:
     pixels: Mapping[str, tuple[int, ...]]
     """Of every class, crowds included, by split; so are the other counts."""
     ignored_pixels: Mapping[str, int]
-    pictures: Mapping[str, tuple[int, ...]]
+    images: Mapping[str, tuple[int, ...]]
     """That hold a class, for every class."""
     instances: Mapping[str, tuple[int, ...]]
     """Things that are no crowd, of every class."""
-    things_per_picture: Mapping[str, Mapping[int, int]]
+    things_per_image: Mapping[str, Mapping[int, int]]
     """Number of things that are no crowd -> pictures with as many."""
-    picture_sizes: Mapping[str, PictureSizes]
+    image_sizes: Mapping[str, ImageSides]
     bytes: Mapping[str, int]
     skipped: Mapping[str, tuple[SkippedRecord, ...]]
     sources: tuple[Source, ...]
@@ -431,7 +431,7 @@ class Spread:
 class Operations:
     """Floating-point operations of one forward pass."""
 
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     """(height, width) as the network is shown it."""
     forward: int
     counted: str
@@ -443,7 +443,7 @@ class InferenceCost:
     """How long pictures take, one at a time."""
 
     fps: float
-    pictures: int
+    images: int
     sizes: tuple[tuple[int, int, int], ...]
     """(height, width, how many), the commonest first."""
     memory_mib: float | None
@@ -462,7 +462,7 @@ class TrainingCost:
     steps: int
     workers: int
     groups: int
-    pictures: int
+    images: int
     crop: tuple[int, int]
     memory_mib: float | None
     reserved_mib: float | None
@@ -559,10 +559,10 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def _wrong_manifest(manifest: Manifest) -> str:
-    counts = ("pixels", "pictures", "instances")
+    counts = ("pixels", "images", "instances")
     if not manifest.splits:
         return "has no splits"
-    for name in ("ignored_pixels", "things_per_picture", "picture_sizes", "bytes", "skipped", *counts):
+    for name in ("ignored_pixels", "things_per_image", "image_sizes", "bytes", "skipped", *counts):
         if {*getattr(manifest, name)} != {*manifest.splits}:
             return f"has other splits in {name} than in splits"
     for name in counts:
@@ -626,7 +626,7 @@ class _File(NamedTuple):
 _FILES: Mapping[type, _File] = {
     Ready: _File("ready", 2),
     FetchedDataset: _File("fetch", 1, of="dataset"),
-    Manifest: _File("shard", 1, _wrong_manifest, of="dataset"),
+    Manifest: _File("shard", 2, _wrong_manifest, of="dataset"),
     ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),
     TrainingResult: _File("train", 2, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
@@ -636,7 +636,7 @@ _FILES: Mapping[type, _File] = {
 }
 
 
-CLASS_COLUMNS = ("class", "split", "pixels", "pictures", "instances")
+CLASS_COLUMNS = ("class", "split", "pixels", "images", "instances")
 """Columns of results/shard/<dataset>.csv."""
 
 

@@ -82,7 +82,7 @@ def train(run: Run) -> Finished | None:
         TrainingOrder.of(run.row, run.manifest, seed=run.seed),
         first_step=first_step,
         steps=config.steps - first_step,
-        picture_range=range(groups.start * config.group_size, groups.stop * config.group_size),
+        image_range=range(groups.start * config.group_size, groups.stop * config.group_size),
         processes=run.loader_processes,
     )
     curve: Curve | NoCurve

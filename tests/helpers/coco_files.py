@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask
 
 from pipeline.params.schema import DatasetConfig
-from tests.helpers.pictures import encoded, image, put
+from tests.helpers.images import encoded, image, put
 
 SKY, CAR, DOG = 5, 300, 256 * 256 * 2 + 1
 
@@ -25,7 +25,7 @@ CONFIG = DatasetConfig(
 )
 
 
-PICTURES = [
+IMAGES = [
     {"id": 7, "file_name": "b.jpg", "height": 6, "width": 8},
     {"id": 2, "file_name": "a.jpg", "height": 6, "width": 8},
 ]
@@ -39,7 +39,7 @@ COLUMN[:, 0] = 1
 
 INSTANCES = {
     "info": {"description": 'with "quotes" and ], }'},
-    "images": PICTURES,
+    "images": IMAGES,
     "licenses": [],
     "annotations": [
         {
@@ -89,7 +89,7 @@ IDS[5, 6:] = DOG
 
 
 PANOPTIC = {
-    "images": PICTURES,
+    "images": IMAGES,
     "annotations": [
         {
             "image_id": identity,

@@ -173,7 +173,7 @@ def benchmark(
         steps=20,
         workers=1,
         groups=1,
-        pictures=2,
+        images=2,
         crop=(512, 1024),
         memory_mib=5632.0,
         reserved_mib=6000.0,
@@ -192,11 +192,11 @@ def benchmark(
         parameters=44_000_000,
         parameters_trained=43_900_000,
         flops=Operations(
-            picture=(1024, 2048), forward=527_000_000_000, counted="a multiplication with an addition is two"
+            image_size=(1024, 2048), forward=527_000_000_000, counted="a multiplication with an addition is two"
         ),
         inference=InferenceCost(
             fps=fps,
-            pictures=195,
+            images=195,
             sizes=((1024, 2048, 195),),
             memory_mib=3900.0 if environment.cuda else None,
             reserved_mib=None,

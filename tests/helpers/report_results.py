@@ -299,7 +299,7 @@ def _write_benchmark(row: Row, results: Path, cpu: bool) -> None:
         fps=fps,
         skipped="takes too long on a CPU" if cpu else None,
         step_s=0.31,
-        pictures=row.train.group_size,
+        images=row.train.group_size,
         crop=row.train.augmentation.crop,
         memory_mib=1024 * (row.published.get("train_mem_gib", 14.0) * 0.97),
         precision=row.train.precision,

@@ -186,17 +186,17 @@ def _benchmark(facts: Facts) -> str:
     if not measured:
         return ""
     flops, inference, training = measured.flops, measured.inference, measured.training
-    size = " x ".join(map(str, flops.picture))
+    size = " x ".join(map(str, flops.image_size))
     if training is None:
         step = f"not measured: {measured.skipped}"
     else:
-        step = f"{training.step_s:.3f} s for {training.pictures} pictures"
+        step = f"{training.step_s:.3f} s for {training.images} pictures"
         step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
     lines = {
         "device": measured.environment.device,
         "parameters": f"{measured.parameters / 1e6:,.1f} million",
         "one picture": f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})",
-        "inference": f"{rate(inference.fps)}/s over {inference.pictures} pictures: {inference.protocol}",
+        "inference": f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}",
         "training step": step,
     }
     return f"<h4>Cost and speed, measured</h4>{definitions((term, escaped(said)) for term, said in lines.items())}"

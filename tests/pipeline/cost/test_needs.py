@@ -13,9 +13,9 @@ from pipeline.cost.needs import needs, refuse_to_train
 from pipeline.cost.speed import Estimate
 from pipeline.params.schema import DatasetConfig, Params
 from pipeline.storage.results import FetchedDataset, Manifest, write_result
+from tests.helpers.images import write_folder
 from tests.helpers.made_up import trained_seed, training
 from tests.helpers.manifests import made_up_manifest
-from tests.helpers.pictures import write_folder
 
 GPU = "a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"
 

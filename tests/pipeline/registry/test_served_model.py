@@ -36,8 +36,8 @@ from pipeline.registry.register import register
 from pipeline.registry.served_model import LIBRARIES, MODULES, PREDICTING, _png
 from pipeline.runs.checkpoints import load_checkpoint
 from pipeline.storage.results import Manifest
+from tests.helpers.images import encoded, image
 from tests.helpers.imports import imported, reached
-from tests.helpers.pictures import encoded, image
 from tests.helpers.registered import SIZES, decided_network, manifest_of, results_of, row_of
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, answers, until
@@ -106,13 +106,13 @@ def test_its_predictions_are_those_that_evaluation_measures(
     evaluated = predicted_in_evaluation(row, manifest, storage)
     found = [assert_same(*pair, task) for pair in zip(model.predict(files), evaluated, strict=True)]
     assert max(found) > 1, "something must be found for the comparison to mean anything"
-    for picture in (
-        {"picture": [arrays[1]]},
-        pd.DataFrame({"picture": [arrays[1]]}),
+    for given in (
+        {"image": [arrays[1]]},
+        pd.DataFrame({"image": [arrays[1]]}),
         base64.b64encode(files[1]).decode(),
         files[1],
     ):
-        (served,) = model.predict(picture)
+        (served,) = model.predict(given)
         assert_same(served, evaluated[1], task)
 
 
@@ -128,10 +128,10 @@ def test_a_model_of_a_row_with_ms_flip_predicts_at_a_single_scale(
 
 def test_maps_can_be_had_as_png_files(small_row: Row, storage: Path, tmp_path: Path) -> None:
     manifest = manifest_of(storage)
-    pictures = [encoded(image(67, 101))]
+    images = [encoded(image(67, 101))]
     for task, name in (("semantic", "labels"), ("panoptic", "segments")):
         model = mlflow.pyfunc.load_model(str(saved(row_of(task, small_row), manifest, storage, tmp_path / task)))
-        (plain,), (packed,) = model.predict(pictures), model.predict(pictures, params={"png": True})
+        (plain,), (packed,) = model.predict(images), model.predict(images, params={"png": True})
         read = cv2.imdecode(np.frombuffer(packed[name], np.uint8), cv2.IMREAD_UNCHANGED).astype(np.int64)
         assert np.array_equal(np.where(read == 65535, -1, read), plain[name])
     # no segment, the 300th of 301 classes: 16 bits hold both
@@ -151,7 +151,7 @@ def unpadded(small_row: Row, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("picture", "sentence"),
+    ("given", "sentence"),
     [
         (b"hello", "picture 2 of 2 is no whole picture that OpenCV reads, neither as it is nor as base64"),
         (b"", "picture 2 of 2 is no whole picture"),
@@ -164,9 +164,9 @@ def unpadded(small_row: Row, tmp_path_factory: pytest.TempPathFactory) -> Any:
         (image(2, 400), "picture 2 of 2 pictures are 1 x 200; pad both sides to at least 32 pixels"),
     ],
 )
-def test_what_is_no_picture_is_a_sentence_with_status_400(picture: Any, sentence: str, unpadded: Any) -> None:
+def test_what_is_no_picture_is_a_sentence_with_status_400(given: Any, sentence: str, unpadded: Any) -> None:
     with pytest.raises(MlflowException) as raised:
-        unpadded.predict(pd.DataFrame({"picture": [encoded(image(64, 96)), picture]}))
+        unpadded.predict(pd.DataFrame({"image": [encoded(image(64, 96)), given]}))
     assert raised.value.message.startswith(sentence)
     assert raised.value.get_http_status_code() == 400
 
@@ -305,7 +305,7 @@ def test_a_served_model_answers_a_real_picture_over_http(
     port = free_port()
     command = ["models", "serve", "-m", "models:/odd-panoptic@best", "--env-manager", "local", "--port", str(port)]
     with running(command, f"http://127.0.0.1:{port}/ping", tmp_path, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"):
-        for content in ({"dataframe_split": {"columns": ["picture"], "data": [[text]]}}, {"inputs": [text]}):
+        for content in ({"dataframe_split": {"columns": ["image"], "data": [[text]]}}, {"inputs": [text]}):
             status, answer = asked(port, content)
             assert status == 200
             (prediction,) = answer["predictions"]

@@ -199,7 +199,7 @@ def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..
     gradients = []
     for run in runs:
         training = build(run)
-        batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
+        batches = training_batches(order(run), first_step=0, steps=1, image_range=range(4))
         losses = train_step.backward(training, next(iter(batches)))
         gradients.append((training.gradients, sum(losses.values())))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=0)
@@ -256,7 +256,7 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
 def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callable[..., Run]) -> None:
     run = make_run("run")
     training = build(run)
-    batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
+    batches = training_batches(order(run), first_step=0, steps=1, image_range=range(4))
     batch = next(iter(batches))
     nothing = tuple(labels[:0] for labels in batch.labels)
     for labels in (batch.labels[:3] + nothing[3:], nothing):

@@ -25,9 +25,9 @@ def scenes() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """120 training and 40 validation pictures, (N, h, w, 3), and their label maps, (N, h, w)."""
     train = [shapes.draw(7, "train", index, SIZE) for index in range(120)]
     val = [shapes.draw(7, "val", index, SIZE) for index in range(40)]
-    pictures = [np.stack([scene[0] for scene in split]) for split in (train, val)]
+    images = [np.stack([scene[0] for scene in split]) for split in (train, val)]
     maps = [np.stack([label_map(*scene[1:]) for scene in split]) for split in (train, val)]
-    return pictures[0], maps[0], pictures[1], maps[1]
+    return images[0], maps[0], images[1], maps[1]
 
 
 def mean_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -87,8 +87,8 @@ def test_unhidden_things_are_not_tiny() -> None:
 def test_the_best_colour_lookup_does_not_solve_it(scenes: tuple[np.ndarray, ...], bits: int) -> None:
     train, train_maps, val, val_maps = scenes
 
-    def colours(pictures: np.ndarray) -> np.ndarray:
-        levels = pictures.astype(np.int64) >> (8 - bits)
+    def colours(images: np.ndarray) -> np.ndarray:
+        levels = images.astype(np.int64) >> (8 - bits)
         return (levels[..., 0] << 2 * bits) + (levels[..., 1] << bits) + levels[..., 2]
 
     counted = train_maps != 255

@@ -15,9 +15,10 @@ from pipeline.data.images.codecs import decode_masks
 from pipeline.data.loader import train_batches
 from pipeline.data.loader.augmentation import seed_transform, training_transform
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.data.shards import reader
 from pipeline.storage.results import Manifest
+from tests.helpers.images import image, instance, labels, rectangle, stored, write_shards
 from tests.helpers.loading import (
     LAYOUTS,
     TEST,
@@ -25,12 +26,11 @@ from tests.helpers.loading import (
     augmentation,
     batches,
     crossing,
+    images_of,
     many,
-    pictures_of,
     shard_path,
     street,
 )
-from tests.helpers.pictures import image, instance, labels, rectangle, stored, write_shards
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
@@ -54,24 +54,22 @@ def test_loader_processes_change_nothing(manifest: Manifest, processes: int) -> 
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
     alone, others = batches(manifest), batches(manifest, processes=processes)
     assert [batch.positions for batch in alone] == [batch.positions for batch in others]
-    assert pictures_of(alone) == pictures_of(others)
-    shown = [list(validation_pictures(manifest, TEST, processes=count)) for count in (0, processes)]
-    assert [picture.name for picture in shown[0]] == [picture.name for picture in shown[1]]
+    assert images_of(alone) == images_of(others)
+    shown = [list(validation_images(manifest, TEST, processes=count)) for count in (0, processes)]
+    assert [val_image.name for val_image in shown[0]] == [val_image.name for val_image in shown[1]]
     assert all(torch.equal(a.image, b.image) for a, b in zip(*shown, strict=True))
 
 
 def test_workers_and_restarts_see_the_same_pictures(manifest: Manifest) -> None:
-    whole = pictures_of(batches(manifest))
-    shared = pictures_of(batches(manifest, picture_range=range(2))) | pictures_of(
-        batches(manifest, picture_range=range(2, 4))
-    )
-    restarted = pictures_of(batches(manifest, steps=1)) | pictures_of(batches(manifest, first_step=1, steps=3))
+    whole = images_of(batches(manifest))
+    shared = images_of(batches(manifest, image_range=range(2))) | images_of(batches(manifest, image_range=range(2, 4)))
+    restarted = images_of(batches(manifest, steps=1)) | images_of(batches(manifest, first_step=1, steps=3))
     assert whole == shared == restarted
-    assert whole != pictures_of(batches(manifest, seed=6))
+    assert whole != images_of(batches(manifest, seed=6))
 
 
 def test_every_picture_carries_its_seed(manifest: Manifest) -> None:
-    for batch in batches(manifest, picture_range=range(1, 3)):
+    for batch in batches(manifest, image_range=range(1, 3)):
         assert batch.seeds == tuple(mix(5, 3, position) for position in batch.positions)
 
 
@@ -91,7 +89,7 @@ def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifes
 
 def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: Manifest) -> None:
     plain = augmentation(short_sides=(12,), flip=0.0, photometric=False)
-    (batch,) = batches(manifest, plain, steps=1, global_batch=1, picture_range=range(1))
+    (batch,) = batches(manifest, plain, steps=1, global_batch=1, image_range=range(1))
     expected = image(seed=int(batch.names[0][1:]))
     assert batch.sizes.tolist() == [[12, 16]]
     np.testing.assert_array_equal(batch.images[0, :, :12, :16].permute(1, 2, 0).numpy(), expected)
@@ -104,9 +102,9 @@ def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
     for batch in batches(manifest):
         assert [len(found) for found in batch.labels] == [0, 0, 0, 0]
         assert (batch.segments == 255).all()
-    (picture,) = validation_pictures(manifest, TEST)
-    assert picture.labels.tolist() == []
-    assert (picture.label_map == 255).all()
+    (val_image,) = validation_images(manifest, TEST)
+    assert val_image.labels.tolist() == []
+    assert (val_image.label_map == 255).all()
 
 
 @pytest.mark.parametrize(("counts", "dtype", "nothing"), [((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)])
@@ -116,7 +114,7 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
     records = [many(f"p{index}", count) for index, count in enumerate(counts)]
     manifest = write_shards(storage, {"train": records, "val": records}, **THINGS)
     plain = augmentation(short_sides=(20,), flip=0.0)
-    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, picture_range=range(2))
+    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, image_range=range(2))
     assert batch.segments.dtype == dtype
     for place, name in enumerate(batch.names):
         count = counts[int(name[1:])]
@@ -125,8 +123,8 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
         expected[-1] = nothing
         np.testing.assert_array_equal(batch.segments[place, :20, :20].numpy().ravel(), expected)
         assert (batch.segments[place, 20:] == nothing).all()
-    shown = list(validation_pictures(manifest, TEST, task="panoptic"))
-    assert [len(picture.labels) for picture in shown] == list(counts)
+    shown = list(validation_images(manifest, TEST, task="panoptic"))
+    assert [len(val_image.labels) for val_image in shown] == list(counts)
     assert shown[1].label_map[0, :4].tolist() == [2, 1, 2, 1]
     assert shown[1].label_map[-1, -1] == 255
 
@@ -134,7 +132,7 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
 def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
     """The first training picture as it is, not resized."""
     plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
-    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
+    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, image_range=range(1))
     return batch
 
 
@@ -164,11 +162,11 @@ def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Pat
     expected = np.zeros((32, 32), bool)
     expected[:7, 2:4] = True
     np.testing.assert_array_equal(batch.masks[0].numpy(), expected[None])
-    (picture,) = validation_pictures(manifest, TEST, task="instance")
-    assert picture.instances.labels.tolist() == [0, 0]
-    assert picture.instances.crowd.tolist() == [False, True]
-    assert picture.instances.areas.tolist() == [14, 14]  # 7 rows of 2
-    decoded = decode_masks(picture.instances.run_lengths, (8, 8))
+    (val_image,) = validation_images(manifest, TEST, task="instance")
+    assert val_image.instances.labels.tolist() == [0, 0]
+    assert val_image.instances.crowd.tolist() == [False, True]
+    assert val_image.instances.areas.tolist() == [14, 14]  # 7 rows of 2
+    decoded = decode_masks(val_image.instances.run_lengths, (8, 8))
     np.testing.assert_array_equal(decoded, [rectangle((8, 8), 2, 0, 4, 7), rectangle((8, 8), 4, 0, 6, 7)])
 
 
@@ -203,7 +201,7 @@ def test_labels_that_a_task_needs_and_the_dataset_lacks_are_named(
     with pytest.raises(ValueError, match=lacking):
         batches(manifest, task=task)
     with pytest.raises(ValueError, match=lacking):
-        list(validation_pictures(manifest, TEST, task=task))
+        list(validation_images(manifest, TEST, task=task))
 
 
 def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panoptic_ones(storage: Path) -> None:
@@ -287,7 +285,7 @@ def vanishing(storage: Path, **changes: Any) -> Manifest:
 def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances(storage: Path) -> None:
     # at a tenth, 3 x 3, nearest shows rows and columns 0, 10 and 21: the small cars vanish
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 0.1), **JITTER)
-    found = pictures_of(batches(manifest, jitter, task="instance"))
+    found = images_of(batches(manifest, jitter, task="instance"))
     assert {name for name, *_ in found.values()} == {"p4"}
     attempts = {}
     for position, (_, seed, size, class_ids, pixels, *_) in found.items():
@@ -307,16 +305,16 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
 
 def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
-    settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}
-    whole = pictures_of(batches(manifest, jitter, **settings))
+    settings: dict[str, Any] = {"task": "instance", "images": "with_things"}
+    whole = images_of(batches(manifest, jitter, **settings))
     order = [f"p{index}" for epoch in range(4) for index in epoch_order(5, epoch, 5)]
     redrawn = [position for position, (name, *_) in whole.items() if name != order[position]]
     assert 0 < len(redrawn) < 16
     parts = (range(1), range(1, 4))
-    shared = [pictures_of(batches(manifest, jitter, picture_range=part, **settings)) for part in parts]
-    restarted = [pictures_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
+    shared = [images_of(batches(manifest, jitter, image_range=part, **settings)) for part in parts]
+    restarted = [images_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
     assert whole == shared[0] | shared[1] == restarted[0] | restarted[1]
-    assert whole == pictures_of(batches(manifest, jitter, processes=2, **settings))
+    assert whole == images_of(batches(manifest, jitter, processes=2, **settings))
 
 
 def test_a_crop_beside_all_instances_is_trained_on_as_it_is(storage: Path) -> None:
@@ -357,15 +355,15 @@ def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path
         for name, (height, width, things) in sizes.items()
     ]
     manifest = write_shards(storage, {"train": records}, per_shard=2, **THINGS)
-    found = batches(manifest, task="panoptic", pictures="with_things", steps=3)
+    found = batches(manifest, task="panoptic", images="with_things", steps=3)
     names = [name for batch in found for name in batch.names]
     assert names == [f"p{(1, 4)[place]}" for epoch in range(6) for place in epoch_order(5, epoch, 2)]
     assert {name for batch in batches(manifest, task="panoptic") for name in batch.names} == set(sizes)
     manifest = write_shards(storage, {"train": records[:1]}, **THINGS)
     with pytest.raises(
-        ValueError, match="no training picture with things and sides of at least 32 px; set `pictures: all`"
+        ValueError, match="no training picture with things and sides of at least 32 px; set `images: all`"
     ):
-        batches(manifest, task="panoptic", pictures="with_things")
+        batches(manifest, task="panoptic", images="with_things")
 
 
 PLANS = {
@@ -381,8 +379,8 @@ def test_both_layouts_give_the_same_pictures_in_all_tasks(storage: Path, task: A
     found, shown = {}, {}
     for layout in LAYOUTS:
         manifest = write_shards(storage, {"train": records, "val": records}, layout=layout, **THINGS)
-        found[layout] = pictures_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
-        shown[layout] = list(validation_pictures(manifest, TEST, task=task))
+        found[layout] = images_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
+        shown[layout] = list(validation_images(manifest, TEST, task=task))
     assert found["raw"] == found["encoded"]
     assert len({entry[4] for entry in found["raw"].values()}) == 16  # no two alike
     for a, b in zip(shown["raw"], shown["encoded"], strict=True):
@@ -461,11 +459,11 @@ def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
     source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4))
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
-    assert pictures_of([copy[0]]) == pictures_of([first])
+    assert images_of([copy[0]]) == images_of([first])
 
 
 def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
     order = TrainingOrder(manifest=manifest, augmentation=augmentation(), seed=0, global_batch=4)
-    endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
+    endless = training_batches(order, first_step=0, steps=10**9, image_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()
