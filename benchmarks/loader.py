@@ -1,6 +1,6 @@
 """Training pictures per second of one process, beside the recipe written down plainly with OpenCV.
 
-    python -m benchmarks.loader --pictures data/camvid.zip --ignore-label 11
+    python -m benchmarks.loader --images data/camvid.zip --ignore-label 11
 
 Real pictures (a folder or archive in ADE20K's layout) are enlarged to the sizes of the published data sets: PNG of
 2048 x 1024 (Cityscapes), JPEG of 683 x 512 (ADE20K) and of 640 x 480 (COCO). Each is augmented by its row's recipe, in
@@ -86,13 +86,13 @@ class Files:
     labels: bytes
 
 
-def enlarged(pictures: Path, ignore_label: int, size: Size, count: int) -> list[Files]:
+def enlarged(images: Path, ignore_label: int, size: Size, count: int) -> list[Files]:
     """The first `count` training pictures, cut to the size's aspect and enlarged to it."""
     config = DatasetConfig(
         layout="folder", class_names=tuple(f"class {index}" for index in range(CLASSES)), ignore_label=ignore_label
     )
     files = []
-    for record in islice(folder.records(config, [pictures], "train"), count):
+    for record in islice(folder.records(config, [images], "train"), count):
         labelled = record.read()
         assert labelled.segments is not None
         image, labels = decode_image(labelled.image, record.image_file), labelled.segments.astype(np.uint8)
@@ -110,12 +110,12 @@ def write_shard(
     storage: Path, name: str, files: Sequence[Files], suffix: str, pixels: Literal["encoded", "raw"]
 ) -> Manifest:
     """One shard of all the files."""
-    pictures = storage / "pictures" / name
+    images = storage / "images" / name
     for top in ("images", "annotations"):
-        (pictures / top / "train").mkdir(parents=True)
+        (images / top / "train").mkdir(parents=True)
     for index, file in enumerate(files):
-        (pictures / f"images/train/{index:06d}{suffix}").write_bytes(file.image)
-        (pictures / f"annotations/train/{index:06d}.png").write_bytes(file.labels)
+        (images / f"images/train/{index:06d}{suffix}").write_bytes(file.image)
+        (images / f"annotations/train/{index:06d}.png").write_bytes(file.labels)
     config = DatasetConfig(
         layout="folder",
         splits={"train": "train"},
@@ -123,7 +123,7 @@ def write_shard(
         shard_mib=2**20,
         pixels=pixels,
     )
-    return build(name, config, [pictures], facts=(), processes=0)
+    return build(name, config, [images], facts=(), processes=0)
 
 
 def decode(file: Files) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +195,7 @@ def distort(image: np.ndarray, draw: random.Random) -> np.ndarray:
 def batches(manifest: Manifest, augmentation: AugmentationConfig) -> Iterator[train_batches.Batch]:
     """Endless batches of GROUP pictures, loaded in this process."""
     order = TrainingOrder(manifest=manifest, augmentation=augmentation, seed=0, global_batch=GROUP)
-    return training_batches(order, first_step=0, steps=10**9, picture_range=range(GROUP))
+    return training_batches(order, first_step=0, steps=10**9, image_range=range(GROUP))
 
 
 def per_second(contenders: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
@@ -252,7 +252,7 @@ class Profile:
         return wrapped
 
 
-def profile(manifest: Manifest, augmentation: AugmentationConfig, pictures: int) -> dict[str, float]:
+def profile(manifest: Manifest, augmentation: AugmentationConfig, images: int) -> dict[str, float]:
     """Milliseconds per picture by part of the loader, `all` among them."""
     found = Profile()
     with contextlib.ExitStack() as stack:
@@ -272,10 +272,10 @@ def profile(manifest: Manifest, augmentation: AugmentationConfig, pictures: int)
         for warm in (True, False):
             found.seconds.clear()
             began = time.process_time()
-            for _ in islice(source, 2 if warm else pictures // GROUP):
+            for _ in islice(source, 2 if warm else images // GROUP):
                 pass
             found.seconds["all"] = time.process_time() - began - found.seconds.pop("measuring")
-    return {part: 1000 * seconds / (pictures // GROUP * GROUP) for part, seconds in found.seconds.items()}
+    return {part: 1000 * seconds / (images // GROUP * GROUP) for part, seconds in found.seconds.items()}
 
 
 def compare(
@@ -334,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, required=True, help="folder or zip archive in ADE20K's layout")
+    parser.add_argument("--images", type=Path, required=True, help="folder or zip archive in ADE20K's layout")
     parser.add_argument("--ignore-label", type=int, default=255, help="its label of nothing; default: %(default)s")
     parser.add_argument("--count", type=int, default=24, help="pictures of every size; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=9, help="turns; default: %(default)s")
@@ -345,7 +345,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     for name in options.sizes:
         size = SIZES[name]
-        files = enlarged(options.pictures, options.ignore_label, size, options.count)
+        files = enlarged(options.images, options.ignore_label, size, options.count)
         with tempfile.TemporaryDirectory() as storage:
             os.environ["M2F_STORAGE"] = storage
             os.environ.pop("M2F_SHARD_CACHE", None)

@@ -5,7 +5,7 @@ of ADE20K, 683 x 512 (JPEG), puts them into archives, and shards these with Ray,
 the whole build: listing, reading, verifying, writing, digests and the sample sheet; Ray is running before. The last
 column counts the workers that run or wait for nothing but a core: what the share would be were nothing else running.
 
-python -m benchmarks.sharding --archive data/camvid.zip [--pictures 200] [--processes N]
+python -m benchmarks.sharding --archive data/camvid.zip [--images 200] [--processes N]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedSource
 
-KINDS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
+FORMATS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
 """Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""
 
 
@@ -43,11 +43,11 @@ def enlarged(source: Path, target: Path, count: int, height: int, width: int, su
         for index in range(count):
             name = names[index % len(names)]
             label = str(Path(name.replace("images/", "annotations/")).with_suffix(".png"))
-            picture = cv2.imdecode(np.frombuffer(read_file(source, name), np.uint8), cv2.IMREAD_COLOR)
+            image = cv2.imdecode(np.frombuffer(read_file(source, name), np.uint8), cv2.IMREAD_COLOR)
             ids = cv2.imdecode(np.frombuffer(read_file(source, label), np.uint8), cv2.IMREAD_UNCHANGED)
-            picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
             ids = cv2.resize(ids, (width, height), interpolation=cv2.INTER_NEAREST)
-            archive.writestr(f"images/train/{index:06d}{suffix}", cv2.imencode(suffix, picture, options)[1].tobytes())
+            archive.writestr(f"images/train/{index:06d}{suffix}", cv2.imencode(suffix, image, options)[1].tobytes())
             archive.writestr(f"annotations/train/{index:06d}.png", cv2.imencode(".png", ids)[1].tobytes())
 
 
@@ -113,7 +113,7 @@ def measured(
         manifest = build.build("benchmark", config, [archive], facts=facts, processes=processes)
     took_s = time.monotonic() - begun_s
     return {
-        "pictures": manifest.splits["train"].records,
+        "images": manifest.splits["train"].records,
         "shards": len(manifest.splits["train"].shards),
         "bytes": manifest.bytes["train"],
         "took_s": took_s,
@@ -126,7 +126,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharding", description=__doc__)
     parser.add_argument("--archive", type=Path, required=True, help="a zip archive in ADE20K's folder layout")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--classes", type=int, default=11, help="default: CamVid's")
     parser.add_argument("--ignore-label", type=int, default=11, help="default: CamVid's")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
@@ -139,14 +139,14 @@ def main() -> None:
         connect()
         print("| pictures | shards | pictures/s | written, MiB/s | share of cores | ready |")
         print("|---|---|---|---|---|---|")
-        for kind, (height, width, suffix, times) in KINDS.items():
-            archive = Path(folder) / f"{kind}.zip"
-            enlarged(arguments.archive, archive, arguments.pictures * times, height, width, suffix)
+        for name, (height, width, suffix, times) in FORMATS.items():
+            archive = Path(folder) / f"{name}.zip"
+            enlarged(arguments.archive, archive, arguments.images * times, height, width, suffix)
             for pixels in ("encoded", "raw"):
                 found = measured(archive, arguments.classes, arguments.ignore_label, pixels, arguments.processes)
                 busy = found["cpu_s"] / (found["took_s"] * arguments.processes)
                 print(
-                    f"| {kind}, {pixels} | {found['shards']} | {found['pictures'] / found['took_s']:.1f} "
+                    f"| {name}, {pixels} | {found['shards']} | {found['images'] / found['took_s']:.1f} "
                     f"| {found['bytes'] / 2**20 / found['took_s']:.0f} | {busy:.0%} "
                     f"| {found['ready']:.0%} |",
                     flush=True,

@@ -52,8 +52,8 @@ def semantic_scores(
 
     ValueError when the sizes do not fit each other.
     """
-    pictures, _, classes = prediction.class_logits.shape
-    result = torch.empty(pictures, classes - 1, *size, device=prediction.mask_logits.device)
+    batch_size, _, classes = prediction.class_logits.shape
+    result = torch.empty(batch_size, classes - 1, *size, device=prediction.mask_logits.device)
     for first, scores_BCYw in score_bands(prediction, size, valid_size, padded_size=padded_size, resize=resize):
         result[:, :, first : first + scores_BCYw.shape[2]] = scores_BCYw
     return result
@@ -72,9 +72,9 @@ def semantic_labels(
 
     Scores of all classes only ever exist for a band of rows.
     """
-    pictures, _, classes = prediction.class_logits.shape
+    batch_size, _, classes = prediction.class_logits.shape
     dtype = torch.uint8 if classes - 1 <= 255 else torch.int64
-    result = torch.empty(pictures, *size, dtype=dtype, device=prediction.mask_logits.device)
+    result = torch.empty(batch_size, *size, dtype=dtype, device=prediction.mask_logits.device)
     for first, scores_BCYw in score_bands(prediction, size, valid_size, padded_size=padded_size, resize=resize):
         result[:, first : first + scores_BCYw.shape[2]] = scores_BCYw.max(
             1
@@ -287,7 +287,7 @@ def score_bands(
     padded, valid = _checked_sizes(prediction, size, valid_size, padded_size)
     if resize not in get_args(Resized):
         raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(get_args(Resized))}")
-    pictures, queries, classes = prediction.class_logits.shape
+    batch_size, queries, classes = prediction.class_logits.shape
     logits_BQhw = prediction.mask_logits
     with torch.autocast(logits_BQhw.device.type, enabled=False):
         probability_BCQ = prediction.class_logits.float().softmax(-1)[..., :-1].transpose(1, 2)
@@ -297,14 +297,14 @@ def score_bands(
 
         if resize == "logits":
             for first, logits_KYw in _logit_bands(logits_BQhw.flatten(0, 1), size, valid, padded):
-                yield first, scores(logits_KYw.sigmoid_().unflatten(0, (pictures, queries)))
+                yield first, scores(logits_KYw.sigmoid_().unflatten(0, (batch_size, queries)))
             return
         yield from _resized_bands(
             lambda start, stop: scores(upsampled_rows(logits_BQhw, start, stop, padded)[..., : valid[1]].sigmoid()),
             valid,
             size,
-            source_row=pictures * max(queries * padded[1], classes * valid[1]),
-            result_row=pictures * classes * size[1],
+            source_row=batch_size * max(queries * padded[1], classes * valid[1]),
+            result_row=batch_size * classes * size[1],
         )
 
 

@@ -71,14 +71,14 @@ def set_losses(
     """
     predictions = (*prediction.auxiliary, prediction)
     layers, last = len(predictions), len(predictions) - 1
-    pictures, queries, _ = prediction.class_logits.shape
-    if not len(targets) == len(seeds) == pictures:
-        raise ValueError(f"{pictures} pictures need as many targets and seeds, got {len(targets)} and {len(seeds)}")
+    batch_size, queries, _ = prediction.class_logits.shape
+    if not len(targets) == len(seeds) == batch_size:
+        raise ValueError(f"{batch_size} pictures need as many targets and seeds, got {len(targets)} and {len(seeds)}")
     if class_weight_totals is None:
         totals = group_totals([len(target) for target in targets], queries=queries, config=config)
-        class_weight_totals = [totals.class_weight] * pictures
-    elif len(class_weight_totals) != pictures:
-        raise ValueError(f"{pictures} pictures need as many class_weight_totals, got {len(class_weight_totals)}")
+        class_weight_totals = [totals.class_weight] * batch_size
+    elif len(class_weight_totals) != batch_size:
+        raise ValueError(f"{batch_size} pictures need as many class_weight_totals, got {len(class_weight_totals)}")
     device = prediction.mask_logits.device
 
     pairs_LM3 = match(predictions, targets, config=config, seeds=seeds)
@@ -112,22 +112,22 @@ def _class_losses(
     """Weighted cross entropy over all queries, each picture's share divided by its group's total, (L,)."""
     logits_LBQC1 = torch.stack([p.class_logits.float() for p in predictions])
     device, no_object = logits_LBQC1.device, logits_LBQC1.shape[-1] - 1
-    layers, pictures, queries = logits_LBQC1.shape[:3]
+    layers, batch_size, queries = logits_LBQC1.shape[:3]
 
     counts = torch.tensor([len(target) for target in targets])
-    picture_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
+    image_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
     layer_L1 = torch.arange(layers)[:, None]
-    slot_LM = (layer_L1 * pictures + picture_LM) * queries + query_LM
-    label_LM = (counts.cumsum(0) - counts)[picture_LM] + mask_LM
+    slot_LM = (layer_L1 * batch_size + image_LM) * queries + query_LM
+    label_LM = (counts.cumsum(0) - counts)[image_LM] + mask_LM
     slots_LM, labels_LM = to_device(torch.stack((slot_LM, label_LM)), device)
-    classes = torch.full((layers * pictures * queries,), no_object, device=device)
+    classes = torch.full((layers * batch_size * queries,), no_object, device=device)
     classes[slots_LM] = torch.cat([target.labels for target in targets])[labels_LM]
 
     weight_C1 = torch.ones(no_object + 1, device=device)
     weight_C1[no_object] = config.no_object_weight
     loss = F.cross_entropy(logits_LBQC1.flatten(0, 2), classes, weight=weight_C1, reduction="none")
     totals_B = to_device(torch.tensor(class_weight_totals, dtype=torch.float32), device)
-    return (loss.view(layers, pictures, queries).sum(2) / totals_B).sum(1)
+    return (loss.view(layers, batch_size, queries).sum(2) / totals_B).sum(1)
 
 
 def _mask_losses(
@@ -141,19 +141,18 @@ def _mask_losses(
     layers, matched, _ = pairs_LM3.shape
     queries = predictions[0].mask_logits.shape[1]
     device = predictions[0].mask_logits.device
-    picture_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
-    row_LM, picture_R, mask_R = (
-        x.view_as(picture_LM)
-        for x in to_device(torch.stack((picture_LM * queries + query_LM, picture_LM, mask_LM)), device)
+    image_LM, query_LM, mask_LM = pairs_LM3.unbind(-1)
+    row_LM, image_R, mask_R = (
+        x.view_as(image_LM) for x in to_device(torch.stack((image_LM * queries + query_LM, image_LM, mask_LM)), device)
     )
     logits_Rhw = torch.cat(
         [p.mask_logits.flatten(0, 1).index_select(0, row_M) for p, row_M in zip(predictions, row_LM, strict=True)]
     ).float()
 
     mask_seeds_R = [
-        mix(seeds[picture], _STREAM, layer, mask)
+        mix(seeds[image], _STREAM, layer, mask)
         for layer, pairs_M3 in enumerate(pairs_LM3.tolist())
-        for picture, _, mask in pairs_M3
+        for image, _, mask in pairs_M3
     ]
     points_RP2 = uncertain_points(
         logits_Rhw.detach(),
@@ -162,7 +161,7 @@ def _mask_losses(
         oversample=config.oversample,
         importance=config.importance,
     )
-    true_RP = TrueMasks.of(targets).at_own_points(picture_R.flatten(), mask_R.flatten(), points_RP2)
+    true_RP = TrueMasks.of(targets).at_own_points(image_R.flatten(), mask_R.flatten(), points_RP2)
     logits_RP = sample_logits(logits_Rhw.unsqueeze(1), points_RP2).squeeze(1)
 
     loss_mask_R = F.binary_cross_entropy_with_logits(logits_RP, true_RP, reduction="none").mean(1)

@@ -65,13 +65,13 @@ def match(
         costs_LBQT = torch.stack(costs).cpu().numpy()
     pairs = []
     for layer in range(len(predictions)):
-        for picture, count in enumerate(counts):
-            cost_QT = costs_LBQT[layer, picture, :, :count]
+        for image, count in enumerate(counts):
+            cost_QT = costs_LBQT[layer, image, :, :count]
             if not np.isfinite(cost_QT).all():
-                raise Divergence(_explain(predictions, layer, picture))
+                raise Divergence(_explain(predictions, layer, image))
             query, mask = linear_sum_assignment(cost_QT)
             order = np.argsort(mask)
-            pairs.append(np.stack((np.full_like(mask, picture), query[order], mask[order]), axis=1))
+            pairs.append(np.stack((np.full_like(mask, image), query[order], mask[order]), axis=1))
     matched = sum(min(count, queries) for count in counts)
     return torch.from_numpy(np.concatenate(pairs).astype(np.int64)).view(len(predictions), matched, 3)
 
@@ -99,13 +99,13 @@ def pair_cost(
     return config.class_weight * class_cost + config.mask_weight * mask_cost + config.dice_weight * dice_cost
 
 
-def _explain(predictions: Sequence[Prediction], layer: int, picture: int) -> str:
+def _explain(predictions: Sequence[Prediction], layer: int, image: int) -> str:
     name = "the last prediction" if layer == len(predictions) - 1 else f"auxiliary prediction {layer}"
     parts = {
-        "class logits": predictions[layer].class_logits[picture],
-        "mask logits": predictions[layer].mask_logits[picture],
+        "class logits": predictions[layer].class_logits[image],
+        "mask logits": predictions[layer].mask_logits[image],
     }
     bad = [f"{part} ({int((~logits.isfinite()).sum())} of {logits.numel()})" for part, logits in parts.items()
            if not logits.isfinite().all()]  # fmt: skip
     what = " and ".join(bad) if bad else "mask logits, too large to add up,"
-    return f"the network diverged: {what} of {name}, picture {picture} of the batch, are not finite"
+    return f"the network diverged: {what} of {name}, picture {image} of the batch, are not finite"

@@ -81,10 +81,10 @@ class TrueMasks:
         mean nothing."""
         return self._read(self.map_index, self.value, points_BP2.unsqueeze(1))
 
-    def at_own_points(self, picture_R: Tensor, mask_R: Tensor, points_RP2: Tensor) -> Tensor:
+    def at_own_points(self, image_R: Tensor, mask_R: Tensor, points_RP2: Tensor) -> Tensor:
         """Mask `mask_R[r]` of picture `picture_R[r]` at its own points, (R, P) float32."""
-        map_R = self.map_index.expand_as(self.value)[picture_R, mask_R]
-        return self._read(map_R, self.value[picture_R, mask_R], points_RP2)
+        map_R = self.map_index.expand_as(self.value)[image_R, mask_R]
+        return self._read(map_R, self.value[image_R, mask_R], points_RP2)
 
     def _read(self, map_index: Tensor, value: Tensor, points: Tensor) -> Tensor:
         """Leading dimensions of `map_index` (...), `value` (...) and `points` (..., P, 2) broadcast."""

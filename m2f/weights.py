@@ -146,8 +146,8 @@ def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
         if name in given and given[name].shape != meta.shape
     ]
     problems = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (
             ("missing", [name for name in wanted if name not in given]),
             ("unexpected", [name for name in given if name not in wanted]),
             ("of another shape", wrong),
@@ -317,7 +317,7 @@ def _load_torch_file(path: Path) -> Any:
     # mmengine pickles its log buffers' methods as getattr(buffer, name): answered with nothing
     known["builtins.getattr"] = _Inert
     allowed: list[Any] = [(value, name) for name, value in known.items()]
-    allowed += [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
+    allowed += [type(np.dtype(dtype)) for dtype in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
     for name in wanted:
         if name.startswith(_INERT_MODULES):
             allowed.append((_Inert, name))

@@ -135,7 +135,7 @@ def refuse_unmet(params: Params, base: Path, concerned: Callable[[Row], bool]) -
             refuse(row, params, stages, base=base)
 
 
-def waits(kind: type, row: str) -> bool:
+def waits(result_type: type, row: str) -> bool:
     """Whether a row's stage has nothing to do now, as `stages.ready` has found out; its result then says what is
     missing, unless it holds more than that."""
     if targets() != []:
@@ -144,7 +144,7 @@ def waits(kind: type, row: str) -> bool:
 
     ready = read_result(Ready, row)
     if not ready.run:
-        write_waiting(kind, row, " and ".join(ready.needs))
+        write_waiting(result_type, row, " and ".join(ready.needs))
     return not ready.run
 
 

@@ -59,15 +59,15 @@ def main() -> None:
     else:
         result = benchmark(row, params.dataset(row.dataset), **how)
         write_result(result, row.name)
-    inference, training, (height, width) = result.inference, result.training, result.flops.picture
+    inference, training, (height, width) = result.inference, result.training, result.flops.image_size
     print(f"{row.name} on {result.environment.device}")
     print(f"  parameters  {result.parameters / 1e6:.1f} million, {result.parameters_trained / 1e6:.1f} trained")
     print(f"  operations  {result.flops.forward / 1e9:.1f} GFLOP for a forward pass at {height} x {width}")
-    print(f"  inference   {inference.fps:.2f} pictures/s ({inference.pictures} timed){_memory(inference)}")
+    print(f"  inference   {inference.fps:.2f} pictures/s ({inference.images} timed){_memory(inference)}")
     if training is None:
         print(f"  training    not measured: {result.skipped}")
     else:
-        print(f"  training    {training.step_s:.3f} s for a step of {training.pictures} pictures{_memory(training)}")
+        print(f"  training    {training.step_s:.3f} s for a step of {training.images} pictures{_memory(training)}")
     print(f"  written to {result_path(Benchmark, row.name)}")
 
 

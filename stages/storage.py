@@ -60,10 +60,10 @@ def main() -> None:
             print(f"{item.bytes / 2**20:12,.1f} MiB  {'named  ' if item.named else 'unnamed'}  {item.path}")
         print(f"{sum(item.bytes for item in items) / 2**20:12,.1f} MiB  in all, under {root}")
         return
-    kinds = ("archives", "shards", "weights", *(["runs"] if arguments.runs else []))
+    folders = ("archives", "shards", "weights", *(["runs"] if arguments.runs else []))
     for item in items:
         going_on = item.path.startswith("shards/.building-") and not arguments.runs  # or to be gone on with
-        if item.named or going_on or item.path.split("/")[0] not in kinds:
+        if item.named or going_on or item.path.split("/")[0] not in folders:
             continue
         print(f"{'deleted' if arguments.yes else 'would delete'} {item.path} ({item.bytes / 2**20:,.1f} MiB)")
         if arguments.yes:

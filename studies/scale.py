@@ -131,7 +131,7 @@ class Training:
     step_s: float
     gradient_bytes: int
     checkpoint_bytes: int
-    picture_bytes: float
+    image_bytes: float
     """Of its record in a shard."""
 
     @property
@@ -140,14 +140,14 @@ class Training:
         return math.ceil(self.gpus / POOL_GPUS)
 
     @property
-    def pictures_s(self) -> float:
+    def images_s(self) -> float:
         """That it trains on."""
         return self.row.train.global_batch / self.step_s
 
     @property
     def read_bytes_s(self) -> float:
         """From shards, if whole records are read: an upper bound for raw ones, of which a crop's rows are read."""
-        return self.pictures_s * self.picture_bytes
+        return self.images_s * self.image_bytes
 
     @property
     def interval_s(self) -> float:
@@ -167,9 +167,9 @@ sample of the load has 8 of the machine and 5 of each GPU."""
 
 def dataset_bytes(params: Params, name: str) -> float:
     """Of a published dataset's training and validation shards."""
-    config, pictures = params.dataset(name), PUBLISHED[name]
+    config, images = params.dataset(name), PUBLISHED[name]
     if config.pixels == "raw":
-        return RAW_BYTES_PER_PIXEL * (pictures.train + pictures.val) * area(pictures.usual)
+        return RAW_BYTES_PER_PIXEL * (images.train + images.val) * area(images.usual)
     return float(sum(config.bytes))
 
 
@@ -186,7 +186,7 @@ def trainings(params: Params, names: Iterable[str] | None = None) -> list[Traini
         if row.model.backbone.name not in sizes:
             sizes[row.model.backbone.name] = checkpoint_bytes(row.model)
         saved = sizes[row.model.backbone.name]
-        pictures = PUBLISHED[row.dataset]
+        images = PUBLISHED[row.dataset]
         found.append(
             Training(
                 row=row,
@@ -194,7 +194,7 @@ def trainings(params: Params, names: Iterable[str] | None = None) -> list[Traini
                 step_s=row.train.group_size * speed.train_s / EFFICIENCY,
                 gradient_bytes=saved // 3,  # weights and two moments, float32 as the gradient
                 checkpoint_bytes=saved,
-                picture_bytes=dataset_bytes(params, row.dataset) / (pictures.train + pictures.val),
+                image_bytes=dataset_bytes(params, row.dataset) / (images.train + images.val),
             )
         )
     return found
@@ -428,8 +428,8 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
                 f"{name} ({params.dataset(name).pixels})",
                 f"{dataset_bytes(params, name) / GIB:.1f}",
                 most.row.name,
-                f"{most.pictures_s / most.gpus:.1f}",
-                f"{most.picture_bytes / 1e6:.2f}",
+                f"{most.images_s / most.gpus:.1f}",
+                f"{most.image_bytes / 1e6:.2f}",
                 *(f"{most.read_bytes_s / most.pools * gpus / POOL_GPUS / GB:.2f}" for gpus in SIZES),
             ]
         )
@@ -441,7 +441,7 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
 
     lines = []
     for name in PUBLISHED:
-        for kind, (each_rate, together) in STORAGE.items():
+        for store, (each_rate, together) in STORAGE.items():
             cells = []
             for gpus in SIZES:
                 pools = gpus // POOL_GPUS
@@ -452,7 +452,7 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
                     share_s(spread, dataset_bytes(params, name), each=each_rate, together=together)
                 )
                 cells.append(f"{at_once / 60:.1f} / {later / 60:.1f}")
-            lines.append([name, kind, *cells])
+            lines.append([name, store, *cells])
     table(
         "Copying a dataset to every machine, min: when all begin at once / mean of those that begin within 10 min",
         ["dataset", "storage root", *(f"{gpus} GPUs" for gpus in SIZES)],
@@ -477,10 +477,10 @@ def show_checkpoints(found: Sequence[Training]) -> None:
                 *cells,
             ]
         )
-    kinds = [f"{kind}, {pools} writing" for kind in ("S3", "NFS") for pools in ("1 pool", "64 pools")]
+    headings = [f"{store}, {pools} writing" for store in ("S3", "NFS") for pools in ("1 pool", "64 pools")]
     table(
         "Checkpoints: s that the training stands still for one, and in brackets its part of the time",
-        ["row", "MB", "every, min", *kinds],
+        ["row", "MB", "every, min", *headings],
         lines,
     )
 
@@ -621,9 +621,9 @@ def measure_mlflow(database: str, seconds: float) -> None:
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-    kind = database.partition(":")[0] or "sqlite"
+    store = database.partition(":")[0] or "sqlite"
     table(
-        f"One MLflow server, {kind}, {seconds:g} s each, load {os.getloadavg()[0]:.1f}",
+        f"One MLflow server, {store}, {seconds:g} s each, load {os.getloadavg()[0]:.1f}",
         ["senders", "values in a request", "requests/s", "values/s", "median, ms", "longest, ms", "refused"],
         lines,
     )

@@ -73,15 +73,15 @@ class Fault:
 
     at_s: float
     """From the first step of the training."""
-    kind: str
+    fault_type: str
     host: str
     lasts_s: float = 0.0
     """Of a cut link and a stopped process."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of fault."""
+class FaultType:
+    """How a fault of one type is made, and how often."""
 
     weight: int
     """How often it is drawn, compared with the others."""
@@ -93,12 +93,12 @@ class Kind:
     sends: int = signal.SIGKILL
 
 
-KINDS: Mapping[str, Kind] = {
-    "worker killed": Kind(3, process="RayTrainWorker"),
-    "raylet killed": Kind(2, process="raylet"),
-    "link cut": Kind(4, lasts_s=(2.0, 20.0)),
-    "MLflow killed": Kind(2, hosts=("head",), process="mlflow"),
-    "worker stopped": Kind(2, lasts_s=(2.0, 8.0), process="RayTrainWorker", sends=signal.SIGSTOP),
+FAULT_TYPES: Mapping[str, FaultType] = {
+    "worker killed": FaultType(3, process="RayTrainWorker"),
+    "raylet killed": FaultType(2, process="raylet"),
+    "link cut": FaultType(4, lasts_s=(2.0, 20.0)),
+    "MLflow killed": FaultType(2, hosts=("head",), process="mlflow"),
+    "worker stopped": FaultType(2, lasts_s=(2.0, 8.0), process="RayTrainWorker", sends=signal.SIGSTOP),
 }
 
 
@@ -108,9 +108,9 @@ def schedule(seed: int, minutes: float) -> list[Fault]:
     faults: list[Fault] = []
     at_s = draws.uniform(*EVERY_S)
     while at_s < minutes * 60:
-        name = draws.choices(list(KINDS), [kind.weight for kind in KINDS.values()])[0]
-        kind = KINDS[name]
-        host, lasts_s = draws.choice(kind.hosts), draws.uniform(*kind.lasts_s)
+        name = draws.choices(list(FAULT_TYPES), [fault_type.weight for fault_type in FAULT_TYPES.values()])[0]
+        fault_type = FAULT_TYPES[name]
+        host, lasts_s = draws.choice(fault_type.hosts), draws.uniform(*fault_type.lasts_s)
         faults.append(Fault(round(at_s, 1), name, host, round(lasts_s, 1)))
         at_s += draws.uniform(*EVERY_S)
     return faults
@@ -118,19 +118,19 @@ def schedule(seed: int, minutes: float) -> list[Fault]:
 
 def inject(lab: Hosts, fault: Fault) -> int:
     """Do it, and where it lasts undo it; how many processes were hit (1: the link)."""
-    kind = KINDS[fault.kind]
-    if not kind.process:
+    fault_type = FAULT_TYPES[fault.fault_type]
+    if not fault_type.process:
         lab.cut(fault.host)
         time.sleep(fault.lasts_s)
         lab.heal(fault.host)
         return 1
-    hit = lab.pids(fault.host, kind.process)
-    if kind.process == "raylet":  # the agents beside it bear its name among their arguments
+    hit = lab.pids(fault.host, fault_type.process)
+    if fault_type.process == "raylet":  # the agents beside it bear its name among their arguments
         hit = [pid for pid in hit if Path(f"/proc/{pid}/comm").read_text().strip() == "raylet"]
     for pid in hit:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, kind.sends)
-    if kind.sends == signal.SIGSTOP:
+            os.kill(pid, fault_type.sends)
+    if fault_type.sends == signal.SIGSTOP:
         time.sleep(fault.lasts_s)
         for pid in hit:
             with contextlib.suppress(ProcessLookupError):
@@ -201,7 +201,7 @@ class Watch:
 
 
 _NOTICED = re.compile(
-    r"lost a worker|fewer workers|waits for a pool|kept on disk|is tried once more|going on from step"
+    r"lost a worker|fewer workers|waits for a worker group|kept on disk|is tried once more|going on from step"
 )
 """What a job says when something has happened."""
 
@@ -473,7 +473,10 @@ class Soak:
             if job.poll() is not None:
                 break
             at_s = watch.now_s()
-            say(f"{at_s - start_s:6.0f} s: {fault.kind} on {fault.host}" + f", {fault.lasts_s} s" * bool(fault.lasts_s))
+            say(
+                f"{at_s - start_s:6.0f} s: {fault.fault_type} on {fault.host}"
+                + f", {fault.lasts_s} s" * bool(fault.lasts_s)
+            )
             entries.append({**asdict(fault), "done_at_s": at_s, "hit": inject(self.lab, fault)})
         deadline_s = max(start_s + self.minutes * 60, watch.now_s() + 1)
         while watch.now_s() < deadline_s and job.poll() is None:
@@ -584,7 +587,7 @@ def about(folder: Path, in_mlflow: Sequence[int], steps: int) -> dict[str, Any]:
 
     `in_mlflow`: steps of its loss that MLflow has. `steps`: of a whole training.
     """
-    finished, pools = folder / "finished.json", folder / "pools.json"
+    finished, pools = folder / "finished.json", folder / "worker_groups.json"
     entry: dict[str, Any] = {
         "run": folder.name,
         "finished": finished.exists(),
@@ -680,7 +683,7 @@ def tables(record: Mapping[str, Any]) -> str:
         (
             [
                 f"{entry['done_at_s']:.0f}",
-                f"{entry['kind']}, {entry['host']}" + (" (none there)" if not entry["hit"] else ""),
+                f"{entry['fault_type']}, {entry['host']}" + (" (none there)" if not entry["hit"] else ""),
                 entry["lasts_s"] or None,
                 entry["noticed_s"],
                 entry["pause_s"],
@@ -692,8 +695,8 @@ def tables(record: Mapping[str, Any]) -> str:
         ),
     )
 
-    def kind(name: str) -> list[object]:
-        mine = [entry for entry in faults if entry["kind"] == name]
+    def faults_of(name: str) -> list[object]:
+        mine = [entry for entry in faults if entry["fault_type"] == name]
         again = sorted(entry["again_s"] for entry in mine if entry["again_s"] is not None and not entry["seed_change"])
         survived = sum(entry["survived"] for entry in mine)
         middle = f"{statistics.median(again):.1f} ({again[0]} to {again[-1]})" if again else None
@@ -709,7 +712,7 @@ def tables(record: Mapping[str, Any]) -> str:
             "then training again after, s: median (range)",
             "most steps done twice",
         ],
-        (kind(name) for name in KINDS if any(entry["kind"] == name for entry in faults)),
+        (faults_of(name) for name in FAULT_TYPES if any(entry["fault_type"] == name for entry in faults)),
     )
 
     def rate(fit: Mapping[str, Any] | None) -> str:

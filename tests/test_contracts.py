@@ -147,17 +147,17 @@ def test_every_setting_is_read_by_some_code(tree: dict[str, Any]) -> None:
     load_params(PROJECT / "params.yaml")  # and every key in the file is such a field
 
 
-def _fields(kind: Any, seen: set[Any]) -> Iterator[str]:
+def _fields(type_: Any, seen: set[Any]) -> Iterator[str]:
     """Names of all fields of a dataclass and of the dataclasses in it."""
-    if dataclasses.is_dataclass(kind):
-        if kind not in seen:
-            seen.add(kind)
-            hints = typing.get_type_hints(kind)
-            for field in dataclasses.fields(kind):
+    if dataclasses.is_dataclass(type_):
+        if type_ not in seen:
+            seen.add(type_)
+            hints = typing.get_type_hints(type_)
+            for field in dataclasses.fields(type_):
                 yield field.name
                 yield from _fields(hints[field.name], seen)
     else:
-        for argument in typing.get_args(kind):
+        for argument in typing.get_args(type_):
             yield from _fields(argument, seen)
 
 
@@ -412,15 +412,15 @@ def test_dvc_plots_show_draws_the_classes_of_every_dataset_that_is_sharded(copy:
     for table in (copy.folder / "results" / "shard").glob("*.csv"):
         if table.stem != "camvid":
             table.unlink()
-    (copy.folder / "results/shard/camvid.csv").write_text("class,split,pixels,pictures,instances\nsky,train,12,3,0\n")
+    (copy.folder / "results/shard/camvid.csv").write_text("class,split,pixels,images,instances\nsky,train,12,3,0\n")
     shown = json.loads(copy.dvc("plots", "show", "--json"))["data"]
     drawn = {name: plots for name, plots in shown.items() if plots}
     assert list(drawn) == ["results/shard/camvid.csv"]
     plot = drawn["results/shard/camvid.csv"][0]["content"]
-    values = {"class": "sky", "split": "train", "pixels": "12", "pictures": "3", "instances": "0"}
+    values = {"class": "sky", "split": "train", "pixels": "12", "images": "3", "instances": "0"}
     (point,) = plot["data"]["values"]
     assert values.items() <= point.items()
-    assert plot["repeat"] == ["pixels", "pictures", "instances"]
+    assert plot["repeat"] == ["pixels", "images", "instances"]
     assert plot["spec"]["encoding"]["y"]["field"] == "class"
 
 

@@ -65,10 +65,10 @@ def figures(published: typing.Mapping[str, Any]) -> str:
     return ", ".join(f"{LABELS[name]} {published[name]}" for name in ("pq", "ap", "miou", MS_FLIP) if name in published)
 
 
-def settings(kind: Any, prefix: str = "") -> Iterator[str]:
+def settings(type_: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys of every setting of a dataclass; one that may be absent is one setting."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
+    hints = typing.get_type_hints(type_)
+    for field in dataclasses.fields(type_):
         if dataclasses.is_dataclass(hints[field.name]):
             yield from settings(hints[field.name], f"{prefix}{field.name}.")
         else:

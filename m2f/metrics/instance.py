@@ -41,7 +41,7 @@ class InstanceResult(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Picture:
+class _Image:
     """What one picture gives to the result, small enough to keep and to send."""
 
     size: tuple[int, int]
@@ -61,11 +61,11 @@ class InstanceMetric:
         """`max_instances`: best predictions of a picture and class that count (COCO: 100)."""
         self.num_classes = num_classes
         self.max_instances = max_instances
-        self._pictures: dict[int, _Picture] = {}
+        self._images: dict[int, _Image] = {}
 
     def __len__(self) -> int:
         """Pictures so far."""
-        return len(self._pictures)
+        return len(self._images)
 
     def update(
         self,
@@ -90,7 +90,7 @@ class InstanceMetric:
         ValueError when lengths or sizes differ, when a label is no class, when a score is not finite, or when the
         picture was added before.
         """
-        if image_id in self._pictures:
+        if image_id in self._images:
             raise ValueError(f"picture {image_id} was added before")
         predicted_runs, true_runs = _run_lengths(masks, "masks"), _run_lengths(true_masks, "true_masks")
         sizes = {(int(run["size"][0]), int(run["size"][1])) for run in (*predicted_runs, *true_runs)}
@@ -106,7 +106,7 @@ class InstanceMetric:
         areas = _areas(true_runs) if true_areas is None else _numbers(true_areas)
         flags = [0] * len(true_runs) if crowd is None else [int(flag) for flag in _numbers(crowd)]
         true = self._annotations(true_runs, true_labels, image_id, "true", area=areas, iscrowd=flags)
-        self._pictures[image_id] = _Picture(size=sizes.pop(), predicted=predicted, true=true)
+        self._images[image_id] = _Image(size=sizes.pop(), predicted=predicted, true=true)
 
     def merge(self, other: InstanceMetric) -> None:
         """Add the pictures of another metric of the same classes, in place; ValueError when one is in both."""
@@ -115,25 +115,25 @@ class InstanceMetric:
                 f"cannot merge a metric of {other.num_classes} classes and {other.max_instances} instances into one of "
                 f"{self.num_classes} classes and {self.max_instances} instances"
             )
-        twice = self._pictures.keys() & other._pictures.keys()
+        twice = self._images.keys() & other._images.keys()
         if twice:
             raise ValueError(f"cannot merge: both metrics hold picture {min(twice)} ({len(twice)} in all)")
-        self._pictures |= other._pictures
+        self._images |= other._images
 
     def state(self) -> dict[str, Any]:
         """The pictures so far, as JSON values."""
         return {
-            "pictures": [
-                [image_id, list(picture.size), _as_json(picture.predicted), _as_json(picture.true)]
-                for image_id, picture in self._pictures.items()
+            "images": [
+                [image_id, list(image.size), _as_json(image.predicted), _as_json(image.true)]
+                for image_id, image in self._images.items()
             ]
         }
 
     def add_state(self, state: Mapping[str, Any]) -> None:
         """Add the pictures that the `state` of another metric holds, in place; ValueError when one is in both."""
         other = InstanceMetric(num_classes=self.num_classes, max_instances=self.max_instances)
-        for image_id, (height, width), predicted, true in state["pictures"]:
-            other._pictures[image_id] = _Picture(
+        for image_id, (height, width), predicted, true in state["images"]:
+            other._images[image_id] = _Image(
                 size=(height, width), predicted=_from_json(predicted), true=_from_json(true)
             )
         self.merge(other)
@@ -182,15 +182,15 @@ class InstanceMetric:
         from pycocotools.coco import COCO
 
         annotations: list[dict[str, Any]] = []
-        for image_id, picture in sorted(self._pictures.items()):
-            for annotation in picture.true if side == "true" else picture.predicted:
+        for image_id, image in sorted(self._images.items()):
+            for annotation in image.true if side == "true" else image.predicted:
                 # from 1: pycocotools takes a match with id 0 for none
                 annotations.append({**annotation, "id": len(annotations) + 1, "image_id": image_id})
         dataset = COCO()
         dataset.dataset = {
             "images": [
-                {"id": image_id, "height": picture.size[0], "width": picture.size[1]}
-                for image_id, picture in sorted(self._pictures.items())
+                {"id": image_id, "height": image.size[0], "width": image.size[1]}
+                for image_id, image in sorted(self._images.items())
             ],
             "annotations": annotations,
             "categories": [{"id": c} for c in range(self.num_classes)],

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.config import machines, read_cluster_file
+from pipeline.cluster.config import node_groups, read_cluster_file
 from pipeline.tracking.client import LOGIN
 
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
@@ -16,7 +16,7 @@ PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 PROVIDERS = ("aws", "local")
 """Of the cluster files that there are here."""
 
-POOL_GPUS = 8
+WORKER_GROUP_GPUS = 8
 """GPUs of one training of a published row: its groups."""
 
 
@@ -25,17 +25,17 @@ def problems(path: str | Path) -> list[str]:
     config = read_cluster_file(path)
     found = [f"{place}: fill in {text}" for place, text in placeholders(config)]
     provider = config.get("provider")
-    kind = provider.get("type") if isinstance(provider, dict) else None
-    if not isinstance(provider, dict) or kind not in PROVIDERS:
-        return [*found, f"provider.type is {kind!r}; this project knows {' and '.join(PROVIDERS)}"]
+    provider_type = provider.get("type") if isinstance(provider, dict) else None
+    if not isinstance(provider, dict) or provider_type not in PROVIDERS:
+        return [*found, f"provider.type is {provider_type!r}; this project knows {' and '.join(PROVIDERS)}"]
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")
-    found += _aws_problems(config) if kind == "aws" else _local_problems(config)
+    found += _aws_problems(config) if provider_type == "aws" else _local_problems(config)
     found += _secrecy_problems(config)
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
-        if kind == "aws":
+        if provider_type == "aws":
             found += _node_problems(config)
     return found
 
@@ -88,10 +88,13 @@ def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"available_node_types.{name}.resources has no GPU; the autoscaler starts machines by it"
         elif entry.get("min_workers", 0) > 0:
             yield f"available_node_types.{name}.min_workers keeps GPUs running without work; set it to 0"
-    pools = [m for m in machines(config) if m.gpus]
-    gpus = sum(m.count * m.gpus for m in pools)
-    if gpus < POOL_GPUS:
-        yield f"the cluster may have at most {gpus} GPUs, and a published row trains on {POOL_GPUS}; raise max_workers"
+    with_gpus = [m for m in node_groups(config) if m.gpus]
+    gpus = sum(m.count * m.gpus for m in with_gpus)
+    if gpus < WORKER_GROUP_GPUS:
+        yield (
+            f"the cluster may have at most {gpus} GPUs, and a published row trains on {WORKER_GROUP_GPUS}; "
+            "raise max_workers"
+        )
 
 
 def _node_problems(config: Mapping[str, Any]) -> Iterator[str]:

@@ -11,10 +11,10 @@ import yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Machines:
+class NodeGroup:
     """Machines of one kind that the cluster has or may add."""
 
-    kind: str
+    node_type: str
     """Node type of cluster.yaml, or the machine's address."""
     count: int
     gpus: int
@@ -45,7 +45,7 @@ def token_file(config: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def machines(config: Mapping[str, Any]) -> list[Machines]:
+def node_groups(config: Mapping[str, Any]) -> list[NodeGroup]:
     """The most that the autoscaler may start, those with the most GPUs first; the head is not among them.
 
     Empty for machines of one's own: they are there or not.
@@ -57,11 +57,11 @@ def machines(config: Mapping[str, Any]) -> list[Machines]:
         if name != config.get("head_node_type") and resources:
             count = min(left, entry.get("max_workers", left))
             gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-            found.append(Machines(kind=name, count=count, gpus=gpus, cpus=cpus))
-    found.sort(key=lambda machines: -machines.gpus)
+            found.append(NodeGroup(node_type=name, count=count, gpus=gpus, cpus=cpus))
+    found.sort(key=lambda group: -group.gpus)
     most = []
-    for kind in found:
-        if count := min(kind.count, left):
-            most.append(replace(kind, count=count))
+    for group in found:
+        if count := min(group.count, left):
+            most.append(replace(group, count=count))
             left -= count
     return most

@@ -15,16 +15,17 @@ from typing import Any
 
 import yaml
 
-from pipeline.cluster.config import Machines, machines
+from pipeline.cluster.config import NodeGroup, node_groups
 from pipeline.cluster.stages import plan, run_plan, say
-from pipeline.compute.resources import Host, accelerator_type, environment_int, hosts_of_kind, resources_of_kind
+from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 
 JOIN_WAIT_S = 180.0
 """How long machines that `ray up` has started may take to join."""
-POOL_WAIT_S = 1800.0
-"""How long the first pool may take to start before the job gives up (M2F_POOL_WAIT_S); a cloud may be out of GPUs."""
+WORKER_GROUP_WAIT_S = 1800.0
+"""How long the first worker group may take to start before the job gives up (M2F_WORKER_GROUP_WAIT_S); a cloud may be
+out of GPUs."""
 
 
 # What it needs
@@ -37,8 +38,8 @@ class Need:
     row: str
     gpus: int
     cpus: int
-    kind: str = "GPU"
-    """The only kind of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
+    gpu_type: str = "GPU"
+    """The only type of GPU that will do, by Ray's name (M2F_ACCELERATOR_TYPE); GPU: any."""
 
 
 def need(row: Row, *, trains: bool = True) -> Need:
@@ -54,18 +55,18 @@ def need(row: Row, *, trains: bool = True) -> Need:
     return Need(row.name, gpus if trains else 1, 1, accelerator_type() or "GPU")
 
 
-def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> list[str]:
+def missing(needs: Sequence[Need], *, here: Sequence[NodeGroup], more: Sequence[NodeGroup]) -> list[str]:
     """What the cluster lacks for these rows, one sentence each; what it may start counts like what it has.
 
-    Of the machines, those with the kind of GPU that the rows want.
+    Of the machines, those with the type of GPU that the rows want.
     """
-    gpus, cpus = (sum(m.count * getattr(m, kind) for m in (*here, *more)) for kind in ("gpus", "cpus"))
+    gpus, cpus = (sum(m.count * getattr(m, resource) for m in (*here, *more)) for resource in ("gpus", "cpus"))
     found = []
     for each in needs:
         if each.gpus > gpus:
             has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
             less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
-            what = each.kind if each.kind == "GPU" else f"{each.kind} GPU"
+            what = each.gpu_type if each.gpu_type == "GPU" else f"{each.gpu_type} GPU"
             found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster file")
         elif each.cpus > cpus:
             found.append(
@@ -75,11 +76,11 @@ def missing(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[M
     return found
 
 
-def at_once(needs: Sequence[Need], *, here: Sequence[Machines], more: Sequence[Machines]) -> int:
-    """How many rows run side by side: as many as there may be pools for, at least one."""
-    pool = max((each.gpus for each in needs), default=0)
-    if pool:
-        return max(1, sum(m.count * m.gpus for m in (*here, *more)) // pool)
+def at_once(needs: Sequence[Need], *, here: Sequence[NodeGroup], more: Sequence[NodeGroup]) -> int:
+    """How many rows run side by side: as many as there may be worker groups for, at least one."""
+    group_gpus = max((each.gpus for each in needs), default=0)
+    if group_gpus:
+        return max(1, sum(m.count * m.gpus for m in (*here, *more)) // group_gpus)
     workers = environment_int("M2F_WORKERS")  # without it a row takes all cores
     return max(1, sum(m.count * m.cpus for m in here) // workers) if workers else 1
 
@@ -139,7 +140,8 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
 
 
 def _prepare(needs: Sequence[Need]) -> int:
-    """Wait for the machines and the first pool; how many rows may run side by side. ValueError for what is missing."""
+    """Wait for the machines and the first worker group; how many rows may run side by side. ValueError for what is
+    missing."""
     import ray
 
     config = _cluster_file()
@@ -147,30 +149,32 @@ def _prepare(needs: Sequence[Need]) -> int:
     try:
         fixed = [entry.get("min_workers", 0) for entry in (config.get("available_node_types") or {}).values()]
         wait_for_machines(1 + sum(fixed), lambda: len(_here()))
-        kind = accelerator_type()
-        if kind is not None and any(each.gpus for each in needs):
+        gpu_type = accelerator_type()
+        if gpu_type is not None and any(each.gpus for each in needs):
             types = (config.get("available_node_types") or {}).values()
-            hosts_of_kind([*_hosts(), *(Host.of(_resources(entry)) for entry in types)], kind)
-        here, more = _here(), machines(of_kind(config, kind))
+            nodes_of_gpu_type([*_nodes(), *(Node.of(_resources(entry)) for entry in types)], gpu_type)
+        here, more = _here(), node_groups(of_gpu_type(config, gpu_type))
         if lacking := missing(needs, here=here, more=more):
             raise ValueError("; ".join(lacking))
-        pool = max((each.gpus for each in needs), default=0)
-        if pool > sum(m.gpus for m in here):
-            _start_pool(pool)
+        group_gpus = max((each.gpus for each in needs), default=0)
+        if group_gpus > sum(m.gpus for m in here):
+            _start_worker_group(group_gpus)
             here = _here()
         return at_once(needs, here=here, more=more)
     finally:
         ray.shutdown()
 
 
-def of_kind(config: Mapping[str, Any], kind: str | None) -> Mapping[str, Any]:
-    """A cluster file without the machines whose GPUs are not of this kind.
+def of_gpu_type(config: Mapping[str, Any], gpu_type: str | None) -> Mapping[str, Any]:
+    """A cluster file without the machines whose GPUs are not of this type.
 
-    `ray up` writes the kind of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
+    `ray up` writes the type of an EC2 machine's GPUs among its resources; elsewhere it is to stand there.
     """
     head, types = config.get("head_node_type"), config.get("available_node_types") or {}
     fit = {
-        name: entry for name, entry in types.items() if name == head or kind in (None, Host.of(_resources(entry)).kind)
+        name: entry
+        for name, entry in types.items()
+        if name == head or gpu_type in (None, Node.of(_resources(entry)).gpu_type)
     }
     return {**config, "available_node_types": fit}
 
@@ -186,23 +190,25 @@ def _cluster_file() -> Mapping[str, Any]:
     return content
 
 
-def _hosts() -> list[Host]:
+def _nodes() -> list[Node]:
     """The machines that have joined."""
     import ray
 
-    return [Host.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _here() -> list[Machines]:
-    """The machines that have joined, with their GPUs where they are of the wanted kind."""
-    kind = accelerator_type()
+def _here() -> list[NodeGroup]:
+    """The machines that have joined, with their GPUs where they are of the wanted type."""
+    gpu_type = accelerator_type()
     return [
-        Machines(kind="joined", count=1, gpus=host.gpus if kind in (None, host.kind) else 0, cpus=host.cpus)
-        for host in _hosts()
+        NodeGroup(
+            node_type="joined", count=1, gpus=node.gpus if gpu_type in (None, node.gpu_type) else 0, cpus=node.cpus
+        )
+        for node in _nodes()
     ]
 
 
-def _start_pool(gpus: int) -> None:
+def _start_worker_group(gpus: int) -> None:
     """Have the autoscaler start machines with so many GPUs, and wait for them: stages count what is there.
 
     The request is a placement group, which ends with this process: nothing keeps machines running for a job that died.
@@ -210,16 +216,16 @@ def _start_pool(gpus: int) -> None:
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    wait_s = float(os.environ.get("M2F_POOL_WAIT_S") or POOL_WAIT_S)
+    wait_s = float(os.environ.get("M2F_WORKER_GROUP_WAIT_S") or WORKER_GROUP_WAIT_S)
     say(f"asking for {gpus} GPUs; starting a machine takes some minutes")
-    group = placement_group([{"GPU": 1, **resources_of_kind(accelerator_type())}] * gpus, strategy="PACK")
+    group = placement_group([{"GPU": 1, **resources_of_gpu_type(accelerator_type())}] * gpus, strategy="PACK")
     start = time.monotonic()
     while not ray.wait([group.ready()], timeout=60)[0]:
         waited = time.monotonic() - start
         if waited > wait_s:
             raise ValueError(
                 f"the {gpus} GPUs were not there after {waited / 60:.0f} minutes: the cloud may have none left, or "
-                f"your quota may be used up; `ray status` on the head says which, M2F_POOL_WAIT_S waits longer"
+                f"your quota may be used up; `ray status` on the head says which, M2F_WORKER_GROUP_WAIT_S waits longer"
             )
         say(f"waiting for {gpus} GPUs since {waited / 60:.0f} minutes; there are {sum(m.gpus for m in _here())}")
     remove_placement_group(group)

@@ -52,7 +52,7 @@ def plan(targets: Sequence[str], pipeline: Mapping[str, Any], params: Mapping[st
     for target in targets:
         matching = [stage for stage in known if fnmatch.fnmatchcase(stage, target)]
         if not matching:
-            raise ValueError(f"{target} is no stage of dvc.yaml; there are {', '.join(_kinds(pipeline))}")
+            raise ValueError(f"{target} is no stage of dvc.yaml; there are {', '.join(_stage_names(pipeline))}")
         for stage in matching:
             add(stage)
 
@@ -89,7 +89,7 @@ def _stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[
             yield name
 
 
-def _kinds(pipeline: Mapping[str, Any]) -> Iterator[str]:
+def _stage_names(pipeline: Mapping[str, Any]) -> Iterator[str]:
     for name, definition in pipeline.items():
         yield f"{name}@<entry of {_section(definition)}>" if "foreach" in definition else name
 

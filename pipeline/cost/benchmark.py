@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.data.loader.train_batches import Batch
     from pipeline.storage.results import Manifest
 
-WARM_UP, PICTURES = 5, 195
+WARM_UP, IMAGES = 5, 195
 """Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
 
 STEPS = 20
@@ -73,8 +73,8 @@ _ANSWERS: Mapping[str, str] = {
 }
 
 
-class Machine(NamedTuple):
-    """Where the benchmark runs."""
+class Timer(NamedTuple):
+    """How long work takes on a device, and how much of its memory."""
 
     device: torch.device
 
@@ -117,7 +117,7 @@ class _Subject:
     """Of the dataset's shards; None: pictures are random."""
     usual: Size
     """Of the dataset's pictures, for random ones."""
-    machine: Machine
+    timer: Timer
     seconds: float
     """For inference and for training each."""
 
@@ -133,8 +133,8 @@ def benchmark(
 
     ValueError where there are neither shards nor published sizes, or groups are not 1 to those of the row.
     """
-    pictures = counted(row.dataset, manifest)
-    if pictures is None:
+    images = counted(row.dataset, manifest)
+    if images is None:
         raise ValueError(
             f"the picture sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
         )
@@ -149,15 +149,13 @@ def benchmark(
         )
     allow_tf32(row.train.tf32)
     worker = Worker.here()
-    machine = Machine(worker.device)
+    timer = Timer(worker.device)
     training = build(row, worker, seed=0)
     model = training.model
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    subject = _Subject(
-        row=row, dataset=dataset, manifest=manifest, usual=pictures.usual, machine=machine, seconds=seconds
-    )
-    size = input_size(pictures.usual, row.test)
+    subject = _Subject(row=row, dataset=dataset, manifest=manifest, usual=images.usual, timer=timer, seconds=seconds)
+    size = input_size(images.usual, row.test)
     inference = _inference(model, subject)
     cost = _training(training, subject, groups)
     return Benchmark(
@@ -165,13 +163,13 @@ def benchmark(
         row=row.name,
         dataset=row.dataset,
         task=row.task,
-        device_kind="cuda" if machine.cuda else "cpu",
-        threads=None if machine.cuda else torch.get_num_threads(),
+        device_type="cuda" if timer.cuda else "cpu",
+        threads=None if timer.cuda else torch.get_num_threads(),
         other_load=round(busy, 2),
         environment=environment(tf32=row.train.tf32),
         parameters=sum(parameters),
         parameters_trained=sum(trained),
-        flops=Operations(picture=size, forward=forward_flops(row, size), counted=_COUNTED),
+        flops=Operations(image_size=size, forward=forward_flops(row, size), counted=_COUNTED),
         inference=inference,
         training=cost if isinstance(cost, TrainingCost) else None,
         skipped=None if isinstance(cost, TrainingCost) else cost,
@@ -219,9 +217,9 @@ def forward_flops(row: Row, size: Size) -> int:
 
 @torch.inference_mode()
 def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
-    row, dataset, machine = subject.row, subject.dataset, subject.machine
+    row, dataset, timer = subject.row, subject.dataset, subject.timer
     model.eval()
-    machine.forget_peak()
+    timer.forget_peak()
     shown = _validation(row, subject.manifest, subject.usual)
     things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
     config = PredictConfig(test=row.test, task=row.task, thing_ids=things, segments_only=True)
@@ -230,18 +228,18 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
     def one() -> float:
         image_3HW, size = next(shown)
         sizes.append(size)
-        images = pad(normalise(image_3HW[None].to(machine.device)), row.test.pad_multiple)
+        images = pad(normalise(image_3HW[None].to(timer.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
-        return machine.seconds(lambda: single_scale(model, images, valid, size, config))
+        return timer.seconds(lambda: single_scale(model, images, valid, size, config))
 
-    taken_s = _repeated(f"{row.name}: inference", one, count=PICTURES, unit="pictures", seconds=subject.seconds)
+    taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="pictures", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
     real = subject.manifest is not None
     where = "real pictures of the validation split" if real else "random pictures of the published size"
-    memory_mib, reserved_mib = machine.peak_mib()
+    memory_mib, reserved_mib = timer.peak_mib()
     return InferenceCost(
         fps=len(taken_s) / sum(taken_s),
-        pictures=len(taken_s),
+        images=len(taken_s),
         sizes=tuple((height, width, count) for (height, width), count in counts.most_common()),
         memory_mib=memory_mib,
         reserved_mib=reserved_mib,
@@ -254,11 +252,11 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
 def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
     """Pictures as the network is shown them, (3, H, W) uint8 before padding, with their own sizes; endless."""
     if manifest is not None:
-        from pipeline.data.loader.val_pictures import validation_pictures
+        from pipeline.data.loader.val_images import validation_images
 
         while True:
-            for picture in validation_pictures(manifest, row.test, task=row.task):
-                yield picture.image, picture.original_size
+            for val_image in validation_images(manifest, row.test, task=row.task):
+                yield val_image.image, val_image.original_size
     size = shown_size(usual, short_side=row.test.short_side, long_side_max=row.test.long_side_max, pad_multiple=1)
     draws = torch.Generator().manual_seed(0)
     while True:
@@ -270,33 +268,33 @@ def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tu
 
 def _training(training: Training, subject: _Subject, groups: int) -> TrainingCost | str:
     """The cost of a training step; text: why it could not be measured."""
-    row, config, machine = subject.row, subject.row.train, subject.machine
+    row, config, timer = subject.row, subject.row.train, subject.timer
     training.model.train()
-    machine.forget_peak()
+    timer.forget_peak()
     batches = enumerate(_batches(row, subject.manifest, groups))
 
     def one() -> float:
         count, batch = next(batches)
         step = min(count, config.steps - 1)  # the schedule may be shorter
-        return machine.seconds(lambda: training_step(training, batch, step=step))
+        return timer.seconds(lambda: training_step(training, batch, step=step))
 
     try:
         taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds)
     except torch.OutOfMemoryError:
-        room = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
+        room = torch.cuda.get_device_properties(timer.device).total_memory / 2**30
         return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
     if subject.manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random pictures with {_masks(row)} masks each"
-    spread, (memory_mib, reserved_mib) = _spread(taken_s), machine.peak_mib()
+    spread, (memory_mib, reserved_mib) = _spread(taken_s), timer.peak_mib()
     return TrainingCost(
         step_s=spread.median,
         seconds=spread,
         steps=len(taken_s),
         workers=1,
         groups=groups,
-        pictures=groups * config.group_size,
+        images=groups * config.group_size,
         crop=config.augmentation.crop,
         memory_mib=memory_mib,
         reserved_mib=reserved_mib,
@@ -316,7 +314,7 @@ def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch
     from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 
     order = TrainingOrder.of(row, manifest, seed=0)
-    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, picture_range=range(count))
+    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, image_range=range(count))
 
 
 def _masks(row: Row) -> int:

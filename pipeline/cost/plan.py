@@ -101,13 +101,13 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
 def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
     """A row's line."""
     speed = known_speed(row, results)
-    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
+    images = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     ended = settled(row, results)
     left = len(row.seeds) - len(ended)
     finished = {seed.seed for seed in ended if seed.status == "finished"}
     evaluated = find_result(Evaluation, row.name, results=results)
     done = {seed.seed for seed in evaluated.seeds if seed.checkpoints} if evaluated else set()
-    on_gpu = speed is not None and speed.kind == "cuda"
+    on_gpu = speed is not None and speed.device_type == "cuda"
     workers = min(row.train.groups, settings.gpus) if on_gpu else 1
     step_s = seed_s = tests_s = 0.0
     if speed is not None:
@@ -115,14 +115,14 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
         efficiency = settings.efficiency if alone and workers > 1 else 1.0
         groups = math.ceil(row.train.groups / workers)  # of the worker that has most
         step_s = groups * row.train.group_size * speed.train_s / efficiency
-        seed_s = row.train.steps * step_s + validation_s(row, speed, pictures) / workers
+        seed_s = row.train.steps * step_s + validation_s(row, speed, images) / workers
         if left or finished - done:
-            tests_s = (left + len(finished)) * evaluation_s(row, speed, pictures) / workers
+            tests_s = (left + len(finished)) * evaluation_s(row, speed, images) / workers
     at_once = max(1, settings.gpus // workers) if on_gpu else 1
     hours = (math.ceil(left / at_once) * seed_s + tests_s) / HOUR_S
     gpu_hours = workers * (left * seed_s + tests_s) / HOUR_S if on_gpu else None
     price = settings.price_per_gpu_hour
-    overlays = OVERLAYS * OVERLAY_BYTES_PER_PIXEL * area(pictures.usual) if pictures else 0
+    overlays = OVERLAYS * OVERLAY_BYTES_PER_PIXEL * area(images.usual) if images else 0
     return {
         "row": row.name,
         "dataset": row.dataset,
@@ -139,7 +139,7 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
         "gib": len(row.seeds) * (CHECKPOINTS * checkpoint_bytes(row.model) + overlays) / GIB,
         "evidence": speed.evidence if speed else None,
         "device": speed.device if speed else None,
-        "device_kind": speed.kind if speed else None,
+        "device_type": speed.device_type if speed else None,
         "source": speed.source if speed else None,
     }
 
@@ -159,9 +159,9 @@ def _storage(params: Params, names: Sequence[str], results: Path) -> dict[str, d
         config = params.dataset(name)
         fetched = find_result(FetchedDataset, name, results=results)
         manifest = find_result(Manifest, name, results=results)
-        pictures = counted(name, manifest)
+        images = counted(name, manifest)
         archives = sum(source.bytes for source in fetched.sources) if fetched else sum(config.bytes)
-        pixels = (pictures.train + pictures.val) * area(pictures.usual) if pictures else 0
+        pixels = (images.train + images.val) * area(images.usual) if images else 0
         if manifest is not None:
             shards = sum(manifest.bytes.values())
         else:

@@ -91,14 +91,14 @@ def _storage(plan: Mapping[str, Any]) -> str:
 
 def _assumptions(plan: Mapping[str, Any]) -> str:
     settings = plan["settings"]
-    kinds = {entry["evidence"]: None for entry in plan["rows"] if entry["evidence"]}
+    evidence = {entry["evidence"]: None for entry in plan["rows"] if entry["evidence"]}
     sentences = {
         "published": "published: from the published inference speed on an A100 (docs/costs.md), 0.5 to 2.2 times that",
         "benchmark": f"benchmark: a measured step, {settings['efficiency']:.0%} of perfect scaling, 0.9 to 1.15 times",
         "log": "log: of the published training, 0.7 to 1.4 times that",
         "trained": "trained: the median of finished seeds",
     }
-    notes = [sentences[kind] for kind in kinds]
-    if any(entry["device_kind"] == "cpu" for entry in plan["rows"]):
+    notes = [sentences[each] for each in evidence]
+    if any(entry["device_type"] == "cpu" for entry in plan["rows"]):
         notes.append("a row measured on a CPU takes one such machine, and no GPU-hours")
     return f"Expected, and least to greatest. {'; '.join(notes)}." if notes else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.images.sizes import PUBLISHED, Pictures, area, counted, input_size, ms_flip_factor
+from pipeline.data.images.sizes import PUBLISHED, ImageCounts, area, counted, input_size, ms_flip_factor
 from pipeline.params.schema import Row
 from pipeline.storage.results import (
     Benchmark,
@@ -31,7 +31,7 @@ A100_FPS: Mapping[str, float] = {
 """Published inference speed on one A100 by backbone, pictures of 2048 x 1024 per second (mmsegmentation 1.2.2,
 configs/mask2former/README.md, Cityscapes): what rows without a published speed of their own are derived from."""
 
-A100_PICTURE = (1024, 2048)
+A100_IMAGE = (1024, 2048)
 
 TRAINING_FACTOR = 3.0
 """Forward and backward pass over the forward pass: the backward pass computes gradients by inputs and by weights."""
@@ -72,7 +72,7 @@ class Speed:
     test_s: float
     """Device-seconds per validation picture at one size; 0: not known, or in `train_s` already."""
     device: str
-    kind: Literal["cuda", "cpu"]
+    device_type: Literal["cuda", "cpu"]
     """cpu: a device is a whole machine."""
     source: str
 
@@ -84,10 +84,10 @@ def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
     says nothing about GPUs.
     """
     speed = known_speed(row, results)
-    if speed is None or speed.kind == "cpu":
+    if speed is None or speed.device_type == "cpu":
         return None
-    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
-    hours = (_training_s(row, speed) + validation_s(row, speed, pictures)) / HOUR_S
+    images = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
+    hours = (_training_s(row, speed) + validation_s(row, speed, images)) / HOUR_S
     return Estimate(hours, speed.source)
 
 
@@ -101,11 +101,13 @@ def known_speed(row: Row, results: Path) -> Speed | None:
         published,
     )
     known = [speed for speed in found if speed is not None]
-    best = next((speed for speed in known if speed.kind == "cuda"), known[0] if known else None)
+    best = next((speed for speed in known if speed.device_type == "cuda"), known[0] if known else None)
     if best is None or best.evidence != "trained":
         return best
     # how long the pictures of an evaluation take, a training does not say
-    return replace(best, test_s=next((speed.test_s for speed in known[1:] if speed.kind == best.kind), 0.0))
+    return replace(
+        best, test_s=next((speed.test_s for speed in known[1:] if speed.device_type == best.device_type), 0.0)
+    )
 
 
 def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
@@ -122,7 +124,7 @@ def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
         train_s=statistics.median((workers if cuda else 1) / images_per_s for _, workers, images_per_s in known),
         test_s=0.0,
         device=device,
-        kind="cuda" if cuda else "cpu",
+        device_type="cuda" if cuda else "cpu",
         source=f"{len(known)} finished seed{'s' * (len(known) > 1)} on {device}",
     )
 
@@ -133,10 +135,10 @@ def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
         return None
     return Speed(
         evidence="benchmark",
-        train_s=found.training.step_s / found.training.pictures,
+        train_s=found.training.step_s / found.training.images,
         test_s=1 / found.inference.fps,
         device=found.environment.device,
-        kind=found.device_kind,
+        device_type=found.device_type,
         source=f"benchmark@{row.name} on {found.environment.device}",
     )
 
@@ -161,17 +163,17 @@ def _published_speed(row: Row, results: Path) -> Speed | None:
         pixel_s = 1 / own / area(input_size(PUBLISHED[row.dataset].usual, row.test))
         source = f"published speed of {row.name} on an A100, {own:g} fps"
     elif name in A100_FPS:
-        pixel_s = 1 / A100_FPS[name] / area(A100_PICTURE)
+        pixel_s = 1 / A100_FPS[name] / area(A100_IMAGE)
         source = f"published speed of {name} on an A100, {A100_FPS[name]:g} fps at 2048 x 1024"
     else:
         return None
-    pictures = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
+    images = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
     return Speed(
         evidence="published",
         train_s=TRAINING_FACTOR * pixel_s * area(row.train.augmentation.crop),
-        test_s=pixel_s * area(input_size(pictures.usual, row.test)) if pictures is not None else 0.0,
+        test_s=pixel_s * area(input_size(images.usual, row.test)) if images is not None else 0.0,
         device="NVIDIA A100",
-        kind="cuda",
+        device_type="cuda",
         source=source,
     )
 
@@ -191,15 +193,15 @@ def _training_s(row: Row, speed: Speed) -> float:
     return row.train.steps * row.train.global_batch * speed.train_s
 
 
-def validation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
+def validation_s(row: Row, speed: Speed, images: ImageCounts | None) -> float:
     """Device-seconds of one seed's validations while it trains."""
-    if pictures is None or speed.evidence == "trained":
+    if images is None or speed.evidence == "trained":
         return 0.0
-    return math.ceil(row.train.steps / row.train.val_interval) * pictures.val * speed.test_s
+    return math.ceil(row.train.steps / row.train.val_interval) * images.val * speed.test_s
 
 
-def evaluation_s(row: Row, speed: Speed, pictures: Pictures | None) -> float:
+def evaluation_s(row: Row, speed: Speed, images: ImageCounts | None) -> float:
     """Device-seconds of evaluating one seed's checkpoints, at one size and with ms+flip."""
-    if pictures is None:
+    if images is None:
         return 0.0
-    return CHECKPOINTS * pictures.val * speed.test_s * (1 + ms_flip_factor(pictures.usual, row.test))
+    return CHECKPOINTS * images.val * speed.test_s * (1 + ms_flip_factor(images.usual, row.test))

@@ -236,7 +236,7 @@ def _receive_rest(opener: urllib.request.OpenerDirector, transfer: _Transfer) ->
     if not known or (size and start > size):
         start = 0  # of what file it is a part, nobody knows
     with opener.open(_request(transfer.url, start, known), timeout=TIMEOUT_S) as answer:
-        _check_kind(transfer.url, answer)
+        _check_content(transfer.url, answer)
         start, total = _span(answer, transfer, start, known)
         check_space(f"downloading {transfer.partial.stem}", total - start)
         head = answer.read1(BLOCK)
@@ -258,7 +258,7 @@ def _request(url: str, start: int, known: Mapping[str, Any]) -> urllib.request.R
     return request
 
 
-def _check_kind(url: str, answer: Any) -> None:
+def _check_content(url: str, answer: Any) -> None:
     """_WebPageError or ValueError unless the answer is a file as it is."""
     if is_page(answer.headers):
         raise _WebPageError(f"the server sent a web page ({answer.headers.get_content_type()}), not the file")

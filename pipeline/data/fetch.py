@@ -234,8 +234,13 @@ def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, n
     elif config.layout == "cityscapes":
         needed = [f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits]
     else:
-        kinds = ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
-        needed = [*splits, *(f"annotations/{kind}_{split}.json" for kind in kinds for split in splits)]
+        label_types = (
+            ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
+        )
+        needed = [
+            *splits,
+            *(f"annotations/{label_type}_{split}.json" for label_type in label_types for split in splits),
+        ]
     for mirror in folders:
         inside = [mirror / dataset, *(mirror / PurePosixPath(name).stem for name in names)]
         # images/ and annotations/ may be anybody's

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
 class Instance(NamedTuple):
@@ -163,13 +163,15 @@ def read_labels(data: bytes, file: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            kind, ids, bands = picture.format, np.asarray(picture), len(picture.getbands())
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            file_format, ids, bands = image.format, np.asarray(image), len(image.getbands())
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
-    if kind != "PNG" or bands != 1:
-        raise ValueError(f"{file} is {kind} with {bands} channels; labels are PNG files with one channel of class ids")
+    if file_format != "PNG" or bands != 1:
+        raise ValueError(
+            f"{file} is {file_format} with {bands} channels; labels are PNG files with one channel of class ids"
+        )
     if ids.dtype == bool:
         return ids.astype(np.uint8)
     bits, colour_type = data[24], data[25]  # IHDR; grey values of fewer than 8 bits come stretched to 0..255
@@ -184,36 +186,36 @@ def read_colours(data: bytes, file: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            kind, mode, colours = picture.format, picture.mode, np.asarray(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            file_format, mode, colours = image.format, image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
-    if (kind, mode) != ("PNG", "RGB"):
-        raise ValueError(f"{file} is {kind} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
+    if (file_format, mode) != ("PNG", "RGB"):
+        raise ValueError(f"{file} is {file_format} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
     return colours
 
 
-def picture_size(data: bytes, file: str) -> tuple[int, int]:
+def image_size(data: bytes, file: str) -> tuple[int, int]:
     """(height, width) of a picture, turned as its EXIF tag says, without decoding it. ValueError names `file`."""
     from PIL import ExifTags, Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
     return (width, height) if turned else (height, width)
 
 
-def check_picture(data: bytes, file: str) -> None:
+def check_image(data: bytes, file: str) -> None:
     """Decode a picture to its last byte. ValueError names `file`: OpenCV fills what a torn file lacks with grey."""
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
 

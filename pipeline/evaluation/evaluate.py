@@ -86,7 +86,7 @@ def _job(row: Row, seed: TrainedSeed, which: Which, manifest: Manifest, resource
         run_key=seed.run_key,
         step=checkpoint.step,
         run_dir=storage_root() / seed.run_dir,
-        key=evaluation_key(row, manifest, sha256=checkpoint.sha256, device=resources.device_kind),
+        key=evaluation_key(row, manifest, sha256=checkpoint.sha256, device=resources.device_type),
         what=f"seed {seed.seed} of {row.name}, step {checkpoint.step}",
         processes=resources.loader_processes,
     )

@@ -37,12 +37,12 @@ from pipeline.storage.stores import StoredPath
 
 if TYPE_CHECKING:
     from pipeline.compute.resources import Resources
-    from pipeline.evaluation.task_metrics import Measures
+    from pipeline.evaluation.task_metrics import TaskMetrics
 
 CODE = Code(
     roots=(
         "m2f.model.build_model",
-        "pipeline.evaluation.task_metrics.Measures",
+        "pipeline.evaluation.task_metrics.TaskMetrics",
         "pipeline.evaluation.task_metrics.measure",
         "pipeline.evaluation.evaluate_checkpoint.make_parts",
     ),
@@ -67,7 +67,7 @@ RETRIES = 3
 
 PROGRESS_EVERY_S = 2.0
 
-MOST_PICTURES, MOST_PARTS = 64, 64
+MOST_IMAGES, MOST_PARTS = 64, 64
 """Pictures of a part, and parts of a data set that needs fewer."""
 
 
@@ -159,12 +159,12 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
             _make_with_ray(job, missing, resources, progress)
         progress.done()
     try:
-        measures = _merged(job, parts)
+        metrics = _merged(job, parts)
     except FileNotFoundError:  # another process has finished it meanwhile
         if (found := finished_evaluation(job.folder, job.row.task)) is not None:
             return found
         raise
-    found = keep(job.run_dir, job.key, measures, step=job.step, title=job.what)
+    found = keep(job.run_dir, job.key, metrics, step=job.step, title=job.what)
     with contextlib.suppress(OSError):  # another process deletes them, or writes one that nobody needs any more
         delete(job.folder / "parts")
     return found
@@ -172,18 +172,18 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
 
 def parts_of(records: int) -> list[range]:
     """The places of all pictures in runs of neighbours, however many workers there are."""
-    size = max(1, min(MOST_PICTURES, records // MOST_PARTS))
+    size = max(1, min(MOST_IMAGES, records // MOST_PARTS))
     return [range(first, min(first + size, records)) for first in range(0, records, size)]
 
 
-def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] = lambda: None) -> None:
+def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = lambda: None) -> None:
     """Evaluate the pictures of some parts in this process, and write each part when its last picture is done."""
     import torch
 
     from m2f.model import build_model
     from pipeline.compute.precision import allow_tf32
     from pipeline.evaluation.overlays import write_overlay
-    from pipeline.evaluation.task_metrics import Measures, predictions
+    from pipeline.evaluation.task_metrics import TaskMetrics, predict_images
     from pipeline.runs.checkpoints import load_checkpoint
 
     waiting = [part for part in parts if not _part_file(job, part).exists()]  # a task may be a second attempt
@@ -196,16 +196,16 @@ def make_parts(job: Job, parts: Sequence[range], on_picture: Callable[[], None] 
         model.cuda()
     shown = _shown(job.manifest.split("val").records)
     places = [place for part in waiting for place in part]
-    pictures = predictions(model, job.manifest, job.row, places=places, processes=job.processes)
+    val_images = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
-        measures = Measures(job.row, job.manifest)
-        for picture, outcome in itertools.islice(pictures, len(part)):
-            measures.update(picture, outcome)
-            if picture.index in shown:
-                path = job.folder / "overlays" / f"{picture.index:05d}.png"
-                write_overlay(path, picture, outcome, job.row.model.num_classes)
-            on_picture()
-        write_json(_part_file(job, part), measures.state())
+        metrics = TaskMetrics(job.row, job.manifest)
+        for val_image, predictions in itertools.islice(val_images, len(part)):
+            metrics.update(val_image, predictions)
+            if val_image.index in shown:
+                path = job.folder / "overlays" / f"{val_image.index:05d}.png"
+                write_overlay(path, val_image, predictions, job.row.model.num_classes)
+            on_image()
+        write_json(_part_file(job, part), metrics.state())
 
 
 def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progress: Progress) -> None:
@@ -220,7 +220,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     task = ray.remote(make_parts).options(
         num_cpus=resources.cpus_per_worker,
         num_gpus=1 if resources.use_gpu else 0,
-        accelerator_type=resources.kind,
+        accelerator_type=resources.gpu_type,
         max_retries=RETRIES,
     )
     running = [task.remote(job, parts[worker::workers]) for worker in range(workers)]
@@ -244,34 +244,34 @@ def _left(job: Job) -> int:
     return sum(len(part) for part in parts_of(job.manifest.split("val").records) if _part_name(part) not in there)
 
 
-def _merged(job: Job, parts: Sequence[range]) -> Measures:
+def _merged(job: Job, parts: Sequence[range]) -> TaskMetrics:
     """The metrics of all parts together, in their order."""
-    from pipeline.evaluation.task_metrics import Measures
+    from pipeline.evaluation.task_metrics import TaskMetrics
 
-    measures = Measures(job.row, job.manifest)
+    metrics = TaskMetrics(job.row, job.manifest)
     for part in parts:
         path = _part_file(job, part)
         try:
-            measures.add_state(json.loads(path.read_text(encoding="utf-8")))
+            metrics.add_state(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             path.unlink(missing_ok=True)
             raise ValueError(
                 f"{path} was altered ({type(error).__name__}: {error}) and is deleted; run the same command again, "
                 "which makes it anew"
             ) from None
-    return measures
+    return metrics
 
 
-def keep(run_dir: StoredPath, key: str, measures: Measures, *, step: int, title: str) -> EvaluatedCheckpoint:
+def keep(run_dir: StoredPath, key: str, metrics: TaskMetrics, *, step: int, title: str) -> EvaluatedCheckpoint:
     """Write what is shown of an evaluation, and last its result, which this returns."""
     folder = evaluation_dir(run_dir, key)
-    found = EvaluatedCheckpoint(key=key, step=step, figures=measures.figures(), per_class=measures.per_class())
-    _show(folder, found, measures, title)
+    found = EvaluatedCheckpoint(key=key, step=step, figures=metrics.figures(), per_class=metrics.per_class())
+    _show(folder, found, metrics, title)
     write_json(folder / "result.json", dataclasses.asdict(found))
     return found
 
 
-def _show(folder: StoredPath, found: EvaluatedCheckpoint, measures: Measures, title: str) -> None:
+def _show(folder: StoredPath, found: EvaluatedCheckpoint, metrics: TaskMetrics, title: str) -> None:
     """Write what MLflow shows of an evaluated checkpoint: figures.json, classes as a table and a chart, confusions.
 
     confusion.json holds pixels by true class (rows) and predicted class (columns).
@@ -280,11 +280,11 @@ def _show(folder: StoredPath, found: EvaluatedCheckpoint, measures: Measures, ti
 
     write_text(folder / "per_class.csv", _table(found.per_class))
     draw_per_class(folder / "per_class.png", found.per_class, title)
-    if measures.semantic is not None:
-        confusion = measures.semantic.confusion.numpy()
-        pixels = {"class_names": measures.class_names, "true_by_predicted": confusion.tolist()}
+    if metrics.semantic is not None:
+        confusion = metrics.semantic.confusion.numpy()
+        pixels = {"class_names": metrics.class_names, "true_by_predicted": confusion.tolist()}
         write_text(folder / "confusion.json", json.dumps(pixels, ensure_ascii=False) + "\n")
-        draw_confusion(folder / "confusion.png", confusion, measures.class_names, title)
+        draw_confusion(folder / "confusion.png", confusion, metrics.class_names, title)
     write_json(folder / "figures.json", _shown_figures(found))
 
 

@@ -1,4 +1,4 @@
-"""From a picture to the network's answer: what evaluation measures and a registered model returns."""
+"""From a picture to the network's predictions: what evaluation measures and a registered model returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Predictions:
     """What the network makes of one picture, at the picture's own size. None: not the task's, or not asked for."""
 
     labels: Tensor | None = None
@@ -35,7 +35,7 @@ class PredictConfig:
 
     test: TestConfig
     task: Task
-    """Semantic rows resize scores. Panoptic rows take all three answers from one prediction, their label map from
+    """Semantic rows resize scores. Panoptic rows take all three predictions from one forward pass, their label map from
     resized mask logits, as the authors do."""
     thing_ids: Sequence[int]
     """The dataset's things, among the row's classes."""
@@ -44,20 +44,20 @@ class PredictConfig:
 
 
 @torch.inference_mode()
-def answer(
+def predict(
     model: nn.Module, image: Tensor, size: Size, config: PredictConfig, *, original: Tensor | None = None
-) -> Outcome:
-    """The answer for one picture of `size` (height, width), given as
-    `pipeline.data.images.resize.network_picture` makes it.
+) -> Predictions:
+    """The predictions for one picture of `size` (height, width), given as
+    `pipeline.data.images.resize.network_image` makes it.
 
     The model is in evaluation mode. `original`: (3, h, w) uint8, needed where `test.ms_flip` is set.
     """
     test = config.test
     device = next(model.parameters()).device
     images = pad(normalise(image[None].to(device)), test.pad_multiple)
-    outcome = single_scale(model, images, _size(image), size, config)
+    predictions = single_scale(model, images, _size(image), size, config)
     if config.task != "semantic" or test.ms_flip is None:
-        return outcome
+        return predictions
     assert original is not None
     scores = semantic_scores_ms_flip(
         model,
@@ -66,20 +66,20 @@ def answer(
         long_side_max=test.ms_flip.long_side_max,
         pad_multiple=test.pad_multiple,
     )
-    return replace(outcome, ms_flip_labels=scores.max(0).indices)
+    return replace(predictions, ms_flip_labels=scores.max(0).indices)
 
 
 @torch.inference_mode()
-def single_scale(model: nn.Module, images: Tensor, valid: Size, size: Size, config: PredictConfig) -> Outcome:
-    """`answer` without other sizes, for (1, 3, H, W) normalised and padded `images` of which `valid` is the picture."""
+def single_scale(model: nn.Module, images: Tensor, valid: Size, size: Size, config: PredictConfig) -> Predictions:
+    """`predict` without other sizes, for (1, 3, H, W) normalised, padded `images` of which `valid` is the picture."""
     test, task, thing_ids = config.test, config.task, config.thing_ids
     prediction = model(images, auxiliary=False)
     padded = _size(images)
     if task == "semantic":
-        return Outcome(labels=semantic_labels(prediction, size, valid, padded_size=padded)[0])
+        return Predictions(labels=semantic_labels(prediction, size, valid, padded_size=padded)[0])
     if task == "instance":
         (found,) = instances(prediction, size, valid, padded_size=padded, max_instances=test.max_instances)
-        return Outcome(instances=found)
+        return Predictions(instances=found)
     (segments,) = panoptic_segments(
         prediction,
         size,
@@ -90,12 +90,12 @@ def single_scale(model: nn.Module, images: Tensor, valid: Size, size: Size, conf
         overlap_threshold=test.overlap_threshold,
     )
     if config.segments_only:
-        return Outcome(segments=segments)
+        return Predictions(segments=segments)
     (found,) = instances(
         prediction, size, valid, padded_size=padded, thing_ids=thing_ids, max_instances=test.max_instances
     )
     labels = semantic_labels(prediction, size, valid, padded_size=padded, resize="logits")[0]
-    return Outcome(labels=labels, segments=segments, instances=found)
+    return Predictions(labels=labels, segments=segments, instances=found)
 
 
 def _size(images: Tensor) -> Size:

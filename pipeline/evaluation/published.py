@@ -77,7 +77,7 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
 def _evaluated(row: Row, source: Fetched, manifest: Manifest, resources: Resources) -> EvaluatedCheckpoint:
     """The figures of a published checkpoint, found or made; it is converted only if they are to be made."""
     run_dir = _run_dir(source)
-    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_kind, code=CODE)
+    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_type, code=CODE)
     if (found := finished_evaluation(evaluation_dir(run_dir, key), row.task)) is not None:
         return found
     from m2f.weights import from_reference, read_checkpoint

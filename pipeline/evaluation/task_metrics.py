@@ -1,4 +1,4 @@
-"""What a row's task measures on validation pictures: the network's answer, and metrics whose parts merge exactly."""
+"""What a row's task measures on validation pictures: the predictions, and metrics whose parts merge exactly."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
-from pipeline.evaluation.predict import Outcome, PredictConfig, answer
+from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 
 if TYPE_CHECKING:
-    from pipeline.data.loader.val_pictures import Picture
+    from pipeline.data.loader.val_images import ValImage
     from pipeline.storage.results import Manifest
 
 
-class Measures:
+class TaskMetrics:
     """The metrics of one task over any number of pictures; `merge` adds another part of the data set exactly."""
 
     def __init__(self, row: Row, manifest: Manifest) -> None:
@@ -37,34 +37,36 @@ class Measures:
             else None
         )
 
-    def update(self, picture: Picture, outcome: Outcome) -> None:
+    def update(self, val_image: ValImage, predictions: Predictions) -> None:
         """Count one picture."""
         if self.semantic is not None:
-            assert outcome.labels is not None and picture.label_map is not None
-            self.semantic.update(outcome.labels, picture.label_map)
+            assert predictions.labels is not None and val_image.label_map is not None
+            self.semantic.update(predictions.labels, val_image.label_map)
         if self.ms_flip is not None:
-            assert outcome.ms_flip_labels is not None and picture.label_map is not None
-            self.ms_flip.update(outcome.ms_flip_labels, picture.label_map)
+            assert predictions.ms_flip_labels is not None and val_image.label_map is not None
+            self.ms_flip.update(predictions.ms_flip_labels, val_image.label_map)
         if self.panoptic is not None:
-            assert outcome.segments is not None and picture.segments is not None
-            found = outcome.segments
-            self.panoptic.update(found.segments, found.labels, picture.segments, picture.labels, crowd=picture.crowd)
+            assert predictions.segments is not None and val_image.segments is not None
+            found = predictions.segments
+            self.panoptic.update(
+                found.segments, found.labels, val_image.segments, val_image.labels, crowd=val_image.crowd
+            )
         if self.instance is not None:
-            assert outcome.instances is not None and picture.instances is not None
-            true, predicted = picture.instances, outcome.instances
+            assert predictions.instances is not None and val_image.instances is not None
+            true, predicted = val_image.instances, predictions.instances
             self.instance.update(
                 predicted.masks,
                 predicted.labels,
                 predicted.scores,
                 true.run_lengths,
                 true.labels,
-                image_id=picture.index,
-                size=picture.original_size,
+                image_id=val_image.index,
+                size=val_image.original_size,
                 crowd=true.crowd,
                 true_areas=true.areas,
             )
 
-    def merge(self, other: Measures) -> None:
+    def merge(self, other: TaskMetrics) -> None:
         """Add another part's counts, in place."""
         others = other._metrics()
         for name, metric in self._metrics().items():
@@ -120,28 +122,28 @@ class Measures:
         return named
 
 
-def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> Measures:
-    """The measures of this worker's share of the validation pictures; puts the model in evaluation mode."""
-    measures = Measures(row, manifest)
-    for picture, outcome in predictions(
+def measure(model: nn.Module, manifest: Manifest, row: Row, *, worker: int = 0, workers: int = 1) -> TaskMetrics:
+    """The metrics of this worker's share of the validation pictures; puts the model in evaluation mode."""
+    metrics = TaskMetrics(row, manifest)
+    for val_image, predictions in predict_images(
         model, manifest, row, places=range(worker, manifest.split("val").records, workers)
     ):
-        measures.update(picture, outcome)
-    return measures
+        metrics.update(val_image, predictions)
+    return metrics
 
 
-def predictions(
+def predict_images(
     model: nn.Module, manifest: Manifest, row: Row, *, places: Sequence[int], processes: int = 0
-) -> Iterator[tuple[Picture, Outcome]]:
+) -> Iterator[tuple[ValImage, Predictions]]:
     """The validation pictures at some places, in their order, with what the network makes of each; puts the model in
     evaluation mode. processes: of the loader."""
-    from pipeline.data.loader.val_pictures import validation_pictures
+    from pipeline.data.loader.val_images import validation_images
 
     model.eval()
     config = PredictConfig(test=row.test, task=row.task, thing_ids=manifest.thing_ids_of(row.task))
-    for picture in validation_pictures(manifest, row.test, task=row.task, places=places, processes=processes):
-        outcome = answer(model, picture.image, picture.original_size, config, original=picture.original)
-        yield picture, outcome
+    for val_image in validation_images(manifest, row.test, task=row.task, places=places, processes=processes):
+        predictions = predict(model, val_image.image, val_image.original_size, config, original=val_image.original)
+        yield val_image, predictions
 
 
 def while_training(row: Row) -> Row:

@@ -15,37 +15,37 @@ from typing import Any, Literal
 _T = typing.TypeVar("_T")
 
 
-def pick(table: Mapping[str, _T], name: str, kind: str, where: str) -> _T:
+def pick(table: Mapping[str, _T], name: str, what: str, where: str) -> _T:
     """`table[name]`, or a ValueError that lists the nearest known names."""
     if name not in table:
-        raise ValueError(f"{where}: no {kind} is called {name!r}; {_nearest(name, table)}")
+        raise ValueError(f"{where}: no {what} is called {name!r}; {_nearest(name, table)}")
     return table[name]
 
 
-def parse(kind: type[_T], value: Any, where: str, *, in_file: bool = False) -> _T:
+def parse(expected_type: type[_T], value: Any, where: str, *, in_file: bool = False) -> _T:
     """One of this project's frozen dataclasses from parsed JSON or YAML; ValueError says which key is wrong.
 
     `where`: what messages call the value; `in_file`: that is a file, and its keys are named after a colon.
     """
-    parsed: _T = _build_dataclass(kind, value, where, ": " if in_file else ".")
+    parsed: _T = _build_dataclass(expected_type, value, where, ": " if in_file else ".")
     return parsed
 
 
-def parse_part(kind: Any, value: Mapping[str, Any], where: str) -> None:
+def parse_part(expected_type: Any, value: Mapping[str, Any], where: str) -> None:
     """ValueError where `value`, some of the entries of a dataclass and of those in it, has a wrong or unknown one."""
-    kinds = _known_kinds(kind, value, where)
+    field_types = _known_field_types(expected_type, value, where)
     for key, entry in value.items():
-        if dataclasses.is_dataclass(kinds[key]) and isinstance(entry, Mapping):
-            parse_part(kinds[key], entry, f"{where}.{key}")
+        if dataclasses.is_dataclass(field_types[key]) and isinstance(entry, Mapping):
+            parse_part(field_types[key], entry, f"{where}.{key}")
         else:
-            _build(kinds[key], entry, f"{where}.{key}")
+            _build(field_types[key], entry, f"{where}.{key}")
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, a container of known types, or a scalar."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where, ".")
+def _build(expected_type: Any, value: Any, where: str) -> Any:
+    """`value` as `expected_type`: a dataclass, a container of known types, or a scalar."""
+    origin, arguments = typing.get_origin(expected_type), typing.get_args(expected_type)
+    if dataclasses.is_dataclass(expected_type):
+        return _build_dataclass(expected_type, value, where, ".")
     if origin is Literal:
         if isinstance(value, bool):
             known = ", ".join(f'"{argument}"' for argument in arguments)
@@ -62,30 +62,30 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is {value!r}; expected a list")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ValueError(f"{where} has {len(value)} entries; expected {len(arguments)}")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        item_types = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(item_types, value, strict=True)))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is {value!r}; expected a mapping")
         return {_key(arguments[0], k, where): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is Any:
+    if expected_type is Any:
         return value
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
+    if expected_type is float and isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; expected a finite number")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected_type is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
             raise ValueError(f"{where} is a number of {len(str(value))} digits, which is too large") from None
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        hint = "; YAML reads 1e-4 as text, write 1.0e-4" if kind is float and isinstance(value, str) else ""
-        raise ValueError(f"{where} is {value!r}; expected {kind.__name__}{hint}")
+    if not isinstance(value, expected_type) or (expected_type is not bool and isinstance(value, bool)):
+        hint = "; YAML reads 1e-4 as text, write 1.0e-4" if expected_type is float and isinstance(value, str) else ""
+        raise ValueError(f"{where} is {value!r}; expected {expected_type.__name__}{hint}")
     return value
 
 
-def _key(kind: Any, key: Any, where: str) -> Any:
+def _key(expected_type: Any, key: Any, where: str) -> Any:
     """A mapping's key: text, or a whole number, which JSON holds as text."""
-    if kind is not int:
+    if expected_type is not int:
         return str(key)
     with contextlib.suppress(TypeError, ValueError):
         if str(int(key)) == str(key):
@@ -93,36 +93,38 @@ def _key(kind: Any, key: Any, where: str) -> Any:
     raise ValueError(f"{where} has the key {key!r}; expected int")
 
 
-def _build_dataclass(kind: Any, value: Any, where: str, separator: str) -> Any:
+def _build_dataclass(expected_type: Any, value: Any, where: str, separator: str) -> Any:
     """`separator`: between `where` and a key, in messages."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}; expected the keys {names_given(kind)}")
-    kinds = _known_kinds(kind, value, where)
-    for entry in dataclasses.fields(kind):
+        raise ValueError(f"{where} is {value!r}; expected the keys {names_given(expected_type)}")
+    field_types = _known_field_types(expected_type, value, where)
+    for entry in dataclasses.fields(expected_type):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         if required and entry.name not in value:
             raise ValueError(f"{where}: {entry.name!r} is missing")
-    return kind(**{key: _build(kinds[key], entry, f"{where}{separator}{key}") for key, entry in value.items()})
+    return expected_type(
+        **{key: _build(field_types[key], entry, f"{where}{separator}{key}") for key, entry in value.items()}
+    )
 
 
-def _known_kinds(kind: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _known_field_types(expected_type: Any, value: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a dataclass and their types; ValueError where `value` has a key that is none of them."""
-    kinds = _kinds(kind)
+    field_types = _field_types(expected_type)
     for key in value:
-        if key not in kinds:
-            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), kinds)}")
-    return kinds
+        if key not in field_types:
+            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), field_types)}")
+    return field_types
 
 
 @cache
-def _kinds(kind: Any) -> dict[str, Any]:
+def _field_types(expected_type: Any) -> dict[str, Any]:
     """The fields of a dataclass and their types; class variables are none."""
-    hints = typing.get_type_hints(kind)
-    return {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(expected_type)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(expected_type)}
 
 
-def names_given(kind: Any) -> str:
-    return ", ".join(entry.name for entry in dataclasses.fields(kind))
+def names_given(expected_type: Any) -> str:
+    return ", ".join(entry.name for entry in dataclasses.fields(expected_type))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

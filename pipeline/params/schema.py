@@ -100,7 +100,7 @@ class TrainConfig:
     """The recipe's GPUs: class losses are normalised per group, gradients averaged over groups."""
     group_size: int = 2
     """Pictures per group."""
-    pictures: Literal["all", "with_things"] = "all"
+    images: Literal["all", "with_things"] = "all"
     """with_things: only those with an annotated thing and both sides of at least 32 px (the COCO rows)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -132,7 +132,7 @@ class MsFlipConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TestConfig:
-    """How validation pictures are shown to the network, keeping their aspect, and what is made of its answer."""
+    """How validation pictures are shown to the network, keeping their aspect, and what is made of its predictions."""
 
     short_side: int
     long_side_max: int
@@ -150,14 +150,15 @@ class TestConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyWarningConfig:
-    """When a training counts as clearly behind the published curve or its sister seeds; shapes no weights."""
+    """When a training counts as clearly below the published curve or the row's other seeds; shapes no weights."""
 
     points: float = 5.0
-    """Percent points of the row's first figure by which a validation must be behind."""
+    """Percent points of the row's first figure by which a validation must be below its reference."""
     after: float = 0.25
     """Share of the steps before which nothing is judged."""
     stop: bool = False
-    """Whether a training that is behind at two validations in a row is stopped; switched off, it goes on again."""
+    """Whether a training that is below its reference at two validations in a row is stopped; switched off, it goes on
+    again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -185,10 +185,12 @@ class _Writer:
     def _arguments(self, arguments: ast.arguments, scope: Scope) -> str:
         """Parameters by kind, with their defaults and without their hints."""
         parts = []
-        for kind in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"):
-            given = getattr(arguments, kind)
+        for group in ("posonlyargs", "args", "vararg", "kwonlyargs", "kwarg"):
+            given = getattr(arguments, group)
             if given:
-                parts.append(f"{kind} {' '.join(each.arg for each in (given if isinstance(given, list) else [given]))}")
+                parts.append(
+                    f"{group} {' '.join(each.arg for each in (given if isinstance(given, list) else [given]))}"
+                )
         for defaults in (arguments.defaults, arguments.kw_defaults):
             parts.append(" ".join(self._node(each, scope) if each else "-" for each in defaults))
         return ", ".join(parts)

@@ -46,7 +46,7 @@ TRAINING = Code(
         "pipeline.runs.outcome": "says how a training ended",
         "pipeline.params.tasks": "names figures",
         "pipeline.training.loop.divergence_noted": "says where a training diverged",
-        "pipeline.training.loop.fell_behind": "watches; a training that it stops has no result",
+        "pipeline.training.loop.fell_below_reference": "watches; a training that it stops has no result",
         "pipeline.training.loop.peak_memory_mib": "watches",
         "pipeline.training.loop.why_stopped": "says why a training was stopped",
         "pipeline.training.loop.refuse_if_too_long": "a training that it stops has no result",

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
-    """What a registered model needs besides its weights: all that decides what it answers, at a single scale."""
+    """What a registered model needs besides its weights: all that decides what it predicts, at a single scale."""
     from pipeline.provenance.code import code_digest
-    from pipeline.registry.served_model import ANSWERING
+    from pipeline.registry.served_model import PREDICTING
 
     return {
         "task": row.task,
@@ -32,7 +32,7 @@ def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
         "tf32": row.train.tf32,
         "class_names": list(manifest.class_names_of(row.task)),
         "thing_ids": manifest.thing_ids_of(row.task),
-        "code": code_digest(ANSWERING),
+        "code": code_digest(PREDICTING),
     }
 
 
@@ -57,7 +57,7 @@ def save_model(
     run_id: str | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that answers."""
+    """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that predicts."""
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
@@ -66,7 +66,7 @@ def save_model(
     from pipeline.registry.served_model import LIBRARIES
     from pipeline.storage.files import whole_file, write_json
 
-    pictures = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
+    images = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
     with tempfile.TemporaryDirectory() as folder:
         weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
         with whole_file(weights) as partial:  # which everybody may read
@@ -79,7 +79,7 @@ def save_model(
             python_model=str(code / "pipeline" / "registry" / "served_model.py"),
             artifacts={"weights": str(weights), "settings": str(served)},
             code_paths=[str(code / "m2f"), str(code / "pipeline")],
-            signature=ModelSignature(pictures, None, ParamSchema([ParamSpec("png", "boolean", False)])),
+            signature=ModelSignature(images, None, ParamSchema([ParamSpec("png", "boolean", False)])),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
             metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
             input_example=_example(),
@@ -94,7 +94,7 @@ def _example() -> Any:
 
     rows, columns = np.mgrid[:64, :96]
     image = np.stack((4 * rows, 2 * columns, 2 * (rows + 32)), axis=2).astype(np.uint8)
-    return pd.DataFrame({"picture": [cv2.imencode(".png", image)[1].tobytes()]})
+    return pd.DataFrame({"image": [cv2.imencode(".png", image)[1].tobytes()]})
 
 
 def copy_code(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """A trained row in MLflow's model registry: pictures in, label maps, segments or instances out.
 
 MLflow runs this file to load the model ("models from code": nothing is unpickled), with the modules below beside it,
-and without this project. What it answers is what evaluation measured: both call `pipeline.evaluation.predict.answer` on
-`pipeline.data.images.resize.network_picture`.
+and without this project. What it predicts is what evaluation measured: both call `pipeline.evaluation.predict.predict`
+on `pipeline.data.images.resize.network_image`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from m2f.config import ModelConfig
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
-from pipeline.data.images.resize import network_picture
-from pipeline.evaluation.predict import Outcome, PredictConfig, answer
+from pipeline.data.images.resize import network_image
+from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.parse import parse
 from pipeline.params.schema import TestConfig
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.sources import PROJECT
 
-ANSWERING = Code(
+PREDICTING = Code(
     roots=("pipeline.registry.served_model.RegisteredModel",),
     left_out={
         "pipeline.params": "values of settings are registered with the model",
@@ -42,7 +42,7 @@ ANSWERING = Code(
     },
     settings="pipeline.params.schema.TestConfig",
 )
-"""The definitions that decide what a registered model answers."""
+"""The definitions that decide what a registered model predicts."""
 
 MODULES = (
     "m2f",
@@ -105,10 +105,10 @@ class RegisteredModel(PythonModel):
         from safetensors.torch import load_file
 
         settings = json.loads(Path(context.artifacts["settings"]).read_text(encoding="utf-8"))
-        if code_digest(ANSWERING) != settings["code"]:
+        if code_digest(PREDICTING) != settings["code"]:
             raise ValueError(
                 f"this process has imported m2f and pipeline from {PROJECT}, which are not the code that the model was "
-                "registered with, and might answer differently; load it in a process of its own, before them"
+                "registered with, and might predict differently; load it in a process of its own, before them"
             )
         self.task = settings["task"]
         self.tf32 = settings["tf32"]
@@ -138,76 +138,76 @@ class RegisteredModel(PythonModel):
         MlflowException of one sentence, HTTP status 400, names the picture that is none.
         """
         png = bool((params or {}).get("png", False))
-        pictures = model_input.iloc[:, 0].tolist()
-        answers = []
-        for number, picture in enumerate(pictures, start=1):
+        images = model_input.iloc[:, 0].tolist()
+        predictions = []
+        for number, image in enumerate(images, start=1):
             try:
-                answers.append(self._answer(_decoded(picture), png))
+                predictions.append(self._predict(_decoded(image), png))
             except ValueError as error:
                 raise MlflowException(
-                    f"picture {number} of {len(pictures)} {error}", error_code=INVALID_PARAMETER_VALUE
+                    f"picture {number} of {len(images)} {error}", error_code=INVALID_PARAMETER_VALUE
                 ) from None
-        return answers
+        return predictions
 
-    def _answer(self, image: np.ndarray, png: bool) -> dict[str, Any]:
+    def _predict(self, image: np.ndarray, png: bool) -> dict[str, Any]:
         size = (image.shape[0], image.shape[1])
         with self.one_at_a_time:
             allow_tf32(self.tf32)
             config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
-            outcome = answer(self.model, network_picture(image, self.test), size, config)
+            predictions = predict(self.model, network_image(image, self.test), size, config)
         if self.task == "instance":
-            return {"instances": self._instances(outcome), "size": list(size)}
+            return {"instances": self._instances(predictions), "size": list(size)}
         if self.task == "panoptic":
-            assert outcome.segments is not None
-            segments = outcome.segments.segments.cpu().numpy()
+            assert predictions.segments is not None
+            segments = predictions.segments.segments.cpu().numpy()
             return {
                 "segments": _png(segments) if png else segments,
-                "segments_info": self._segments(outcome),
+                "segments_info": self._segments(predictions),
             }
-        assert outcome.labels is not None
-        labels = outcome.labels.cpu().numpy()
+        assert predictions.labels is not None
+        labels = predictions.labels.cpu().numpy()
         return {"labels": _png(labels) if png else labels, "class_names": self.class_names}
 
-    def _segments(self, outcome: Outcome) -> list[dict[str, Any]]:
-        assert outcome.segments is not None
-        found = outcome.segments
+    def _segments(self, predictions: Predictions) -> list[dict[str, Any]]:
+        assert predictions.segments is not None
+        found = predictions.segments
         return [
-            {"class": self.class_names[kind], "class_id": kind, "is_thing": is_thing, "score": score}
-            for kind, is_thing, score in zip(
+            {"class": self.class_names[class_id], "class_id": class_id, "is_thing": is_thing, "score": score}
+            for class_id, is_thing, score in zip(
                 found.labels.tolist(), found.is_thing.tolist(), found.scores.tolist(), strict=True
             )
         ]
 
-    def _instances(self, outcome: Outcome) -> list[dict[str, Any]]:
-        assert outcome.instances is not None
-        found = outcome.instances
+    def _instances(self, predictions: Predictions) -> list[dict[str, Any]]:
+        assert predictions.instances is not None
+        found = predictions.instances
         masks = encode_masks(found.masks.cpu().numpy())
         return [
             {
-                "class": self.class_names[kind],
-                "class_id": kind,
+                "class": self.class_names[class_id],
+                "class_id": class_id,
                 "score": score,
                 "box": box,
                 "mask": {"size": mask["size"], "counts": mask["counts"].decode("ascii")},  # text, for JSON
             }
-            for kind, score, box, mask in zip(
+            for class_id, score, box, mask in zip(
                 found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), masks, strict=True
             )
         ]
 
 
-def _decoded(picture: Any) -> np.ndarray:
+def _decoded(image: Any) -> np.ndarray:
     """(h, w, 3) uint8 RGB; ValueError, which goes on from "picture 1 of 2", when it is no picture."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            shape = " x ".join(map(str, picture.shape))
-            raise ValueError(f"is an array of {shape} {picture.dtype}; give height x width x 3 uint8, RGB")
-        return picture
-    if not isinstance(picture, (str, bytes, bytearray, memoryview)):
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            shape = " x ".join(map(str, image.shape))
+            raise ValueError(f"is an array of {shape} {image.dtype}; give height x width x 3 uint8, RGB")
+        return image
+    if not isinstance(image, (str, bytes, bytearray, memoryview)):
         raise ValueError(
-            f"is {type(picture).__name__}; give a picture file's bytes, in JSON as base64, or a uint8 RGB array"
+            f"is {type(image).__name__}; give a picture file's bytes, in JSON as base64, or a uint8 RGB array"
         )
-    data = picture.encode() if isinstance(picture, str) else bytes(picture)
+    data = image.encode() if isinstance(image, str) else bytes(image)
     with contextlib.suppress(ValueError):
         return decode_image(data, "")
     # MLflow decodes the base64 of a data frame's column, and not that of `inputs`

@@ -17,9 +17,8 @@ from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 from pipeline.report.verdict import Kind, Verdict, median_interval, row_verdict
 from pipeline.storage.results import (
-    Accepted,
     Baseline,
-    Behind,
+    BelowReference,
     Benchmark,
     EvaluatedSeed,
     Evaluation,
@@ -27,6 +26,7 @@ from pipeline.storage.results import (
     PaddedEvaluation,
     PublishedEvaluation,
     Registration,
+    Reused,
     Status,
     TrainingResult,
     Which,
@@ -77,11 +77,11 @@ class SeedFacts:
     workers: int | None
     images_per_s: float | None
     peak_memory_mib: float | None
-    accepted: Accepted | None
+    reused: Reused | None
     device: str | None
     gpu: bool
     gpu_hours: float | None
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
     """Where its curve was clearly below the one it was compared with, in percent."""
 
     def as_json(self) -> dict[str, Any]:
@@ -400,13 +400,13 @@ def _seeds(evaluated: Evaluation | None, trained: TrainingResult | None, task: s
                 workers=training.workers if training else None,
                 images_per_s=training.images_per_s if training else None,
                 peak_memory_mib=training.peak_memory_mib if training else None,
-                accepted=training.accepted if training else None,
+                reused=training.reused if training else None,
                 device=environment.device if environment else None,
                 gpu=gpu,
                 gpu_hours=worker_s / 3600 if gpu and worker_s is not None else None,
-                behind=tuple(
+                below_reference=tuple(
                     replace(point, value=100 * point.value, expected=100 * point.expected)
-                    for point in (training.behind if training else ())
+                    for point in (training.below_reference if training else ())
                 ),
             )
         )
@@ -448,7 +448,7 @@ def _memory(row: Row, seeds: Sequence[SeedFacts], benchmark: Benchmark | None) -
     training = benchmark.training if benchmark else None
     source: Literal["benchmark", "trainings"]
     if benchmark and training and training.memory_mib is not None:
-        mib, pictures, source = training.memory_mib, float(training.pictures), "benchmark"
+        mib, pictures, source = training.memory_mib, float(training.images), "benchmark"
         device = benchmark.environment.device
     else:
         known = [(seed.peak_memory_mib, seed) for seed in seeds if seed.peak_memory_mib is not None]
@@ -470,7 +470,7 @@ def _speed(row: Row, benchmark: Benchmark | None) -> Speed | None:
     """On the benchmark's device."""
     if not benchmark:
         return None
-    device = short_device(benchmark.environment.device, gpu=benchmark.device_kind == "cuda")
+    device = short_device(benchmark.environment.device, gpu=benchmark.device_type == "cuda")
     return Speed(fps=benchmark.inference.fps, device=device, comparable=device == row.published.get("device"))
 
 

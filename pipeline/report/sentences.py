@@ -61,7 +61,7 @@ def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
             if seed.status in ENDED_BADLY:
                 sentences.append((name, f"seed {seed.seed} {seed.status}: {seed.reason or 'no reason given'}"))
             else:
-                sentences += [(name, warning) for warning in behind(seed, facts)[-1:]]
+                sentences += [(name, warning) for warning in below_reference(seed, facts)[-1:]]
         if facts.status == "out of date":
             sentences.append((name, f"the figures belong to an earlier training; dvc repro evaluate@{name}"))
         elif facts.status == "trained":
@@ -73,14 +73,14 @@ def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
     return sentences
 
 
-def behind(seed: SeedFacts, facts: Facts) -> list[str]:
+def below_reference(seed: SeedFacts, facts: Facts) -> list[str]:
     """Sentences of a seed's early warnings."""
     label = LABELS[facts.primary]
-    against = {"published": "the published curve", "sisters": "the other seeds"}
+    against = {"published": "the published curve", "other seeds": "the other seeds"}
     return [
-        f"seed {seed.seed} was clearly behind {against[point.reference]} at step {point.step:,}: "
+        f"seed {seed.seed} was clearly below {against[point.reference]} at step {point.step:,}: "
         f"{label} {point.value:.2f}, where {point.expected:.2f} was expected"
-        for point in seed.behind
+        for point in seed.below_reference
     ]
 
 

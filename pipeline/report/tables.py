@@ -196,7 +196,7 @@ def seed_cells(seed: SeedFacts, facts: Facts) -> list[str]:
     else:
         last, best = seed.status if not seed.reason else f"{seed.status}: {seed.reason}", "-"
     others = [percent(seed.figures.get(figure)) for figure in figure_names(facts)[1:]]
-    key = seed.run_key + (" (accepted)" if seed.accepted else "")
+    key = seed.run_key + (" (reused)" if seed.reused else "")
     return [str(seed.seed), last, best, *others, training_time(seed), key]
 
 

@@ -1,8 +1,8 @@
 """What a run folder says about its training; read without torch, so that finished seeds cost nothing.
 
 finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
-launch.json, run.json, pools.json, environment.json and accepted.json. A file that another version of this project wrote
-under another layout is refused.
+launch.json, run.json, worker_groups.json, environment.json and reused.json. A file that another version of this
+project wrote under another layout is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.params.parse import parse
 from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import Accepted, Behind, Figures, Pool, Status, TrainedCheckpoints
+from pipeline.storage.results import BelowReference, Figures, Reused, Status, TrainedCheckpoints, WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8
@@ -34,7 +34,7 @@ class Finished:
     checkpoints: TrainedCheckpoints
     metrics: Figures
     """Of the last validation."""
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
     peak_memory_mib: float | None
     train_s: float
     images_per_s: float
@@ -67,7 +67,7 @@ class Stopped:
 
     reason: str
     step: int
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +107,15 @@ _FILES: Mapping[type, str] = {
     Launch: "launch.json",
     TrackedRun: "run.json",
     Environment: "environment.json",
-    Accepted: "accepted.json",
+    Reused: "reused.json",
 }
 
-_POOLS = "pools.json"
-"""A list: the pools that have worked on the training, in turn."""
+_WORKER_GROUPS = "worker_groups.json"
+"""A list: the worker groups that have worked on the training, in turn."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunStatus:
     """How a training ended."""
 
     status: Status
@@ -123,16 +123,16 @@ class Outcome:
     """One sentence; None when it finished."""
 
 
-def outcome(run_dir: StoredPath) -> Outcome | None:
+def run_status(run_dir: StoredPath) -> RunStatus | None:
     """How the training of this folder ended; None while it has not, or when a checkpoint of its end is gone."""
     if finished_result(run_dir) is not None:
-        return Outcome("finished")
+        return RunStatus("finished")
     if (diverged := note_of(run_dir, Diverged)) is not None:
-        return Outcome("diverged", diverged.reason)
+        return RunStatus("diverged", diverged.reason)
     if (stopped := note_of(run_dir, Stopped)) is not None:
-        return Outcome("stopped", stopped.reason)
+        return RunStatus("stopped", stopped.reason)
     if (failed := note_of(run_dir, Failed)) is not None:
-        return Outcome("failed", failed.reason)
+        return RunStatus("failed", failed.reason)
     return None
 
 
@@ -150,10 +150,10 @@ def finished_result(run_dir: StoredPath) -> Finished | None:
     return result if all((run_dir / each.path).exists() for each in (checkpoints.last, checkpoints.best)) else None
 
 
-def note_of(run_dir: StoredPath, kind: type[_Note]) -> _Note | None:
+def note_of(run_dir: StoredPath, note_type: type[_Note]) -> _Note | None:
     """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
-    path = run_dir / _FILES[kind]
-    return _parsed(kind, read_json(path, made_by=_AGAIN), path) if path.exists() else None
+    path = run_dir / _FILES[note_type]
+    return _parsed(note_type, read_json(path, made_by=_AGAIN), path) if path.exists() else None
 
 
 def write_note(run_dir: StoredPath, note: Any) -> None:
@@ -161,9 +161,9 @@ def write_note(run_dir: StoredPath, note: Any) -> None:
     write_json(run_dir / _FILES[type(note)], dataclasses.asdict(note))
 
 
-def forget_note(run_dir: StoredPath, kind: type) -> None:
+def forget_note(run_dir: StoredPath, note_type: type) -> None:
     """Delete the folder's file of this kind, if there is one."""
-    (run_dir / _FILES[kind]).unlink(missing_ok=True)
+    (run_dir / _FILES[note_type]).unlink(missing_ok=True)
 
 
 def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
@@ -171,29 +171,29 @@ def evaluation_dir(run_dir: StoredPath, key: str) -> StoredPath:
     return run_dir / "evaluations" / key
 
 
-def pools_of(run_dir: StoredPath) -> tuple[Pool, ...]:
-    """The pools that have worked on the training, in turn; none before the first."""
-    path = run_dir / _POOLS
+def worker_groups_of(run_dir: StoredPath) -> tuple[WorkerGroupSpan, ...]:
+    """The worker groups that have worked on the training, in turn; none before the first."""
+    path = run_dir / _WORKER_GROUPS
     if not path.exists():
         return ()
     content = read_json(path, made_by=_AGAIN)
     if not isinstance(content, list):
-        raise ValueError(f"{path} is no list of pools; {_foreign(path)}")
-    return tuple(_parsed(Pool, entry, path, f"[{place}]") for place, entry in enumerate(content))
+        raise ValueError(f"{path} is no list of worker groups; {_foreign(path)}")
+    return tuple(_parsed(WorkerGroupSpan, entry, path, f"[{place}]") for place, entry in enumerate(content))
 
 
-def write_pools(run_dir: StoredPath, pools: Sequence[Pool]) -> None:
-    """Write down which pools have worked on the training."""
-    write_json(run_dir / _POOLS, [dataclasses.asdict(pool) for pool in pools])
+def write_worker_groups(run_dir: StoredPath, worker_groups: Sequence[WorkerGroupSpan]) -> None:
+    """Write down which worker groups have worked on the training."""
+    write_json(run_dir / _WORKER_GROUPS, [dataclasses.asdict(span) for span in worker_groups])
 
 
 _AGAIN = "training the row again (first delete what is there)"
 
 
-def _parsed(kind: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
+def _parsed(note_type: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:
     """`place`: of the content in the file; empty: it is all of it."""
     try:
-        return parse(kind, content, f"{path}{place}", in_file=not place)
+        return parse(note_type, content, f"{path}{place}", in_file=not place)
     except ValueError as error:
         raise ValueError(f"{error}; {_foreign(path)}") from None
 

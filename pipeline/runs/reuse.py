@@ -1,7 +1,7 @@
 """An earlier training taken for one that has another run key: only by name, with a reason, and written down.
 
 Code that shapes a training changes its run key even where it does not change a number. Whoever knows that may say so:
-runs/<run key>/accepted.json names the run that stands for it, and results/train/<row>.json and the report repeat it.
+runs/<run key>/reused.json names the run that stands for it, and results/train/<row>.json and the report repeat it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.params.schema import Row
-from pipeline.runs.outcome import TrackedRun, finished_result, note_of, outcome, write_note
-from pipeline.storage.results import Accepted, ConvertedWeights, Manifest
+from pipeline.runs.outcome import TrackedRun, finished_result, note_of, run_status, write_note
+from pipeline.storage.results import ConvertedWeights, Manifest, Reused
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 
@@ -22,7 +22,7 @@ _MUST_AGREE = ("seed", "task", "model.", "train.steps")
 
 def reuse_run(
     row: Row, seed: int, earlier: str, *, manifest: Manifest, weights: ConvertedWeights, reason: str
-) -> Accepted:
+) -> Reused:
     """Let the finished run `earlier` stand for what the row would train for a seed now; the note that is written.
 
     ValueError when `earlier` is no finished training, differs in seed, task, network or steps, or is not needed.
@@ -34,7 +34,7 @@ def reuse_run(
     if key == earlier or finished_result(run_dir) is not None:
         raise ValueError(f"seed {seed} of row {row.name} is finished as run {key}: there is nothing to reuse for it")
     if finished_result(other) is None:
-        end = outcome(other)
+        end = run_status(other)
         raise ValueError(
             f"runs/{earlier} in the storage root {storage_root()} is no finished training"
             f"{f' (it {end.status})' if end else ''}; python -m stages.storage list shows what there is"
@@ -49,24 +49,24 @@ def reuse_run(
             raise ValueError(f"run {earlier} is another experiment than seed {seed} of row {row.name}: {difference}")
     if (data := trained.tags.get("m2f.data_digest", "nobody knows which")) != manifest.digest:
         differences.append(f"data: {data} there, {manifest.digest} now")
-    note = Accepted(
+    note = Reused(
         run_key=earlier,
         instead_of=key,
         reason=reason,
         differences=tuple(differences) or ("code, or initial weights",),
-        accepted_s=int(time.time()),
-        note=f"runs/{key}/accepted.json",
+        reused_s=int(time.time()),
+        note=f"runs/{key}/reused.json",
     )
     write_note(run_dir, note)
     return note
 
 
-def reused_run(run_dir: StoredPath) -> Accepted | None:
+def reused_run(run_dir: StoredPath) -> Reused | None:
     """The note in a run's folder that another run stands for it; None without one.
 
     Nor does it hold when this run has been trained since, or when checkpoints of the other are gone.
     """
-    note = note_of(run_dir, Accepted)
+    note = note_of(run_dir, Reused)
     if note is None or finished_result(run_dir) is not None:
         return None
     return note if finished_result(run_dir.parent / note.run_key) is not None else None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pipeline.storage.results import Manifest
 
 
-LEAVE = "leave.json"
-"""A file of this name in the run folder asks the run to leave its workers after its next checkpoint."""
+YIELD = "yield.json"
+"""A file of this name in the run folder asks the run to yield its workers after its next checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Run:
     """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
     published_curve: Sequence[tuple[int, float]] = ()
     """(step, the row's first figure) of the published training, which the early warning compares with."""
-    sisters: tuple[StoredPath, ...] = ()
+    other_seeds: tuple[StoredPath, ...] = ()
     """Run folders of the row's other seeds, whose curves it compares with too."""
 
 

@@ -28,7 +28,7 @@ RESULTS = Path("results")
 """The folder of all results, in the working directory."""
 
 Label = Literal["instances", "panoptic", "semantic"]
-"""A kind of labels that pictures have."""
+"""A type of labels that pictures have."""
 
 _Result = TypeVar("_Result")
 
@@ -106,7 +106,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureSizes:
+class ImageSides:
     """Sides of a split's pictures, in pixels: least, median (the lower of two) and greatest."""
 
     height: tuple[int, int, int]
@@ -154,13 +154,13 @@ class Manifest:
     pixels: Mapping[str, tuple[int, ...]]
     """Of every class, crowds included, by split; so are the other counts."""
     ignored_pixels: Mapping[str, int]
-    pictures: Mapping[str, tuple[int, ...]]
+    images: Mapping[str, tuple[int, ...]]
     """That hold a class, for every class."""
     instances: Mapping[str, tuple[int, ...]]
     """Things that are no crowd, of every class."""
-    things_per_picture: Mapping[str, Mapping[int, int]]
+    things_per_image: Mapping[str, Mapping[int, int]]
     """Number of things that are no crowd -> pictures with as many."""
-    picture_sizes: Mapping[str, PictureSizes]
+    image_sizes: Mapping[str, ImageSides]
     bytes: Mapping[str, int]
     skipped: Mapping[str, tuple[SkippedRecord, ...]]
     sources: tuple[Source, ...]
@@ -204,7 +204,7 @@ class ConvertedWeights:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
+class WorkerGroupSpan:
     """The workers that went on with a training from one of its steps."""
 
     from_step: int
@@ -213,22 +213,23 @@ class Pool:
     time_ms: int
     """When they began."""
     workers: int
-    hosts: int
+    nodes: int
+    """Ray nodes that they were on."""
     devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """A validation that is clearly behind (pipeline.training.early_warning); both figures are fractions."""
+class BelowReference:
+    """A validation clearly below its reference (pipeline.training.early_warning); both figures are fractions."""
 
     step: int
     value: float
-    reference: Literal["published", "sisters"]
+    reference: Literal["published", "other seeds"]
     expected: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Accepted:
+class Reused:
     """An earlier training that stands for one that has another run key (pipeline.runs.reuse)."""
 
     run_key: str
@@ -237,7 +238,7 @@ class Accepted:
     reason: str
     differences: tuple[str, ...]
     """In words."""
-    accepted_s: int
+    reused_s: int
     note: str
     """The file that says so, under the storage root."""
 
@@ -289,7 +290,7 @@ class TrainedSeed:
     checkpoints: TrainedCheckpoints | None
     metrics: Figures
     """Of the last validation."""
-    behind: tuple[Behind, ...]
+    below_reference: tuple[BelowReference, ...]
     peak_memory_mib: float | None
     """Most that a worker's GPU held; None also without GPUs."""
     train_s: float | None
@@ -297,12 +298,12 @@ class TrainedSeed:
     """The same times the workers."""
     workers: int | None
     """That made the most of its steps; None: it never got a place."""
-    pools: tuple[Pool, ...]
+    worker_groups: tuple[WorkerGroupSpan, ...]
     images_per_s: float | None
     mlflow_run_id: str | None
     environment: Environment | None
     """None: no worker got as far."""
-    accepted: Accepted | None = None
+    reused: Reused | None = None
     """Why a run with another key stands here; None: it has the row's own."""
 
 
@@ -430,7 +431,7 @@ class Spread:
 class Operations:
     """Floating-point operations of one forward pass."""
 
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     """(height, width) as the network is shown it."""
     forward: int
     counted: str
@@ -442,7 +443,7 @@ class InferenceCost:
     """How long pictures take, one at a time."""
 
     fps: float
-    pictures: int
+    images: int
     sizes: tuple[tuple[int, int, int], ...]
     """(height, width, how many), the commonest first."""
     memory_mib: float | None
@@ -461,7 +462,7 @@ class TrainingCost:
     steps: int
     workers: int
     groups: int
-    pictures: int
+    images: int
     crop: tuple[int, int]
     memory_mib: float | None
     reserved_mib: float | None
@@ -478,7 +479,7 @@ class Benchmark:
     row: str
     dataset: str
     task: Task
-    device_kind: Literal["cuda", "cpu"]
+    device_type: Literal["cuda", "cpu"]
     threads: int | None
     """None: on a GPU."""
     other_load: float
@@ -558,10 +559,10 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def _wrong_manifest(manifest: Manifest) -> str:
-    counts = ("pixels", "pictures", "instances")
+    counts = ("pixels", "images", "instances")
     if not manifest.splits:
         return "has no splits"
-    for name in ("ignored_pixels", "things_per_picture", "picture_sizes", "bytes", "skipped", *counts):
+    for name in ("ignored_pixels", "things_per_image", "image_sizes", "bytes", "skipped", *counts):
         if {*getattr(manifest, name)} != {*manifest.splits}:
             return f"has other splits in {name} than in splits"
     for name in counts:
@@ -625,60 +626,60 @@ class _File(NamedTuple):
 _FILES: Mapping[type, _File] = {
     Ready: _File("ready", 2),
     FetchedDataset: _File("fetch", 1, of="dataset"),
-    Manifest: _File("shard", 1, _wrong_manifest, of="dataset"),
+    Manifest: _File("shard", 2, _wrong_manifest, of="dataset"),
     ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),
-    TrainingResult: _File("train", 1, _wrong_training),
+    TrainingResult: _File("train", 2, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
     PublishedEvaluation: _File("published", 1, _wrong_published),
-    Benchmark: _File("benchmark", 1),
+    Benchmark: _File("benchmark", 2),
     Registration: _File("register", 1),
 }
 
 
-CLASS_COLUMNS = ("class", "split", "pixels", "pictures", "instances")
+CLASS_COLUMNS = ("class", "split", "pixels", "images", "instances")
 """Columns of results/shard/<dataset>.csv."""
 
 
-def result_path(kind: type, name: str, *, results: Path = RESULTS) -> Path:
+def result_path(result_type: type, name: str, *, results: Path = RESULTS) -> Path:
     """The file of a stage's result for a row, dataset or entry of weights."""
-    return results / _FILES[kind].stage / f"{name}.json"
+    return results / _FILES[result_type].stage / f"{name}.json"
 
 
-def made_by(kind: type, name: str) -> str:
+def made_by(result_type: type, name: str) -> str:
     """The command that makes a result again."""
-    return f"dvc repro -f {_FILES[kind].stage}@{name}"
+    return f"dvc repro -f {_FILES[result_type].stage}@{name}"
 
 
-def read_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
+def read_result(result_type: type[_Result], name: str, *, results: Path = RESULTS) -> _Result:
     """A stage's result. ValueError, with the command that makes it, where it is missing or waited for, torn, of another
     version of its layout, holds a key or value that it should not, or contradicts itself."""
-    path = result_path(kind, name, results=results)
-    content = read_json(path, made_by=made_by(kind, name))
+    path = result_path(result_type, name, results=results)
+    content = read_json(path, made_by=made_by(result_type, name))
     if why := _waits(content):
-        raise ValueError(f"{path} waits for {why}; when that is here: dvc repro {_FILES[kind].stage}@{name}")
-    return _checked(kind, name, content, path)
+        raise ValueError(f"{path} waits for {why}; when that is here: dvc repro {_FILES[result_type].stage}@{name}")
+    return _checked(result_type, name, content, path)
 
 
-def find_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+def find_result(result_type: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
     """`read_result`, or None where the stage has not run, or waits."""
-    path = result_path(kind, name, results=results)
+    path = result_path(result_type, name, results=results)
     if not path.exists():
         return None
-    content = read_json(path, made_by=made_by(kind, name))
-    return None if _waits(content) else _checked(kind, name, content, path)
+    content = read_json(path, made_by=made_by(result_type, name))
+    return None if _waits(content) else _checked(result_type, name, content, path)
 
 
-def sound_result(kind: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
+def sound_result(result_type: type[_Result], name: str, *, results: Path = RESULTS) -> _Result | None:
     """`find_result`, or None where the file is torn or of another version: for whoever asks what there is to go on."""
     try:
-        return find_result(kind, name, results=results)
+        return find_result(result_type, name, results=results)
     except ValueError:
         return None
 
 
-def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Result:
+def _checked(result_type: type[_Result], name: str, content: Any, path: Path) -> _Result:
     """A result of what its file holds."""
-    command, file = made_by(kind, name), _FILES[kind]
+    command, file = made_by(result_type, name), _FILES[result_type]
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object; make it again with: {command}")
     version = content.pop("version", None)
@@ -686,7 +687,7 @@ def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Resul
         found = "no version of its layout" if version is None else f"version {reprlib.repr(version)} of its layout"
         raise ValueError(f"{path} has {found}, but version {file.version} is needed; make it again with: {command}")
     try:
-        result = parse(kind, content, str(path), in_file=True)
+        result = parse(result_type, content, str(path), in_file=True)
     except ValueError as error:
         raise ValueError(f"{error}; make it again with: {command}") from None
     if (of := getattr(result, file.of)) != name:
@@ -696,9 +697,9 @@ def _checked(kind: type[_Result], name: str, content: Any, path: Path) -> _Resul
     return result
 
 
-def waiting(kind: type, name: str, *, results: Path = RESULTS) -> str:
+def waiting(result_type: type, name: str, *, results: Path = RESULTS) -> str:
     """What a stage waits for; empty: it has run, or was never begun."""
-    return waiting_in(result_path(kind, name, results=results))
+    return waiting_in(result_path(result_type, name, results=results))
 
 
 def waiting_in(path: Path) -> str:
@@ -715,14 +716,14 @@ def _waits(content: Any) -> str:
     return why if isinstance(why, str) else ""
 
 
-def write_waiting(kind: type, name: str, why: str, *, results: Path = RESULTS) -> None:
+def write_waiting(result_type: type, name: str, why: str, *, results: Path = RESULTS) -> None:
     """Say in a result's file what its stage waits for. A file that holds anything else is left as it is."""
-    path = result_path(kind, name, results=results)
-    if not path.exists() or waiting(kind, name, results=results):
-        write_json(path, {"version": _FILES[kind].version, "waiting": why})
-    if kind is Evaluation and not (results / "metrics" / f"{name}.json").exists():
+    path = result_path(result_type, name, results=results)
+    if not path.exists() or waiting(result_type, name, results=results):
+        write_json(path, {"version": _FILES[result_type].version, "waiting": why})
+    if result_type is Evaluation and not (results / "metrics" / f"{name}.json").exists():
         write_figures(name, {}, results=results)
-    if kind is Manifest and not path.with_suffix(".csv").exists():
+    if result_type is Manifest and not path.with_suffix(".csv").exists():
         write_text(path.with_suffix(".csv"), ",".join(CLASS_COLUMNS) + "\n")
 
 
@@ -738,10 +739,10 @@ def write_figures(row: str, figures: Figures, *, results: Path = RESULTS) -> Non
     write_json(results / "metrics" / f"{row}.json", dict(figures))
 
 
-def names_of(kind: type, *, results: Path = RESULTS) -> Iterator[str]:
+def names_of(result_type: type, *, results: Path = RESULTS) -> Iterator[str]:
     """The rows, datasets or weights that have such a result, sorted."""
-    names = (path.stem for path in sorted((results / _FILES[kind].stage).glob("*.json")))
-    return (name for name in names if not waiting(kind, name, results=results))
+    names = (path.stem for path in sorted((results / _FILES[result_type].stage).glob("*.json")))
+    return (name for name in names if not waiting(result_type, name, results=results))
 
 
 def every_result(results: Path = RESULTS) -> Iterator[Any]:

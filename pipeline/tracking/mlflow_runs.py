@@ -273,7 +273,7 @@ def open_described(described: TrackedRun, *, running: bool = True) -> Run:
     experiment = experiment_id(client, described.dataset)
     row = described.row
     parent = _row_run(client, experiment, row, running=running)
-    identity = {"m2f.kind": "training", "m2f.row": row, "m2f.run_key": described.run_key}
+    identity = {"m2f.run_type": "training", "m2f.row": row, "m2f.run_key": described.run_key}
     facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described.dataset}
     start_ms = None if running else described.opened_ms
     run = _find_or_create(client, experiment, described.name, identity, facts, start_ms=start_ms)
@@ -294,7 +294,7 @@ def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) 
         client,
         experiment,
         row,
-        {"m2f.kind": "row", "m2f.row": row},
+        {"m2f.run_type": "row", "m2f.row": row},
         {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.train {row}"},
         running=running,
     )
@@ -330,7 +330,7 @@ def machine_tags(run_dir: StoredPath) -> dict[str, str]:
     environment = note_of(run_dir, Environment)
     if environment is None:
         return {}
-    tags = {"m2f.device": environment.device, "m2f.device_kind": "cuda" if environment.cuda else "cpu"}
+    tags = {"m2f.device": environment.device, "m2f.device_type": "cuda" if environment.cuda else "cpu"}
     if environment.git_commit:
         tags |= {"m2f.git_commit": environment.git_commit, "mlflow.source.git.commit": environment.git_commit}
         tags["m2f.git_changed"] = str(environment.git_changed).lower()

@@ -17,7 +17,7 @@ from pipeline.runs.curve_file import read_points
 from pipeline.storage.files import Lines
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import metric_name, mlflow_client, unusable, warn
-from pipeline.tracking.system_load import Machine
+from pipeline.tracking.system_load import SystemLoad
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,7 +115,7 @@ class Sender:
         self._open_run = open_run
         self._backlogs = [Backlog(path) for path in (curve.local, *([load.local] if load else []))]
         self._load = load
-        self._machine = Machine() if load else None
+        self._system_load = SystemLoad() if load else None
         self._closing = threading.Event()
         self._left = threading.Event()
         self._down = False
@@ -134,9 +134,9 @@ class Sender:
         next_sample = time.monotonic() + SAMPLE_EVERY_S
         closing = False
         while not closing:
-            due = min(next_send, next_sample) if self._machine else next_send
+            due = min(next_send, next_sample) if self._system_load else next_send
             closing = self._closing.wait(max(0.0, due - time.monotonic()))
-            if self._machine and time.monotonic() >= next_sample:
+            if self._system_load and time.monotonic() >= next_sample:
                 self._sample()
                 next_sample = time.monotonic() + SAMPLE_EVERY_S
             if closing and self._down:
@@ -161,9 +161,9 @@ class Sender:
                 next_send = time.monotonic() + SEND_EVERY_S
 
     def _sample(self) -> None:
-        assert self._machine is not None and self._load is not None
+        assert self._system_load is not None and self._load is not None
         try:
-            self._load.add(self._machine.sample())
+            self._load.add(self._system_load.sample())
         except Exception as error:  # whatever a driver or a full disk may throw: the points still go out
             print(f"warning: the machine's load is not recorded any more ({error})", file=sys.stderr, flush=True)
-            self._machine = None
+            self._system_load = None

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pipeline.runs.curve_file import point_line
 
 
-class Machine:
+class SystemLoad:
     """The load of this machine, by the names under which MLflow's page shows it; GPUs where nvidia-ml-py finds any."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Is a training clearly behind where it should be by now? Judged at each validation, against curves that are known."""
+"""Is a training clearly below where it should be by now? Judged at each validation, against curves that are known."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.params.schema import EarlyWarningConfig
-from pipeline.storage.results import Behind
+from pipeline.storage.results import BelowReference
 
 Curve = Sequence[tuple[int, float]]
 """(step, figure as a fraction), steps rising."""
 
-SISTERS_NEEDED = 2
-"""With one sister nobody could say which of the two is the odd one."""
+OTHER_SEEDS_NEEDED = 2
+"""With one other seed nobody could say which of the two is the odd one."""
 
 
-def clearly_behind(
+def clearly_below_reference(
     step: int,
     value: float,
     *,
     steps: int,
     published: Curve,
-    sisters: Sequence[Curve],
+    other_seeds: Sequence[Curve],
     config: EarlyWarningConfig,
-) -> Behind | None:
+) -> BelowReference | None:
     """Whether `value` after `step` of `steps` steps is more than `config.points` percent points below a reference.
 
-    References are the published curve, between whose points a straight line is drawn, and the median of the sister
-    seeds that were validated at the same step. The published curve comes first when both say so. None: not behind, or
-    too early to say (`config.after`).
+    References are the published curve, between whose points a straight line is drawn, and the median of the row's
+    other seeds that were validated at the same step. The published curve comes first when both say so. None: not below,
+    or too early to say (`config.after`).
     """
     if step < config.after * steps:
         return None
-    at_step = [figure for curve in sisters for at, figure in curve if at == step]
+    at_step = [figure for curve in other_seeds for at, figure in curve if at == step]
     expected = {
         "published": _between(published, step),
-        "sisters": statistics.median(at_step) if len(at_step) >= SISTERS_NEEDED else None,
+        "other seeds": statistics.median(at_step) if len(at_step) >= OTHER_SEEDS_NEEDED else None,
     }
     for reference, figure in expected.items():
         if figure is not None and 100 * (figure - value) > config.points:
-            return Behind(step, value, reference, figure)  # type: ignore[arg-type]
+            return BelowReference(step, value, reference, figure)  # type: ignore[arg-type]
     return None
 
 
@@ -64,13 +64,15 @@ def curve_of(points: Iterable[Mapping[str, Any]], figure: str) -> list[tuple[int
     return [(point["step"], point[figure]) for point in points if point.get(figure) is not None]
 
 
-def described(behind: Behind, label: str) -> str:
-    """'mIoU 31.20 is 9.3 points behind the published curve (40.50)'."""
-    reference = {"published": "the published curve", "sisters": "its sister seeds' median"}[behind.reference]
-    gap = 100 * (behind.expected - behind.value)
-    return f"{label} {100 * behind.value:.2f} is {gap:.1f} points behind {reference} ({100 * behind.expected:.2f})"
+def described(below_reference: BelowReference, label: str) -> str:
+    """'mIoU 31.20 is 9.3 points below the published curve (40.50)'."""
+    reference = {"published": "the published curve", "other seeds": "the other seeds' median"}[
+        below_reference.reference
+    ]
+    value, expected = 100 * below_reference.value, 100 * below_reference.expected
+    return f"{label} {value:.2f} is {expected - value:.1f} points below {reference} ({expected:.2f})"
 
 
-def warning(behind: Behind, label: str) -> str:
-    """'step 4000: mIoU 31.20 is ...', as it is said and tagged (m2f.behind)."""
-    return f"step {behind.step}: {described(behind, label)}"
+def warning(below_reference: BelowReference, label: str) -> str:
+    """'step 4000: mIoU 31.20 is ...', as it is said and tagged (m2f.below_reference)."""
+    return f"step {below_reference.step}: {described(below_reference, label)}"

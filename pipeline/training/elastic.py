@@ -1,7 +1,8 @@
 """What follows when the workers of a training have ended before it has: a state, and what each end makes of it.
 
 The decisions know neither Ray nor a clock: the driver (pipeline.training.worker_group) says what happened, and does
-what is decided. Below them stands what asks Ray: for how many workers there is room, and for the rest of the pool.
+what is decided. Below them stands what asks Ray: for how many workers there is room, and for the rest of the worker
+group.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.compute.resources import Resources
 from pipeline.params.schema import needs_synchronised_norm
 from pipeline.runs.outcome import (
-    pools_of,
+    worker_groups_of,
 )
 from pipeline.runs.run import say
 from pipeline.storage.files import write_json
@@ -31,17 +32,17 @@ RESTARTS = 3
 """Times in a row that lost workers are replaced without the training getting any further."""
 
 SAY_AGAIN_S = 600.0
-"""How often a seed that waits for its whole pool says so."""
+"""How often a seed that waits for its whole worker group says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroup:
     """The workers of a training as its driver sees them."""
 
-    pool: int
-    """Workers of the whole pool, with which a training starts."""
+    full: int
+    """Workers of the whole worker group, with which a training starts."""
     workers: int
-    """Workers that are started next, `pool` or fewer."""
+    """Workers that are started next, `full` or fewer."""
     saved: int
     """Steps of the newest checkpoint when a worker or the loop last failed."""
     lost: int = 0
@@ -49,27 +50,27 @@ class WorkerGroup:
     bugs: int = 0
     """Times that the loop ended in an exception which is not the user's to mend."""
     spans: bool = False
-    """Its whole pool has been on several hosts, so what is left of them may go on."""
+    """Its whole worker group has been on several nodes, so what is left of them may go on."""
     fits: bool = True
-    """Fewer workers than the pool have the memory for it, as far as is known."""
+    """Fewer workers than the worker group have the memory for it, as far as is known."""
     waits: bool = False
     """No place got free for the workers that were to be started last."""
     said_s: float = -math.inf
-    """When it last said that it waits for its whole pool."""
+    """When it last said that it waits for its whole worker group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class End:
     """How workers have ended before their training."""
 
-    kind: Literal["no pool", "left", "lost", "no memory", "final", "bug"]
+    failure: Literal["no room", "yielded", "lost", "no memory", "final", "bug"]
     """As pipeline.training.failures.what_failed has it; no memory: a worker's GPU has not enough."""
     reason: str
     """One sentence."""
     saved: int
     """Steps of the newest checkpoint."""
-    hosts: int
-    """Hosts of the newest workers that came to their first step; 0 before any did."""
+    nodes: int
+    """Nodes of the newest workers that came to their first step; 0 before any did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +86,22 @@ class Decision:
 
 def after(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
     """What an end makes of the group, and what is to be done."""
-    if end.kind == "left":
-        return left(group)
-    if end.kind == "no pool":
+    if end.failure == "yielded":
+        return yielded(group)
+    if end.failure == "no room":
         return found_no_place(group)
-    if end.kind == "no memory" and group.workers < group.pool:
+    if end.failure == "no memory" and group.workers < group.full:
         return had_no_memory(group)
-    if end.kind == "lost":
+    if end.failure == "lost":
         return lost(group, end)
-    if end.kind == "bug":
+    if end.failure == "bug":
         return met_a_bug(group, end)
     return group, Decision(fail=end.reason)  # a retry would meet it again
 
 
-def left(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
-    """Fewer workers than the pool have made place for it."""
-    return replace(group, workers=group.pool, waits=False), Decision()
+def yielded(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
+    """Fewer workers than the worker group have made place for it."""
+    return replace(group, workers=group.full, waits=False), Decision()
 
 
 def found_no_place(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
@@ -109,9 +110,9 @@ def found_no_place(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
 
 
 def had_no_memory(group: WorkerGroup) -> tuple[WorkerGroup, Decision]:
-    """Fewer workers, each with more groups, do not fit: only the whole pool will do from now on."""
-    say = f"{group.workers} workers have not the memory for it; it waits for its whole pool"
-    return replace(group, workers=group.pool, spans=False, fits=False, waits=False), Decision(say=say)
+    """Fewer workers, each with more groups, do not fit: only the whole worker group will do from now on."""
+    say = f"{group.workers} workers have not the memory for it; it waits for its whole worker group"
+    return replace(group, workers=group.full, spans=False, fits=False, waits=False), Decision(say=say)
 
 
 def lost(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
@@ -133,18 +134,19 @@ def met_a_bug(group: WorkerGroup, end: End) -> tuple[WorkerGroup, Decision]:
 
 
 def counted(group: WorkerGroup, places: int) -> tuple[WorkerGroup, Decision]:
-    """The cluster has places for this many workers, up to a pool: they go on, or it waits for the whole pool."""
-    workers = places or group.pool
+    """The cluster has places for this many workers, up to a worker group: they go on, or it waits for the whole worker
+    group."""
+    workers = places or group.full
     group = replace(group, workers=workers)
-    if workers == group.pool:
+    if workers == group.full:
         return group, Decision()
-    say = f"goes on with {workers} of its {group.pool} workers until the others' places are free again"
+    say = f"goes on with {workers} of its {group.full} workers until the others' places are free again"
     return group, Decision(say=say)
 
 
 def is_to_say_it_waits(group: WorkerGroup, now_s: float) -> bool:
-    """Whether it waits for its whole pool, and has not said so for a while."""
-    return group.waits and group.workers == group.pool and now_s - group.said_s > SAY_AGAIN_S
+    """Whether it waits for its whole worker group, and has not said so for a while."""
+    return group.waits and group.workers == group.full and now_s - group.said_s > SAY_AGAIN_S
 
 
 def _checked_progress(group: WorkerGroup, end: End) -> WorkerGroup:
@@ -153,19 +155,19 @@ def _checked_progress(group: WorkerGroup, end: End) -> WorkerGroup:
 
 
 def _again(group: WorkerGroup, end: End, say: str) -> tuple[WorkerGroup, Decision]:
-    spans = group.fits and (group.spans or end.hosts > 1)
+    spans = group.fits and (group.spans or end.nodes > 1)
     return replace(group, spans=spans, waits=False), Decision(say=say, count=spans)
 
 
 COUNT_S = 10.0
-"""How long what a loss has left is counted at most: longer than a dead host may still be taken for alive (6 s, with the
+"""How long what a loss has left is counted at most: longer than a dead node may still be taken for alive (6 s, with the
 health checks of cluster.yaml)."""
 
 
 def places(resources: Resources) -> int:
-    """Workers, up to a pool, for which the cluster has room now.
+    """Workers, up to a worker group, for which the cluster has room now.
 
-    Each place is reserved for a moment, so what a dead host had or another row holds does not count.
+    Each place is reserved for a moment, so what a dead node had or another row holds does not count.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
@@ -181,23 +183,23 @@ def places(resources: Resources) -> int:
 
 @contextlib.contextmanager
 def growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
-    """While a run works on less than its pool: reserve the rest once it is free, and ask the run to leave then.
+    """While a run works on less than its worker group: reserve the rest once it is free, and ask the run to yield then.
 
     The reservation, which waits until the workers have their own places, is also what makes an autoscaler start
-    machines. It is given back when the block ends, so that the whole pool can be taken.
+    machines. It is given back when the block ends, so that the whole worker group can be taken.
     """
-    from pipeline.runs.run import LEAVE
+    from pipeline.runs.run import YIELD
 
-    ask, missing = run.run_dir / LEAVE, resources.workers - workers
+    ask, missing = run.run_dir / YIELD, resources.workers - workers
     if missing == 0:
         yield
         return
     from ray.util import placement_group, remove_placement_group
 
-    before, over = pools_of(run.run_dir), threading.Event()
+    before, over = worker_groups_of(run.run_dir), threading.Event()
 
     def watch() -> None:
-        while pools_of(run.run_dir) == before:
+        while worker_groups_of(run.run_dir) == before:
             if over.wait(0.5):
                 return
         rest = placement_group([resources.per_worker] * missing, strategy="PACK")
@@ -209,7 +211,7 @@ def growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
             over.wait()
         remove_placement_group(rest)
 
-    thread = threading.Thread(target=watch, daemon=True, name="the rest of the pool")
+    thread = threading.Thread(target=watch, daemon=True, name="the rest of the worker group")
     thread.start()
     try:
         yield
@@ -220,15 +222,15 @@ def growing(run: Run, resources: Resources, workers: int) -> Iterator[None]:
 
 
 def sized(run: Run, resources: Resources, workers: int) -> Run:
-    """The run for this many of its pool's workers: each takes as many groups at once as in the whole pool, for which
-    its memory is known to suffice, and the others after them."""
+    """The run for this many of its worker group's workers: each takes as many groups at once as in the whole worker
+    group, for which its memory is known to suffice, and the others after them."""
     if workers == resources.workers or run.groups_at_once or needs_synchronised_norm(run.row):
         return run
     return dataclasses.replace(run, groups_at_once=math.ceil(run.row.train.groups / resources.workers))
 
 
-def pool_is_free(resources: Resources) -> bool:
-    """Whether the cluster as a whole has as much left as a pool needs."""
+def group_fits(resources: Resources) -> bool:
+    """Whether the cluster as a whole has as much left as a worker group needs."""
     import ray
 
     free = ray.available_resources()
@@ -236,12 +238,12 @@ def pool_is_free(resources: Resources) -> bool:
 
 
 def say_it_waits(run: Run, resources: Resources) -> float:
-    """Say that there is no pool yet, what one is and what there is; the time."""
+    """Say that there is no worker group yet, what one is and what there is; the time."""
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
     name = "GPU" if resources.use_gpu else "CPU"
     what = "GPUs" if resources.use_gpu else "cores"
     there = f"{int(free.get(name, 0))} of the cluster's {int(total.get(name, 0))} {what} are free"
-    say(run, f"waits for a pool of {resources}; {there}")
+    say(run, f"waits for a worker group of {resources}; {there}")
     return time.monotonic()

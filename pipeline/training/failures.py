@@ -20,22 +20,23 @@ def fail(run_dir: StoredPath, reason: str) -> None:
     write_note(run_dir, Failed(reason=reason))
 
 
-def what_failed(error: BaseException) -> tuple[Literal["no pool", "left", "lost", "final", "bug"], BaseException]:
+def what_failed(error: BaseException) -> tuple[Literal["no room", "yielded", "lost", "final", "bug"], BaseException]:
     """What ended a Ray Train run, and the exception that says most about it.
 
-    no pool: none got free in time. left: it was asked to make place for its whole pool. lost: a worker died, with which
-    the others' connections break. final: what a retry would meet again. bug: any other exception of the loop.
+    no room: none got free in time. yielded: it was asked to make place for its whole worker group. lost: a worker died,
+    with which the others' connections break. final: what a retry would meet again. bug: any other exception of the
+    loop.
     """
     import torch
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
     from m2f.losses import Divergence
-    from pipeline.training.loop import Left
+    from pipeline.training.loop import YieldRequested
 
     if isinstance(error, ControllerError):
         cause = error.controller_failure
-        return ("no pool" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
+        return ("no room" if isinstance(cause, WorkerGroupStartupTimeoutError) else "lost"), cause
     if not isinstance(error, WorkerGroupError):
         return "lost", error  # the controller itself
     failures = list(error.worker_failures.values())
@@ -44,8 +45,8 @@ def what_failed(error: BaseException) -> tuple[Literal["no pool", "left", "lost"
         if isinstance(failure, mendable):
             return "final", failure
     for failure in failures:
-        if isinstance(failure, Left):
-            return "left", failure
+        if isinstance(failure, YieldRequested):
+            return "yielded", failure
     for failure in failures:
         if isinstance(failure, RayTrainError) or _is_broken_connection(failure):
             return "lost", failure

@@ -28,11 +28,11 @@ from pipeline.runs.checkpoints import (
 )
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
-from pipeline.runs.run import LEAVE, Run
+from pipeline.runs.run import YIELD, Run
 from pipeline.storage.files import sha256
-from pipeline.storage.results import Behind, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking.curve import Curve
-from pipeline.training.early_warning import clearly_behind, curve_of, described
+from pipeline.training.early_warning import clearly_below_reference, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
 from pipeline.training.step import Step, StepDiverged, Training, build, training_step
 from pipeline.training.worker import Worker
@@ -40,8 +40,8 @@ from pipeline.training.worker import Worker
 _STEPS_TO_ESTIMATE = 20
 
 
-class Left(Exception):
-    """The run has left its workers after a checkpoint, because it was asked to: it is to go on from there on others."""
+class YieldRequested(Exception):
+    """The run has yielded its workers after a checkpoint, as it was asked to: it is to go on from there on others."""
 
 
 @dataclass(kw_only=True)
@@ -54,8 +54,8 @@ class RunState:
     """{"step": ..., "value": ...} of the best validation, by the task's first figure."""
     metrics: dict[str, float | None] | None = None
     """Of the newest validation."""
-    behind: list[dict[str, Any]] = field(default_factory=list)
-    """Validations that were clearly behind (pipeline.training.early_warning.Behind)."""
+    below_reference: list[dict[str, Any]] = field(default_factory=list)
+    """Validations that were clearly below their reference (pipeline.storage.results.BelowReference)."""
     peak_memory_mib: float | None = None
 
 
@@ -64,7 +64,7 @@ def train(run: Run) -> Finished | None:
 
     Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
-    after saving step, positions and norms in `diverged.json`, and, on rank 0, Left when it was asked to leave.
+    after saving step, positions and norms in `diverged.json`, and, on rank 0, YieldRequested when it was asked to.
     """
     # here: who only makes a Run does without albumentations and Arrow
     from pipeline.data.loader.train_batches import TrainingOrder, training_batches
@@ -82,7 +82,7 @@ def train(run: Run) -> Finished | None:
         TrainingOrder.of(run.row, run.manifest, seed=run.seed),
         first_step=first_step,
         steps=config.steps - first_step,
-        picture_range=range(groups.start * config.group_size, groups.stop * config.group_size),
+        image_range=range(groups.start * config.group_size, groups.stop * config.group_size),
         processes=run.loader_processes,
     )
     curve: Curve | NoCurve
@@ -118,15 +118,15 @@ def train(run: Run) -> Finished | None:
                 metrics = validate(run, training, state, done)
                 points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
                 progress.validated(done, metrics)
-                stopped = fell_behind(run, worker, state, progress, done) and not last
+                stopped = fell_below_reference(run, worker, state, progress, done) and not last
             curve.log(done, points)
             if saving:
                 state.train_s = trained_s + time.monotonic() - begun_s
                 curve.save()  # first: a run that goes on from the checkpoint has its points
                 save(run, training, state, done)
-                if not (last or stopped) and asked_to_leave(run, worker):
+                if not (last or stopped) and asked_to_yield(run, worker):
                     curve.close()
-                    raise Left(f"left after step {done}, as it was asked to")
+                    raise YieldRequested(f"yielded after step {done}, as it was asked to")
             if stopped:
                 break
 
@@ -183,7 +183,7 @@ def first_figure(run: Run, state: RunState) -> float:
     """What the newest validation says of the task's first figure."""
     assert state.metrics is not None
     value = state.metrics[primary(run.row.task)]
-    assert value is not None  # Measures.figures
+    assert value is not None  # TaskMetrics.figures
     return value
 
 
@@ -202,9 +202,9 @@ def save(run: Run, training: Training, state: RunState, done: int) -> None:
     keep_only(run.run_dir, {done, state.best["step"]} if state.best else {done})
 
 
-def asked_to_leave(run: Run, worker: Worker) -> bool:
-    """Whether the run is to leave its workers, which rank 0 finds out; the others' connections break when it leaves."""
-    return worker.rank == 0 and (run.run_dir / LEAVE).exists()
+def asked_to_yield(run: Run, worker: Worker) -> bool:
+    """Whether the run is to yield its workers, which rank 0 finds out; the others' connections break when it does."""
+    return worker.rank == 0 and (run.run_dir / YIELD).exists()
 
 
 @contextlib.contextmanager
@@ -238,40 +238,42 @@ def peak_memory_mib(worker: Worker, before: float | None) -> float | None:
     return worker.largest(max(before or 0.0, torch.cuda.max_memory_allocated() / 2**20))
 
 
-def fell_behind(run: Run, worker: Worker, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
-    """Whether the early warning stops the run after this validation, the same on every worker; notes what is behind."""
-    twice = worker.rank == 0 and behind_again(run, state, progress, done)
+def fell_below_reference(
+    run: Run, worker: Worker, state: RunState, progress: TrainingProgress | NoProgress, done: int
+) -> bool:
+    """Whether the early warning stops the run after this validation, the same on every worker; notes its warnings."""
+    twice = worker.rank == 0 and below_reference_again(run, state, progress, done)
     return run.row.early_warning.stop and bool(worker.sum(torch.tensor(int(twice), device=worker.device)))
 
 
-def behind_again(run: Run, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
-    """Whether this validation and the one before are clearly behind; a validation that is, is warned of and noted."""
+def below_reference_again(run: Run, state: RunState, progress: TrainingProgress | NoProgress, done: int) -> bool:
+    """Whether this validation and the one before are clearly below their reference; warns of this one if it is."""
     figure = f"val_{primary(run.row.task)}"
-    behind = clearly_behind(
+    below_reference = clearly_below_reference(
         done,
         first_figure(run, state),
         steps=run.row.train.steps,
         published=run.published_curve,
-        sisters=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.sisters],
+        other_seeds=[curve_of(read_curve(folder / "curve.jsonl"), figure) for folder in run.other_seeds],
         config=run.row.early_warning,
     )
-    if behind is None:
+    if below_reference is None:
         return False
-    before = state.behind[-1]["step"] if state.behind else None
-    state.behind.append(asdict(behind))
-    progress.warned(behind)
+    before = state.below_reference[-1]["step"] if state.below_reference else None
+    state.below_reference.append(asdict(below_reference))
+    progress.warned(below_reference)
     return bool(before == done - run.row.train.val_interval)
 
 
 def why_stopped(run: Run, state: RunState) -> Stopped:
     """What stopped.json says: why the early warning stopped a run, and how it goes on."""
-    first, second = behind_so_far(state)[-2:]
+    first, second = below_reference_so_far(state)[-2:]
     reason = (
-        f"row {run.row.name}, seed {run.seed} was clearly behind at steps {first.step} and {second.step} "
+        f"row {run.row.name}, seed {run.seed} was clearly below its reference at steps {first.step} and {second.step} "
         f"({described(second, LABELS[primary(run.row.task)])}); to go on, set "
         f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
     )
-    return Stopped(reason=reason, step=second.step, behind=behind_so_far(state))
+    return Stopped(reason=reason, step=second.step, below_reference=below_reference_so_far(state))
 
 
 def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:
@@ -303,13 +305,13 @@ def summary(run: Run, state: RunState) -> Finished:
             best=BestCheckpoint(**asdict(checkpoint(best["step"])), figure=primary(run.row.task), value=best["value"]),
         ),
         metrics=state.metrics or {},
-        behind=behind_so_far(state),
+        below_reference=below_reference_so_far(state),
         peak_memory_mib=state.peak_memory_mib,
         train_s=round(state.train_s, 1),
         images_per_s=round(steps * run.row.train.global_batch / max(state.train_s, 1e-9), 2),
     )
 
 
-def behind_so_far(state: RunState) -> tuple[Behind, ...]:
+def below_reference_so_far(state: RunState) -> tuple[BelowReference, ...]:
     """The run's early warnings so far."""
-    return tuple(Behind(**entry) for entry in state.behind)
+    return tuple(BelowReference(**entry) for entry in state.below_reference)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.params.tasks import LABELS, in_words, primary
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import Behind
+from pipeline.storage.results import BelowReference
 from pipeline.tracking.mlflow_runs import set_tags
 from pipeline.training.early_warning import warning
 
@@ -45,11 +45,11 @@ class TrainingProgress:
         """Say what a validation has measured."""
         self.shown.say(f"step {done}: validation {in_words(metrics, self.run.row.task)}")
 
-    def warned(self, behind: Behind) -> None:
-        """Say that a validation is clearly behind, and tag the MLflow run with it."""
-        words = warning(behind, LABELS[primary(self.run.row.task)])
+    def warned(self, below_reference: BelowReference) -> None:
+        """Say that a validation is clearly below its reference, and tag the MLflow run with it."""
+        words = warning(below_reference, LABELS[primary(self.run.row.task)])
         self.shown.say(f"warning: {words}")
-        set_tags(self.run.mlflow_run_id, {"m2f.behind": words})
+        set_tags(self.run.mlflow_run_id, {"m2f.below_reference": words})
 
 
 class NoProgress:
@@ -61,7 +61,7 @@ class NoProgress:
     def validated(self, done: int, metrics: Mapping[str, float | None]) -> None:
         """Say nothing."""
 
-    def warned(self, behind: Behind) -> None:
+    def warned(self, below_reference: BelowReference) -> None:
         """Say nothing."""
 
 

@@ -1,6 +1,8 @@
-"""Trains the seeds of a row: finished ones are found again, the rest are trials of Ray Tune, each on its own pool.
+"""Trains the seeds of a row: finished ones are found again, the rest are trials of Ray Tune, each on its own worker
+group.
 
-As many pools work at once as the cluster holds; further seeds queue. A seed that fails or diverges leaves the others.
+As many worker groups work at once as the cluster holds; further seeds queue. A seed that fails or diverges leaves the
+others.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
 from pipeline.provenance.environment import Environment
-from pipeline.runs.outcome import Launch, Outcome, Stopped, finished_result, note_of, outcome, pools_of
+from pipeline.runs.outcome import Launch, RunStatus, Stopped, finished_result, note_of, run_status, worker_groups_of
 from pipeline.runs.reuse import reused_run
 from pipeline.storage.files import delete
 from pipeline.storage.results import (
     ConvertedWeights,
     Manifest,
-    Pool,
     PublishedEvaluation,
     TrainedSeed,
     TrainingResult,
+    WorkerGroupSpan,
     made_by,
     write_result,
 )
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
     from pipeline.runs.run import Run
 
 _TRIAL = {"node:__internal_head__": 0.001}
-"""What Ray reserves for a trial, which only waits for its workers: a place on the host that outlives the others, and no
-core, for the pools may need them all."""
+"""What Ray reserves for a trial, which only waits for its workers: a place on the node that outlives the others, and no
+core, for the worker groups may need them all."""
 
 _RAY_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its boxes
@@ -51,7 +53,7 @@ _RAY_TUNE = {
 }
 
 _SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-"""What Ray Tune copies from the driver's environment to trials, in a setting that every host logs."""
+"""What Ray Tune copies from the driver's environment to trials, in a setting that every node logs."""
 
 
 def train_row(
@@ -66,7 +68,7 @@ def train_row(
 ) -> TrainingResult:
     """Train every seed of a row that is not finished; the result is written to the folder `results`.
 
-    A finished seed is recognised by its run key in the storage root, or by a note that another run is accepted for it
+    A finished seed is recognised by its run key in the storage root, or by a note that another run is reused for it
     (pipeline.runs.reuse), and never trained again; nor is one that diverged, which a retry would replay, or one that
     the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
     whose curve the early warning compares. `only`: this seed alone. `before_training`: called before any seed is
@@ -85,14 +87,14 @@ def train_row(
     pending = [seed for seed in seeds if not _has_ended(row, _run_dir(keys[seed]))]
     for number, seed in enumerate(seeds, start=1):
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
-        what += f", accepted instead of {notes[seed].instead_of}" if seed in notes else ""
+        what += f", reused instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
     if pending:
         _train(row, pending, keys, manifest, weights, published, before_training)
-    # Also where all were found finished: a driver that was lost with its host did not say so.
+    # Also where all were found finished: a driver that was lost with its node did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
-    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if outcome(_run_dir(key))])
-    entries = tuple(dataclasses.replace(found[seed], accepted=notes.get(seed)) for seed in seeds)
+    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
+    entries = tuple(dataclasses.replace(found[seed], reused=notes.get(seed)) for seed in seeds)
     result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
     if results is not None:
         write_result(result, row.name, results=results)
@@ -112,14 +114,14 @@ def _run_dir(key: str) -> StoredPath:
 
 def _has_ended(row: Row, run_dir: StoredPath) -> bool:
     """Whether a seed is not to be trained, or not any more."""
-    end = outcome(run_dir)
+    end = run_status(run_dir)
     if end is None:
         return False
     return end.status in ("finished", "diverged") or (end.status == "stopped" and row.early_warning.stop)
 
 
 def _in_words(run_dir: StoredPath) -> str:
-    end = outcome(run_dir)
+    end = run_status(run_dir)
     assert end is not None
     return {"finished": "finished", "diverged": "diverged, and is not tried again", "stopped": "stopped"}[end.status]
 
@@ -127,8 +129,9 @@ def _in_words(run_dir: StoredPath) -> str:
 def _entry(row: Row, seed: int, key: str) -> TrainedSeed:
     """One seed of the result, from its run folder."""
     run_dir = _run_dir(key)
-    launched, pools = note_of(run_dir, Launch), pools_of(run_dir)  # without a launch it never got a place
-    result, end = finished_result(run_dir), outcome(run_dir)
+    launched = note_of(run_dir, Launch)  # without one it never got a place
+    worker_groups = worker_groups_of(run_dir)
+    result, end = finished_result(run_dir), run_status(run_dir)
     warned = result or note_of(run_dir, Stopped)
     return TrainedSeed(
         seed=seed,
@@ -139,36 +142,36 @@ def _entry(row: Row, seed: int, key: str) -> TrainedSeed:
         steps=row.train.steps,
         checkpoints=result.checkpoints if result else None,
         metrics=result.metrics if result else {},
-        behind=warned.behind if warned else (),
+        below_reference=warned.below_reference if warned else (),
         peak_memory_mib=result.peak_memory_mib if result else None,
         train_s=result.train_s if result else None,
-        worker_s=_worker_s(pools, result.train_s) if result and pools else None,
-        workers=_workers(pools, row.train.steps) or (launched.workers if launched else None),
-        pools=pools,
+        worker_s=_worker_s(worker_groups, result.train_s) if result and worker_groups else None,
+        workers=_workers(worker_groups, row.train.steps) or (launched.workers if launched else None),
+        worker_groups=worker_groups,
         images_per_s=result.images_per_s if result else None,
         mlflow_run_id=launched.mlflow_run_id if launched else None,
         environment=note_of(run_dir, Environment),
     )
 
 
-def _workers(pools: Sequence[Pool], steps: int) -> int | None:
+def _workers(worker_groups: Sequence[WorkerGroupSpan], steps: int) -> int | None:
     """The number of workers that made the most of a run's steps; of two, the larger. None when no worker got as far.
 
-    `pools`: which workers went on with it from which step.
+    `worker_groups`: which workers went on with it from which step.
     """
     made: dict[int, int] = {}
-    for pool, end in zip(pools, [*(later.from_step for later in pools[1:]), steps], strict=False):
-        made[pool.workers] = made.get(pool.workers, 0) + end - pool.from_step
+    for span, end in zip(worker_groups, [*(later.from_step for later in worker_groups[1:]), steps], strict=False):
+        made[span.workers] = made.get(span.workers, 0) + end - span.from_step
     return max(made, key=lambda workers: (made[workers], workers), default=None)
 
 
-def _worker_s(pools: Sequence[Pool], train_s: float) -> float:
-    """The time of a training times its workers, pool by pool; what was lost and done again counts once."""
-    ends = [*(later.train_s for later in pools[1:]), train_s]
-    return round(sum((end - pool.train_s) * pool.workers for pool, end in zip(pools, ends, strict=True)), 1)
+def _worker_s(worker_groups: Sequence[WorkerGroupSpan], train_s: float) -> float:
+    """The time of a training times its workers, group by group; what was lost and done again counts once."""
+    ends = [*(later.train_s for later in worker_groups[1:]), train_s]
+    return round(sum((end - span.train_s) * span.workers for span, end in zip(worker_groups, ends, strict=True)), 1)
 
 
-def _reason(end: Outcome | None, key: str) -> str | None:
+def _reason(end: RunStatus | None, key: str) -> str | None:
     if end is None:
         return "it could not write down how it ended; its last line in the log says why"
     if end.status == "diverged":
@@ -206,7 +209,7 @@ def _train(
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
             published_curve=curve,
-            sisters=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
+            other_seeds=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
         )
         for seed in pending
     }
@@ -215,9 +218,9 @@ def _train(
             train_seed(run, resources)
         return
     seeds = f"{len(pending)} seeds" if len(pending) > 1 else "1 seed"
-    at_once = min(len(pending), resources.pools)
-    pools = f"{at_once} pools" if at_once > 1 else "one pool"
-    _say(f"{row.name}: {seeds} to train on {pools} of {resources}")
+    at_once = min(len(pending), resources.seeds_at_once)
+    worker_groups = f"{at_once} worker groups" if at_once > 1 else "one worker group"
+    _say(f"{row.name}: {seeds} to train on {worker_groups} of {resources}")
     _say(f"{row.name}: starting Ray and the workers, up to two minutes on a small machine")
     try:
         _forget_rays_notes(runs)  # what an interrupted driver has left
@@ -238,7 +241,8 @@ def _published_curve(row: Row, published: PublishedEvaluation | None) -> tuple[t
 
 
 def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
-    """One trial for each seed, `resources.pools` at a time. An interruption ends all of them, and their workers."""
+    """One trial for each seed, `resources.seeds_at_once` at a time. An interruption ends all of them, and their
+    workers."""
     for name, value in _RAY_TUNE.items():
         os.environ.setdefault(name, value)
     import ray
@@ -251,7 +255,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     from pipeline.training.failures import fail
     from pipeline.training.worker_group import open_tracked
 
-    if resources.pools > 1:  # trials that begin together find MLflow's tables, experiment and row there
+    if resources.seeds_at_once > 1:  # trials that begin together find MLflow's tables, experiment and row there
         open_tracked(next(iter(runs.values())), resources.workers)
     for library in ("ray.tune", "ray.train"):  # what becomes of a trial, we say ourselves
         logging.getLogger(library).setLevel(logging.CRITICAL)
@@ -263,7 +267,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
             results = tune.Tuner(
                 tune.with_resources(trial, _TRIAL),
                 param_space={"seed": tune.grid_search(list(runs))},
-                tune_config=tune.TuneConfig(max_concurrent_trials=resources.pools),
+                tune_config=tune.TuneConfig(max_concurrent_trials=resources.seeds_at_once),
                 run_config=tune.RunConfig(
                     name=f"tune-{time.time_ns()}",
                     verbose=0,
@@ -276,7 +280,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
         raise
     for result in results:
         run_dir = runs[result.config["seed"]].run_dir
-        if result.error is not None and outcome(run_dir) is None:
+        if result.error is not None and run_status(run_dir) is None:
             fail(run_dir, f"its driver was lost ({str(result.error).strip().splitlines()[-1][:200]})")
 
 

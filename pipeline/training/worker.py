@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.task_metrics import Measures
+    from pipeline.evaluation.task_metrics import TaskMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class Worker:
             return tensor.item()
         return value
 
-    def figures(self, measures: Measures) -> dict[str, float | None]:
-        """The figures of all workers' measures together, the same on every worker."""
+    def figures(self, metrics: TaskMetrics) -> dict[str, float | None]:
+        """The figures of all workers' metrics together, the same on every worker."""
         if self.size == 1:
-            return measures.figures()
+            return metrics.figures()
         parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(measures, parts)
+        dist.gather_object(metrics, parts)
         for part in (parts or [])[1:]:
-            measures.merge(part)
-        figures: list[Any] = [measures.figures() if self.rank == 0 else None]
+            metrics.merge(part)
+        figures: list[Any] = [metrics.figures() if self.rank == 0 else None]
         dist.broadcast_object_list(figures)
         result: dict[str, float | None] = figures[0]
         return result

@@ -1,12 +1,12 @@
 """One seed from its start, or from where it stopped, to its end: the driver of its Ray Train runs.
 
-Ray Train launches the loop on a pool of workers and ranks them. What follows a failure is decided here, because Ray
+Ray Train launches the loop on a worker group and ranks the workers. What follows a failure is decided here, because Ray
 counts a lost worker and a bug alike: lost workers are replaced, what the user must mend and a divergence are final.
 
-A training starts with its whole pool. One whose pool spanned several hosts goes on, after a loss, with the workers that
-fit on what is left, and with the whole pool again once the rest is free; one on a single host waits for a whole pool.
-Each is another Ray Train run from the newest checkpoint: Ray's own elastic runs would also start small, resize at any
-moment instead of after a checkpoint, and shrink every pool.
+A training starts with its whole worker group. One whose worker group spanned several nodes goes on, after a loss, with
+the workers that fit on what is left, and with the whole worker group again once the rest is free; one on a single node
+waits for a whole worker group. Each is another Ray Train run from the newest checkpoint: Ray's own elastic runs would
+also start small, resize at any moment instead of after a checkpoint, and shrink every worker group.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipeline.runs.outcome import (
     Stopped,
     forget_note,
     note_of,
-    outcome,
-    pools_of,
+    run_status,
+    worker_groups_of,
     write_note,
-    write_pools,
+    write_worker_groups,
 )
 from pipeline.runs.run import run_name, say
-from pipeline.storage.results import Pool
+from pipeline.storage.results import WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 from pipeline.training.elastic import (
     Decision,
@@ -43,10 +43,10 @@ from pipeline.training.elastic import (
     WorkerGroup,
     after,
     counted,
+    group_fits,
     growing,
     is_to_say_it_waits,
     places,
-    pool_is_free,
     say_it_waits,
     sized,
 )
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often the controller looks at its workers
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long it waits for a pool before it comes back to us
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long it waits for a worker group before it comes back to us
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it says every line twice
 }
@@ -72,7 +72,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     `lines`: where workers send what they have to say (pipeline.compute.worker_output). Without workers the loop runs in
     this process, where a bug ends in its traceback.
     """
-    from pipeline.runs.run import LEAVE
+    from pipeline.runs.run import YIELD
     from pipeline.tracking import mlflow_runs
 
     run_dir = run.run_dir
@@ -82,18 +82,18 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     write_note(run_dir, launched)
     for note in (Failed, Stopped):
         forget_note(run_dir, note)
-    (run_dir / LEAVE).unlink(missing_ok=True)
+    (run_dir / YIELD).unlink(missing_ok=True)
     run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
         _train_here(run)
     else:
         assert lines is not None
-        _train_on_pool(run, resources, lines)
-    end = outcome(run_dir)
+        _train_on_group(run, resources, lines)
+    end = run_status(run_dir)
     status = end.status if end else "failed"
     if end is not None and end.reason is not None:
         say(run, f"{status}: {end.reason}")
-    run_id = mlflow_runs.catch_up(run_dir, status=status, tags=_behind(run) | _workers_in_turn(run)) or run_id
+    run_id = mlflow_runs.catch_up(run_dir, status=status, tags=_below_reference(run) | _workers_in_turn(run)) or run_id
     write_note(run_dir, dataclasses.replace(launched, mlflow_run_id=run_id))
 
 
@@ -107,24 +107,24 @@ def open_tracked(run: Run, workers: int) -> str | None:
     )
 
 
-def _behind(run: Run) -> dict[str, str]:
-    """The tag of the last warning that the training was clearly behind, if there was one."""
+def _below_reference(run: Run) -> dict[str, str]:
+    """The tag of the last warning that the training was clearly below its reference, if there was one."""
     from pipeline.training.early_warning import warning
 
     end = note_of(run.run_dir, Finished) or note_of(run.run_dir, Stopped)
-    if end is None or not end.behind:
+    if end is None or not end.below_reference:
         return {}
-    return {"m2f.behind": warning(end.behind[-1], LABELS[primary(run.row.task)])}
+    return {"m2f.below_reference": warning(end.below_reference[-1], LABELS[primary(run.row.task)])}
 
 
 def _workers_in_turn(run: Run) -> dict[str, str]:
     """The tag that says how many workers there were, where the number has changed: 16, 8 from step 4000."""
-    pools = pools_of(run.run_dir)
-    if len({pool.workers for pool in pools}) < 2:
+    worker_groups = worker_groups_of(run.run_dir)
+    if len({span.workers for span in worker_groups}) < 2:
         return {}
-    changed = [pool for before, pool in itertools.pairwise(pools) if pool.workers != before.workers]
-    later = [f"{pool.workers} from step {pool.from_step}" for pool in changed]
-    return {"m2f.workers": ", ".join([str(pools[0].workers), *later])}
+    changed = [span for before, span in itertools.pairwise(worker_groups) if span.workers != before.workers]
+    later = [f"{span.workers} from step {span.from_step}" for span in changed]
+    return {"m2f.workers": ", ".join([str(worker_groups[0].workers), *later])}
 
 
 def _train_here(run: Run) -> None:
@@ -135,7 +135,7 @@ def _train_here(run: Run) -> None:
     from pipeline.training.loop import train
 
     try:
-        note_pool(run, "here")
+        note_worker_group(run, "here")
         train(run)
     except Divergence:
         return  # diverged.json says it
@@ -143,13 +143,13 @@ def _train_here(run: Run) -> None:
         fail(run.run_dir, sentence(error, run))
 
 
-def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
-    """Run the loop on a pool of workers until it ends, replacing workers that are lost, or going on without them."""
+def _train_on_group(run: Run, resources: Resources, lines: Queue) -> None:
+    """Run the loop on a worker group until it ends, replacing workers that are lost, or going on without them."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    group = WorkerGroup(pool=resources.workers, workers=resources.workers, saved=_saved_steps(run.run_dir))
-    if not pool_is_free(resources):
+    group = WorkerGroup(full=resources.workers, workers=resources.workers, saved=_saved_steps(run.run_dir))
+    if not group_fits(resources):
         group = dataclasses.replace(group, said_s=say_it_waits(run, resources))
     while True:
         try:
@@ -159,7 +159,7 @@ def _train_on_pool(run: Run, resources: Resources, lines: Queue) -> None:
             return
         except (TrainingFailedError, RayError) as error:
             end = _end_of(run, error)
-        if outcome(run.run_dir) is not None:  # a divergence; or a worker was lost after the last step
+        if run_status(run.run_dir) is not None:  # a divergence; or a worker was lost after the last step
             return
         group, decision = after(group, end)
         if decision.fail is not None:
@@ -177,12 +177,12 @@ def _end_of(run: Run, error: BaseException) -> End:
     """How a Ray Train run has ended, and how far the training had come by then."""
     import torch
 
-    kind, cause = what_failed(error)
+    failure, cause = what_failed(error)
     return End(
-        kind="no memory" if kind == "final" and isinstance(cause, torch.OutOfMemoryError) else kind,
+        failure="no memory" if failure == "final" and isinstance(cause, torch.OutOfMemoryError) else failure,
         reason=sentence(cause, run),
         saved=_saved_steps(run.run_dir),
-        hosts=_hosts(run.run_dir),
+        nodes=_nodes(run.run_dir),
     )
 
 
@@ -192,7 +192,8 @@ def _say_decided(run: Run, decision: Decision) -> None:
 
 
 def _fit(run: Run, resources: Resources, lines: Queue) -> None:
-    """One Ray Train run on a pool, which is one placement group, on one host if it fits there; raises what ended it."""
+    """One Ray Train run on a worker group, which is one placement group, on one node if it fits there; raises what
+    ended it."""
     for name, value in _RAY_TRAIN.items():
         os.environ.setdefault(name, value)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -208,7 +209,7 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_worker,
             placement_strategy="PACK",
-            accelerator_type=resources.kind,
+            accelerator_type=resources.gpu_type,
         ),
         run_config=RunConfig(
             name=f"train-{time.time_ns()}",  # a new one each time, for Ray takes up any it knows
@@ -228,18 +229,18 @@ def work(config: Mapping[str, Any]) -> None:
     from pipeline.training.loop import train
 
     torch.set_num_threads(config["threads"])  # Ray gives a worker one
-    if torch.cuda.is_available():  # workers of one host share the list of its GPUs
+    if torch.cuda.is_available():  # workers of one node share the list of its GPUs
         torch.cuda.set_device(get_device())
     run: Run = config["run"]
     with relayed(config["lines"], run_name(run)):
-        note_pool(run, ray.get_runtime_context().get_node_id())
+        note_worker_group(run, ray.get_runtime_context().get_node_id())
         train(run)
 
 
-def note_pool(run: Run, host: str) -> None:
-    """Write down in pools.json, on rank 0, which workers go on with the run, and from where.
+def note_worker_group(run: Run, node: str) -> None:
+    """Write down in worker_groups.json, on rank 0, which workers go on with the run, and from where.
 
-    Each pool in turn that made steps which are still there. `host`: what this worker calls its own.
+    Each worker group in turn that made steps which are still there. `node`: what this worker calls its own.
     """
     import torch.distributed as dist
 
@@ -248,27 +249,28 @@ def note_pool(run: Run, host: str) -> None:
     from pipeline.training.worker import Worker
 
     worker = Worker.here()
-    places = [(host, device_name())] * worker.size
+    places = [(node, device_name())] * worker.size
     if worker.size > 1:
         dist.all_gather_object(places, places[0])
     if worker.rank == 0:
         newest = newest_checkpoint(run.run_dir)
-        pool = Pool(
+        span = WorkerGroupSpan(
             from_step=step_of(newest) if newest else 0,
             # a foreign checkpoint, without the time, is refused later
             train_s=read_header(newest)["state"].get("train_s", 0.0) if newest else 0.0,
             time_ms=int(time.time() * 1000),
             workers=worker.size,
-            hosts=len({host for host, _ in places}),
+            nodes=len({node for node, _ in places}),
             devices=tuple(sorted({device for _, device in places})),
         )
-        write_pools(run.run_dir, [*(p for p in pools_of(run.run_dir) if p.from_step < pool.from_step), pool])
+        before = (each for each in worker_groups_of(run.run_dir) if each.from_step < span.from_step)
+        write_worker_groups(run.run_dir, [*before, span])
 
 
-def _hosts(run_dir: StoredPath) -> int:
-    """Hosts of the newest pool; 0 before the first."""
-    pools = pools_of(run_dir)
-    return pools[-1].hosts if pools else 0
+def _nodes(run_dir: StoredPath) -> int:
+    """Nodes of the newest worker group; 0 before the first."""
+    worker_groups = worker_groups_of(run_dir)
+    return worker_groups[-1].nodes if worker_groups else 0
 
 
 def _saved_steps(run_dir: StoredPath) -> int:

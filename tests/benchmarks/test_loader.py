@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import loader
 from pipeline.params.schema import AugmentationConfig
-from tests.helpers.pictures import encoded, write_folder
+from tests.helpers.images import encoded, write_folder
 
 
 def test_the_tables_name_every_contender_and_where_the_time_goes(
@@ -19,7 +19,7 @@ def test_the_tables_name_every_contender_and_where_the_time_goes(
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path))  # the benchmark sets its own, and this one comes back
     write_folder(tmp_path / "mine", train=2)
     settings = ["--count", "2", "--rounds", "1", "--sizes", "ADE20K", "COCO", "--images-per-s-per-gpu", "50"]
-    monkeypatch.setattr(sys, "argv", ["loader", "--pictures", str(tmp_path / "mine"), *settings])
+    monkeypatch.setattr(sys, "argv", ["loader", "--images", str(tmp_path / "mine"), *settings])
     loader.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.cluster
 
 WORKER = "RayTrainWorker"
 LOST = r"lost a worker \(\d of 3 times\)"
-WAITS = "waits for a pool of 2 workers"
+WAITS = "waits for a worker group of 2 workers"
 RESTARTS = "goes on with both workers, or with one until both are there"
 FAULT_AT = CHECKPOINT_INTERVAL + 5
 """The step at which faults begin: between two checkpoints."""
@@ -84,7 +84,7 @@ def check(training: Training, undisturbed: Ending, spread: float | None = None) 
         assert end.curve == undisturbed.curve
         assert end.weights == undisturbed.weights
     else:
-        assert spread is not None, end.pools
+        assert spread is not None, end.worker_groups
         assert end.curve[:step] == undisturbed.curve[:step]
         first, expected = end.curve[step], undisturbed.curve[step]
         assert first == pytest.approx(expected, rel=1e-5)
@@ -306,7 +306,7 @@ def test_a_training_whose_host_is_cut_off_for_good_goes_on_with_one_worker_and_g
     finally:
         os.kill(alone, signal.SIGCONT)
     end = check(training, undisturbed, spread)
-    assert [workers for _, workers in end.pools] == [2, 1, 2]
+    assert [workers for _, workers in end.worker_groups] == [2, 1, 2]
     promise = "one worker goes on within a minute; two again when the host is back"
     measured(
         record_property, "link of a worker cut for good, healed once one worker trains", promise, training, fault_s

@@ -147,21 +147,23 @@ def test_nothing_listens_that_the_table_does_not_name(listening: dict[str, set[t
 
 def test_what_listens_wants_the_token(up: Cluster, listening: dict[str, set[tuple[str, str, str]]]) -> None:
     # Asked from worker2. Ports that gradients take are left alone: they are no service, and have no lock either.
-    kinds = {}
+    processes = {}
     for host in HOSTS:
         for process, address, port in listening[host]:
             service = address == "*" and process in ("gcs_server", "raylet", "ray::DashboardA")
             if service or (address != "127.0.0.1" and re.fullmatch(r"1\d{4}", port)):
-                kinds[f"{ADDRESSES[host]}:{port}"] = process
+                processes[f"{ADDRESSES[host]}:{port}"] = process
     (up.lab.folder / "ask.py").write_text(_ASK)
-    asked = up.lab.on("worker2", f"python {up.lab.folder}/ask.py {HEAD}:6379 {' '.join(kinds)}", timeout_s=120).stdout
+    asked = up.lab.on(
+        "worker2", f"python {up.lab.folder}/ask.py {HEAD}:6379 {' '.join(processes)}", timeout_s=120
+    ).stdout
     answers = json.loads(asked.splitlines()[-1])
     refused: dict[str, set[str]] = {}
-    for target, kind in kinds.items():
+    for target, process in processes.items():
         # a driver or worker may have ended since; Ray Client's server has services of its own
         codes = {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}
-        assert set(answers[target].values()) <= codes, (target, kind, answers[target])
-        service = kind if kind in ("gcs_server", "raylet", "ray::DashboardA") else "a worker or driver"
+        assert set(answers[target].values()) <= codes, (target, process, answers[target])
+        service = process if process in ("gcs_server", "raylet", "ray::DashboardA") else "a worker or driver"
         wanted = {method for method, code in answers[target].items() if code == "UNAUTHENTICATED"}
         refused[service] = refused.get(service, set()) | wanted
     assert refused == {

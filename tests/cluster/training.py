@@ -25,7 +25,7 @@ def ask(path, body=None, **query):
     return json.load(urllib.request.urlopen(request, timeout=60))
 def trainings():
     experiments = [e["experiment_id"] for e in ask("experiments/search", {"max_results": 100}).get("experiments", [])]
-    query = {"experiment_ids": experiments, "filter": "tags.`m2f.kind` = 'training' and tags.`m2f.row` = 'faults'"}
+    query = {"experiment_ids": experiments, "filter": "tags.`m2f.run_type` = 'training' and tags.`m2f.row` = 'faults'"}
     return ask("runs/search", query).get("runs", []) if experiments else []
 """
 """MLflow's own interface, for a Python without MLflow, which takes seconds to import."""
@@ -108,7 +108,7 @@ class Ending:
     weights: str
     """SHA-256 of the last checkpoint's tensors, those of the optimiser included."""
     curve: list[dict[str, Any]]
-    pools: list[tuple[int, int]]
+    worker_groups: list[tuple[int, int]]
     """(from which step, how many workers)."""
     pq: float
     """Of the last validation."""
@@ -119,7 +119,7 @@ class Ending:
     @property
     def shrank(self) -> int | None:
         """The step from which another number of workers went on; None: there were two from start to end."""
-        return next((step for step, workers in self.pools if workers != 2), None)
+        return next((step for step, workers in self.worker_groups if workers != 2), None)
 
 
 def forget(cluster: Cluster) -> None:
@@ -172,7 +172,7 @@ print(json.dumps([run["info"]["status"], {{name: history(name) for name in {metr
     return Ending(
         weights=_tensors(run_folder(cluster) / seed["checkpoints"]["last"]["path"]),
         curve=curve,
-        pools=[(pool["from_step"], pool["workers"]) for pool in seed.get("pools", [])],
+        worker_groups=[(span["from_step"], span["workers"]) for span in seed.get("worker_groups", [])],
         pq=seed["metrics"]["pq"],
         status=status,
         shown=shown,

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask
 
 from pipeline.params.schema import DatasetConfig
-from tests.helpers.pictures import encoded, image, put
+from tests.helpers.images import encoded, image, put
 
 SKY, CAR, DOG = 5, 300, 256 * 256 * 2 + 1
 
@@ -25,7 +25,7 @@ CONFIG = DatasetConfig(
 )
 
 
-PICTURES = [
+IMAGES = [
     {"id": 7, "file_name": "b.jpg", "height": 6, "width": 8},
     {"id": 2, "file_name": "a.jpg", "height": 6, "width": 8},
 ]
@@ -39,7 +39,7 @@ COLUMN[:, 0] = 1
 
 INSTANCES = {
     "info": {"description": 'with "quotes" and ], }'},
-    "images": PICTURES,
+    "images": IMAGES,
     "licenses": [],
     "annotations": [
         {
@@ -89,7 +89,7 @@ IDS[5, 6:] = DOG
 
 
 PANOPTIC = {
-    "images": PICTURES,
+    "images": IMAGES,
     "annotations": [
         {
             "image_id": identity,
@@ -125,9 +125,9 @@ def write_coco(
         put(folder / f"val2017/{name}.jpg", encoded(image(6, 8, seed=index), ".jpg"))
         if panoptic is not None:
             put(folder / f"annotations/panoptic_val2017/{name}.png", png(IDS))
-    for kind, content in (("instances", instances), ("panoptic", panoptic)):
+    for label_type, content in (("instances", instances), ("panoptic", panoptic)):
         if content is not None:
-            put(folder / f"annotations/{kind}_val2017.json", json.dumps(content, indent=1).encode())
+            put(folder / f"annotations/{label_type}_val2017.json", json.dumps(content, indent=1).encode())
     return folder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params.schema import Row
-from pipeline.storage.results import Manifest, PictureSizes, Split, TrainedSeed, write_result
+from pipeline.storage.results import ImageSides, Manifest, Split, TrainedSeed, write_result
 from tests.helpers.made_up import A100, CPU, benchmark, checkpoint, padded, published_evaluation, trained_seed, training
 from tests.helpers.manifests import made_up_manifest
 
@@ -15,11 +15,18 @@ H200 = dataclasses.replace(A100, device="NVIDIA H200")
 
 
 def write_benchmark(
-    results: Path, row: str, *, step_s: float, pictures: int, fps: float = 10.0, kind: str = "cuda", **fields: Any
+    results: Path,
+    row: str,
+    *,
+    step_s: float,
+    images: int,
+    fps: float = 10.0,
+    device_type: str = "cuda",
+    **fields: Any,
 ) -> None:
     """A benchmark, as far as a plan reads it."""
-    environment = H200 if kind == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
-    made = benchmark(row, environment=environment, fps=fps, step_s=step_s, pictures=pictures, **fields)
+    environment = H200 if device_type == "cuda" else dataclasses.replace(CPU, device="AMD EPYC")
+    made = benchmark(row, environment=environment, fps=fps, step_s=step_s, images=images, **fields)
     write_result(made, row, results=results)
 
 
@@ -40,10 +47,10 @@ def write_log(results: Path, row: Row, *, step_s: float | None) -> None:
 
 def manifest(*, train: int, val: int, dataset: str = "ade20k") -> Manifest:
     """Of so many pictures; a plan reads no more of it than is said here."""
-    sides = PictureSizes(height=(100, 128, 200), width=(100, 192, 300))
+    sides = ImageSides(height=(100, 128, 200), width=(100, 192, 300))
     return made_up_manifest(
         dataset=dataset,
         splits={"train": Split(records=train, shards=()), "val": Split(records=val, shards=())},
-        picture_sizes={"train": sides, "val": sides},
+        image_sizes={"train": sides, "val": sides},
         bytes={"train": 3 * 2**30, "val": 2**30},
     )

@@ -29,10 +29,10 @@ from pipeline.params.load import load_params
 from pipeline.provenance.environment import device_name
 from pipeline.runs.checkpoints import checkpoint_path
 from pipeline.runs.curve_file import read_curve
-from pipeline.runs.run import LEAVE, Run
+from pipeline.runs.run import YIELD, Run
 from pipeline.storage.files import write_json
 from pipeline.storage.results import Manifest
-from pipeline.training.loop import Left, train
+from pipeline.training.loop import YieldRequested, train
 from tests.helpers.shared import PROJECT
 
 ROW, SEEDS, STEPS, DIGITS = "shapes_tiny", (0, 1), 20, 6
@@ -89,8 +89,8 @@ def trajectory(seed: int, manifest: Manifest, folder: Path) -> Trajectory:
     row = load_params(PROJECT / "params.yaml").row(ROW)
     row = dataclasses.replace(row, train=dataclasses.replace(row.train, log_every=1, checkpoint_interval=STEPS))
     run = Run(row=row, seed=seed, run_key="golden", run_dir=folder, manifest=manifest)
-    (folder / LEAVE).touch()
-    with contextlib.suppress(Left):  # after its first checkpoint
+    (folder / YIELD).touch()
+    with contextlib.suppress(YieldRequested):  # after its first checkpoint
         train(run)
     losses = [float(f"{point['loss']:.{DIGITS}g}") for point in read_curve(folder / "curve.jsonl")]
     tensors = load_file(checkpoint_path(folder, STEPS))

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import AugmentationConfig, TestConfig
 from pipeline.storage.results import Manifest
-from tests.helpers.pictures import image, instance, rectangle, stored
+from tests.helpers.images import image, instance, rectangle, stored
 
 TEST = TestConfig(short_side=24, long_side_max=100)
 LAYOUTS = ("encoded", "raw")
@@ -34,15 +34,15 @@ def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **change
         "first_step": 0,
         "steps": 4,
         "global_batch": 4,
-        "picture_range": range(4),
+        "image_range": range(4),
         **changes,
     }
-    of_order = {name: settings.pop(name) for name in ("task", "pictures", "seed", "global_batch") if name in settings}
+    of_order = {name: settings.pop(name) for name in ("task", "images", "seed", "global_batch") if name in settings}
     order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
     return list(training_batches(order, **settings))
 
 
-def pictures_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
+def images_of(items: list[Batch]) -> dict[int, tuple[Any, ...]]:
     """Everything that belongs to each position."""
     found = {}
     for batch in items:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.provenance.environment import Environment
 from pipeline.storage.results import (
-    Behind,
+    BelowReference,
     Benchmark,
     BestCheckpoint,
     EvaluatedCheckpoint,
@@ -19,7 +19,6 @@ from pipeline.storage.results import (
     InferenceCost,
     Operations,
     PaddedEvaluation,
-    Pool,
     PublishedEvaluation,
     Spread,
     TrainedCheckpoint,
@@ -27,6 +26,7 @@ from pipeline.storage.results import (
     TrainedSeed,
     TrainingCost,
     TrainingResult,
+    WorkerGroupSpan,
 )
 
 CPU = Environment(
@@ -43,8 +43,10 @@ CPU = Environment(
 A100 = dataclasses.replace(CPU, device="NVIDIA A100-SXM4-80GB", cuda="12.8", tf32="convolutions")
 
 
-def pool(*, workers: int, from_step: int = 0, train_s: float = 0.0, hosts: int = 1) -> Pool:
-    return Pool(from_step=from_step, train_s=train_s, time_ms=0, workers=workers, hosts=hosts, devices=("x",))
+def span(*, workers: int, from_step: int = 0, train_s: float = 0.0, nodes: int = 1) -> WorkerGroupSpan:
+    return WorkerGroupSpan(
+        from_step=from_step, train_s=train_s, time_ms=0, workers=workers, nodes=nodes, devices=("x",)
+    )
 
 
 def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
@@ -62,12 +64,12 @@ def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
         steps=100,
         checkpoints=TrainedCheckpoints(last=last, best=best) if finished else None,
         metrics={},
-        behind=(),
+        below_reference=(),
         peak_memory_mib=None,
         train_s=75.0 if finished else None,
         worker_s=150.0 if finished else None,
         workers=2,
-        pools=(),
+        worker_groups=(),
         images_per_s=10.0 if finished else None,
         mlflow_run_id=None,
         environment=CPU,
@@ -79,8 +81,8 @@ def training(row: str, seeds: Sequence[TrainedSeed]) -> TrainingResult:
     return TrainingResult(row=row, dataset="d", seeds=tuple(seeds))
 
 
-def behind(step: int, value: float, expected: float, reference: Any = "published") -> Behind:
-    return Behind(step=step, value=value, reference=reference, expected=expected)
+def below_reference(step: int, value: float, expected: float, reference: Any = "published") -> BelowReference:
+    return BelowReference(step=step, value=value, reference=reference, expected=expected)
 
 
 def checkpoint(
@@ -171,7 +173,7 @@ def benchmark(
         steps=20,
         workers=1,
         groups=1,
-        pictures=2,
+        images=2,
         crop=(512, 1024),
         memory_mib=5632.0,
         reserved_mib=6000.0,
@@ -183,18 +185,18 @@ def benchmark(
         row=row,
         dataset="d",
         task=task,
-        device_kind="cuda" if environment.cuda else "cpu",
+        device_type="cuda" if environment.cuda else "cpu",
         threads=None if environment.cuda else 8,
         other_load=0.0,
         environment=environment,
         parameters=44_000_000,
         parameters_trained=43_900_000,
         flops=Operations(
-            picture=(1024, 2048), forward=527_000_000_000, counted="a multiplication with an addition is two"
+            image_size=(1024, 2048), forward=527_000_000_000, counted="a multiplication with an addition is two"
         ),
         inference=InferenceCost(
             fps=fps,
-            pictures=195,
+            images=195,
             sizes=((1024, 2048, 195),),
             memory_mib=3900.0 if environment.cuda else None,
             reserved_mib=None,

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from pipeline.storage.results import (
+    ImageSides,
     Manifest,
-    PictureSizes,
     Samples,
     Shard,
     SkippedRecord,
@@ -21,7 +21,7 @@ def made_up_manifest(**fields: Any) -> Manifest:
     """Of two training pictures, of which one was skipped, and one for validation, 8 x 10 each; keywords replace
     fields. Classes after the third have nothing."""
     more = (0,) * (len(fields.get("class_names", ())) - 3)
-    sizes = PictureSizes(height=(8, 8, 8), width=(10, 10, 10))
+    sizes = ImageSides(height=(8, 8, 8), width=(10, 10, 10))
     shards = {
         split: Shard(path=f"shards/5a5a/{split}-00000.arrow", records=1, bytes=512, sha256="5a" * 32)
         for split in ("train", "val")
@@ -37,10 +37,10 @@ def made_up_manifest(**fields: Any) -> Manifest:
         "splits": {split: Split(records=1, shards=(shard,)) for split, shard in shards.items()},
         "pixels": {"train": (40, 30, 6, *more), "val": (40, 40, 0, *more)},
         "ignored_pixels": {"train": 4, "val": 0},
-        "pictures": {"train": (1, 1, 1, *more), "val": (1, 1, 0, *more)},
+        "images": {"train": (1, 1, 1, *more), "val": (1, 1, 0, *more)},
         "instances": {"train": (0, 0, 2, *more), "val": (0, 0, 0, *more)},
-        "things_per_picture": {"train": {2: 1}, "val": {0: 1}},
-        "picture_sizes": {"train": sizes, "val": sizes},
+        "things_per_image": {"train": {2: 1}, "val": {0: 1}},
+        "image_sizes": {"train": sizes, "val": sizes},
         "bytes": {"train": 512, "val": 512},
         "skipped": {"train": (SkippedRecord(file="mine.zip: p1.jpg", reason="does not decode"),), "val": ()},
         "sources": (Source(name="mine.zip", bytes=2048, sha256="0b" * 32),),

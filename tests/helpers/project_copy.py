@@ -60,7 +60,7 @@ class Copy:
                     metrics.parent.mkdir(parents=True, exist_ok=True)
                     metrics.write_text("{}")
                 if stage == "shard":
-                    path.with_suffix(".csv").write_text("class,split,pixels,pictures,instances\n")
+                    path.with_suffix(".csv").write_text("class,split,pixels,images,instances\n")
         (self.folder / "reports").mkdir()
         self.dvc("commit", "--force")
 

@@ -24,8 +24,8 @@ from pipeline.storage.results import (
     TrainedCheckpoints,
     TrainingResult,
 )
+from tests.helpers.images import image, instance, rectangle, stored, write_shards
 from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation, trained_seed, training
-from tests.helpers.pictures import image, instance, rectangle, stored, write_shards
 
 SIZES = ((64, 96), (67, 101), (150, 33), (40, 131), (1, 7))
 """(height, width): fitting the network's stride, odd, high, wide, and smaller than a pixel of its coarsest map."""
@@ -41,7 +41,7 @@ class Results(TypedDict):
 
 
 def row_of(task: str, small_row: Row, **test: Any) -> Row:
-    """The small row for a task on `manifest_of`'s pictures, sure of its answers so that something is found."""
+    """The small row for a task on `manifest_of`'s pictures, sure of its predictions so that something is found."""
     settings: dict[str, Any] = {
         "short_side": 70,
         "long_side_max": 200,
@@ -60,10 +60,8 @@ def manifest_of(storage: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Mani
     for seed, size in enumerate(sizes):
         car = rectangle(size, 0, 0, max(1, size[1] // 3), max(1, size[0] // 2))
         segments = np.where(car, 1, 0).astype(np.uint8)
-        picture = image(*size, seed=seed)
-        records.append(
-            stored(f"p{seed}", picture, segments, [1, 2], crowd=[False, False], instances=[instance(2, car)])
-        )
+        pixels = image(*size, seed=seed)
+        records.append(stored(f"p{seed}", pixels, segments, [1, 2], crowd=[False, False], instances=[instance(2, car)]))
     labels = ("semantic", "panoptic", "instances")
     return write_shards(storage, {"val": records}, labels=labels, classes=CLASSES, things=["car"])
 

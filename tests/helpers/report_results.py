@@ -120,7 +120,7 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
             status, reason = "failed", "worker 3 was lost 3 times: CUDA out of memory; lower M2F_GROUPS_AT_ONCE"
         entry: dict[str, Any] = {"seed": seed, "run_key": key, "status": status, "reason": reason}
         entry["mlflow_run_id"] = _digest(f"mlflow {key}")[:32]
-        behind = made_up.behind(10000, 0.6012, 0.6744)
+        below_reference = made_up.below_reference(10000, 0.6012, 0.6744)
         train_s = 160.0 + 10 * number if cpu else row.train.steps * (0.31 + 0.01 * number)
         last, best = (
             {"step": step, "path": f"{step}.safetensors", "sha256": _digest(f"{key} {which}")}
@@ -139,7 +139,7 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
                 workers=2 if cpu else 8,
                 images_per_s=10.0 if cpu else 51.0,
                 peak_memory_mib=None if cpu else 1024 * (row.published.get("train_mem_gib", 14.0) + 0.1),
-                behind=(behind,) if row.name == "cityscapes_r101" and number == 2 else (),
+                below_reference=(below_reference,) if row.name == "cityscapes_r101" and number == 2 else (),
                 environment=_environment(cpu),
             )
         )
@@ -299,7 +299,7 @@ def _write_benchmark(row: Row, results: Path, cpu: bool) -> None:
         fps=fps,
         skipped="takes too long on a CPU" if cpu else None,
         step_s=0.31,
-        pictures=row.train.group_size,
+        images=row.train.group_size,
         crop=row.train.augmentation.crop,
         memory_mib=1024 * (row.published.get("train_mem_gib", 14.0) * 0.97),
         precision=row.train.precision,

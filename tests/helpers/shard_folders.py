@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.data.fetch import folder_digest
 from pipeline.data.shards import build as shards
 from pipeline.storage.results import FetchedSource, Manifest
-from tests.helpers.pictures import config
+from tests.helpers.images import config
 
 
 def facts_of(folder: Path) -> list[FetchedSource]:

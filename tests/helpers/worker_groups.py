@@ -14,5 +14,5 @@ def lost() -> WorkerGroupError:
                                  1: WorkerHealthCheckFailedError("", ActorDiedError())})  # fmt: skip
 
 
-def pool_of(workers: int) -> Resources:
+def group_of(workers: int) -> Resources:
     return Resources(workers=workers, use_gpu=False, cpus_per_worker=1, loader_processes=0, groups_at_once=None)

@@ -45,7 +45,7 @@ class Width(nn.Module):
         return Prediction(torch.tensor([[[99.0, 0.0]]]), masks)
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def random_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     """Smooth noise."""
     coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(seed)) * 255
     return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 255)[0].to(torch.uint8)
@@ -53,14 +53,14 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 def test_the_mean_over_two_sizes_is_the_one_worked_out_by_hand() -> None:
     # 32 x 64 twice the size is 64 x 128; both are shown as they are and mirrored: (2 * 0.064 + 2 * 0.128) / 4
-    scores = semantic_scores_ms_flip(Width(), picture(32, 64), short_sides=[32, 64], long_side_max=128)
+    scores = semantic_scores_ms_flip(Width(), random_image(32, 64), short_sides=[32, 64], long_side_max=128)
     assert scores.shape == (1, 32, 64)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, torch.full((1, 32, 64), 0.096))
 
 
 def test_one_size_of_a_network_that_knows_no_left_and_right_gives_its_plain_scores() -> None:
-    image, model = picture(64, 96), Pooled()
+    image, model = random_image(64, 96), Pooled()
     scores = semantic_scores_ms_flip(model, image, short_sides=[64], long_side_max=96)
     (plain,) = semantic_scores(Pooled()(normalise(image[None]), auxiliary=False), (64, 96))
     torch.testing.assert_close(scores, plain, atol=1e-6, rtol=0)
@@ -73,7 +73,7 @@ def test_one_size_of_a_network_that_knows_no_left_and_right_gives_its_plain_scor
 @pytest.mark.parametrize("pad_multiple", [1, 32])
 def test_scores_are_the_mean_of_every_views_own(size, pad_multiple, band_elements, monkeypatch) -> None:
     monkeypatch.setattr(inference, "_BAND_ELEMENTS", band_elements)
-    image = picture(40, 53)
+    image = random_image(40, 53)
     scores = semantic_scores_ms_flip(
         Pooled(), image, short_sides=[40, 50], long_side_max=100, pad_multiple=pad_multiple, size=size
     )
@@ -90,7 +90,7 @@ def test_scores_are_the_mean_of_every_views_own(size, pad_multiple, band_element
 
 
 def test_two_sizes_give_the_mean_of_what_they_give_alone() -> None:
-    image = picture(40, 53)
+    image = random_image(40, 53)
     one, other, both = (
         semantic_scores_ms_flip(Pooled(), image, short_sides=sides, long_side_max=100)
         for sides in ([36], [48], [36, 48])
@@ -104,7 +104,7 @@ def test_views_keep_their_aspect_within_the_longest_side_and_are_padded() -> Non
     for pad_multiple, expected in ((1, [(32, 80), (48, 120), (27, 68)]), (32, [(32, 96), (64, 128), (32, 96)])):
         model = Pooled()
         semantic_scores_ms_flip(
-            model, picture(40, 100), short_sides=(32, 64, 27), long_side_max=120, pad_multiple=pad_multiple
+            model, random_image(40, 100), short_sides=(32, 64, 27), long_side_max=120, pad_multiple=pad_multiple
         )
         assert [tuple(x.shape[2:]) for x in model.seen] == [s for s in expected for _ in range(2)]
 
@@ -131,14 +131,14 @@ def test_only_one_views_prediction_exists_at_a_time() -> None:
             alive.extend(weakref.ref(t) for t in prediction[:2])
             return prediction
 
-    semantic_scores_ms_flip(Watched(), picture(40, 53), short_sides=[32, 40, 48], long_side_max=100)
+    semantic_scores_ms_flip(Watched(), random_image(40, 53), short_sides=[32, 40, 48], long_side_max=100)
     assert len(alive) == 12
 
 
 def test_a_mirrored_picture_has_mirrored_scores() -> None:
     torch.manual_seed(0)
     model = build_model(TINY).eval()
-    image = picture(64, 90)
+    image = random_image(64, 90)
     # twice the size: every grey level is a sum of sixteenths, so that mirrored views are equal to the last digit
     one, other = (
         semantic_scores_ms_flip(model, x, short_sides=[64, 128], long_side_max=180, size=(50, 70))
@@ -168,6 +168,6 @@ def test_a_mirrored_picture_has_mirrored_scores() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(changed, message) -> None:
-    arguments = {"image": picture(32, 32), "short_sides": [32], "long_side_max": 64, **changed}
+    arguments = {"image": random_image(32, 32), "short_sides": [32], "long_side_max": 64, **changed}
     with pytest.raises(ValueError, match=message):
         semantic_scores_ms_flip(Pooled(), **arguments)

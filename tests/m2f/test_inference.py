@@ -14,11 +14,11 @@ from m2f.types import Prediction
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 
-def answers(pictures: int = 2, queries: int = 9, classes: int = 5, height: int = 16, width: int = 24) -> Prediction:
+def answers(images: int = 2, queries: int = 9, classes: int = 5, height: int = 16, width: int = 24) -> Prediction:
     generator = torch.Generator().manual_seed(0)
     return Prediction(
-        2 * torch.randn(pictures, queries, classes + 1, generator=generator),
-        4 * torch.randn(pictures, queries, height, width, generator=generator),
+        2 * torch.randn(images, queries, classes + 1, generator=generator),
+        4 * torch.randn(images, queries, height, width, generator=generator),
     )
 
 
@@ -119,7 +119,7 @@ def test_masks_of_an_unpadded_picture_reach_its_edges():
 
 
 def test_a_long_picture_equals_the_plain_definition():
-    prediction = answers(pictures=1, queries=3, height=512, width=4)  # 2048 rows: positions lose digits in float32
+    prediction = answers(images=1, queries=3, height=512, width=4)  # 2048 rows: positions lose digits in float32
     scores = semantic_scores(prediction, (1500, 16), (2047, 16))
     assert (scores - plain_scores(prediction, (1500, 16), (2047, 16), (2048, 16))).abs().max() < 2e-6
     scores = semantic_scores(prediction, (1500, 16), padded_size=(2045, 16))
@@ -194,7 +194,7 @@ def test_masks_are_never_made_at_full_resolution(labels_of, padded_size, monkeyp
 
     monkeypatch.setattr(F, "interpolate", watched)
     monkeypatch.setattr(inference, "_BAND_ELEMENTS", 1 << 16)
-    prediction = answers(pictures=1, queries=20, height=64, width=32)
+    prediction = answers(images=1, queries=20, height=64, width=32)
     labels_of(prediction, (512, 200), padded_size=padded_size)
     whole = 20 * 256 * 128
     # a band of 65,536 floats and up to 4 more logit rows (16 rows of 20 x 128)

@@ -42,7 +42,7 @@ def result_of(
     return metric.result()
 
 
-def random_picture(seed: int) -> dict[str, Any]:
+def random_image(seed: int) -> dict[str, Any]:
     """Blobs of several sizes, half of the predictions close to a true one; ties among the scores."""
     generator = np.random.default_rng(seed)
 
@@ -71,7 +71,7 @@ def random_picture(seed: int) -> dict[str, Any]:
 def counted(images: Iterable[int]) -> InstanceMetric:
     metric = InstanceMetric(num_classes=4)
     for image_id in images:
-        metric.update(**random_picture(image_id), image_id=image_id)
+        metric.update(**random_image(image_id), image_id=image_id)
     return metric
 
 
@@ -138,12 +138,12 @@ def test_metrics_equal_those_of_pycocotools_own_files_and_summary():
 
     truth, predictions, images = [], [], []
     for image_id in range(6):
-        picture = random_picture(image_id)
+        image = random_image(image_id)
         images.append({"id": image_id, "height": 180, "width": 200})
-        for mask, label, crowd in zip(picture["true_masks"], picture["true_labels"], picture["crowd"], strict=True):
+        for mask, label, crowd in zip(image["true_masks"], image["true_labels"], image["crowd"], strict=True):
             annotation = {"image_id": image_id, "category_id": int(label), "segmentation": run_lengths(mask[None])[0]}
             truth.append({**annotation, "id": len(truth) + 1, "iscrowd": int(crowd), "area": int(mask.sum())})
-        for mask, label, score in zip(picture["masks"], picture["labels"], picture["scores"], strict=True):
+        for mask, label, score in zip(image["masks"], image["labels"], image["scores"], strict=True):
             annotation = {"image_id": image_id, "category_id": int(label), "segmentation": run_lengths(mask[None])[0]}
             predictions.append({**annotation, "score": float(score)})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -173,17 +173,17 @@ def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
     whole, again, first = counted(range(6)), counted(range(2, 6)), counted(range(2))
     again.add_state(json.loads(json.dumps(first.state())))
     assert len(again) == 6 and again.result() == whole.result()
-    assert again.state()["pictures"][4:] == first.state()["pictures"]
+    assert again.state()["images"][4:] == first.state()["images"]
     with pytest.raises(ValueError, match="cannot merge: both metrics hold picture 0"):
         again.add_state(first.state())
 
 
 def test_masks_and_their_run_lengths_count_alike_and_results_can_be_asked_for_twice():
     dense, lengths = InstanceMetric(num_classes=4), InstanceMetric(num_classes=4)
-    picture = random_picture(0)
-    dense.update(**picture, image_id=0)
-    runs = {name: run_lengths(torch.from_numpy(picture[name])) for name in ("masks", "true_masks")}
-    lengths.update(**picture | runs, image_id=0)
+    image = random_image(0)
+    dense.update(**image, image_id=0)
+    runs = {name: run_lengths(torch.from_numpy(image[name])) for name in ("masks", "true_masks")}
+    lengths.update(**image | runs, image_id=0)
     assert dense.result() == lengths.result() == lengths.result()
 
 
@@ -215,7 +215,7 @@ def test_nothing_counted_gives_none_and_no_print(capfd):
 )
 def test_wrong_values_are_refused_and_the_picture_is_not_kept(changed, message):
     metric = InstanceMetric(num_classes=2)
-    picture = {
+    image = {
         "masks": LEFT[None],
         "labels": [0],
         "scores": [0.5],
@@ -223,9 +223,9 @@ def test_wrong_values_are_refused_and_the_picture_is_not_kept(changed, message):
         "true_labels": [0],
         "image_id": 1,
     }
-    metric.update(**picture | {"image_id": 0})
+    metric.update(**image | {"image_id": 0})
     with pytest.raises(ValueError, match=message):
-        metric.update(**picture | changed)
+        metric.update(**image | changed)
     assert len(metric) == 1
 
 

@@ -18,7 +18,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 CONFIG = LossConfig(points=64)
 
 
-def picture(seed: int, masks: int, *, dense: bool = False) -> Target:
+def image(seed: int, masks: int, *, dense: bool = False) -> Target:
     """Random blobs, 16 x 24 pixels; some pixels belong to no mask."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(-1, max(masks, 1), (4, 6), generator=generator) if masks else torch.full((4, 6), -1)
@@ -28,23 +28,23 @@ def picture(seed: int, masks: int, *, dense: bool = False) -> Target:
     return Target(labels, target.masks) if dense else target
 
 
-def answers(pictures: int, *, layers: int = 3, queries: int = 7, seed: int = 0) -> Prediction:
+def answers(images: int, *, layers: int = 3, queries: int = 7, seed: int = 0) -> Prediction:
     generator = torch.Generator().manual_seed(seed)
     made = [
         Prediction(
-            torch.randn(pictures, queries, 6, generator=generator).requires_grad_(),
-            (3 * torch.randn(pictures, queries, 4, 6, generator=generator)).requires_grad_(),
+            torch.randn(images, queries, 6, generator=generator).requires_grad_(),
+            (3 * torch.randn(images, queries, 4, 6, generator=generator)).requires_grad_(),
         )
         for _ in range(layers)
     ]
     return Prediction(made[-1].class_logits, made[-1].mask_logits, tuple(made[:-1]))
 
 
-def part(prediction: Prediction, pictures: slice) -> Prediction:
+def part(prediction: Prediction, images: slice) -> Prediction:
     return Prediction(
-        prediction.class_logits[pictures],
-        prediction.mask_logits[pictures],
-        tuple(part(p, pictures) for p in prediction.auxiliary),
+        prediction.class_logits[images],
+        prediction.mask_logits[images],
+        tuple(part(p, images) for p in prediction.auxiliary),
     )
 
 
@@ -108,9 +108,7 @@ def test_losses_equal_the_reference_implementations():
 def test_segment_maps_and_dense_masks_give_the_same_losses():
     prediction = answers(2)
     segments, dense = (
-        set_losses(
-            prediction, [picture(1, 3, dense=d), picture(2, 5, dense=d)], num_masks=8.0, config=CONFIG, seeds=[1, 2]
-        )
+        set_losses(prediction, [image(1, 3, dense=d), image(2, 5, dense=d)], num_masks=8.0, config=CONFIG, seeds=[1, 2])
         for d in (False, True)
     )
     assert segments.keys() == dense.keys()
@@ -121,7 +119,7 @@ def test_segment_maps_never_become_masks(monkeypatch):
     def refuse(self):
         raise AssertionError("dense masks were made of a segment map")
 
-    targets = [picture(1, 3), picture(2, 5)]
+    targets = [image(1, 3), image(2, 5)]
     monkeypatch.setattr(Target, "masks", property(refuse))
     set_losses(answers(2), targets, num_masks=8.0, config=CONFIG, seeds=[1, 2])
 
@@ -133,13 +131,13 @@ def test_device_and_host_meet_once_for_all_pictures_and_layers(monkeypatch):
         monkeypatch.setattr(
             torch.Tensor, name, lambda self, *a, plain=plain, name=name: (calls.append(name), plain(self, *a))[1]
         )
-    set_losses(answers(3), [picture(1, 3), picture(2, 0), picture(3, 5)], num_masks=8.0, config=CONFIG, seeds=[1, 2, 3])
+    set_losses(answers(3), [image(1, 3), image(2, 0), image(3, 5)], num_masks=8.0, config=CONFIG, seeds=[1, 2, 3])
     assert calls == ["cpu"]
 
 
 def test_two_groups_in_one_call_equal_two_calls():
     prediction, seeds = answers(4), [5, 6, 7, 8]
-    targets = [picture(1, 3), picture(2, 5), picture(3, 1), picture(4, 9)]
+    targets = [image(1, 3), image(2, 5), image(3, 1), image(4, 9)]
     # 7 queries: the group of 1 and 9 masks has 1 + 7 matched
     totals = [group_totals([len(t) for t in targets[s]], queries=7, config=CONFIG) for s in (slice(0, 2), slice(2, 4))]
     assert totals == [GroupTotals(8 + 0.1 * 6, 8), GroupTotals(8 + 0.1 * 6, 8)]
@@ -155,7 +153,7 @@ def test_two_groups_in_one_call_equal_two_calls():
 @pytest.mark.parametrize("cuts", [[0, 1, 2, 3], [0, 2, 3], [0, 3]])
 def test_pictures_of_a_group_may_be_computed_apart_given_the_groups_totals(cuts):
     prediction, seeds = answers(3), [5, 6, 7]
-    targets = [picture(1, 3), picture(2, 0), picture(3, 4)]
+    targets = [image(1, 3), image(2, 0), image(3, 4)]
     whole = set_losses(prediction, targets, num_masks=7.0, config=CONFIG, seeds=seeds)
     totals = group_totals([3, 0, 4], queries=7, config=CONFIG)
     assert totals == GroupTotals(7 + 0.1 * 14, 8)  # the picture without masks counts as one
@@ -175,7 +173,7 @@ def test_pictures_of_a_group_may_be_computed_apart_given_the_groups_totals(cuts)
 
 def test_a_pictures_draws_do_not_depend_on_its_place_in_the_batch():
     prediction, seeds = answers(3), [5, 6, 7]
-    targets = [picture(1, 3), picture(2, 6), picture(3, 4)]
+    targets = [image(1, 3), image(2, 6), image(3, 4)]
     order = [2, 0, 1]
     reordered = Prediction(
         prediction.class_logits[order],
@@ -191,14 +189,14 @@ def test_a_pictures_draws_do_not_depend_on_its_place_in_the_batch():
 
 
 def test_a_seed_repeats_its_losses_bit_for_bit():
-    prediction, targets = answers(2), [picture(1, 3), picture(2, 6)]
+    prediction, targets = answers(2), [image(1, 3), image(2, 6)]
     first, again = (set_losses(prediction, targets, num_masks=9.0, config=CONFIG, seeds=[1, 2]) for _ in range(2))
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
 def test_pictures_without_masks_teach_no_object_and_leave_masks_alone():
     prediction = answers(2, layers=2)
-    losses = set_losses(prediction, [picture(1, 0), picture(2, 0)], num_masks=1.0, config=CONFIG, seeds=[1, 2])
+    losses = set_losses(prediction, [image(1, 0), image(2, 0)], num_masks=1.0, config=CONFIG, seeds=[1, 2])
     no_object = -prediction.class_logits.log_softmax(-1)[..., -1].mean()
     assert losses["loss_class"].item() == pytest.approx(2 * no_object.item(), rel=1e-5)
     assert losses["loss_mask"].item() == losses["aux0.loss_dice"].item() == 0
@@ -208,7 +206,7 @@ def test_pictures_without_masks_teach_no_object_and_leave_masks_alone():
 
 
 def test_gradients_reach_every_class_logit_and_the_matched_masks_of_every_layer():
-    prediction, targets = answers(2), [picture(1, 3), picture(2, 9)]
+    prediction, targets = answers(2), [image(1, 3), image(2, 9)]
     sum(set_losses(prediction, targets, num_masks=6.0, config=CONFIG, seeds=[1, 2]).values()).backward()
     for layer in (*prediction.auxiliary, prediction):
         assert (layer.class_logits.grad != 0).all()
@@ -217,7 +215,7 @@ def test_gradients_reach_every_class_logit_and_the_matched_masks_of_every_layer(
 
 
 def test_the_gradient_is_the_losses_slope():
-    prediction, targets = answers(1, layers=1), [picture(1, 3)]
+    prediction, targets = answers(1, layers=1), [image(1, 3)]
     config = LossConfig(points=64, oversample=1.0, importance=0.0)  # fixed points
 
     def total(mask_logits: torch.Tensor) -> torch.Tensor:
@@ -234,7 +232,7 @@ def test_the_gradient_is_the_losses_slope():
 
 
 def test_losses_are_float32_under_autocast():
-    prediction, targets = answers(2), [picture(1, 3), picture(2, 4)]
+    prediction, targets = answers(2), [image(1, 3), image(2, 4)]
     plain = set_losses(prediction, targets, num_masks=7.0, config=CONFIG, seeds=[1, 2])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         autocast = set_losses(prediction, targets, num_masks=7.0, config=CONFIG, seeds=[1, 2])
@@ -242,7 +240,7 @@ def test_losses_are_float32_under_autocast():
 
 
 def test_keys_are_the_last_prediction_then_the_auxiliary_ones():
-    losses = set_losses(answers(1), [picture(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1])
+    losses = set_losses(answers(1), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1])
     names = ["loss_class", "loss_mask", "loss_dice"]
     assert list(losses) == [prefix + name for prefix in ("", "aux0.", "aux1.") for name in names]
     assert all(loss.shape == () for loss in losses.values())
@@ -253,11 +251,11 @@ def test_numbers_that_are_not_finite_stop_the_run():
     with torch.no_grad():
         prediction.mask_logits[0, 0, 0, 0] = math.nan
     with pytest.raises(Divergence, match=r"mask logits \(1 of 168\) of the last prediction, picture 0"):
-        set_losses(prediction, [picture(1, 2)], num_masks=2.0, config=LossConfig(points=1024), seeds=[1])
+        set_losses(prediction, [image(1, 2)], num_masks=2.0, config=LossConfig(points=1024), seeds=[1])
 
 
 def test_wrong_counts_are_refused():
     with pytest.raises(ValueError, match="2 pictures need as many targets and seeds, got 1 and 2"):
-        set_losses(answers(2), [picture(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1, 2])
+        set_losses(answers(2), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1, 2])
     with pytest.raises(ValueError, match="1 pictures need as many class_weight_totals, got 2"):
-        set_losses(answers(1), [picture(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1], class_weight_totals=[1.0, 1.0])
+        set_losses(answers(1), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1], class_weight_totals=[1.0, 1.0])

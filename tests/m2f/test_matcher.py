@@ -67,9 +67,9 @@ def test_pictures_without_masks_have_no_pairs():
     prediction = answer(target, 3, [2, 0])
     both = Prediction(*(torch.cat((x, x)) for x in prediction[:2]))
     assert match([prediction], [empty], config=CONFIG, seeds=[1]).shape == (1, 0, 3)
-    for targets, picture in (([empty, target], 1), ([target, empty], 0)):
+    for targets, image in (([empty, target], 1), ([target, empty], 0)):
         found = match([both, both], targets, config=CONFIG, seeds=[1, 2])
-        assert found.tolist() == [[[picture, 2, 0], [picture, 0, 1]]] * 2
+        assert found.tolist() == [[[image, 2, 0], [image, 0, 1]]] * 2
 
 
 def test_a_batch_is_matched_as_each_of_its_pictures_alone():

@@ -239,9 +239,9 @@ def test_metrics_equal_those_of_torchmetrics_on_random_pictures():
         found[found == 2] = 3
         found[found < 0] = 0  # they also forgive what the prediction leaves void, which the official evaluator does not
         maps = []
-        for segments, kinds in ((found, guessed), (truth, labels)):
+        for segments, class_ids in ((found, guessed), (truth, labels)):
             # torchmetrics takes (category, instance) at every pixel; category 99 is unknown to it, that is void
-            category = np.where(segments < 0, 99, np.array(kinds)[segments])
+            category = np.where(segments < 0, 99, np.array(class_ids)[segments])
             maps.append(torch.from_numpy(np.stack((category, np.where(category < 3, 0, segments)), -1))[None])
         theirs.update(*maps)
         seen = [s for s in range(len(labels)) if (found == s).any()]

@@ -12,21 +12,21 @@ from m2f.metrics import SemanticMetric
 REFERENCE = Path(__file__).parents[1] / "reference"
 
 
-def reference_pictures() -> tuple[np.ndarray, np.ndarray]:
+def reference_images() -> tuple[np.ndarray, np.ndarray]:
     with np.load(REFERENCE / "miou.npz") as arrays:
         return arrays["prediction"], arrays["label"]
 
 
-def counted(*pictures: tuple[object, object], num_classes: int = 19, **settings: int) -> SemanticMetric:
+def counted(*images: tuple[object, object], num_classes: int = 19, **settings: int) -> SemanticMetric:
     metric = SemanticMetric(num_classes=num_classes, **settings)
-    for prediction, label in pictures:
+    for prediction, label in images:
         metric.update(prediction, label)
     return metric
 
 
 def test_metrics_equal_the_reference_implementations():
     expected = json.loads((REFERENCE / "miou.json").read_text())
-    result = counted(*zip(*reference_pictures(), strict=True)).result()
+    result = counted(*zip(*reference_images(), strict=True)).result()
     assert result["miou"] == pytest.approx(expected["mIoU"], abs=1e-6)
     assert result["mean_accuracy"] == pytest.approx(expected["mAcc"], abs=1e-6)
     assert result["pixel_accuracy"] == pytest.approx(expected["aAcc"], abs=1e-6)
@@ -52,8 +52,8 @@ def test_metrics_are_those_worked_out_by_hand():
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
 def test_merged_parts_equal_the_whole_exactly(cut):
-    pictures = list(zip(*reference_pictures(), strict=True))
-    whole, first, second = counted(*pictures), counted(*pictures[:cut]), counted(*pictures[cut:])
+    images = list(zip(*reference_images(), strict=True))
+    whole, first, second = counted(*images), counted(*images[:cut]), counted(*images[cut:])
     first.merge(second)
     assert torch.equal(first.confusion, whole.confusion)
     assert first.result() == whole.result()
@@ -62,8 +62,8 @@ def test_merged_parts_equal_the_whole_exactly(cut):
 
 
 def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
-    pictures = list(zip(*reference_pictures(), strict=True))
-    whole, first, again = counted(*pictures), counted(*pictures[:2]), counted(*pictures[2:])
+    images = list(zip(*reference_images(), strict=True))
+    whole, first, again = counted(*images), counted(*images[:2]), counted(*images[2:])
     again.add_state(json.loads(json.dumps(first.state())))
     assert torch.equal(again.confusion, whole.confusion)
     with pytest.raises(ValueError, match="confusion must be int64 of shape"):
@@ -72,7 +72,7 @@ def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, torch.uint8, torch.int32])
 def test_any_integer_type_and_shape_counts_alike(dtype):
-    prediction, label = reference_pictures()
+    prediction, label = reference_images()
     if isinstance(dtype, torch.dtype):
         converted = [torch.from_numpy(x).to(dtype) for x in (prediction, label)]
     else:

@@ -45,10 +45,10 @@ def test_a_picture_without_dense_masks_changes_nothing_for_the_others():
     logits = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 5, 4, 4, generator=generator)
     settings = {"num_masks": 3.0, "config": LossConfig(points=64)}
 
-    def losses(pictures, targets):
-        prediction = Prediction(*(part[pictures] for part in logits))
+    def losses(images, targets):
+        prediction = Prediction(*(part[images] for part in logits))
         totals = [4.0] * len(targets)
-        return set_losses(prediction, targets, seeds=pictures, class_weight_totals=totals, **settings)
+        return set_losses(prediction, targets, seeds=images, class_weight_totals=totals, **settings)
 
     together, first, second = losses([0, 1], [empty, full]), losses([0], [empty]), losses([1], [full])
     for name, value in together.items():

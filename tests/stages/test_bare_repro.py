@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helpers.pictures import write_folder
+from tests.helpers.images import write_folder
 from tests.helpers.project_copy import Copy
 
 WITH_GPU = {"M2F_WORKERS": "0"}

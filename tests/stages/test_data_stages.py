@@ -18,7 +18,7 @@ import yaml
 from pipeline.storage.files import sha256
 from pipeline.storage.results import ConvertedWeights, Manifest, read_result
 from tests.helpers.coco_files import published, write_coco
-from tests.helpers.pictures import encoded, labels, put, write_folder, zipped
+from tests.helpers.images import encoded, labels, put, write_folder, zipped
 from tests.helpers.waiting import LIMIT_S
 from tests.pipeline.conftest import NO_WEIGHTS
 
@@ -58,7 +58,7 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     assert sharded.returncode == 0, sharded.stderr
     assert sharded.stdout.startswith("mine train: 3 pictures, 1 shards")
     table = (workspace / "results/shard/mine.csv").read_text()
-    assert table.startswith("class,split,pixels,pictures,instances\nsky,train,246,3,0\n")
+    assert table.startswith("class,split,pixels,images,instances\nsky,train,246,3,0\n")
     first = (workspace / "results/shard/mine.json").read_bytes()
     assert str(workspace).encode() not in first + (workspace / "results/fetch/mine.json").read_bytes()
     assert stage("stages.shard", "mine").returncode == 0
@@ -137,21 +137,21 @@ def test_sharded_pictures_may_be_gone_unless_they_are_asked_for_by_name(workspac
 
 @pytest.mark.slow
 def test_a_killed_sharding_goes_on_and_ends_with_the_same_bytes(workspace: Path) -> None:
-    killed_and_resumed(workspace, pictures=600, kills=3, words=["--processes", "0"])
+    killed_and_resumed(workspace, images=600, kills=3, words=["--processes", "0"])
 
 
 @pytest.mark.full
 @pytest.mark.ray
 def test_sharding_with_ray_killed_at_twenty_moments_ends_with_the_same_bytes(workspace: Path) -> None:
-    killed_and_resumed(workspace, pictures=2000, kills=20, words=["--processes", "2"])
+    killed_and_resumed(workspace, images=2000, kills=20, words=["--processes", "2"])
 
 
-def killed_and_resumed(workspace: Path, *, pictures: int, kills: int, words: list[str]) -> None:
+def killed_and_resumed(workspace: Path, *, images: int, kills: int, words: list[str]) -> None:
     """Shard once; then again, killed at random moments and begun anew whenever it had ended, to the end."""
     noise = np.random.default_rng(0)
-    for index in range(pictures):
-        picture, name = noise.integers(0, 256, (64, 64, 3), np.uint8), f"training/q{index:05d}"
-        put(workspace / f"mine/images/{name}.jpg", encoded(picture, ".jpg"))
+    for index in range(images):
+        image, name = noise.integers(0, 256, (64, 64, 3), np.uint8), f"training/q{index:05d}"
+        put(workspace / f"mine/images/{name}.jpg", encoded(image, ".jpg"))
         put(workspace / f"mine/annotations/{name}.png", encoded(labels(64, 64)))
     zipped(workspace / "mine", workspace / "data/mine.zip")
     params = yaml.safe_load((workspace / "params.yaml").read_text())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.params.load import load_params
 from pipeline.storage.results import Manifest, read_result
 from tests.helpers.http_server import Server, serving
@@ -70,13 +70,11 @@ def test_published_archives_reach_the_loader(
     assert [source.name for source in manifest.sources] == list(archives)
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     recipe = load_params(PROJECT / "params.yaml").rows[row]
-    batches = training_batches(
-        TrainingOrder.of(recipe, manifest, seed=0), first_step=0, steps=1, picture_range=range(2)
-    )
+    batches = training_batches(TrainingOrder.of(recipe, manifest, seed=0), first_step=0, steps=1, image_range=range(2))
     (batch,) = batches
     assert batch.images.shape == (2, 3, *recipe.train.augmentation.crop)
     assert all(len(labels) for labels in batch.labels)
     test = dataclasses.replace(recipe.test, ms_flip=None)
-    pictures = list(validation_pictures(manifest, test, task=recipe.task))
-    assert len(pictures) == manifest.splits["val"].records == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
-    assert all(picture.label_map is not None and picture.label_map.unique().numel() > 2 for picture in pictures)
+    images = list(validation_images(manifest, test, task=recipe.task))
+    assert len(images) == manifest.splits["val"].records == {"ade20k": 3, "cityscapes": 6, "coco": 2}[dataset]
+    assert all(image.label_map is not None and image.label_map.unique().numel() > 2 for image in images)

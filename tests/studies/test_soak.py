@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from studies import soak
-from studies.soak import EVERY_S, KINDS, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
+from studies.soak import EVERY_S, FAULT_TYPES, Fault, Sample, Seen, Watch, consequences, growth, role, schedule, slope
 from tests.cluster.hosts import Hosts
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT
@@ -42,13 +42,13 @@ def test_faults_keep_their_distance_and_stay_within_what_their_kind_allows() -> 
     for one, next_one in itertools.pairwise(faults):
         assert EVERY_S[0] - 0.1 <= next_one.at_s - one.at_s <= EVERY_S[1] + 0.1
     for fault in faults:
-        kind = KINDS[fault.kind]
-        assert kind.lasts_s[0] <= fault.lasts_s <= kind.lasts_s[1] and fault.host in kind.hosts
+        fault_type = FAULT_TYPES[fault.fault_type]
+        assert fault_type.lasts_s[0] <= fault.lasts_s <= fault_type.lasts_s[1] and fault.host in fault_type.hosts
     # ten hours have some 400 faults: every kind comes about as often as its weight says
-    weights = sum(kind.weight for kind in KINDS.values())
-    for name, kind in KINDS.items():
-        share = sum(fault.kind == name for fault in faults) / len(faults)
-        assert share == pytest.approx(kind.weight / weights, abs=0.06)
+    weights = sum(fault_type.weight for fault_type in FAULT_TYPES.values())
+    for name, fault_type in FAULT_TYPES.items():
+        share = sum(fault.fault_type == name for fault in faults) / len(faults)
+        assert share == pytest.approx(fault_type.weight / weights, abs=0.06)
 
 
 # What they do
@@ -186,12 +186,12 @@ RECORD = {
     "steps_done_twice": 12,
     "faults": [
         {
-            "done_at_s": 68.2, "kind": "worker killed", "host": "worker1", "lasts_s": 0.0, "hit": 1, "noticed_s": 3.5,
-            "pause_s": 25.0, "again_s": 24.0, "twice": 12, "seed_change": False, "survived": True,
+            "done_at_s": 68.2, "fault_type": "worker killed", "host": "worker1", "lasts_s": 0.0, "hit": 1,
+            "noticed_s": 3.5, "pause_s": 25.0, "again_s": 24.0, "twice": 12, "seed_change": False, "survived": True,
         },
         {
-            "done_at_s": 150.0, "kind": "link cut", "host": "worker2", "lasts_s": 16.2, "hit": 1, "noticed_s": None,
-            "pause_s": None, "again_s": None, "twice": 0, "seed_change": False, "survived": False,
+            "done_at_s": 150.0, "fault_type": "link cut", "host": "worker2", "lasts_s": 16.2, "hit": 1,
+            "noticed_s": None, "pause_s": None, "again_s": None, "twice": 0, "seed_change": False, "survived": False,
         },
     ],
     "memory": [
@@ -257,7 +257,7 @@ def test_checkpoints_are_equal_when_every_bit_is_whatever_their_headers_say(tmp_
 
 
 def test_a_run_is_told_by_its_pools_and_by_what_mlflow_has_of_it(tmp_path: Path) -> None:
-    (tmp_path / "pools.json").write_text('[{"from_step": 0, "workers": 2}, {"from_step": 4, "workers": 1}]')
+    (tmp_path / "worker_groups.json").write_text('[{"from_step": 0, "workers": 2}, {"from_step": 4, "workers": 1}]')
     unfinished = {"run": tmp_path.name, "finished": False, "pools": [(0, 2), (4, 1)], "mlflow_doubled": 1}
     assert soak.about(tmp_path, [2, 4, 4], 8) == unfinished
     (tmp_path / "finished.json").write_text('{"seed": 5}')
@@ -293,5 +293,5 @@ def test_the_page_names_the_command_and_the_bounds_of_the_faults() -> None:
     assert "python -m studies.soak --minutes 45 --seed 1 --out soak.json" in page
     assert f"every {EVERY_S[0]:g} to {EVERY_S[1]:g} s a fault is drawn" in page
     assert f"a checkpoint every {soak.CHECKPOINT_EVERY}" in page and f"every {soak.LOG_EVERY} steps" in page
-    cut = KINDS["link cut"].lasts_s
-    assert f"link cut for {cut[0]:g} to {cut[1]:g} s ({KINDS['link cut'].weight})" in page
+    cut = FAULT_TYPES["link cut"].lasts_s
+    assert f"link cut for {cut[0]:g} to {cut[1]:g} s ({FAULT_TYPES['link cut'].weight})" in page

@@ -22,7 +22,7 @@ from pipeline.data.records import (
     Record,
     check_run_lengths,
     file_names,
-    picture_size,
+    image_size,
     read_colours,
     read_file,
 )
@@ -54,7 +54,7 @@ class _Listing(NamedTuple):
     """Archive and name, for messages."""
     classes: dict[int, int]
     """Class by category id."""
-    pictures: dict[int, tuple[str, int, int]]
+    images: dict[int, tuple[str, int, int]]
     """File name, height, width."""
     annotations: dict[int, list[str]]
     maps: dict[int, str]
@@ -91,7 +91,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     folder = config.splits[split]
     listed = {source: file_names(source) for source in sources}
     files = _files(listed, "annotations")
-    names = [f"{kind}_{folder}.json" for kind in ("panoptic", "instances")]
+    names = [f"{label_type}_{folder}.json" for label_type in ("panoptic", "instances")]
     panoptic, instances = (_listing(*files[name], config) if name in files else None for name in names)
     listings = [listing for listing in (panoptic, instances) if listing is not None]
     if not listings:
@@ -100,35 +100,35 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
             f"{', '.join(source.name for source in sources) or 'any source: none is listed'} "
             "(`splits` in params.yaml names the folders; leave out a split that is not there)"
         )
-    pictures = _files(listed, folder)
+    images = _files(listed, folder)
     maps = _files(listed, f"annotations/panoptic_{folder}")
     if not maps and f"panoptic_{folder}.zip" in files:
         inner = Path(*files[f"panoptic_{folder}.zip"])
         maps = _files({inner: file_names(inner)}, f"panoptic_{folder}")
     found: dict[str, Record] = {}
-    for identity in sorted({identity for listing in listings for identity in listing.pictures}):
-        entries = {listing.file: listing.pictures[identity] for listing in listings if identity in listing.pictures}
+    for identity in sorted({identity for listing in listings for identity in listing.images}):
+        entries = {listing.file: listing.images[identity] for listing in listings if identity in listing.images}
         lister, (file_name, height, width) = next(iter(entries.items()))
         if len(set(entries.values())) > 1:
             said = " and ".join(f"{file} has {' '.join(map(str, entry))}" for file, entry in entries.items())
             raise ValueError(f"picture {identity} differs (name, height, width): {said}")
-        if file_name not in pictures:
+        if file_name not in images:
             raise ValueError(f"{lister} lists {file_name}, but no source has {folder}/{file_name}")
         name = file_name.rpartition(".")[0] or file_name
         if name in found:
             raise ValueError(f"{lister} lists two pictures called {name}; keep one of them")
         segments = objects = None
-        if instances is not None and identity in instances.pictures:
+        if instances is not None and identity in instances.images:
             text = ",".join(instances.annotations.pop(identity, []))
             objects = _Objects(instances.file, instances.classes, text)
-        if panoptic is not None and identity in panoptic.pictures:
+        if panoptic is not None and identity in panoptic.images:
             segments = _panoptic(panoptic, identity, maps, folder)
         label_files = [*([str(segments.map)] if segments else []), *([objects.file] if objects else [])]
         found[name] = Record(
             name=name,
-            image_file=str(pictures[file_name]),
+            image_file=str(images[file_name]),
             label_file=" and ".join(label_files),
-            read=partial(_read, pictures[file_name], (height, width), lister, segments, objects),
+            read=partial(_read, images[file_name], (height, width), lister, segments, objects),
         )
     if not found:
         raise ValueError(f"{listings[0].file} lists no pictures")
@@ -148,7 +148,7 @@ def _files(listed: Mapping[Path, Sequence[str]], folder: str) -> dict[str, _Plac
 
 def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, _Place], folder: str) -> _Panoptic:
     """What a record needs of a panoptic listing."""
-    file_name = listing.pictures[identity][0]
+    file_name = listing.images[identity][0]
     texts = listing.annotations.pop(identity, [])
     if len(texts) != 1 or identity not in listing.maps:
         raise ValueError(
@@ -176,9 +176,9 @@ def _listing(source: Path, name: str, config: DatasetConfig) -> _Listing:
             elif key == "images":
                 if not isinstance(entry["id"], int):
                     raise TypeError(f"id {entry['id']!r} is not a number")
-                if entry["id"] in listing.pictures:
+                if entry["id"] in listing.images:
                     raise ValueError(f"{listing.file} lists two pictures with id {entry['id']}")
-                listing.pictures[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
+                listing.images[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
             elif key == "annotations":
                 listing.annotations[entry["image_id"]].append(entry_text)
                 if "segments_info" in entry:
@@ -188,7 +188,7 @@ def _listing(source: Path, name: str, config: DatasetConfig) -> _Listing:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{listing.file} is not as COCO writes it: {key}, {error!r}") from None
     listing.classes.update(_classes(categories, listing.file, config))
-    unknown = listing.annotations.keys() - listing.pictures.keys()
+    unknown = listing.annotations.keys() - listing.images.keys()
     if unknown:
         raise ValueError(f"{listing.file} has annotations of picture {min(unknown)}, which its `images` do not list")
     return listing
@@ -251,7 +251,7 @@ def _read(
 ) -> Labelled:
     """A picture of `size` (height, width) with its labels."""
     data = read_file(*image)
-    found = picture_size(data, str(image))
+    found = image_size(data, str(image))
     if found != size:
         raise ValueError(
             f"{image} is {found[0]} x {found[1]} (height x width), but {lister} says {size[0]} x {size[1]}"

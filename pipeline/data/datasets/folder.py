@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.images.codecs import IGNORE
 from pipeline.data.records import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     Labelled,
     Record,
     below,
@@ -38,12 +38,12 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     names = file_names(source)
     top = below(names, "images", source)
     folder = config.splits[split]
-    images = _by_stem(names, f"{top}images/{folder}/", PICTURE_SUFFIXES, source)
+    images = _by_stem(names, f"{top}images/{folder}/", IMAGE_SUFFIXES, source)
     labels = _by_stem(names, f"{top}annotations/{folder}/", (".png",), source)
     if not images:
         raise ValueError(
             f"{source} has no pictures in {top}images/{folder}/ for split {split}; known suffixes: "
-            f"{' '.join(PICTURE_SUFFIXES)} (`splits` in params.yaml names the folders)"
+            f"{' '.join(IMAGE_SUFFIXES)} (`splits` in params.yaml names the folders)"
         )
     for stem in sorted(images.keys() - labels.keys()):
         raise ValueError(f"{source.name}: {images[stem]} has no label {top}annotations/{folder}/{stem}.png")

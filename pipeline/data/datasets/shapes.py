@@ -86,14 +86,14 @@ class _Scene:
         self.road_middle = self.width * rng.uniform(0.4, 0.6)
         self.road_half = self.width * rng.uniform(0.32, 0.5)
         self.pavement = (rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6))
-        self.stuff = [self.segment(kind) for kind in range(CAR)]
+        self.stuff = [self.segment(class_id) for class_id in range(CAR)]
 
-    def segment(self, kind: int) -> int:
-        """A new segment of class `kind` with a texture of its own (fine, coarse amplitude)."""
+    def segment(self, class_id: int) -> int:
+        """A new segment of class `class_id` with a texture of its own (fine, coarse amplitude)."""
         low, high = {TREE: (0.13, 0.24), HILL: (0.05, 0.14), ROAD: (0.03, 0.07), PAVEMENT: (0.03, 0.08)}.get(
-            kind, (0.0, 0.04)
+            class_id, (0.0, 0.04)
         )
-        self.classes.append(kind)
+        self.classes.append(class_id)
         self.textures.append((self.rng.uniform(low, high), self.rng.uniform(0.02, 0.12)))
         return len(self.classes) - 1
 
@@ -235,17 +235,17 @@ def _objects(scene: _Scene) -> None:
             near *= rng.uniform(1.25, 1.9)
         near = rng.uniform(0.3, 0.42)
         while near < 0.9:  # along the pavement, far enough from each other to be seen
-            kind = rng.choice((TREE, PERSON, SIGN, ROAD), p=(0.35, 0.3, 0.25, 0.1))
-            low, high = {TREE: (edge - 0.2, edge + 0.05), PERSON: (1.1, edge), SIGN: (1.04, 1.15)}.get(kind, (0, 0))
-            if kind != ROAD:
-                planned.append((near, int(kind), side * rng.uniform(low, high)))
+            class_id = rng.choice((TREE, PERSON, SIGN, ROAD), p=(0.35, 0.3, 0.25, 0.1))
+            low, high = {TREE: (edge - 0.2, edge + 0.05), PERSON: (1.1, edge), SIGN: (1.04, 1.15)}.get(class_id, (0, 0))
+            if class_id != ROAD:
+                planned.append((near, int(class_id), side * rng.uniform(low, high)))
             near *= rng.uniform(1.3, 1.7)
     planned += [(rng.uniform(0.22, 0.85), CAR, rng.choice((-0.62, -0.3, 0.3, 0.62))) for _ in range(rng.integers(1, 4))]
     if rng.uniform() < 0.25:
         planned.append((rng.uniform(0.4, 0.8), PERSON, rng.uniform(-0.7, 0.7)))
     painters = {BUILDING: _building, TREE: _tree, CAR: _car, PERSON: _person, SIGN: _sign}
-    for near, kind, across in sorted(planned):
-        painters[kind](scene, *scene.ground(across, near), near, 1 if across > 0 else -1)
+    for near, class_id, across in sorted(planned):
+        painters[class_id](scene, *scene.ground(across, near), near, 1 if across > 0 else -1)
 
 
 def _shadow(scene: _Scene, x: float, y: float, radius_x: float, radius_y: float) -> None:
@@ -411,18 +411,18 @@ def _sign(scene: _Scene, x: float, y: float, near: float, side: int) -> None:
     )
     half, centre = max(1.2, tall * 0.03), y - tall + radius
     scene.box(x - half, centre, x + half, y, _pick(rng, ((128, 128, 130), (90, 88, 84))), segment)
-    kind = rng.integers(4)
-    if kind == 0:
+    drawing = rng.integers(4)
+    if drawing == 0:
         scene.ellipse(x, centre, radius, radius, plate, segment)
         scene.ellipse(x, centre, radius * 0.62, radius * 0.62, mark)
-    elif kind == 1:
+    elif drawing == 1:
         for share, colour, owner in ((1.15, plate, segment), (0.6, mark, None)):
             corners = [
                 (x + share * radius * np.sin(angle), centre - share * radius * np.cos(angle))
                 for angle in (0, 2.1, 4.18)
             ]
             scene.polygon(corners, colour, owner)
-    elif kind == 2:
+    elif drawing == 2:
         scene.box(x - radius, centre - radius, x + radius, centre + radius, plate, segment)
         scene.polygon(
             [
@@ -475,6 +475,8 @@ def _tidy(scene: _Scene) -> tuple[np.ndarray, tuple[int, ...]]:
     """Ids without gaps for what is seen; slivers of things become 255."""
     counts = np.bincount(scene.ids.ravel(), minlength=len(scene.classes))
     lookup = np.full(256, IGNORE, np.uint8)
-    kept = [old for old, kind in enumerate(scene.classes) if counts[old] >= (SLIVER_PIXELS if kind in THINGS else 1)]
+    kept = [
+        old for old, class_id in enumerate(scene.classes) if counts[old] >= (SLIVER_PIXELS if class_id in THINGS else 1)
+    ]
     lookup[kept] = np.arange(len(kept))
     return lookup[scene.ids], tuple(scene.classes[old] for old in kept)

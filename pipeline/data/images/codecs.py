@@ -65,18 +65,18 @@ def _decoded(data: Any, flags: int) -> np.ndarray | None:
         return None
 
 
-def raw_pixels(data: Any, shape: tuple[int, ...], kind: type[np.uint8 | np.uint16], file: str) -> np.ndarray:
+def raw_pixels(data: Any, shape: tuple[int, ...], dtype: type[np.uint8 | np.uint16], file: str) -> np.ndarray:
     """Stored pixels as an array of this shape and kind that lies where the bytes lie: nothing is read yet.
 
     ValueError names `file` when the length is wrong.
     """
-    pixels, size = np.frombuffer(data, np.uint8), math.prod(shape) * np.dtype(kind).itemsize
+    pixels, size = np.frombuffer(data, np.uint8), math.prod(shape) * np.dtype(dtype).itemsize
     if pixels.size != size:
         raise ValueError(
             f"{file}: {pixels.size:,} bytes of pixels instead of {size:,} for {' x '.join(map(str, shape))}; "
             "the shard is altered"
         )
-    return pixels.view(np.dtype(kind).newbyteorder("<")).reshape(shape)
+    return pixels.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
 
 def decode_masks(run_lengths: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:

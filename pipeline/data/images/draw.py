@@ -36,15 +36,15 @@ def stacked(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def painted(
-    picture: np.ndarray, ids: np.ndarray, colours: np.ndarray, *, borders: bool = True, strength: float = 0.65
+    image: np.ndarray, ids: np.ndarray, colours: np.ndarray, *, borders: bool = True, strength: float = 0.65
 ) -> np.ndarray:
     """The picture, (h, w, 3) uint8, with every pixel of id i tinted in colours[i] by `strength`; other ids stay as they
     are. Borders are white lines."""
     inside = (ids >= 0) & (ids < len(colours))
     if not inside.any():
-        return picture
+        return image
     tint = colours[np.where(inside, ids, 0)]
-    mixed = np.where(inside[..., None], ((1 - strength) * picture + strength * tint).astype(np.uint8), picture)
+    mixed = np.where(inside[..., None], ((1 - strength) * image + strength * tint).astype(np.uint8), image)
     if borders:
         edge = np.zeros(ids.shape, bool)
         edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]

@@ -22,7 +22,7 @@ OFF_PX = 1 / 150
 from black to white (255 / 150), rounding included."""
 
 
-def network_picture(image: np.ndarray, test: TestConfig) -> Tensor:
+def network_image(image: np.ndarray, test: TestConfig) -> Tensor:
     """An (h, w, 3) uint8 RGB picture at the size that a row is tested at, (3, H, W) uint8, not padded."""
     size = resized_size(*image.shape[:2], short_side=test.short_side, long_side_max=test.long_side_max)
     return torch.from_numpy(resize_image(image, size).transpose(2, 0, 1).copy())

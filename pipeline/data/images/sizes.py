@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
+class ImageCounts:
     """A dataset's pictures, counted."""
 
     train: int
@@ -24,23 +24,23 @@ class Pictures:
     """(height, width) that stands for all: the commonest, or medians of both."""
 
 
-PUBLISHED: Mapping[str, Pictures] = {
-    "cityscapes": Pictures(train=2975, val=500, usual=(1024, 2048)),
-    "ade20k": Pictures(train=20210, val=2000, usual=(512, 683)),
-    "coco": Pictures(train=118287, val=5000, usual=(480, 640)),
+PUBLISHED: Mapping[str, ImageCounts] = {
+    "cityscapes": ImageCounts(train=2975, val=500, usual=(1024, 2048)),
+    "ade20k": ImageCounts(train=20210, val=2000, usual=(512, 683)),
+    "coco": ImageCounts(train=118287, val=5000, usual=(480, 640)),
 }
 """The published datasets, for use before their shards are made. Counts: the datasets' own pages. All of Cityscapes'
 pictures are of one size; those of the other two differ, and the commonest landscape size stands for them."""
 
 
-def counted(dataset: str, manifest: Manifest | None) -> Pictures | None:
+def counted(dataset: str, manifest: Manifest | None) -> ImageCounts | None:
     """A dataset's pictures by the manifest of its shards or, without one, as published; None: neither is there."""
     if manifest is None:
         return PUBLISHED.get(dataset)
     records = {split: entry.records for split, entry in manifest.splits.items()}
-    sides = manifest.picture_sizes["val" if "val" in records else "train"]
+    sides = manifest.image_sizes["val" if "val" in records else "train"]
     (_, height, _), (_, width, _) = sides.height, sides.width
-    return Pictures(train=records.get("train", 0), val=records.get("val", 0), usual=(height, width))
+    return ImageCounts(train=records.get("train", 0), val=records.get("val", 0), usual=(height, width))
 
 
 def shown_size(size: Size, *, short_side: int, long_side_max: int, pad_multiple: int) -> Size:

@@ -21,10 +21,10 @@ def renumber(ids: np.ndarray, new: np.ndarray, count: int) -> np.ndarray:
 
     Gives uint8 with 255 or, where there are over 255 (`count`) new ids, int32 with -1, for nothing.
     """
-    kind, nothing = (np.uint8, IGNORE) if count <= IGNORE else (np.int32, -1)
-    lookup = np.full(nothing_of(ids) + 1, nothing, kind)
+    dtype, nothing = (np.uint8, IGNORE) if count <= IGNORE else (np.int32, -1)
+    lookup = np.full(nothing_of(ids) + 1, nothing, dtype)
     lookup[: len(new)] = np.where(new < 0, nothing, new)
-    return look_up(ids, lookup) if ids.dtype == kind == np.uint8 else lookup.take(ids)
+    return look_up(ids, lookup) if ids.dtype == dtype == np.uint8 else lookup.take(ids)
 
 
 def close_gaps(
@@ -61,16 +61,16 @@ def merge_stuff(segments: Segments, thing_index: np.ndarray) -> tuple[np.ndarray
     Gives the new id of every segment, (S,), -1: none, and the first segment of every new one, (M,).
     """
     new, firsts, stuff = np.full(len(segments.classes), -1), list[int](), dict[int, int]()
-    for segment, (kind, crowd) in enumerate(zip(segments.classes.tolist(), segments.crowd.tolist(), strict=True)):
+    for segment, (class_id, crowd) in enumerate(zip(segments.classes.tolist(), segments.crowd.tolist(), strict=True)):
         if crowd:
             continue
-        if kind in stuff:
-            new[segment] = stuff[kind]
+        if class_id in stuff:
+            new[segment] = stuff[class_id]
             continue
         new[segment] = len(firsts)
         firsts.append(segment)
-        if thing_index[kind] < 0:
-            stuff[kind] = new[segment]
+        if thing_index[class_id] < 0:
+            stuff[class_id] = new[segment]
     return new, np.array(firsts, np.int64)
 
 

@@ -78,7 +78,7 @@ class TrainingOrder:
     """semantic: one segment for every class. panoptic: crowds are nothing, stuff of one class is one segment. instance:
     masks of things that are no crowds; where a crop leaves no pixel of all things that it should still show, another
     picture is drawn."""
-    pictures: Literal["all", "with_things"] = "all"
+    images: Literal["all", "with_things"] = "all"
     """with_things leaves out those without an annotated thing and those with a side of less than MIN_SIDE pixels."""
     seed: int
     global_batch: int
@@ -92,26 +92,26 @@ class TrainingOrder:
             manifest=manifest,
             augmentation=train.augmentation,
             task=row.task,
-            pictures=train.pictures,
+            images=train.images,
             seed=seed,
             global_batch=train.global_batch,
         )
 
 
 def training_batches(
-    order: TrainingOrder, *, first_step: int, steps: int, picture_range: range, processes: int = 0
+    order: TrainingOrder, *, first_step: int, steps: int, image_range: range, processes: int = 0
 ) -> Iterator[Batch]:
     """One Batch for each of `steps` steps from `first_step` on.
 
-    picture_range: this worker's part of a step, as places in its global batch. processes: 0 decodes in this process,
+    image_range: this worker's part of a step, as places in its global batch. processes: 0 decodes in this process,
     else that many others do, with the same batches.
 
     ValueError names labels that the task needs and the dataset lacks, a shard that is missing or altered, or the record
     that failed.
     """
     split = SplitReader.of(order.manifest, "train", order.task)
-    chosen = _chosen(split, order.pictures)
-    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, picture_range)
+    chosen = _chosen(split, order.images)
+    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, image_range)
     yield from load_items(source, range(first_step, first_step + steps), processes)
 
 
@@ -123,16 +123,16 @@ def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
 _epoch_order = lru_cache(maxsize=2)(epoch_order)  # a step may straddle two epochs
 
 
-def _chosen(split: SplitReader, pictures: Literal["all", "with_things"]) -> np.ndarray:
+def _chosen(split: SplitReader, images: Literal["all", "with_things"]) -> np.ndarray:
     """Indices of the records that are trained on."""
-    if pictures == "all":
+    if images == "all":
         return np.arange(split.records)
     things, height, width = split.columns("things", "height", "width")
     chosen = np.flatnonzero((things > 0) & (np.minimum(height, width) >= MIN_SIDE))
     if not len(chosen):
         raise ValueError(
             f"dataset {split.dataset} has no training picture with things and sides of at least {MIN_SIDE} px; "
-            f"set `pictures: all` in the row's train settings"
+            f"set `images: all` in the row's train settings"
         )
     return chosen
 
@@ -159,14 +159,14 @@ class _Training(Dataset[Batch]):
         augmentation: AugmentationConfig,
         seed: int,
         global_batch: int,
-        picture_range: range,
+        image_range: range,
     ) -> None:
         self.split, self.chosen, self.augmentation = split, chosen, augmentation
-        self.seed, self.global_batch, self.picture_range = seed, global_batch, picture_range
+        self.seed, self.global_batch, self.image_range = seed, global_batch, image_range
         self.transform = training_transform(augmentation)
 
     def __getitem__(self, step: int) -> Batch:
-        positions = [step * self.global_batch + picture for picture in self.picture_range]
+        positions = [step * self.global_batch + place for place in self.image_range]
         height, width = crop = self.augmentation.crop
         images = torch.empty(len(positions), 3, height, width, dtype=torch.uint8)
         examples = [self._example(position) for position in positions]

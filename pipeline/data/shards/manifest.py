@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.data.images.codecs import IGNORE
 from pipeline.data.shards.writer import (
-    PictureLabels,
+    ImageLabels,
     ShardFacts,
     ShardJob,
     same_labels,
@@ -24,8 +24,8 @@ from pipeline.data.shards.writer import (
 from pipeline.storage.results import (
     CLASS_COLUMNS,
     FetchedSource,
+    ImageSides,
     Manifest,
-    PictureSizes,
     Samples,
     Shard,
     SkippedRecord,
@@ -45,10 +45,10 @@ class Counts(NamedTuple):
 
     pixels: tuple[int, ...]
     ignored_pixels: int
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     instances: tuple[int, ...]
-    things_per_picture: dict[int, int]
-    picture_sizes: PictureSizes
+    things_per_image: dict[int, int]
+    image_sizes: ImageSides
     bytes: int
     skipped: tuple[SkippedRecord, ...]
 
@@ -60,17 +60,17 @@ def counted(shards: Sequence[ShardFacts]) -> Counts:
     heights: Counter[int] = Counter()
     widths: Counter[int] = Counter()
     for shard in shards:
-        things.update(shard.things_per_picture)
-        for height, width, pictures in shard.sizes:
-            heights[height] += pictures
-            widths[width] += pictures
+        things.update(shard.things_per_image)
+        for height, width, images in shard.sizes:
+            heights[height] += images
+            widths[width] += images
     return Counts(
         pixels=tuple(pixels),
         ignored_pixels=ignored,
-        pictures=_summed([shard.pictures for shard in shards]),
+        images=_summed([shard.images for shard in shards]),
         instances=_summed([shard.instances for shard in shards]),
-        things_per_picture={count: things[count] for count in sorted(things)},
-        picture_sizes=PictureSizes(height=_spread(heights), width=_spread(widths)),
+        things_per_image={count: things[count] for count in sorted(things)},
+        image_sizes=ImageSides(height=_spread(heights), width=_spread(widths)),
         bytes=sum(shard.bytes for shard in shards),
         skipped=tuple(record for shard in shards for record in shard.skipped),
     )
@@ -93,7 +93,7 @@ def class_table(manifest: Manifest) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(CLASS_COLUMNS)
     for split in manifest.splits:
-        columns = (manifest.pixels[split], manifest.pictures[split], manifest.instances[split])
+        columns = (manifest.pixels[split], manifest.images[split], manifest.instances[split])
         table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
     return text.getvalue()
 
@@ -145,15 +145,15 @@ def make_manifest(
         class_names=config.class_names,
         thing_classes=config.thing_classes,
         ignore_label=IGNORE,
-        labels=shards.labels.kinds if shards.labels else (),
+        labels=shards.labels.label_types if shards.labels else (),
         pixel_layout=config.pixels,
         splits={name: placed(split) for name, split in splits.items()},
         pixels={split: count.pixels for split, count in counts.items()},
         ignored_pixels={split: count.ignored_pixels for split, count in counts.items()},
-        pictures={split: count.pictures for split, count in counts.items()},
+        images={split: count.images for split, count in counts.items()},
         instances={split: count.instances for split, count in counts.items()},
-        things_per_picture={split: count.things_per_picture for split, count in counts.items()},
-        picture_sizes={split: count.picture_sizes for split, count in counts.items()},
+        things_per_image={split: count.things_per_image for split, count in counts.items()},
+        image_sizes={split: count.image_sizes for split, count in counts.items()},
         bytes={split: count.bytes for split, count in counts.items()},
         skipped={split: count.skipped for split, count in counts.items()},
         sources=tuple(Source(name=source.name, bytes=source.bytes, sha256=source.sha256) for source in facts),
@@ -170,7 +170,7 @@ class MadeShards:
         self.dataset, self.records = dataset, records
         self.facts: dict[str, ShardFacts] = {}
         self.skipped = dict.fromkeys(records, 0)
-        self.labels: PictureLabels | None = None
+        self.labels: ImageLabels | None = None
 
     def add(self, job: ShardJob, facts: ShardFacts) -> None:
         """ValueError when its pictures have other kinds of labels than the rest, or too many records are skipped."""

@@ -143,8 +143,8 @@ class StoredRecord:
 
     def segments(self) -> Segments:
         """The segment map; where ids are classes, one segment for every class of the dataset."""
-        data, kinds = self._bytes("segments"), self._value("segment_classes").as_py()
-        classes = np.arange(len(self.thing_index)) if kinds is None else np.array(kinds, np.int64)
+        data, class_ids = self._bytes("segments"), self._value("segment_classes").as_py()
+        classes = np.arange(len(self.thing_index)) if class_ids is None else np.array(class_ids, np.int64)
         if self.raw:
             ids = raw_pixels(data, self.size, np.uint8 if len(classes) <= IGNORE else np.uint16, self.where)
         else:

@@ -42,9 +42,9 @@ def sample_sheet(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], layo
 
     tiles, shown = [], set[int]()
     for row in rows:
-        tile, kinds = _tile(row, layout, len(classes))
+        tile, class_ids = _tile(row, layout, len(classes))
         tiles.append(tile)
-        shown |= kinds
+        shown |= class_ids
     columns = min(_COLUMNS, len(tiles))
     lines = math.ceil(len(tiles) / columns)
     across, down = TILE[1] + _GAP, max(tile.shape[0] for tile in tiles) + _LINE + _GAP
@@ -59,10 +59,10 @@ def sample_sheet(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], layo
         sheet.paste(Image.fromarray(tile), (x, y))
         draw.text((x, y + down - _LINE - _GAP + 2), _fitting(row["name"], TILE[1], font), "dimgrey", font)
     colours = class_colours(len(classes))
-    for place, kind in enumerate(sorted(shown)):
+    for place, class_id in enumerate(sorted(shown)):
         x, y = _GAP + place % per_line * _ENTRY, _LINE + _GAP + lines * down + place // per_line * _LINE
-        draw.rectangle((x, y + 3, x + 16, y + 18), tuple(colours[kind].tolist()))
-        draw.text((x + 22, y + 1), _fitting(classes[kind], _ENTRY - 28, font), "black", font)
+        draw.rectangle((x, y + 3, x + 16, y + 18), tuple(colours[class_id].tolist()))
+        draw.text((x + 22, y + 1), _fitting(classes[class_id], _ENTRY - 28, font), "black", font)
     data = io.BytesIO()
     sheet.save(data, "PNG", compress_level=3)
     return data.getvalue()
@@ -109,12 +109,12 @@ def _labels(row: Mapping[str, Any], layout: str) -> tuple[np.ndarray, list[int]]
         instances = sorted(row["instances"], key=lambda instance: float(instance["area"]))
         masks = decode_masks([{"size": list(size), "counts": each["counts"]} for each in instances], size)
         return stacked(masks, size).astype(np.int16), [each["class"] for each in instances]
-    kinds = row["segment_classes"]
+    class_ids = row["segment_classes"]
     if layout == "raw":
         wide = len(row["segments"]) > size[0] * size[1]
         ids = np.frombuffer(row["segments"], "<u2" if wide else np.uint8).reshape(size).astype(np.int32)
         ids[ids == (IGNORE_WIDE if wide else IGNORE)] = -1
     else:
         ids = decode_segments(row["segments"], row["name"]).astype(np.int32)
-        ids[ids == IGNORE] = -1 if kinds is None or len(kinds) <= IGNORE else IGNORE
-    return ids.astype(np.int16), list(range(IGNORE)) if kinds is None else kinds
+        ids[ids == IGNORE] = -1 if class_ids is None or len(class_ids) <= IGNORE else IGNORE
+    return ids.astype(np.int16), list(range(IGNORE)) if class_ids is None else class_ids

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
-from pipeline.data.records import Instance, Labelled, Record, check_picture, check_run_lengths, picture_size
+from pipeline.data.records import Instance, Labelled, Record, check_image, check_run_lengths, image_size
 from pipeline.params.parse import parse
 from pipeline.storage.digests import known_digest
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
@@ -83,7 +83,7 @@ def verify(
     things: classes with countable instances. ValueError names the file that is wrong.
     """
     labelled = record.read()
-    check_picture(labelled.image, record.image_file)
+    check_image(labelled.image, record.image_file)
     decoded = decode_image(labelled.image, record.image_file)
     height, width = decoded.shape[:2]
     data = decoded.tobytes() if pixels == "raw" else labelled.image
@@ -93,7 +93,7 @@ def verify(
     row["instances"] = None
     classes = row["segment_classes"]
     crowd = row["segment_crowd"] or [False] * len(classes or ())
-    owners = [(kind, flag) for kind, flag in zip(classes or (), crowd, strict=True) if kind in things]
+    owners = [(class_id, flag) for class_id, flag in zip(classes or (), crowd, strict=True) if class_id in things]
     if labelled.instances is not None:
         row["instances"] = [
             _instance(instance, f"{record.label_file}: instance {index}", things, (height, width))
@@ -101,16 +101,16 @@ def verify(
         ]
         owners = [(instance["class"], instance["crowd"]) for instance in row["instances"]]
     row["things"] = len(owners)
-    instances = np.bincount([kind for kind, flag in owners if not flag], minlength=num_classes)
+    instances = np.bincount([class_id for class_id, flag in owners if not flag], minlength=num_classes)
     held = counts[:-1] > 0
     if labelled.segments is None:
-        held = np.bincount([kind for kind, _ in owners], minlength=num_classes) > 0
+        held = np.bincount([class_id for class_id, _ in owners], minlength=num_classes) > 0
     given: dict[Label, bool] = {
         "instances": labelled.instances is not None or (classes is not None and bool(things)),
         "panoptic": classes is not None,
         "semantic": labelled.segments is not None,
     }
-    labels = tuple(kind for kind, there in given.items() if there)
+    labels = tuple(label_type for label_type, there in given.items() if there)
     return Stored({**row, "digest": _record_digest(row)}, counts, instances, held, labels)
 
 
@@ -139,7 +139,7 @@ def _segments(
     wrong = np.flatnonzero(counts[known:nothing]) + known
     if len(wrong):
         raise ValueError(f"{record.label_file} holds segment {wrong[0]} on {counts[wrong[0]]} pixels; it has {known}")
-    if classes is not None and not all(0 <= kind < num_classes for kind in classes):
+    if classes is not None and not all(0 <= class_id < num_classes for class_id in classes):
         raise ValueError(f"{record.label_file} names a class outside 0 to {num_classes - 1}")
     if len(crowd) not in (0, len(classes or ())):
         raise ValueError(f"{record.label_file} has {len(crowd)} crowd flags for {len(classes or ())} segments")
@@ -187,15 +187,15 @@ def _instance(instance: Instance, what: str, things: frozenset[int], size: tuple
 
 def _record_digest(row: Mapping[str, Any]) -> str:
     """SHA-256 over all fields of a row."""
-    pictures = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in ("image", "segments")}
+    images = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in ("image", "segments")}
     instances = row["instances"] and [{**each, "counts": each["counts"].decode("ascii")} for each in row["instances"]]
-    return hashlib.sha256(json.dumps({**row, **pictures, "instances": instances}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps({**row, **images, "instances": instances}, sort_keys=True).encode()).hexdigest()
 
 
 def expected_bytes(record: Record, pixels: Pixels) -> int:
     """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
     labelled = record.read()
-    height, width = picture_size(labelled.image, record.image_file)
+    height, width = image_size(labelled.image, record.image_file)
     size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns
     if labelled.segments is not None:
         wide = len(labelled.segment_classes or ()) > IGNORE
@@ -227,10 +227,10 @@ class ShardJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureLabels:
+class ImageLabels:
     """What labels a picture has."""
 
-    kinds: tuple[Label, ...]
+    label_types: tuple[Label, ...]
     file: str
     """The picture's."""
 
@@ -245,15 +245,15 @@ class ShardFacts:
     sha256: str
     pixels: tuple[int, ...]
     """Of every class, crowds included, then of none."""
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
     """That hold a class, for every class."""
     instances: tuple[int, ...]
     """Things that are no crowd, of every class."""
-    things_per_picture: Mapping[int, int]
+    things_per_image: Mapping[int, int]
     """Number of things that are no crowd -> pictures with as many."""
     sizes: tuple[tuple[int, int, int], ...]
     """Height, width, pictures of that size."""
-    labels: PictureLabels | None
+    labels: ImageLabels | None
     """Of its first picture; None: every record was skipped."""
     skipped: tuple[SkippedRecord, ...]
 
@@ -289,10 +289,10 @@ def make_shard(job: ShardJob, folder: StoredPath, on_record: Callable[[], None] 
 def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> ShardFacts:
     """Write the shard's records to `path`; its facts."""
     pixels = np.zeros(job.num_classes + 1, np.int64)
-    pictures, instances = np.zeros(job.num_classes, np.int64), np.zeros(job.num_classes, np.int64)
+    images, instances = np.zeros(job.num_classes, np.int64), np.zeros(job.num_classes, np.int64)
     things: Counter[int] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
-    labels: PictureLabels | None = None
+    labels: ImageLabels | None = None
     skipped: list[SkippedRecord] = []
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
@@ -305,11 +305,11 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
             else:
                 writer.write_batch(pa.RecordBatch.from_pylist([stored.row], schema=SCHEMA))
                 pixels += stored.pixels
-                pictures += stored.held
+                images += stored.held
                 instances += stored.instances
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
-                labels = same_labels(labels, PictureLabels(kinds=stored.labels, file=record.image_file))
+                labels = same_labels(labels, ImageLabels(label_types=stored.labels, file=record.image_file))
                 del stored  # before the next one is read
                 pa.default_memory_pool().release_unused()
             if on_record is not None:
@@ -319,24 +319,24 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
         bytes=path.stat().st_size,
         sha256=sha256(path),
         pixels=tuple(pixels.tolist()),
-        pictures=tuple(pictures.tolist()),
+        images=tuple(images.tolist()),
         instances=tuple(instances.tolist()),
-        things_per_picture={count: things[count] for count in sorted(things)},
+        things_per_image={count: things[count] for count in sorted(things)},
         sizes=tuple((*size, sizes[size]) for size in sorted(sizes)),
         labels=labels,
         skipped=tuple(skipped),
     )
 
 
-def same_labels(known: PictureLabels | None, found: PictureLabels) -> PictureLabels:
+def same_labels(known: ImageLabels | None, found: ImageLabels) -> ImageLabels:
     """The labels that all of a dataset's pictures have, with one of them. ValueError if those of `found` are others."""
     if known is None:
         return found
-    if known.kinds != found.kinds:
-        kinds, others = (" and ".join(labels.kinds) for labels in (known, found))
+    if known.label_types != found.label_types:
+        label_types, others = (" and ".join(labels.label_types) for labels in (known, found))
         raise ValueError(
-            f"{found.file} has {others} labels, but {known.file} has {kinds} labels; all pictures of a dataset need "
-            "the same kinds"
+            f"{found.file} has {others} labels, but {known.file} has {label_types} labels; all pictures of a dataset "
+            "need the same types"
         )
     return known
 

@@ -11,7 +11,7 @@ from pipeline.report.html import svg
 from pipeline.report.html.classes import class_tables
 from pipeline.report.html.elements import cells, chip, definitions, escaped, items, paragraphs, small, table
 from pipeline.report.rows import CHECKPOINTS, ENDED_BADLY, Facts
-from pipeline.report.sentences import behind, interval_sentence
+from pipeline.report.sentences import below_reference, interval_sentence
 from pipeline.report.tables import evaluated_seeds, figure_names, percent, rate, seed_cells, seed_columns, signed, span
 from pipeline.storage.results import RegisteredVersion, TrainedSeed
 
@@ -36,7 +36,7 @@ class Details:
 def row_section(name: str, facts: Facts, details: Details, tracking: str) -> str:
     """The row's section; tracking: MLflow's address."""
     status = "" if facts.status == "finished" else small(facts.status)
-    warnings = [f"{warning}." for seed in facts.seeds for warning in behind(seed, facts)]
+    warnings = [f"{warning}." for seed in facts.seeds for warning in below_reference(seed, facts)]
     warned = f"<ul class=warnings>{items(warnings)}</ul>" if warnings else ""
     return (
         f'<section class="row" id="{escaped(name)}"><h3>{escaped(name)} {chip(facts)}{status}</h3>{_headline(facts)}'
@@ -63,7 +63,7 @@ def _charts(name: str, facts: Facts, details: Details) -> str:
     colours = {seed: svg.SEED_COLOURS[i % len(svg.SEED_COLOURS)] for i, seed in enumerate(seeds)}
     first, published = facts.primary, facts.published.get(facts.primary)
     validation = f"Validation {LABELS[first]} during training, percent"
-    warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.behind]
+    warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.below_reference]
     drawn = [
         _spread(name, facts, colours),
         (
@@ -186,17 +186,17 @@ def _benchmark(facts: Facts) -> str:
     if not measured:
         return ""
     flops, inference, training = measured.flops, measured.inference, measured.training
-    size = " x ".join(map(str, flops.picture))
+    size = " x ".join(map(str, flops.image_size))
     if training is None:
         step = f"not measured: {measured.skipped}"
     else:
-        step = f"{training.step_s:.3f} s for {training.pictures} pictures"
+        step = f"{training.step_s:.3f} s for {training.images} pictures"
         step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
     lines = {
         "device": measured.environment.device,
         "parameters": f"{measured.parameters / 1e6:,.1f} million",
         "one picture": f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})",
-        "inference": f"{rate(inference.fps)}/s over {inference.pictures} pictures: {inference.protocol}",
+        "inference": f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}",
         "training step": step,
     }
     return f"<h4>Cost and speed, measured</h4>{definitions((term, escaped(said)) for term, said in lines.items())}"
@@ -250,7 +250,7 @@ def _keys(training: TrainedSeed) -> str:
             for which, called in CHECKPOINTS.items()
         )
     note = ""
-    if accepted := training.accepted:
+    if accepted := training.reused:
         instead, why = escaped(accepted.instead_of), escaped(accepted.reason)
         note = f"<br>accepted instead of <code>{instead}</code>: {why} ({escaped('; '.join(accepted.differences))})"
     return (

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.cluster.check import PLACEHOLDER
-from pipeline.cluster.config import Machines, machines
+from pipeline.cluster.config import NodeGroup, node_groups
 from tests.helpers.shared import PROJECT
 
 
@@ -22,11 +22,11 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
         "large": {"resources": {"GPU": 8, "CPU": 96}, "max_workers": 2},
     }
     config = {"max_workers": 3, "head_node_type": "head", "available_node_types": types}
-    assert machines(config) == [
-        Machines(kind="large", count=2, gpus=8, cpus=96),
-        Machines(kind="small", count=1, gpus=4, cpus=16),
+    assert node_groups(config) == [
+        NodeGroup(node_type="large", count=2, gpus=8, cpus=96),
+        NodeGroup(node_type="small", count=1, gpus=4, cpus=16),
     ]
-    assert machines({"provider": {"type": "local"}}) == []
+    assert node_groups({"provider": {"type": "local"}}) == []
 
 
 def test_ray_starts_every_kind_of_machine_on_a_stand_in_for_ec2(

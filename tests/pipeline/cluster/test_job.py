@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import job as cluster_job
-from pipeline.cluster.config import Machines
+from pipeline.cluster.config import NodeGroup
 from pipeline.cluster.job import Need, at_once, missing, need
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
@@ -20,8 +20,8 @@ def rows() -> Mapping[str, Row]:
     return load_params(PROJECT / "params.yaml").rows
 
 
-def some(count: int, *, gpus: int = 0, cpus: int = 0) -> list[Machines]:
-    return [Machines(kind="some", count=count, gpus=gpus, cpus=cpus)]
+def some(count: int, *, gpus: int = 0, cpus: int = 0) -> list[NodeGroup]:
+    return [NodeGroup(node_type="some", count=count, gpus=gpus, cpus=cpus)]
 
 
 def test_a_published_row_needs_a_gpu_for_each_group_and_a_tiny_one_none(
@@ -59,21 +59,21 @@ TYPES: Mapping[str, Any] = {
 }
 
 
-def test_only_gpus_of_the_wanted_kind_count(rows: Mapping[str, Row], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_gpus_of_the_wanted_type_count(rows: Mapping[str, Row], monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"head_node_type": "head", "available_node_types": TYPES}
-    assert cluster_job.of_kind(config, None) == config
-    assert list(cluster_job.of_kind(config, "L40S")["available_node_types"]) == ["head", "g6e"]
-    assert cluster_job.of_kind({}, "A100")["available_node_types"] == {}
+    assert cluster_job.of_gpu_type(config, None) == config
+    assert list(cluster_job.of_gpu_type(config, "L40S")["available_node_types"]) == ["head", "g6e"]
+    assert cluster_job.of_gpu_type({}, "A100")["available_node_types"] == {}
     monkeypatch.setenv("M2F_ACCELERATOR_TYPE", "A100")
     wanted = [need(rows["ade20k_swin-s"])]
-    assert wanted == [Need("ade20k_swin-s", gpus=8, cpus=1, kind="A100")]
+    assert wanted == [Need("ade20k_swin-s", gpus=8, cpus=1, gpu_type="A100")]
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=[]) == [
         "row ade20k_swin-s needs 8 A100 GPUs, but the cluster has 4 and can start no more; "
         "set M2F_WORKERS=4 to train on those, or add machines to the cluster file"
     ]
 
 
-def test_as_many_rows_run_at_once_as_there_may_be_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_rows_run_at_once_as_there_may_be_worker_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = [Need("a", gpus=8, cpus=1)], [Need("a", gpus=0, cpus=2)]
     assert at_once(gpu, here=some(1, gpus=0), more=some(4, gpus=8)) == 4
     assert at_once(gpu, here=some(2, gpus=6), more=[]) == 1

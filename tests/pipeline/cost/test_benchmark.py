@@ -77,18 +77,18 @@ def test_a_row_is_measured_on_the_pictures_of_its_shards(
     assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert result.parameters_trained == result.parameters
     # 64 x 96 with a short side of 160: 160 x 240, padded to 160 x 256
-    assert result.flops.picture == (160, 256)
+    assert result.flops.image_size == (160, 256)
     assert result.flops.forward == forward_flops(small_row, (160, 256))
     inference, training = result.inference, result.training
     assert training is not None and result.skipped is None
-    assert inference.sizes == ((64, 96, inference.pictures),)
+    assert inference.sizes == ((64, 96, inference.images),)
     assert inference.fps > 0
     assert "real pictures of the validation split" in inference.protocol
     assert 0 < training.seconds.p10 <= training.step_s <= training.seconds.p90
-    assert (training.workers, training.groups, training.pictures, training.crop) == (1, 1, 1, (64, 64))
+    assert (training.workers, training.groups, training.images, training.crop) == (1, 1, 1, (64, 64))
     assert "random crops of the training split" in training.protocol
     if not torch.cuda.is_available():
-        assert result.device_kind == "cpu"
+        assert result.device_type == "cpu"
         assert training.memory_mib is None and inference.memory_mib is None
     assert "small: training:" in capsys.readouterr().err
 
@@ -98,12 +98,12 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
     row = dataclasses.replace(small_row, dataset="coco", task=task)
     result = benchmark(row, shapes, manifest=None, seconds=0.1, groups=2)
     # COCO's 480 x 640 with a short side of 160: 160 x 213, padded to 160 x 224
-    assert result.flops.picture == (160, 224)
-    assert result.inference.sizes == ((480, 640, result.inference.pictures),)
+    assert result.flops.image_size == (160, 224)
+    assert result.inference.sizes == ((480, 640, result.inference.images),)
     assert "random pictures of the published size" in result.inference.protocol
-    assert result.training is not None and result.training.pictures == 2
+    assert result.training is not None and result.training.images == 2
     assert "9 masks each" in result.training.protocol
-    assert result.inference.pictures >= 3 and result.training.steps >= 3
+    assert result.inference.images >= 3 and result.training.steps >= 3
 
 
 def test_a_step_is_the_training_loops(
@@ -201,7 +201,7 @@ def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_
 @pytest.mark.gpu
 def test_memory_is_measured_on_a_gpu(small_row: Row, small_manifest: Manifest, shapes: DatasetConfig) -> None:
     result = benchmark(small_row, shapes, manifest=small_manifest, seconds=5.0)
-    assert result.device_kind == "cuda"
+    assert result.device_type == "cuda"
     for part in (result.inference, result.training):
         assert 0 < part.memory_mib <= part.reserved_mib
     # weights, gradients and two moments, float32

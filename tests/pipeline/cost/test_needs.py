@@ -13,9 +13,9 @@ from pipeline.cost.needs import needs, refuse_to_train
 from pipeline.cost.speed import Estimate
 from pipeline.params.schema import DatasetConfig, Params
 from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, write_result
+from tests.helpers.images import write_folder
 from tests.helpers.made_up import trained_seed, training
 from tests.helpers.manifests import made_up_manifest
-from tests.helpers.pictures import write_folder
 
 GPU = "a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"
 
@@ -104,12 +104,12 @@ def test_a_dataset_behind_a_login_needs_its_credentials(
     assert of(accepted, "cityscapes_r50", tmp_path) == [GPU]
 
 
-@pytest.mark.parametrize("kind", [FetchedDataset, Manifest])
-def test_what_was_fetched_or_sharded_is_not_asked_for_again(params: Params, tmp_path: Path, kind: type) -> None:
+@pytest.mark.parametrize("result_type", [FetchedDataset, Manifest])
+def test_what_was_fetched_or_sharded_is_not_asked_for_again(params: Params, tmp_path: Path, result_type: type) -> None:
     made = {
         FetchedDataset: FetchedDataset(dataset="camvid", sources=(), terms="", generate={}),
         Manifest: made_up_manifest(dataset="camvid"),
-    }[kind]
+    }[result_type]
     write_result(made, "camvid", results=tmp_path / "results")
     assert of(params, "camvid_tiny", tmp_path) == []
 

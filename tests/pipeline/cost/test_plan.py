@@ -34,7 +34,7 @@ def row(params: Params) -> Row:
 def results(tmp_path: Path) -> Path:
     """The row's shards are made and hold no validation pictures; a step of one group took a second on a GPU."""
     write_result(manifest(train=100, val=0), "ade20k", results=tmp_path)
-    write_benchmark(tmp_path, "mine", step_s=1.0, pictures=2)
+    write_benchmark(tmp_path, "mine", step_s=1.0, images=2)
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_three_seeds_of_an_hour_side_by_side_and_one_after_the_other(params: Par
 
 
 def test_several_rows_keep_all_gpus_busy(params: Params, row: Row, results: Path) -> None:
-    write_benchmark(results, "mine too", step_s=1.0, pictures=2)
+    write_benchmark(results, "mine too", step_s=1.0, images=2)
     rows = {name: dataclasses.replace(row, name=name) for name in ("mine", "mine too")}
     known = dataclasses.replace(params, rows=rows)
     total = make_plan(known, list(rows), Settings(efficiency=1.0, gpus=16), results=results)["total"]
@@ -197,7 +197,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
 
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
     # a machine takes all 4 groups of shapes_tiny one after the other: 4 * 0.9 s * 1,000 steps = 1 h for each of 2 seeds
-    write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, pictures=2, kind="cpu")
+    write_benchmark(tmp_path, "shapes_tiny", step_s=0.9, images=2, device_type="cpu")
     write_result(manifest(train=600, val=0, dataset="shapes"), "shapes", results=tmp_path)
     plan = make_plan(params, ["shapes_tiny"], Settings(price_per_gpu_hour=3), results=tmp_path)
     (entry,) = plan["rows"]

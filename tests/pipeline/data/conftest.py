@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.storage.results import Manifest
+from tests.helpers.images import image, labels, stored, write_shards
 from tests.helpers.loading import LAYOUTS
-from tests.helpers.pictures import image, labels, stored, write_shards
 
 
 @pytest.fixture(params=LAYOUTS)

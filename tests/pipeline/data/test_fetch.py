@@ -25,7 +25,7 @@ from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedDataset, FetchedSource, read_result
 from tests.helpers.http_server import Server, serving
-from tests.helpers.pictures import config, put, write_folder, zipped
+from tests.helpers.images import config, put, write_folder, zipped
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT, shared
 

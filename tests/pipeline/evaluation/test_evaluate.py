@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from m2f import build_model
 from pipeline.data.images.codecs import decode_image
 from pipeline.evaluation.evaluate import commonest_class, evaluate_row
-from pipeline.evaluation.task_metrics import Measures, measure
+from pipeline.evaluation.task_metrics import TaskMetrics, measure
 from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES
 from pipeline.runs.outcome import evaluation_dir
@@ -39,12 +39,12 @@ def task_row(request: pytest.FixtureRequest, small_row: Row) -> Row:
 def test_shares_of_the_validation_set_add_up_to_the_whole(small_manifest: Manifest, task_row: Row) -> None:
     torch.manual_seed(0)
     model = build_model(task_row.model)
-    # sure of its answers, so that something is found and matched
+    # sure of its predictions, so that something is found and matched
     row = dataclasses.replace(task_row, test=dataclasses.replace(task_row.test, score_threshold=0.0))
     whole = measure(model, small_manifest, row)
     assert set(whole.figures()) == set(FIGURES[row.task])
     for workers in (2, 5):  # 3 pictures: some of five workers have none
-        merged = Measures(row, small_manifest)
+        merged = TaskMetrics(row, small_manifest)
         for worker in range(workers):
             merged.merge(measure(model, small_manifest, row, worker=worker, workers=workers))
         assert merged.figures() == whole.figures()

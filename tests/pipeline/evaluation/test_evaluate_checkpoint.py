@@ -22,7 +22,7 @@ from pipeline.compute.resources import Resources
 from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation, parts_of
 from pipeline.evaluation.published import CODE as PUBLISHED_CODE
-from pipeline.evaluation.task_metrics import measure, predictions
+from pipeline.evaluation.task_metrics import measure, predict_images
 from pipeline.params.schema import Row
 from pipeline.provenance.code import Code
 from pipeline.runs.checkpoints import save_model
@@ -40,7 +40,7 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """(storage root, manifest) of 2 training and 12 validation pictures of 64 x 96."""
     from pipeline.data.fetch import fetch, open_sources
     from pipeline.data.shards.build import build
@@ -56,16 +56,16 @@ def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manif
 
 
 @pytest.fixture
-def job(many_pictures: tuple[Path, Manifest], small_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(many_images: tuple[Path, Manifest], small_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """The evaluation of a fresh network of the small row, in a storage root of the test's own."""
-    shutil.copytree(many_pictures[0], tmp_path / "storage")
+    shutil.copytree(many_images[0], tmp_path / "storage")
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
     torch.manual_seed(0)
     # sure of what it predicts, so that something is found and matched
     row = dataclasses.replace(small_row, test=dataclasses.replace(small_row.test, score_threshold=0.0))
     model = build_model(row.model)
     path = save_model(tmp_path / "storage/runs" / RUN, step=STEPS, run_key=RUN, tensors=model.state_dict())
-    return made(row, many_pictures[1], path)
+    return made(row, many_images[1], path)
 
 
 def made(row: Row, manifest: Manifest, path: Path) -> Job:
@@ -92,16 +92,16 @@ def undisturbed(job: Job) -> tuple[EvaluatedCheckpoint, bytes]:
     return result, confusions
 
 
-def count_pictures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The places of all pictures that are predicted from now on."""
     seen: list[int] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
-        for picture, outcome in predictions(*arguments, **keywords):
-            seen.append(picture.index)
-            yield picture, outcome
+        for val_image, predictions in predict_images(*arguments, **keywords):
+            seen.append(val_image.index)
+            yield val_image, predictions
 
-    monkeypatch.setattr("pipeline.evaluation.task_metrics.predictions", counted)
+    monkeypatch.setattr("pipeline.evaluation.task_metrics.predict_images", counted)
     return seen
 
 
@@ -123,7 +123,7 @@ def test_parts_are_runs_of_neighbours_that_hold_every_picture_once(records: int,
 def test_a_finished_evaluation_is_found_and_no_picture_is_predicted_again(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = count_pictures(monkeypatch)
+    seen = count_images(monkeypatch)
     first = evaluate(job, ALONE)
     assert seen == list(range(12)) and first.figures["pq"] is not None
     expected = measure(network(job), job.manifest, job.row)
@@ -145,7 +145,7 @@ def network(job: Job) -> torch.nn.Module:
 def test_other_test_settings_are_another_evaluation_and_the_first_is_found_when_they_come_back(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = count_pictures(monkeypatch)
+    seen = count_images(monkeypatch)
     first = evaluate(job, ALONE)
     test = dataclasses.replace(job.row.test, short_side=32)
     other = made(dataclasses.replace(job.row, test=test), job.manifest, job.checkpoint)
@@ -241,7 +241,7 @@ def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Cod
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, confusions = undisturbed(job)
-    seen = count_pictures(monkeypatch)
+    seen = count_images(monkeypatch)
     written = evaluate_checkpoint.write_json
 
     def until_five(path: Path, value: Any) -> None:
@@ -328,7 +328,7 @@ def test_after_sigkill_only_what_was_not_finished_is_evaluated_again_with_equal_
     wait_for(ready, process, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    seen = count_pictures(monkeypatch)
+    seen = count_images(monkeypatch)
     assert evaluate(job, ALONE) == expected
     assert seen == list(range(7, 12))
     assert (job.folder / "confusion.json").read_bytes() == confusions

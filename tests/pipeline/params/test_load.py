@@ -227,7 +227,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
         # PyYAML reads an off without quotes as false
         (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; "),
-        (("train", "pictures"), "things", "train.pictures is 'things'; did you mean 'with_things'?"),
+        (("train", "images"), "things", "train.images is 'things'; did you mean 'with_things'?"),
         (("checkpoint_rule",), "first", "rows.shapes_tiny.checkpoint_rule is 'first'; known: best, last, unknown"),
     ],
 )
@@ -417,7 +417,7 @@ def test_a_semantic_row_is_the_published_one(name: str) -> None:
     assert row.model.query_decoder.queries == common["head"]["queries"]
     assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
     assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
-    assert train.pictures == "all"
+    assert train.images == "all"
     assert (train.schedule.name, train.schedule.power) == ("poly", common["lr_schedule"]["power"])
     assert train.schedule.milestones == ()
 
@@ -473,7 +473,7 @@ def test_a_coco_row_is_the_published_one(name: str) -> None:
     assert (train.steps, train.val_interval) == (theirs["max_iters"], theirs["val_interval"])
     assert (train.groups, train.group_size) == (theirs["gpus"], theirs["batch_per_gpu"])
     assert train.global_batch == 16
-    assert train.pictures == "with_things"
+    assert train.images == "with_things"
     assert train.schedule.name == "multistep"
     assert list(train.schedule.milestones) == theirs["lr_milestones"]
     assert train.schedule.gamma == common["lr_gamma"]

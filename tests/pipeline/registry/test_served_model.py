@@ -1,4 +1,4 @@
-"""A registered model: the same answers as evaluation, to the last bit, wherever and however it is loaded."""
+"""A registered model: the same predictions as evaluation, to the last bit, wherever and however it is loaded."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from mlflow.exceptions import MlflowException
 from pycocotools import mask as coco_mask
 from safetensors import safe_open
 
-from pipeline.evaluation.predict import Outcome
-from pipeline.evaluation.task_metrics import predictions
+from pipeline.evaluation.predict import Predictions
+from pipeline.evaluation.task_metrics import predict_images
 from pipeline.params.schema import MsFlipConfig, Row
 from pipeline.provenance.code import code_digest
 from pipeline.registry.candidates import candidates
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
 from pipeline.registry.register import register
-from pipeline.registry.served_model import ANSWERING, LIBRARIES, MODULES, _png
+from pipeline.registry.served_model import LIBRARIES, MODULES, PREDICTING, _png
 from pipeline.runs.checkpoints import load_checkpoint
 from pipeline.storage.results import Manifest
+from tests.helpers.images import encoded, image
 from tests.helpers.imports import imported, reached
-from tests.helpers.pictures import encoded, image
 from tests.helpers.registered import SIZES, decided_network, manifest_of, results_of, row_of
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, answers, until
@@ -58,43 +58,43 @@ def saved(row: Row, manifest: Manifest, storage: Path, folder: Path) -> Path:
     return folder
 
 
-def measured(row: Row, manifest: Manifest, storage: Path) -> list[Outcome]:
+def predicted_in_evaluation(row: Row, manifest: Manifest, storage: Path) -> list[Predictions]:
     """What evaluation makes of the row's checkpoint."""
     model = decided_network(row, seed=0)
     load_checkpoint(storage / "runs/run4/checkpoints/step-00000002.safetensors", model=model, run_key="run4")
     places = range(manifest.splits["val"].records)
-    return [outcome for _, outcome in predictions(model, manifest, row, places=places)]
+    return [predictions for _, predictions in predict_images(model, manifest, row, places=places)]
 
 
-def assert_same(answer: dict[str, Any], outcome: Outcome, task: str) -> int:
-    """Compares all of an answer; returns how much was found."""
+def assert_same(served: dict[str, Any], predictions: Predictions, task: str) -> int:
+    """Compares all that is predicted of a picture; returns how much was found."""
     if task == "semantic":
-        assert outcome.labels is not None and answer["labels"].dtype == np.uint8
-        assert np.array_equal(answer["labels"], outcome.labels.numpy())
-        assert answer["class_names"] == ["sky", "road", "car"]
-        return len(np.unique(answer["labels"]))
+        assert predictions.labels is not None and served["labels"].dtype == np.uint8
+        assert np.array_equal(served["labels"], predictions.labels.numpy())
+        assert served["class_names"] == ["sky", "road", "car"]
+        return len(np.unique(served["labels"]))
     if task == "panoptic":
-        assert outcome.segments is not None and answer["segments"].dtype == np.int32
-        assert np.array_equal(answer["segments"], outcome.segments.segments.numpy())
-        found = answer["segments_info"]
-        assert [entry["class_id"] for entry in found] == outcome.segments.labels.tolist()
-        assert [entry["score"] for entry in found] == outcome.segments.scores.tolist()
+        assert predictions.segments is not None and served["segments"].dtype == np.int32
+        assert np.array_equal(served["segments"], predictions.segments.segments.numpy())
+        found = served["segments_info"]
+        assert [entry["class_id"] for entry in found] == predictions.segments.labels.tolist()
+        assert [entry["score"] for entry in found] == predictions.segments.scores.tolist()
         assert all(entry["is_thing"] == (entry["class"] == "car") for entry in found)
         return len(found)
-    assert outcome.instances is not None
-    found = answer["instances"]
+    assert predictions.instances is not None
+    found = served["instances"]
     masks = [coco_mask.decode(entry["mask"]) for entry in found]
-    assert np.array_equal(np.stack(masks), outcome.instances.masks.numpy())
-    assert [entry["score"] for entry in found] == outcome.instances.scores.tolist()
-    assert [entry["box"] for entry in found] == outcome.instances.boxes.tolist()
+    assert np.array_equal(np.stack(masks), predictions.instances.masks.numpy())
+    assert [entry["score"] for entry in found] == predictions.instances.scores.tolist()
+    assert [entry["box"] for entry in found] == predictions.instances.boxes.tolist()
     assert {(entry["class"], entry["class_id"]) for entry in found} == {("car", 0)}
-    assert answer["size"] == list(outcome.instances.masks.shape[1:])
+    assert served["size"] == list(predictions.instances.masks.shape[1:])
     return len(found)
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("pad_multiple", [32, 1], ids=["padded", "not padded"])
-def test_its_answers_are_those_that_evaluation_measures(
+def test_its_predictions_are_those_that_evaluation_measures(
     task: str, pad_multiple: int, small_row: Row, storage: Path, tmp_path: Path
 ) -> None:
     row = row_of(task, small_row, pad_multiple=pad_multiple)
@@ -103,20 +103,22 @@ def test_its_answers_are_those_that_evaluation_measures(
     model = mlflow.pyfunc.load_model(str(saved(row, manifest, storage, tmp_path / "model")))
     arrays = [image(*size, seed=seed) for seed, size in enumerate(sizes)]
     files = [encoded(array) for array in arrays]
-    outcomes = measured(row, manifest, storage)
-    found = [assert_same(*pair, task) for pair in zip(model.predict(files), outcomes, strict=True)]
+    evaluated = predicted_in_evaluation(row, manifest, storage)
+    found = [assert_same(*pair, task) for pair in zip(model.predict(files), evaluated, strict=True)]
     assert max(found) > 1, "something must be found for the comparison to mean anything"
-    for picture in (
-        {"picture": [arrays[1]]},
-        pd.DataFrame({"picture": [arrays[1]]}),
+    for given in (
+        {"image": [arrays[1]]},
+        pd.DataFrame({"image": [arrays[1]]}),
         base64.b64encode(files[1]).decode(),
         files[1],
     ):
-        (answer,) = model.predict(picture)
-        assert_same(answer, outcomes[1], task)
+        (served,) = model.predict(given)
+        assert_same(served, evaluated[1], task)
 
 
-def test_a_model_of_a_row_with_ms_flip_answers_at_a_single_scale(small_row: Row, storage: Path, tmp_path: Path) -> None:
+def test_a_model_of_a_row_with_ms_flip_predicts_at_a_single_scale(
+    small_row: Row, storage: Path, tmp_path: Path
+) -> None:
 
     plain = row_of("semantic", small_row)
     both = row_of("semantic", small_row, ms_flip=MsFlipConfig(short_sides=(40, 70), long_side_max=200))
@@ -126,10 +128,10 @@ def test_a_model_of_a_row_with_ms_flip_answers_at_a_single_scale(small_row: Row,
 
 def test_maps_can_be_had_as_png_files(small_row: Row, storage: Path, tmp_path: Path) -> None:
     manifest = manifest_of(storage)
-    pictures = [encoded(image(67, 101))]
+    images = [encoded(image(67, 101))]
     for task, name in (("semantic", "labels"), ("panoptic", "segments")):
         model = mlflow.pyfunc.load_model(str(saved(row_of(task, small_row), manifest, storage, tmp_path / task)))
-        (plain,), (packed,) = model.predict(pictures), model.predict(pictures, params={"png": True})
+        (plain,), (packed,) = model.predict(images), model.predict(images, params={"png": True})
         read = cv2.imdecode(np.frombuffer(packed[name], np.uint8), cv2.IMREAD_UNCHANGED).astype(np.int64)
         assert np.array_equal(np.where(read == 65535, -1, read), plain[name])
     # no segment, the 300th of 301 classes: 16 bits hold both
@@ -149,7 +151,7 @@ def unpadded(small_row: Row, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("picture", "sentence"),
+    ("given", "sentence"),
     [
         (b"hello", "picture 2 of 2 is no whole picture that OpenCV reads, neither as it is nor as base64"),
         (b"", "picture 2 of 2 is no whole picture"),
@@ -162,9 +164,9 @@ def unpadded(small_row: Row, tmp_path_factory: pytest.TempPathFactory) -> Any:
         (image(2, 400), "picture 2 of 2 pictures are 1 x 200; pad both sides to at least 32 pixels"),
     ],
 )
-def test_what_is_no_picture_is_a_sentence_with_status_400(picture: Any, sentence: str, unpadded: Any) -> None:
+def test_what_is_no_picture_is_a_sentence_with_status_400(given: Any, sentence: str, unpadded: Any) -> None:
     with pytest.raises(MlflowException) as raised:
-        unpadded.predict(pd.DataFrame({"picture": [encoded(image(64, 96)), picture]}))
+        unpadded.predict(pd.DataFrame({"image": [encoded(image(64, 96)), given]}))
     assert raised.value.message.startswith(sentence)
     assert raised.value.get_http_status_code() == 400
 
@@ -175,12 +177,12 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 assert importlib.util.find_spec("m2f") is None and importlib.util.find_spec("pipeline") is None
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
-(answer,) = model.predict([open(sys.argv[2], "rb").read()])
+(served,) = model.predict([open(sys.argv[2], "rb").read()])
 import m2f, pipeline.evaluation.predict
 files = [m2f.__file__, pipeline.evaluation.predict.__file__]
 heavy = ("ray", "albumentations", "dvc", "pipeline.data.loader.train_batches")
 loaded = [name for name in heavy if name in sys.modules]
-print(json.dumps({"segments": answer["segments"].tolist(), "files": files, "loaded": loaded}))
+print(json.dumps({"segments": served["segments"].tolist(), "files": files, "loaded": loaded}))
 """
 
 
@@ -229,7 +231,7 @@ def test_a_model_with_other_code_than_the_process_has_imported_is_refused(
 ) -> None:
     folder = saved(row_of("semantic", small_row), manifest_of(storage), storage, tmp_path / "model")
     path = folder / "artifacts/settings.json"
-    path.write_text(path.read_text().replace(code_digest(ANSWERING), "another"))
+    path.write_text(path.read_text().replace(code_digest(PREDICTING), "another"))
     with pytest.raises(ValueError, match="which are not the code that the model was registered with, .* of its own"):
         mlflow.pyfunc.load_model(str(folder))
 
@@ -303,7 +305,7 @@ def test_a_served_model_answers_a_real_picture_over_http(
     port = free_port()
     command = ["models", "serve", "-m", "models:/odd-panoptic@best", "--env-manager", "local", "--port", str(port)]
     with running(command, f"http://127.0.0.1:{port}/ping", tmp_path, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"):
-        for content in ({"dataframe_split": {"columns": ["picture"], "data": [[text]]}}, {"inputs": [text]}):
+        for content in ({"dataframe_split": {"columns": ["image"], "data": [[text]]}}, {"inputs": [text]}):
             status, answer = asked(port, content)
             assert status == 200
             (prediction,) = answer["predictions"]
@@ -336,6 +338,6 @@ def test_a_model_is_registered_with_and_loaded_from_a_tracking_server(
         assert first.aliases.best.version == 1 and first.aliases.median.version == 2
         assert register(row, manifest=manifest, weights_terms="", **results) == first
         model = mlflow.pyfunc.load_model("models:/odd-semantic@best")
-        answers = model.predict([encoded(image(*size, seed=seed)) for seed, size in enumerate(SIZES)])
-        for pair in zip(answers, measured(row, manifest, storage), strict=True):
+        served = model.predict([encoded(image(*size, seed=seed)) for seed, size in enumerate(SIZES)])
+        for pair in zip(served, predicted_in_evaluation(row, manifest, storage), strict=True):
             assert_same(*pair, "semantic")

@@ -11,9 +11,9 @@ from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, 
 
 
 def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params, tmp_path: Path) -> None:
-    warning = made_up.behind(50, 0.31, 0.4125, "sisters")
+    warning = made_up.below_reference(50, 0.31, 0.4125, "other seeds")
     warned = made_up.training(
-        "panoptic", [made_up.trained_seed(seed, behind=(warning,) if seed == 1 else ()) for seed in range(3)]
+        "panoptic", [made_up.trained_seed(seed, below_reference=(warning,) if seed == 1 else ()) for seed in range(3)]
     )
     result = evaluated("panoptic", [0.52, 0.52, 0.52], task="panoptic")
     written(tmp_path, result)
@@ -29,7 +29,7 @@ def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params
         ("published", "seed 0 stopped: mIoU 31.00 is 10 points behind"),
         (
             "panoptic",
-            "seed 1 was clearly behind the other seeds at step 50: PQ 31.00, where 41.25 was expected",
+            "seed 1 was clearly below the other seeds at step 50: PQ 31.00, where 41.25 was expected",
         ),
         ("instance", "trained, but not evaluated; dvc repro evaluate@instance"),
     ]

@@ -20,13 +20,13 @@ from pipeline.runs.outcome import (
     finished_result,
     forget_note,
     note_of,
-    outcome,
-    pools_of,
+    run_status,
+    worker_groups_of,
     write_note,
-    write_pools,
+    write_worker_groups,
 )
-from pipeline.storage.results import Accepted, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
-from tests.helpers.made_up import A100, behind, pool
+from pipeline.storage.results import BestCheckpoint, Reused, TrainedCheckpoint, TrainedCheckpoints
+from tests.helpers.made_up import A100, below_reference, span
 
 CHECKPOINTS = TrainedCheckpoints(
     last=TrainedCheckpoint(step=9, path="checkpoints/9", sha256="aa"),
@@ -38,7 +38,7 @@ FINISHED = Finished(
     steps=9,
     checkpoints=CHECKPOINTS,
     metrics={"pq": 0.4, "ap": None},
-    behind=(behind(3, 0.1, 0.2),),
+    below_reference=(below_reference(3, 0.1, 0.2),),
     peak_memory_mib=None,
     train_s=7.5,
     images_per_s=4.0,
@@ -46,12 +46,16 @@ FINISHED = Finished(
 NOTES = (
     FINISHED,
     Diverged(reason="not finite", step=3, positions=(8, 9), names=("a", "b"), last_norm=LastNorm(step=2, norm="inf")),
-    Stopped(reason="too far behind", step=6, behind=(behind(3, 0.1, 0.2), behind(6, 0.1, 0.3, "sisters"))),
+    Stopped(
+        reason="too far below its reference",
+        step=6,
+        below_reference=(below_reference(3, 0.1, 0.2), below_reference(6, 0.1, 0.3, "other seeds")),
+    ),
     Failed(reason="no room"),
     Launch(mlflow_run_id=None, workers=2),
     TrackedRun(dataset="d", row="r", name="seed 5 of r", run_key="k", params={"seed": 5}, tags={"a": "b"}, opened_ms=1),
     A100,
-    Accepted(run_key="k", instead_of="l", reason="a rename", differences=("code",), accepted_s=1, note="runs/l/x"),
+    Reused(run_key="k", instead_of="l", reason="a rename", differences=("code",), reused_s=1, note="runs/l/x"),
 )
 
 
@@ -71,17 +75,17 @@ def test_a_note_is_read_as_it_was_written_until_it_is_forgotten(note: Any, tmp_p
     assert note_of(tmp_path, type(note)) is None
 
 
-def test_pools_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> None:
-    assert pools_of(tmp_path) == ()
-    write_pools(tmp_path, [pool(workers=8), pool(workers=4, from_step=30, train_s=60.0)])
-    assert [(each.workers, each.from_step) for each in pools_of(tmp_path)] == [(8, 0), (4, 30)]
-    assert isinstance(json.loads((tmp_path / "pools.json").read_text()), list)
+def test_worker_groups_are_a_list_in_turn_and_none_before_the_first(tmp_path: Path) -> None:
+    assert worker_groups_of(tmp_path) == ()
+    write_worker_groups(tmp_path, [span(workers=8), span(workers=4, from_step=30, train_s=60.0)])
+    assert [(each.workers, each.from_step) for each in worker_groups_of(tmp_path)] == [(8, 0), (4, 30)]
+    assert isinstance(json.loads((tmp_path / "worker_groups.json").read_text()), list)
 
 
 def test_a_training_has_finished_as_long_as_both_of_its_checkpoints_are_there(tmp_path: Path) -> None:
     folder = tmp_path / FINISHED.run_key
     write_note(folder, FINISHED)
-    assert finished_result(folder) is None and outcome(folder) is None
+    assert finished_result(folder) is None and run_status(folder) is None
     leave_checkpoints(folder)
     assert finished_result(folder) == FINISHED
     (folder / CHECKPOINTS.best.path).unlink()
@@ -92,19 +96,19 @@ def test_the_end_of_another_run_is_not_believed(tmp_path: Path) -> None:
     run_dir = tmp_path / "0123456789abcdef"
     write_note(run_dir, dataclasses.replace(FINISHED, run_key="another"))
     with pytest.raises(ValueError, match=r"finished\.json is of run another and was copied here; delete it, and train"):
-        outcome(run_dir)
+        run_status(run_dir)
 
 
 def test_how_a_training_ended_is_told_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / FINISHED.run_key
-    assert outcome(folder) is None
+    assert run_status(folder) is None
     for note, status in ((NOTES[3], "failed"), (NOTES[2], "stopped"), (NOTES[1], "diverged")):
         write_note(folder, note)
-        end = outcome(folder)
+        end = run_status(folder)
         assert end is not None and (end.status, end.reason) == (status, note.reason)
     write_note(folder, FINISHED)
     leave_checkpoints(folder)
-    end = outcome(folder)
+    end = run_status(folder)
     assert end is not None and (end.status, end.reason) == ("finished", None)
 
 
@@ -123,7 +127,7 @@ def test_a_run_folder_of_another_layout_is_refused_in_a_sentence_that_says_what_
     folder.mkdir(parents=True)
     (folder / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=wrong) as raised:
-        outcome(folder)
+        run_status(folder)
     said = str(raised.value)
     assert said.startswith(str(folder / name)) and "\n" not in said
     assert said.endswith(
@@ -132,7 +136,9 @@ def test_a_run_folder_of_another_layout_is_refused_in_a_sentence_that_says_what_
     )
 
 
-def test_pools_of_another_layout_are_refused_too(tmp_path: Path) -> None:
-    (tmp_path / "pools.json").write_text('{"workers": 2}')
-    with pytest.raises(ValueError, match=r"pools\.json is no list of pools; another version of this project wrote"):
-        pools_of(tmp_path)
+def test_worker_groups_of_another_layout_are_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "worker_groups.json").write_text('{"workers": 2}')
+    with pytest.raises(
+        ValueError, match=r"worker_groups\.json is no list of worker groups; another version of this project wrote"
+    ):
+        worker_groups_of(tmp_path)

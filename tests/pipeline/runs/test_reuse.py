@@ -41,11 +41,11 @@ def never(run: loop.Run) -> Any:
     raise AssertionError("it was trained")
 
 
-def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says_so(
+def test_a_reused_run_is_taken_for_one_under_changed_code_and_the_result_says_so(
     two_steps: Row, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
-    assert before.accepted is None
+    assert before.reused is None
     change_the_code(monkeypatch)
     note = reuse_run(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a module was renamed")
     assert note.run_key == before.run_key != note.instead_of
@@ -53,7 +53,7 @@ def test_an_accepted_run_is_taken_for_one_under_changed_code_and_the_result_says
 
     monkeypatch.setattr(loop, "train", never)
     after = train(two_steps, manifest)
-    assert after == dataclasses.replace(before, accepted=note)
+    assert after == dataclasses.replace(before, reused=note)
     assert json.loads((tmp_path / "storage" / note.note).read_text())["reason"] == "a module was renamed"
     write_result(training("small", [after]), "small", results=tmp_path / "results")
     named = {item.path for item in inventory(tmp_path / "results") if item.named}
@@ -90,7 +90,7 @@ def test_another_experiment_an_unfinished_run_and_a_needless_one_are_refused(
         reuse_run(two_steps, 1, "unheard", **settings)
 
 
-def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
+def test_when_the_reused_run_is_gone_the_seed_trains_under_its_own_key(
     two_steps: Row, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(two_steps, manifest)
@@ -98,7 +98,7 @@ def test_when_the_accepted_run_is_gone_the_seed_trains_under_its_own_key(
     note = reuse_run(two_steps, 1, before.run_key, manifest=manifest, weights=NO_WEIGHTS, reason="a comment moved")
     delete(tmp_path / "storage" / before.run_dir / "checkpoints")
     after = train(two_steps, manifest)
-    assert (after.run_key, after.accepted) == (note.instead_of, None)
+    assert (after.run_key, after.reused) == (note.instead_of, None)
     assert not (tmp_path / "storage" / before.run_dir / "checkpoints").exists()
 
 

@@ -71,7 +71,9 @@ AGAIN = "; make it again with: dvc repro -f fetch@mine"
 
 def content(result: Any) -> dict[str, Any]:
     """What the file of a result holds."""
-    values: dict[str, Any] = json.loads(json.dumps({"version": 1, **dataclasses.asdict(result)}))
+    values: dict[str, Any] = json.loads(
+        json.dumps({"version": results._FILES[type(result)].version, **dataclasses.asdict(result)})
+    )
     return values
 
 
@@ -88,12 +90,16 @@ def refusal(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
 def test_a_result_is_read_as_it_was_written(tmp_path: Path, example: Any) -> None:
-    kind = type(example)
-    assert find_result(kind, "mine", results=tmp_path) is None
-    assert write_result(example, "mine", results=tmp_path) == result_path(kind, "mine", results=tmp_path)
-    assert read_result(kind, "mine", results=tmp_path) == find_result(kind, "mine", results=tmp_path) == example
+    result_type = type(example)
+    assert find_result(result_type, "mine", results=tmp_path) is None
+    assert write_result(example, "mine", results=tmp_path) == result_path(result_type, "mine", results=tmp_path)
+    assert (
+        read_result(result_type, "mine", results=tmp_path)
+        == find_result(result_type, "mine", results=tmp_path)
+        == example
+    )
     write_result(example, "another", results=tmp_path)
-    assert list(names_of(kind, results=tmp_path)) == ["another", "mine"]
+    assert list(names_of(result_type, results=tmp_path)) == ["another", "mine"]
 
 
 def test_every_kind_has_its_example_and_a_stage_of_its_own() -> None:
@@ -148,11 +154,11 @@ def test_a_missing_value_is_refused_with_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
 def test_what_was_written_before_layouts_had_versions_is_refused_with_the_command(tmp_path: Path, example: Any) -> None:
-    kind = type(example)
+    result_type = type(example)
     path = write_result(example, "mine", results=tmp_path)
     path.write_text(json.dumps(dataclasses.asdict(example)))
     with pytest.raises(ValueError, match=r"mine\.json has no version of its layout, but version ") as refused:
-        read_result(kind, "mine", results=tmp_path)
+        read_result(result_type, "mine", results=tmp_path)
     assert str(refused.value).endswith(f"; make it again with: dvc repro -f {path.parent.name}@mine")
 
 
@@ -202,11 +208,11 @@ LACKING = dataclasses.replace(CHECKPOINT, step=80, figures={"miou": 0.5, "pixel_
 def test_a_result_that_contradicts_itself_is_refused_with_the_command(
     tmp_path: Path, result: Any, sentence: str
 ) -> None:
-    kind = type(result)
+    result_type = type(result)
     path = write_result(result, "mine", results=tmp_path)
-    whole = f"{path} {sentence}; make it again with: {made_by(kind, 'mine')}"
+    whole = f"{path} {sentence}; make it again with: {made_by(result_type, 'mine')}"
     with pytest.raises(ValueError, match=f"^{re.escape(whole)}$"):
-        read_result(kind, "mine", results=tmp_path)
+        read_result(result_type, "mine", results=tmp_path)
 
 
 def test_the_result_of_another_row_is_refused_with_the_command(tmp_path: Path) -> None:

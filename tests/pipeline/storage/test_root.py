@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.data.shards import build
 from pipeline.data.shards.reader import verify_shards
 from pipeline.data.shards.writer import ShardFacts
@@ -43,7 +43,7 @@ from pipeline.storage.root import root_at, storage_root, store_failure
 from pipeline.storage.stores import ObjectStore
 from stages import run
 from tests.helpers.http_server import serving
-from tests.helpers.pictures import config, put, write_folder, zipped
+from tests.helpers.images import config, put, write_folder, zipped
 from tests.helpers.s3_server import KEYS, cutting
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
@@ -88,12 +88,12 @@ def drawn(manifest: Manifest, processes: int = 0) -> list[np.ndarray]:
         TrainingOrder(manifest=manifest, augmentation=AUGMENTATION, seed=1, global_batch=2),
         first_step=0,
         steps=4,
-        picture_range=range(2),
+        image_range=range(2),
         processes=processes,
     )
     arrays = [array.numpy() for batch in batches for array in (batch.images, batch.segments)]
-    pictures = validation_pictures(manifest, TestConfig(short_side=12, long_side_max=32), processes=processes)
-    return arrays + [picture.image.numpy() for picture in pictures]
+    images = validation_images(manifest, TestConfig(short_side=12, long_side_max=32), processes=processes)
+    return arrays + [image.image.numpy() for image in images]
 
 
 # What a URL may be

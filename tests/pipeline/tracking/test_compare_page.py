@@ -19,14 +19,14 @@ import torch
 from mlflow import MlflowClient
 
 from pipeline.evaluation import evaluate_checkpoint
-from pipeline.evaluation.task_metrics import Measures
+from pipeline.evaluation.task_metrics import TaskMetrics
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 from pipeline.runs.curve_file import point_line, read_points
 from pipeline.runs.outcome import TrackedRun, note_of, write_note
 from pipeline.storage.results import EvaluatedSeed, write_result
 from pipeline.tracking import mlflow_runs
-from pipeline.tracking.system_load import Machine
+from pipeline.tracking.system_load import SystemLoad
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.made_up import (
     A100,
@@ -64,18 +64,18 @@ def curve(row: Row, rng: np.random.Generator, level: float) -> list[tuple[int, d
 LOSSES = (("loss_class", 0.2), ("loss_mask", 0.3), ("loss_dice", 0.5))
 
 
-def evaluated(row: Row, names: list[str], rng: np.random.Generator) -> Measures:
-    """Measures of a network that confuses some classes."""
+def evaluated(row: Row, names: list[str], rng: np.random.Generator) -> TaskMetrics:
+    """Metrics of a network that confuses some classes."""
     classes = len(names)
-    measures = Measures(row, made_up_manifest(class_names=tuple(names), thing_classes=()))
+    metrics = TaskMetrics(row, made_up_manifest(class_names=tuple(names), thing_classes=()))
     pixels = 1e7 * np.exp(-np.arange(classes) / 30)
     right = np.clip(0.9 - 0.004 * np.arange(classes) + rng.normal(0, 0.05, classes), 0.05, 0.97)
     shares = np.random.default_rng(5).dirichlet(np.full(classes, 0.04), classes) * (1 - right)[:, None]
     shares[np.arange(classes), np.arange(classes)] += right
-    for metric in (measures.semantic, measures.ms_flip):
+    for metric in (metrics.semantic, metrics.ms_flip):
         assert metric is not None
         metric.confusion = torch.from_numpy((shares * pixels[:, None]).astype(np.int64))
-    return measures
+    return metrics
 
 
 def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: str, published: bool) -> EvaluatedSeed:
@@ -100,7 +100,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     else:
         mlflow_runs.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
         write_note(folder, dataclasses.replace(A100, git_commit="0" * 40))
-        (sample,) = read_points([Machine().sample() + "\n"])
+        (sample,) = read_points([SystemLoad().sample() + "\n"])
         load = {name: value for name, value in sample.items() if name.startswith("system/")}
         load |= {"system/gpu_0_utilization_percentage": 97.0, "system/gpu_0_memory_usage_megabytes": 21_000.0}
         lines = []
@@ -112,9 +112,9 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     remembered = note_of(folder, TrackedRun)
     assert remembered is not None
     write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
-    measures = evaluated(row, names, rng)
+    metrics = evaluated(row, names, rng)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
-    figures = evaluate_checkpoint.keep(folder, "e0", measures, step=row.train.steps, title=title)
+    figures = evaluate_checkpoint.keep(folder, "e0", metrics, step=row.train.steps, title=title)
     return evaluated_seed(seed, figures, run_key=key)
 
 

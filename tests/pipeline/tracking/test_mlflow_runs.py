@@ -28,7 +28,7 @@ from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
 from pipeline.tracking.curve import Curve
 from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags, tracking_uri
-from pipeline.tracking.system_load import Machine
+from pipeline.tracking.system_load import SystemLoad
 from stages.track import main as track
 from tests.helpers.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.helpers.mlflow_server import Server, free_port
@@ -236,8 +236,8 @@ def test_a_long_backlog_is_sent_in_whole_points(workspace: Path, monkeypatch: py
 
 def test_a_running_training_is_tagged_without_waiting() -> None:
     run_id = opened()
-    set_tags(run_id, {"m2f.behind": "step 10"})
-    until(lambda: client().get_run(run_id).data.tags.get("m2f.behind") == "step 10")
+    set_tags(run_id, {"m2f.below_reference": "step 10"})
+    until(lambda: client().get_run(run_id).data.tags.get("m2f.below_reference") == "step 10")
 
 
 def test_nothing_happens_without_a_run(workspace: Path) -> None:
@@ -281,7 +281,7 @@ def assert_all_is_there(run_id: str, *, points: int = 3) -> None:
     assert history(run_id, "test_miou") == [(0, 0.5)]
     assert history(run_id, "a _b_") == [(0, 0.25)]
     assert run.data.params == {"seed": "0", "train.steps": "30"}
-    known = {"m2f.seed": "0", "m2f.device": "EPYC", "m2f.device_kind": "cpu", "m2f.git_commit": "abc"}
+    known = {"m2f.seed": "0", "m2f.device": "EPYC", "m2f.device_type": "cpu", "m2f.git_commit": "abc"}
     known |= {"mlflow.source.git.commit": "abc", "m2f.status": "finished", "m2f.run_key": "k0"}
     assert known.items() <= run.data.tags.items()
     assert run.info.status == "FINISHED"
@@ -397,18 +397,18 @@ def test_the_machines_load_is_sampled_into_the_run_folder_and_sent(
 
 def test_a_sample_of_the_machines_load_costs_little_more_than_the_kernels_counters(workspace: Path) -> None:
     client()
-    machine = Machine()
+    load = SystemLoad()
 
     def counters() -> None:
         psutil.cpu_percent(), psutil.virtual_memory(), psutil.disk_usage("/"), psutil.net_io_counters()
 
-    spent_s = {machine.sample: 0.0, counters: 0.0}
+    spent_s = {load.sample: 0.0, counters: 0.0}
     for _ in range(100):
         for call in spent_s:
             begun_s = time.process_time()
             call()
             spent_s[call] += time.process_time() - begun_s
-    assert spent_s[machine.sample] < 4 * spent_s[counters]  # measured: 1.25 times; a process that is started: 20
+    assert spent_s[load.sample] < 4 * spent_s[counters]  # measured: 1.25 times; a process that is started: 20
 
 
 def test_one_command_brings_mlflow_up_to_date_with_results(

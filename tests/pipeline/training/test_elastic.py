@@ -26,36 +26,36 @@ from pipeline.training.elastic import (
     is_to_say_it_waits,
     sized,
 )
-from tests.helpers.ray_hosts import RayHosts
+from tests.helpers.ray_nodes import RayNodes
 from tests.helpers.shared import PROJECT
-from tests.helpers.worker_groups import pool_of
+from tests.helpers.worker_groups import group_of
 
-WHOLE = WorkerGroup(pool=4, workers=4, saved=0)
+WHOLE = WorkerGroup(full=4, workers=4, saved=0)
 """A training at its start."""
 
 SHRUNK = replace(WHOLE, workers=2, spans=True)
-"""What was left of a pool on several hosts goes on."""
+"""What was left of a worker group on several nodes goes on."""
 
 
-def end(kind: Any, *, saved: int = 0, hosts: int = 1) -> End:
-    return End(kind=kind, reason="reason", saved=saved, hosts=hosts)
+def end(failure: Any, *, saved: int = 0, nodes: int = 1) -> End:
+    return End(failure=failure, reason="reason", saved=saved, nodes=nodes)
 
 
-def test_a_lost_worker_of_a_pool_on_one_host_is_replaced_in_a_whole_pool() -> None:
+def test_a_lost_worker_of_a_worker_group_on_one_node_is_replaced_in_a_whole_worker_group() -> None:
     group, decision = after(WHOLE, end("lost"))
     assert group == replace(WHOLE, lost=1)
     assert decision == Decision(say="lost a worker (1 of 3 times): reason")
 
 
-def test_after_a_loss_on_several_hosts_the_places_that_are_left_are_counted() -> None:
-    group, decision = after(WHOLE, end("lost", hosts=2))
+def test_after_a_loss_on_several_nodes_the_places_that_are_left_are_counted() -> None:
+    group, decision = after(WHOLE, end("lost", nodes=2))
     assert group == replace(WHOLE, lost=1, spans=True)
     assert decision == Decision(say="lost a worker (1 of 3 times): reason", count=True)
-    # once on several hosts, what is left of them may be one
-    assert after(replace(SHRUNK, workers=1), end("lost", hosts=1))[1].count
+    # once on several nodes, what is left of them may be one
+    assert after(replace(SHRUNK, workers=1), end("lost", nodes=1))[1].count
 
 
-def test_the_workers_with_a_place_go_on_and_without_any_place_the_whole_pool_is_waited_for() -> None:
+def test_the_workers_with_a_place_go_on_and_without_any_place_the_whole_worker_group_is_waited_for() -> None:
     spans = replace(WHOLE, spans=True)
     say = "goes on with 2 of its 4 workers until the others' places are free again"
     assert counted(spans, 2) == (SHRUNK, Decision(say=say))
@@ -98,29 +98,29 @@ def test_what_a_retry_would_meet_again_is_final() -> None:
     assert after(SHRUNK, end("final")) == (SHRUNK, Decision(fail="reason"))
 
 
-def test_without_the_memory_a_whole_pool_fails_and_fewer_workers_wait_for_it() -> None:
+def test_without_the_memory_a_whole_worker_group_fails_and_fewer_workers_wait_for_it() -> None:
     assert after(WHOLE, end("no memory")) == (WHOLE, Decision(fail="reason"))
     group, decision = after(SHRUNK, end("no memory"))
     assert group == replace(WHOLE, fits=False)
-    assert decision == Decision(say="2 workers have not the memory for it; it waits for its whole pool")
-    # from now on only the whole pool will do
-    group, decision = after(group, end("lost", hosts=2))
+    assert decision == Decision(say="2 workers have not the memory for it; it waits for its whole worker group")
+    # from now on only the whole worker group will do
+    group, decision = after(group, end("lost", nodes=2))
     assert not group.spans and not decision.count and group.workers == 4
 
 
-def test_workers_that_were_asked_to_leave_make_place_for_the_whole_pool() -> None:
+def test_workers_that_were_asked_to_yield_make_place_for_the_whole_worker_group() -> None:
     # which counts as no failure
-    assert after(SHRUNK, end("left", saved=8)) == (replace(SHRUNK, workers=4), Decision())
+    assert after(SHRUNK, end("yielded", saved=8)) == (replace(SHRUNK, workers=4), Decision())
 
 
 @pytest.mark.parametrize(("group", "count"), [(WHOLE, False), (SHRUNK, True)])
 def test_no_place_is_no_failure_and_fewer_workers_are_counted_again_where_they_may_go_on(
     group: WorkerGroup, count: bool
 ) -> None:
-    assert after(group, end("no pool")) == (replace(group, waits=True), Decision(count=count))
+    assert after(group, end("no room")) == (replace(group, waits=True), Decision(count=count))
 
 
-def test_that_it_waits_for_its_whole_pool_is_said_at_once_and_then_every_ten_minutes() -> None:
+def test_that_it_waits_for_its_whole_worker_group_is_said_at_once_and_then_every_ten_minutes() -> None:
     waits = replace(WHOLE, waits=True)
     assert is_to_say_it_waits(waits, now_s=0.0)
     said = replace(waits, said_s=100.0)
@@ -128,43 +128,43 @@ def test_that_it_waits_for_its_whole_pool_is_said_at_once_and_then_every_ten_min
     assert is_to_say_it_waits(said, now_s=101.0 + SAY_AGAIN_S)
     assert not is_to_say_it_waits(replace(waits, workers=2), now_s=0.0)  # it has places for two
     assert not is_to_say_it_waits(WHOLE, now_s=0.0)
-    # a loss or a place for the pool: it does not wait any more
-    assert not after(waits, end("lost"))[0].waits and not after(waits, end("left"))[0].waits
+    # a loss or a place for the worker group: it does not wait any more
+    assert not after(waits, end("lost"))[0].waits and not after(waits, end("yielded"))[0].waits
 
 
-def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_pool_did(small_run: Run) -> None:
+def test_fewer_workers_take_no_more_groups_at_once_than_the_whole_worker_group_did(small_run: Run) -> None:
     # 4 groups: one each for 4 workers, so one at once for 3 of them; two each for 2
-    assert sized(small_run, pool_of(4), 3).groups_at_once == 1
-    assert sized(small_run, pool_of(2), 1).groups_at_once == 2
-    assert sized(small_run, pool_of(4), 4) is small_run
+    assert sized(small_run, group_of(4), 3).groups_at_once == 1
+    assert sized(small_run, group_of(2), 1).groups_at_once == 2
+    assert sized(small_run, group_of(4), 4) is small_run
     few = dataclasses.replace(small_run, groups_at_once=1)
-    assert sized(few, pool_of(2), 1) is few
+    assert sized(few, group_of(2), 1) is few
     # batch statistics are of the whole step: all of a worker's groups go through together
     row = load_params(PROJECT / "params.yaml").rows["ade20k_r50"]
     synchronised = dataclasses.replace(small_run, row=row)
-    assert sized(synchronised, pool_of(8), 4) is synchronised
+    assert sized(synchronised, group_of(8), 4) is synchronised
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_room() -> None:
+def test_a_worker_group_is_reserved_whole_or_not_at_all_and_on_one_node_if_one_has_the_room() -> None:
     code = """
         import collections, os, ray, time
         from ray.util import placement_group, placement_group_table
-        from pipeline.compute.resources import Host, resources_for
+        from pipeline.compute.resources import Node, resources_for
         from pipeline.params.load import load_params
         from pipeline.training.elastic import places
 
         ray.init(log_to_driver=False)
         rows = load_params("params.yaml").rows
-        hosts = [Host.of(node["Resources"]) for node in ray.nodes()]
-        small, large = (resources_for(rows[name], hosts) for name in ("ade20k_swin-t", "coco_panoptic_swin-l-in22k"))
+        nodes = [Node.of(node["Resources"]) for node in ray.nodes()]
+        small, large = (resources_for(rows[name], nodes) for name in ("ade20k_swin-t", "coco_panoptic_swin-l-in22k"))
 
         def reserved(resources, workers, wait_s):
             group = placement_group([resources.per_worker] * workers, strategy="PACK")
             ready = group.wait(wait_s)
-            hosts = placement_group_table(group)["bundles_to_node_id"].values()
-            return group, sorted(collections.Counter(hosts).values()) if ready else None
+            nodes = placement_group_table(group)["bundles_to_node_id"].values()
+            return group, sorted(collections.Counter(nodes).values()) if ready else None
 
         def free(expected):
             "The GPUs that nobody has, which Ray knows a little later."
@@ -178,7 +178,7 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
         print(where)
         ray.util.remove_placement_group(sixteen)
         few, _ = reserved(small, 2, 600)
-        eight, where = reserved(small, 8, 600)  # 6 and 8 places: on the host that has 8
+        eight, where = reserved(small, 8, 600)  # 6 and 8 places: on the node that has 8
         print(where)
         print(places(small))
         second, where = reserved(small, 8, 3)  # 6 are free: it holds none of them
@@ -192,19 +192,19 @@ def test_a_pool_is_reserved_whole_or_not_at_all_and_on_one_host_if_one_has_the_r
             ray.util.remove_placement_group(group)
 
         os.environ["M2F_ACCELERATOR_TYPE"] = "H100"
-        named = resources_for(rows["coco_panoptic_swin-l-in22k"], hosts)
+        named = resources_for(rows["coco_panoptic_swin-l-in22k"], nodes)
         group, where = reserved(named, named.workers, 600)
         (node,) = {*placement_group_table(group)["bundles_to_node_id"].values()}
-        kinds = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
-        print(where, "accelerator_type:H100" in kinds[0], free(8.0))
+        resources = [node_of["Resources"] for node_of in ray.nodes() if node_of["NodeID"] == node]
+        print(where, "accelerator_type:H100" in resources[0], free(8.0))
     """
-    with RayHosts() as hosts:
-        for kind in ("A100", "H100"):
-            hosts.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{kind}": 1}))
+    with RayNodes() as nodes:
+        for gpu_type in ("A100", "H100"):
+            nodes.add(cpus=16, gpus=8, resources=json.dumps({f"accelerator_type:{gpu_type}": 1}))
         answer = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(code)],
             cwd=PROJECT,
-            env={**os.environ, **hosts.settings, "M2F_WORKERS": ""},
+            env={**os.environ, **nodes.settings, "M2F_WORKERS": ""},
             capture_output=True,
             text=True,
         )

@@ -43,10 +43,10 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
     # size. The generated pictures' nine classes stand for the dataset's first nine.
     row = PARAMS.rows[name]
     data = PARAMS.datasets[row.dataset]
-    train_pictures = dataclasses.replace(row.train.augmentation, crop=(64, 64))
-    if train_pictures.short_sides:
-        train_pictures = dataclasses.replace(train_pictures, short_sides=(56, 64, 80), long_side_max=160)
-    settings = dataclasses.replace(row.train, steps=2, groups=2, augmentation=train_pictures, log_every=1)
+    train_images = dataclasses.replace(row.train.augmentation, crop=(64, 64))
+    if train_images.short_sides:
+        train_images = dataclasses.replace(train_images, short_sides=(56, 64, 80), long_side_max=160)
+    settings = dataclasses.replace(row.train, steps=2, groups=2, augmentation=train_images, log_every=1)
     test = dataclasses.replace(row.test, short_side=64, long_side_max=96, ms_flip=None)
     row = dataclasses.replace(row, train=settings, test=test)
     things = data.thing_classes or small_manifest.thing_classes

@@ -20,7 +20,7 @@ def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "failure"),
     [
         (ValueError("wrong"), "final"),
         (FileNotFoundError("gone"), "final"),
@@ -30,8 +30,8 @@ def test_a_dead_worker_explains_the_broken_connections_of_the_others() -> None:
         (KeyError("typo"), "bug"),
     ],
 )
-def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(error: Exception, kind: str) -> None:
-    assert failures.what_failed(WorkerGroupError("", {0: error})) == (kind, error)
+def test_what_a_retry_would_meet_again_is_final_and_a_bug_is_not_a_lost_worker(error: Exception, failure: str) -> None:
+    assert failures.what_failed(WorkerGroupError("", {0: error})) == (failure, error)
 
 
 def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None:
@@ -43,6 +43,6 @@ def test_what_a_library_guesses_about_a_loss_is_left_out(small_run: Run) -> None
     assert said == "RuntimeError: [gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:17033."
 
 
-def test_a_pool_that_does_not_get_free_in_time_is_no_failure() -> None:
-    assert failures.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no pool"
+def test_a_worker_group_that_does_not_get_free_in_time_is_no_failure() -> None:
+    assert failures.what_failed(ControllerError(WorkerGroupStartupTimeoutError(2)))[0] == "no room"
     assert failures.what_failed(ControllerError(RuntimeError("x")))[0] == "lost"

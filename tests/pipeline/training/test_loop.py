@@ -199,7 +199,7 @@ def test_taking_groups_one_at_a_time_changes_only_rounding(make_run: Callable[..
     gradients = []
     for run in runs:
         training = build(run)
-        batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
+        batches = training_batches(order(run), first_step=0, steps=1, image_range=range(4))
         losses = train_step.backward(training, next(iter(batches)))
         gradients.append((training.gradients, sum(losses.values())))
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=1e-5, atol=0)
@@ -256,7 +256,7 @@ def test_a_non_finite_gradient_is_found_before_anything_is_saved(
 def test_a_picture_with_no_labelled_pixel_trains_like_any_other(make_run: Callable[..., Run]) -> None:
     run = make_run("run")
     training = build(run)
-    batches = training_batches(order(run), first_step=0, steps=1, picture_range=range(4))
+    batches = training_batches(order(run), first_step=0, steps=1, image_range=range(4))
     batch = next(iter(batches))
     nothing = tuple(labels[:0] for labels in batch.labels)
     for labels in (batch.labels[:3] + nothing[3:], nothing):
@@ -321,18 +321,18 @@ def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(
             assert loss == pytest.approx(expected, rel=golden.tolerance(step)), f"step {step}"
 
 
-def test_a_run_that_is_asked_to_leave_does_so_after_a_checkpoint_and_loses_nothing(
+def test_a_run_that_is_asked_to_yield_does_so_after_a_checkpoint_and_loses_nothing(
     small_row: Row, small_manifest: Manifest, tmp_path: Path
 ) -> None:
     def run(name: str) -> loop.Run:  # 6 steps, a checkpoint after every second
         return loop.Run(row=small_row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
 
     undisturbed = loop.train(run("undisturbed"))
-    asked, leave = run("asked"), tmp_path / "asked" / loop.LEAVE
+    asked, request = run("asked"), tmp_path / "asked" / loop.YIELD
     asked.run_dir.mkdir()
-    leave.touch()
+    request.touch()
     for step in (2, 3, 4):  # 3: validation saves too
-        with pytest.raises(loop.Left, match=f"left after step {step}"):
+        with pytest.raises(loop.YieldRequested, match=f"yielded after step {step}"):
             loop.train(asked)
         assert [point["step"] for point in read_curve(asked.run_dir / "curve.jsonl")] == list(range(1, step + 1))
     result = loop.train(asked)  # the last step is an end

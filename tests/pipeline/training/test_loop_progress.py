@@ -13,7 +13,7 @@ from torch import tensor
 from pipeline.params.schema import Row
 from pipeline.runs.run import Run
 from pipeline.tracking.curve import Curve
-from pipeline.training.early_warning import Behind
+from pipeline.training.early_warning import BelowReference
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
 
 
@@ -46,10 +46,10 @@ def test_within_the_interval_only_the_last_step_is_said(run: Run, capsys: pytest
 def test_a_validation_and_a_warning_are_said_in_words(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     progress = TrainingProgress(run, 0, share=1.0)
     progress.validated(3, {"pq": 0.25, "ap": 0.125, "miou": None})
-    progress.warned(Behind(3, 0.25, "published", 0.90))
+    progress.warned(BelowReference(3, 0.25, "published", 0.90))
     validated, warned = capsys.readouterr().err.splitlines()
     assert validated.startswith("small seed 5: step 3: validation ") and "PQ 25.00" in validated
-    assert warned == ("small seed 5: warning: step 3: PQ 25.00 is 65.0 points behind the published curve (90.00)")
+    assert warned == ("small seed 5: warning: step 3: PQ 25.00 is 65.0 points below the published curve (90.00)")
 
 
 @pytest.mark.parametrize(("none", "whole"), [(NoProgress, TrainingProgress), (NoCurve, Curve)])

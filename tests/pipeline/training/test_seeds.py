@@ -26,8 +26,8 @@ from pipeline.storage.root import storage_root
 from pipeline.tracking.client import mlflow_client
 from pipeline.training import loop
 from pipeline.training.seeds import _worker_s, _workers, train_row
-from tests.helpers.made_up import pool
-from tests.helpers.ray_hosts import RayHosts
+from tests.helpers.made_up import span
+from tests.helpers.ray_nodes import RayNodes
 from tests.helpers.shared import PROJECT
 from tests.helpers.train_process import Job
 from tests.helpers.waiting import LIMIT_S
@@ -60,7 +60,7 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
     quiet.start()
     assert [seed.status for seed in quiet.wait().seeds] == ["finished"] * 3
     lines = quiet.log().splitlines()
-    assert f"small: 3 seeds to train on {pools()} pools of 1 worker with 1 core" in lines
+    assert f"small: 3 seeds to train on {worker_groups()} worker groups of 1 worker with 1 core" in lines
     for seed in SEEDS:
         assert any(line.startswith(f"small seed {seed}: step 24: validation PQ") for line in lines)
     # nothing but our own lines: no boxes, no words of Ray's
@@ -86,11 +86,11 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
     assert [seed.status for seed in seeds] == ["finished"] * 3 and (seeds[0], seeds[2]) == (first, third)
     assert job.weights(2) == quiet.weights(2)
     assert [digests(folder) for folder in folders if folder] == before
-    assert "small: 1 seed to train on one pool of 1 worker with 1 core" in job.log()
+    assert "small: 1 seed to train on one worker group of 1 worker with 1 core" in job.log()
     assert list(job.storage.glob("runs/*/ray")) == []
 
 
-def pools() -> int:
+def worker_groups() -> int:
     return min(3, len(os.sched_getaffinity(0)))
 
 
@@ -132,27 +132,29 @@ def test_an_interrupted_driver_leaves_nothing_running_and_the_next_one_goes_on_w
 @pytest.fixture
 def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of two cores that several drivers join: the variables they need."""
-    with RayHosts(head_cpus=2) as hosts:
-        yield hosts.settings
+    with RayNodes(head_cpus=2) as nodes:
+        yield nodes.settings
 
 
 @pytest.mark.ray
 @pytest.mark.full
-def test_seeds_take_turns_on_one_pool_and_wait_for_it_while_another_row_has_it_saying_for_what(
+def test_seeds_take_turns_on_one_worker_group_and_wait_for_it_while_another_row_has_it_saying_for_what(
     make_job: Callable[..., Job], cluster: dict[str, str]
 ) -> None:
     job = make_job("job", seeds=(1, 2))
     with other_row(cluster):
         job.start(**cluster)
-        job.until(lambda: "waits for a pool" in job.log())
+        job.until(lambda: "waits for a worker group" in job.log())
         time.sleep(12)  # Ray gives up twice meanwhile
-        waiting = "small seed 1: waits for a pool of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
+        waiting = (
+            "small seed 1: waits for a worker group of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
+        )
         assert job.log().splitlines()[-1] == waiting
     assert [seed.status for seed in job.wait().seeds] == ["finished", "finished"]
     said = job.log()  # the second seed queued: its first line comes after the first one's last
-    assert "small: 2 seeds to train on one pool of 2 workers with 1 core each" in said
+    assert "small: 2 seeds to train on one worker group of 2 workers with 1 core each" in said
     assert said.index("small seed 1: step 24: validation") < said.index("small seed 2: ")
-    assert said.count("waits for a pool") == 1
+    assert said.count("waits for a worker group") == 1
 
 
 @contextlib.contextmanager
@@ -231,8 +233,8 @@ def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
 
 
 def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> None:
-    def of(*pools: tuple[int, int]) -> int | None:
-        return _workers([pool(from_step=step, workers=workers) for step, workers in pools], 100)
+    def of(*worker_groups: tuple[int, int]) -> int | None:
+        return _workers([span(from_step=step, workers=workers) for step, workers in worker_groups], 100)
 
     assert of((0, 8)) == 8
     assert of((0, 8), (30, 4)) == 4  # 30 and 70 steps
@@ -241,16 +243,16 @@ def test_the_workers_of_a_result_are_those_that_made_the_most_of_its_steps() -> 
     assert of() is None
 
 
-def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_pools() -> None:
+def test_the_time_of_a_training_is_counted_for_the_workers_of_each_of_its_worker_groups() -> None:
     # 60 s on 8 workers, 30 s on 4 and 10 s on 8 again: 480 + 120 + 80
-    pools = [pool(train_s=train_s, workers=workers) for train_s, workers in ((0.0, 8), (60.0, 4), (90.0, 8))]
-    assert _worker_s(pools, 100.0) == 680.0
+    worker_groups = [span(train_s=train_s, workers=workers) for train_s, workers in ((0.0, 8), (60.0, 4), (90.0, 8))]
+    assert _worker_s(worker_groups, 100.0) == 680.0
 
 
 def test_a_training_in_this_process_says_so_in_its_result(two_steps: Row, small_data: tuple[Path, Manifest]) -> None:
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
-    (only,) = seed.pools
-    assert (seed.workers, only.from_step, only.workers, only.hosts) == (1, 0, 1, 1)
+    (only,) = seed.worker_groups
+    assert (seed.workers, only.from_step, only.workers, only.nodes) == (1, 0, 1, 1)
     assert only.devices == (seed.environment.device,) and seed.worker_s == seed.train_s > 0
 
 

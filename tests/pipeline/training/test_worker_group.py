@@ -23,17 +23,17 @@ from pipeline.compute.resources import Resources
 from pipeline.params.schema import Row
 from pipeline.runs.checkpoints import save_checkpoint
 from pipeline.runs.curve_file import read_curve
-from pipeline.runs.outcome import pools_of, write_pools
+from pipeline.runs.outcome import worker_groups_of, write_worker_groups
 from pipeline.runs.run import Run
-from pipeline.storage.results import Manifest, Pool
+from pipeline.storage.results import Manifest, WorkerGroupSpan
 from pipeline.tracking import mlflow_runs
 from pipeline.training import loop, worker_group
-from pipeline.training.loop import Left
+from pipeline.training.loop import YieldRequested
 from pipeline.training.seeds import train_row
-from tests.helpers.made_up import pool
-from tests.helpers.ray_hosts import RayHosts
+from tests.helpers.made_up import span
+from tests.helpers.ray_nodes import RayNodes
 from tests.helpers.train_process import STEPS, Job
-from tests.helpers.worker_groups import lost, pool_of
+from tests.helpers.worker_groups import group_of, lost
 from tests.pipeline.conftest import NO_WEIGHTS
 
 
@@ -83,56 +83,56 @@ def test_an_error_of_the_users_ends_the_row_with_its_sentence(make_job: Callable
 
 @pytest.mark.ray
 @pytest.mark.full
-def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_back(
+def test_a_worker_group_on_one_node_is_queued_again_and_one_on_two_shrinks_and_grows_back(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job("lossy")
     # longer than the test: it ends when all has been seen
     train = dataclasses.replace(job.row.train, steps=5000, val_interval=5000, checkpoint_interval=5)
     job.row = dataclasses.replace(job.row, train=train)
-    with RayHosts() as hosts:
-        both = hosts.add(cpus=2)
-        job.start(**hosts.settings)
+    with RayNodes() as nodes:
+        both = nodes.add(cpus=2)
+        job.start(**nodes.settings)
         job.wait_for_step(8)
-        hosts.lose(both)
-        job.until(lambda: "waits for a pool of 2 workers" in job.log())
-        one = hosts.add(cpus=1)  # room for one worker, which will not do
+        nodes.lose(both)
+        job.until(lambda: "waits for a worker group of 2 workers" in job.log())
+        one = nodes.add(cpus=1)  # room for one worker, which will not do
         time.sleep(6)  # Ray gives up once meanwhile
-        assert len(pools(job)) == 1 and "goes on with" not in job.log()
+        assert len(worker_groups(job)) == 1 and "goes on with" not in job.log()
 
-        other = hosts.add(cpus=1)
-        job.until(lambda: len(pools(job)) == 2)
-        assert (pools(job)[-1].workers, pools(job)[-1].hosts) == (2, 2)
-        began = pools(job)[-1].from_step
+        other = nodes.add(cpus=1)
+        job.until(lambda: len(worker_groups(job)) == 2)
+        assert (worker_groups(job)[-1].workers, worker_groups(job)[-1].nodes) == (2, 2)
+        began = worker_groups(job)[-1].from_step
         job.wait_for_step(began + 8)
-        hosts.lose(other)
+        nodes.lose(other)
         by_two = job.curve()
-        job.until(lambda: len(pools(job)) == 3)  # while no host comes back
-        assert (pools(job)[-1].workers, pools(job)[-1].hosts) == (1, 1)
+        job.until(lambda: len(worker_groups(job)) == 3)  # while no node comes back
+        assert (worker_groups(job)[-1].workers, worker_groups(job)[-1].nodes) == (1, 1)
         assert "goes on with 1 of its 2 workers until the others' places are free again" in job.log()
-        shrunk = pools(job)[-1].from_step
+        shrunk = worker_groups(job)[-1].from_step
         assert began < shrunk < by_two[-1]["step"]  # so some steps are made again
         job.wait_for_step(by_two[-1]["step"])
         assert [point["loss"] for point in job.curve()][shrunk : len(by_two)] == pytest.approx(
             [point["loss"] for point in by_two][shrunk:], rel=1e-5
         )
 
-        hosts.add(cpus=1)
-        job.until(lambda: len(pools(job)) == 4)
-        grown = pools(job)[-1].from_step
+        nodes.add(cpus=1)
+        job.until(lambda: len(worker_groups(job)) == 4)
+        grown = worker_groups(job)[-1].from_step
         shutil.copytree(job.run_dir(5), tmp_path / "copy")
-        assert pools(job)[-1].workers == 2 and one.poll() is None
+        assert worker_groups(job)[-1].workers == 2 and one.poll() is None
         assert "goes on with all 2 workers after its next checkpoint: there is room again" in job.log()
         job.wait_for_step(grown + 5)
     assert job.log().count("lost a worker") == 2
 
-    # the same steps by one worker, from the checkpoint at which it made place for the whole pool
+    # the same steps by one worker, from the checkpoint at which it made place for the whole worker group
     monkeypatch.setenv("M2F_STORAGE", str(job.storage))
     copy = tmp_path / "copy"
     run = loop.Run(row=job.row, seed=5, run_key=job.run_dir(5).name, run_dir=copy, manifest=job.manifest)
     (copy / "run.json").unlink()  # nothing for MLflow
-    (copy / loop.LEAVE).touch()
-    with pytest.raises(loop.Left, match=f"left after step {grown + 5}, as it was asked to"):
+    (copy / loop.YIELD).touch()
+    with pytest.raises(loop.YieldRequested, match=f"yielded after step {grown + 5}, as it was asked to"):
         loop.train(run)
     alone = read_curve(copy / "curve.jsonl")[grown:]
     assert [point["step"] for point in job.curve()][: grown + 5] == list(range(1, grown + 6))
@@ -141,9 +141,9 @@ def test_a_pool_on_one_host_is_queued_again_and_one_on_two_shrinks_and_grows_bac
     )
 
 
-def pools(job: Job) -> tuple[Pool, ...]:
-    """The pools that have made the job's steps in turn."""
-    return pools_of(folder) if (folder := job.run_dir(5)) else ()
+def worker_groups(job: Job) -> tuple[WorkerGroupSpan, ...]:
+    """The worker groups that have made the job's steps in turn."""
+    return worker_groups_of(folder) if (folder := job.run_dir(5)) else ()
 
 
 def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
@@ -164,7 +164,7 @@ def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
 def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str | None, int]]:
     """Calls the retries with a list of failures in turn, each with the steps saved by then: (reason, launches)."""
     run = small_run
-    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "group_fits", lambda resources: True)
     monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
 
     def go(*failures: tuple[BaseException, int]) -> tuple[str | None, int]:
@@ -179,7 +179,7 @@ def failing(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
                 raise error
 
         monkeypatch.setattr(worker_group, "_fit", fit)
-        worker_group._train_on_pool(run, pool_of(2), None)  # type: ignore[arg-type]
+        worker_group._train_on_group(run, group_of(2), None)  # type: ignore[arg-type]
         note = run.run_dir / "failed.json"
         return (json.loads(note.read_text())["reason"] if note.exists() else None), launches
 
@@ -196,7 +196,7 @@ def test_lost_workers_are_replaced_three_times_in_a_row_but_not_counted_when_the
     assert launches == 4
 
 
-def test_a_bug_is_tried_once_more_and_waiting_for_a_pool_does_not_count(
+def test_a_bug_is_tried_once_more_and_waiting_for_a_worker_group_does_not_count(
     failing: Callable[..., tuple[str | None, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bug, waiting = WorkerGroupError("", {0: KeyError("typo")}), ControllerError(WorkerGroupStartupTimeoutError(2))
@@ -217,31 +217,33 @@ def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
 # How many workers go on
 
 
-LEFT = WorkerGroupError("", {0: Left("left after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")})
-NO_POOL = ControllerError(WorkerGroupStartupTimeoutError(2))
+YIELDED = WorkerGroupError(
+    "", {0: YieldRequested("yielded after step 4"), 1: RuntimeError("gloo/x.cc Connection closed")}
+)
+NO_ROOM = ControllerError(WorkerGroupStartupTimeoutError(2))
 NO_MEMORY = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory")})
 
 
 @pytest.mark.parametrize(
-    ("hosts", "failures", "room", "launches"),
+    ("nodes", "failures", "room", "launches"),
     [
-        # on two hosts: 4 workers, 2 after a loss, the whole pool when it was asked to leave for it
-        (2, [lost(), LEFT], [2], [4, 2, 4]),
+        # on two nodes: 4 workers, 2 after a loss, the whole worker group when it was asked to yield for it
+        (2, [lost(), YIELDED], [2], [4, 2, 4]),
         # a lost process: its place is there
         (2, [lost()], [4], [4, 4]),
-        # nothing is left: it waits for its pool, and takes what there is by then
-        (2, [lost(), NO_POOL, NO_POOL], [0, 0, 1], [4, 4, 4, 1]),
-        # another row was quicker to take the whole pool's places
-        (2, [lost(), LEFT, NO_POOL], [2, 1], [4, 2, 4, 1]),
-        # what is left has not the memory: only the whole pool will do, also after another loss
-        (2, [lost(), NO_MEMORY, NO_POOL, lost()], [1], [4, 1, 4, 4, 4]),
-        # on one host, or before it ever had a pool: the whole pool only
-        (1, [lost(), NO_POOL, lost()], [], [4, 4, 4, 4]),
-        (0, [NO_POOL, NO_POOL], [], [4, 4, 4]),
+        # nothing is left: it waits for its worker group, and takes what there is by then
+        (2, [lost(), NO_ROOM, NO_ROOM], [0, 0, 1], [4, 4, 4, 1]),
+        # another row was quicker to take the whole worker group's places
+        (2, [lost(), YIELDED, NO_ROOM], [2, 1], [4, 2, 4, 1]),
+        # what is left has not the memory: only the whole worker group will do, also after another loss
+        (2, [lost(), NO_MEMORY, NO_ROOM, lost()], [1], [4, 1, 4, 4, 4]),
+        # on one node, or before it ever had a worker group: the whole worker group only
+        (1, [lost(), NO_ROOM, lost()], [], [4, 4, 4, 4]),
+        (0, [NO_ROOM, NO_ROOM], [], [4, 4, 4]),
     ],
 )
-def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for_all_of_it(
-    hosts: int,
+def test_a_worker_group_of_several_nodes_goes_on_with_what_is_left_and_another_waits_for_all_of_it(
+    nodes: int,
     failures: list[Exception],
     room: list[int],
     launches: list[int],
@@ -252,36 +254,36 @@ def test_a_pool_of_several_hosts_goes_on_with_what_is_left_and_another_waits_for
 
     def fit(run: Run, resources: Resources, lines: Any) -> None:
         began.append(resources.workers)
-        if hosts:
-            write_pools(run.run_dir, [pool(workers=4, hosts=hosts)])
+        if nodes:
+            write_worker_groups(run.run_dir, [span(workers=4, nodes=nodes)])
         if (error := next(errors, None)) is not None:
             raise error
 
     monkeypatch.setattr(worker_group, "_fit", fit)
     monkeypatch.setattr(worker_group, "growing", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(worker_group, "pool_is_free", lambda resources: True)
+    monkeypatch.setattr(worker_group, "group_fits", lambda resources: True)
     monkeypatch.setattr(worker_group, "say_it_waits", lambda run, resources: time.monotonic())
     monkeypatch.setattr(worker_group, "places", lambda resources: next(counts))
-    worker_group._train_on_pool(small_run, pool_of(4), None)  # type: ignore[arg-type]
+    worker_group._train_on_group(small_run, group_of(4), None)  # type: ignore[arg-type]
     assert began == launches and list(counts) == []
     assert not (small_run.run_dir / "failed.json").exists()
 
 
-def test_pools_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
+def test_worker_groups_are_noted_in_turn_without_those_whose_steps_are_lost(small_run: Run) -> None:
     def noted() -> list[tuple[int, int, int]]:
-        return [(pool.from_step, pool.workers, pool.hosts) for pool in pools_of(small_run.run_dir)]
+        return [(span.from_step, span.workers, span.nodes) for span in worker_groups_of(small_run.run_dir)]
 
-    worker_group.note_pool(small_run, "a")
-    worker_group.note_pool(small_run, "a")  # lost before its first checkpoint
+    worker_group.note_worker_group(small_run, "a")
+    worker_group.note_worker_group(small_run, "a")  # lost before its first checkpoint
     assert noted() == [(0, 1, 1)]
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     state = {"train_s": 60.0}
     save_checkpoint(small_run.run_dir, step=4, run_key="k", model=model, optimizer=optimizer, state=state)
-    worker_group.note_pool(small_run, "a")
+    worker_group.note_worker_group(small_run, "a")
     assert noted() == [(0, 1, 1), (4, 1, 1)]
-    assert [pool.train_s for pool in pools_of(small_run.run_dir)] == [0.0, 60.0]
+    assert [span.train_s for span in worker_groups_of(small_run.run_dir)] == [0.0, 60.0]
     assert worker_group._workers_in_turn(small_run) == {}
     counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
-    write_pools(small_run.run_dir, [pool(workers=workers, from_step=step) for step, workers in counts])
+    write_worker_groups(small_run.run_dir, [span(workers=workers, from_step=step) for step, workers in counts])
     assert worker_group._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.datasets import cityscapes
 from pipeline.params.schema import DatasetConfig
-from tests.helpers.pictures import encoded, image, put, zipped
+from tests.helpers.images import encoded, image, put, zipped
 from tests.helpers.shared import shared
 
 CONFIG = DatasetConfig(

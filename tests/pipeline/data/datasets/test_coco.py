@@ -23,15 +23,15 @@ from tests.helpers.coco_files import (
     CONFIG,
     DOG,
     IDS,
+    IMAGES,
     INSTANCES,
     PANOPTIC,
-    PICTURES,
     SKY,
     png,
     published,
     write_coco,
 )
-from tests.helpers.pictures import encoded, image, put, zipped
+from tests.helpers.images import encoded, image, put, zipped
 from tests.helpers.shard_folders import rows
 from tests.helpers.shared import shared
 
@@ -98,7 +98,7 @@ def test_an_inner_archive_that_is_torn_is_named(tmp_path: Path) -> None:
 
 
 def test_pictures_that_the_files_do_not_list_are_left_alone_and_both_lists_are_joined(tmp_path: Path) -> None:
-    instances = {**INSTANCES, "images": PICTURES[1:]}
+    instances = {**INSTANCES, "images": IMAGES[1:]}
     folder = write_coco(tmp_path, instances)
     put(folder / "val2017/c.jpg", b"")
     records = coco.records(CONFIG, [folder], "val")
@@ -275,7 +275,7 @@ def test_a_record_carries_both_kinds_of_labels_into_the_shard(tmp_path: Path, st
     # 8 of 48 pixels are nothing, 6 car, 2 dog (crowd); in both pictures
     assert manifest.pixels == {"val": (64, 12, 4, 0)}
     assert manifest.ignored_pixels == {"val": 16}
-    assert manifest.pictures == {"val": (2, 2, 2, 0)}
+    assert manifest.images == {"val": (2, 2, 2, 0)}
     first, second = rows(storage, manifest, "val")
     assert first["segment_classes"] == [2, 0, 1]
     assert first["segment_crowd"] == [True, False, False]
@@ -302,7 +302,7 @@ def test_instances_alone_have_no_segments_and_no_pixels(tmp_path: Path, storage:
     assert manifest.labels == ("instances",)
     assert manifest.pixels == {"val": (0, 0, 0, 0)}
     assert manifest.ignored_pixels == {"val": 0}
-    assert manifest.pictures == {"val": (0, 1, 1, 0)}
+    assert manifest.images == {"val": (0, 1, 1, 0)}
     assert manifest.instances == {"val": (0, 1, 1, 0)}
     first = rows(storage, manifest, "val")[0]
     fields = ("segments", "segment_classes", "segment_crowd", "segment_boxes")
@@ -310,7 +310,7 @@ def test_instances_alone_have_no_segments_and_no_pixels(tmp_path: Path, storage:
 
 
 def test_a_picture_with_other_labels_than_the_rest_is_named(tmp_path: Path, storage: Path) -> None:
-    panoptic = {**PANOPTIC, "images": PICTURES[1:], "annotations": PANOPTIC["annotations"][:1]}
+    panoptic = {**PANOPTIC, "images": IMAGES[1:], "annotations": PANOPTIC["annotations"][:1]}
     with pytest.raises(ValueError, match=r"b\.jpg has instances labels, but .*a\.jpg has instances and panoptic and"):
         build.build("coco", CONFIG, [write_coco(tmp_path / "coco", panoptic=panoptic)], facts=[])
     assert list((storage / "shards").iterdir()) == []
@@ -373,13 +373,13 @@ def test_nine_thousand_nuclei_keep_their_area_and_box(storage: Path) -> None:
     assert manifest.instances == {"train": (7126,), "val": (2294,)}  # 9,420
     for split, folder in config.splits.items():
         truth = real_json(archive, f"nuclei/annotations/instances_{folder}.json")
-        by_picture: dict[int, list[dict[str, Any]]] = {}
+        by_image: dict[int, list[dict[str, Any]]] = {}
         for annotation in truth["annotations"]:
-            by_picture.setdefault(annotation["image_id"], []).append(annotation)
-        pictures = sorted(truth["images"], key=lambda entry: entry["id"])
-        for row, picture in zip(rows(storage, manifest, split), pictures, strict=True):
-            assert f"{row['name']}.jpg" == picture["file_name"]
-            annotations = by_picture.get(picture["id"], [])
+            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        images = sorted(truth["images"], key=lambda entry: entry["id"])
+        for row, entry in zip(rows(storage, manifest, split), images, strict=True):
+            assert f"{row['name']}.jpg" == entry["file_name"]
+            annotations = by_image.get(entry["id"], [])
             assert row["things"] == len(annotations)
             size = [row["height"], row["width"]]
             masks = [{"size": size, "counts": instance["counts"]} for instance in row["instances"]]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.datasets import folder
-from tests.helpers.pictures import config, encoded, image, labels, put, write_folder, zipped
+from tests.helpers.images import config, encoded, image, labels, put, write_folder, zipped
 from tests.helpers.shared import shared
 
 
@@ -38,10 +38,10 @@ def test_label_offset_turns_ade20k_zero_into_nothing(tmp_path: Path) -> None:
 
 def test_palette_labels_are_read_as_indices_not_as_colours(tmp_path: Path) -> None:
     source = write_folder(tmp_path, train=1, val=0)
-    picture = Image.fromarray(labels(), mode="P")
-    picture.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200] * 85)
+    image = Image.fromarray(labels(), mode="P")
+    image.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200] * 85)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     put(tmp_path / "annotations/training/p0.png", buffer.getvalue())
     read = folder.records(config(), [source], "train")[0].read()
     assert set(np.unique(read.segments)) == {0, 1, 2, 255}
@@ -65,8 +65,8 @@ def _grey_png(ids: np.ndarray, bits: int) -> bytes:
     import struct
     import zlib
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(chunk_type: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", zlib.crc32(chunk_type + body))
 
     rows = b"".join(b"\0" + bytes([sum(int(v) << (8 - bits * (i + 1)) for i, v in enumerate(row))]) for row in ids)
     header = struct.pack(">IIBBBBB", ids.shape[1], ids.shape[0], bits, 0, 0, 0, 0)

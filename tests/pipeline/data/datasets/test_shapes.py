@@ -25,9 +25,9 @@ def scenes() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """120 training and 40 validation pictures, (N, h, w, 3), and their label maps, (N, h, w)."""
     train = [shapes.draw(7, "train", index, SIZE) for index in range(120)]
     val = [shapes.draw(7, "val", index, SIZE) for index in range(40)]
-    pictures = [np.stack([scene[0] for scene in split]) for split in (train, val)]
+    images = [np.stack([scene[0] for scene in split]) for split in (train, val)]
     maps = [np.stack([label_map(*scene[1:]) for scene in split]) for split in (train, val)]
-    return pictures[0], maps[0], pictures[1], maps[1]
+    return images[0], maps[0], images[1], maps[1]
 
 
 def mean_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -47,7 +47,7 @@ def test_a_picture_depends_on_seed_split_and_index_only() -> None:
 
 def test_every_class_is_common_enough_to_learn(scenes: tuple[np.ndarray, ...]) -> None:
     _, maps, _, _ = scenes
-    holding = [np.mean([(labels == kind).any() for labels in maps]) for kind in range(9)]
+    holding = [np.mean([(labels == class_id).any() for labels in maps]) for class_id in range(9)]
     assert min(holding) > 0.3, dict(zip(shapes.CLASS_NAMES, holding, strict=True))
     assert np.mean(maps == 255) < 0.01
 
@@ -55,13 +55,13 @@ def test_every_class_is_common_enough_to_learn(scenes: tuple[np.ndarray, ...]) -
 def test_things_have_a_segment_each_and_stuff_one_per_class() -> None:
     for index in range(20):
         _, segments, classes = shapes.draw(7, "train", index, SIZE)
-        stuff = [kind for kind in classes if kind not in shapes.THINGS]
+        stuff = [class_id for class_id in classes if class_id not in shapes.THINGS]
         assert len(stuff) == len(set(stuff))
         counts = np.bincount(segments[segments != 255], minlength=len(classes))
         assert len(counts) == len(classes)
         assert all(
-            count >= (shapes.SLIVER_PIXELS if kind in shapes.THINGS else 1)
-            for count, kind in zip(counts, classes, strict=True)
+            count >= (shapes.SLIVER_PIXELS if class_id in shapes.THINGS else 1)
+            for count, class_id in zip(counts, classes, strict=True)
         )
 
 
@@ -70,25 +70,25 @@ def test_unhidden_things_are_not_tiny() -> None:
     sizes: dict[int, list[tuple[int, int]]] = {shapes.PERSON: [], shapes.SIGN: [], shapes.CAR: []}
     for index in range(60):
         _, segments, classes = shapes.draw(7, "train", index, SIZE)
-        for kind, found in sizes.items():
+        for class_id, found in sizes.items():
             boxes = []
-            for segment in np.flatnonzero(np.array(classes) == kind):
+            for segment in np.flatnonzero(np.array(classes) == class_id):
                 rows, columns = np.nonzero(segments == segment)
                 if columns.min() > 0 and columns.max() < SIZE[1] - 1:
                     boxes.append((int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1))
             if boxes:
                 found.append(max(boxes))
-    for kind, least in ((shapes.PERSON, (16, 8)), (shapes.SIGN, (8, 8)), (shapes.CAR, (10, 12))):
-        whole = [height >= least[0] and width >= least[1] for height, width in sizes[kind]]
-        assert np.mean(whole) > 0.9, shapes.CLASS_NAMES[kind]
+    for class_id, least in ((shapes.PERSON, (16, 8)), (shapes.SIGN, (8, 8)), (shapes.CAR, (10, 12))):
+        whole = [height >= least[0] and width >= least[1] for height, width in sizes[class_id]]
+        assert np.mean(whole) > 0.9, shapes.CLASS_NAMES[class_id]
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])
 def test_the_best_colour_lookup_does_not_solve_it(scenes: tuple[np.ndarray, ...], bits: int) -> None:
     train, train_maps, val, val_maps = scenes
 
-    def colours(pictures: np.ndarray) -> np.ndarray:
-        levels = pictures.astype(np.int64) >> (8 - bits)
+    def colours(images: np.ndarray) -> np.ndarray:
+        levels = images.astype(np.int64) >> (8 - bits)
         return (levels[..., 0] << 2 * bits) + (levels[..., 1] << bits) + levels[..., 2]
 
     counted = train_maps != 255
@@ -99,7 +99,7 @@ def test_the_best_colour_lookup_does_not_solve_it(scenes: tuple[np.ndarray, ...]
 
 def test_neither_the_commonest_class_nor_the_place_alone_solves_it(scenes: tuple[np.ndarray, ...]) -> None:
     _, train_maps, _, val_maps = scenes
-    shares = np.stack([(train_maps == kind).mean(0) for kind in range(9)])  # (9, h, w)
+    shares = np.stack([(train_maps == class_id).mean(0) for class_id in range(9)])  # (9, h, w)
     commonest = int(shares.mean((1, 2)).argmax())
     assert mean_iou(np.full_like(val_maps, commonest), val_maps) < 0.1
     assert mean_iou(np.broadcast_to(shares.argmax(0), val_maps.shape), val_maps) < 0.45

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.images.resize import resize_image, resized_size
-from tests.helpers.pictures import mirror
+from tests.helpers.images import mirror
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_nothing_but_the_parts_rows_and_columns_counts(monkeypatch: pytest.Monke
         inside = slice(first[0], last[0]), slice(first[1], last[1])
         other[inside] = image[inside]
         shown = []
-        for picture, filling in ((image, 0), (other, 255)):
-            monkeypatch.setattr(np, "empty", lambda shape, kind, filling=filling: np.full(shape, filling, kind))
-            shown.append(resize_image(picture, size, part))
+        for content, filling in ((image, 0), (other, 255)):
+            monkeypatch.setattr(np, "empty", lambda shape, dtype, filling=filling: np.full(shape, filling, dtype))
+            shown.append(resize_image(content, size, part))
             monkeypatch.undo()
         np.testing.assert_array_equal(*shown)

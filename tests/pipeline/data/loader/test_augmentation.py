@@ -20,7 +20,7 @@ from pipeline.data.loader.augmentation import (
     training_transform,
 )
 from pipeline.params.schema import AugmentationConfig
-from tests.helpers.pictures import mirror
+from tests.helpers.images import mirror
 
 REFERENCE = Path(__file__).parents[3] / "reference"
 
@@ -136,7 +136,7 @@ def jittered(factor: float, crop: tuple[int, int], height: int, width: int) -> t
 
 
 @pytest.mark.parametrize(
-    ("factor", "crop", "picture", "size", "shown"),
+    ("factor", "crop", "image", "size", "shown"),
     [
         (1.5, (1024, 1024), (480, 640), (1152, 1536), (1024, 1024)),  # s = 1536: scale 1536 / 640 = 2.4
         (1.5, (1024, 1024), (640, 480), (1536, 1152), (1024, 1024)),
@@ -148,9 +148,9 @@ def jittered(factor: float, crop: tuple[int, int], height: int, width: int) -> t
     ],
 )
 def test_jitter_fits_the_picture_into_the_crop_times_a_factor(
-    factor: float, crop: tuple[int, int], picture: tuple[int, int], size: tuple[int, int], shown: tuple[int, int]
+    factor: float, crop: tuple[int, int], image: tuple[int, int], size: tuple[int, int], shown: tuple[int, int]
 ) -> None:
-    assert jittered(factor, crop, *picture) == (size, shown)
+    assert jittered(factor, crop, *image) == (size, shown)
 
 
 def test_the_jitters_factor_and_offsets_are_uniform() -> None:

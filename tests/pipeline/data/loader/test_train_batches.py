@@ -15,9 +15,10 @@ from pipeline.data.images.codecs import decode_masks
 from pipeline.data.loader import train_batches
 from pipeline.data.loader.augmentation import seed_transform, training_transform
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.data.shards import reader
 from pipeline.storage.results import Manifest
+from tests.helpers.images import image, instance, labels, rectangle, stored, write_shards
 from tests.helpers.loading import (
     LAYOUTS,
     TEST,
@@ -25,12 +26,11 @@ from tests.helpers.loading import (
     augmentation,
     batches,
     crossing,
+    images_of,
     many,
-    pictures_of,
     shard_path,
     street,
 )
-from tests.helpers.pictures import image, instance, labels, rectangle, stored, write_shards
 
 
 def test_an_epoch_is_a_permutation_and_the_next_one_another() -> None:
@@ -54,24 +54,22 @@ def test_loader_processes_change_nothing(manifest: Manifest, processes: int) -> 
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 3)
     alone, others = batches(manifest), batches(manifest, processes=processes)
     assert [batch.positions for batch in alone] == [batch.positions for batch in others]
-    assert pictures_of(alone) == pictures_of(others)
-    shown = [list(validation_pictures(manifest, TEST, processes=count)) for count in (0, processes)]
-    assert [picture.name for picture in shown[0]] == [picture.name for picture in shown[1]]
+    assert images_of(alone) == images_of(others)
+    shown = [list(validation_images(manifest, TEST, processes=count)) for count in (0, processes)]
+    assert [val_image.name for val_image in shown[0]] == [val_image.name for val_image in shown[1]]
     assert all(torch.equal(a.image, b.image) for a, b in zip(*shown, strict=True))
 
 
 def test_workers_and_restarts_see_the_same_pictures(manifest: Manifest) -> None:
-    whole = pictures_of(batches(manifest))
-    shared = pictures_of(batches(manifest, picture_range=range(2))) | pictures_of(
-        batches(manifest, picture_range=range(2, 4))
-    )
-    restarted = pictures_of(batches(manifest, steps=1)) | pictures_of(batches(manifest, first_step=1, steps=3))
+    whole = images_of(batches(manifest))
+    shared = images_of(batches(manifest, image_range=range(2))) | images_of(batches(manifest, image_range=range(2, 4)))
+    restarted = images_of(batches(manifest, steps=1)) | images_of(batches(manifest, first_step=1, steps=3))
     assert whole == shared == restarted
-    assert whole != pictures_of(batches(manifest, seed=6))
+    assert whole != images_of(batches(manifest, seed=6))
 
 
 def test_every_picture_carries_its_seed(manifest: Manifest) -> None:
-    for batch in batches(manifest, picture_range=range(1, 3)):
+    for batch in batches(manifest, image_range=range(1, 3)):
         assert batch.seeds == tuple(mix(5, 3, position) for position in batch.positions)
 
 
@@ -91,7 +89,7 @@ def test_segments_index_the_labels_that_are_there_and_padding_is_nothing(manifes
 
 def test_a_picture_smaller_than_the_crop_comes_through_unchanged(manifest: Manifest) -> None:
     plain = augmentation(short_sides=(12,), flip=0.0, photometric=False)
-    (batch,) = batches(manifest, plain, steps=1, global_batch=1, picture_range=range(1))
+    (batch,) = batches(manifest, plain, steps=1, global_batch=1, image_range=range(1))
     expected = image(seed=int(batch.names[0][1:]))
     assert batch.sizes.tolist() == [[12, 16]]
     np.testing.assert_array_equal(batch.images[0, :, :12, :16].permute(1, 2, 0).numpy(), expected)
@@ -104,9 +102,9 @@ def test_a_picture_with_no_labelled_pixel_has_no_labels(storage: Path) -> None:
     for batch in batches(manifest):
         assert [len(found) for found in batch.labels] == [0, 0, 0, 0]
         assert (batch.segments == 255).all()
-    (picture,) = validation_pictures(manifest, TEST)
-    assert picture.labels.tolist() == []
-    assert (picture.label_map == 255).all()
+    (val_image,) = validation_images(manifest, TEST)
+    assert val_image.labels.tolist() == []
+    assert (val_image.label_map == 255).all()
 
 
 @pytest.mark.parametrize(("counts", "dtype", "nothing"), [((4, 7), torch.uint8, 255), ((4, 300), torch.int32, -1)])
@@ -116,7 +114,7 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
     records = [many(f"p{index}", count) for index, count in enumerate(counts)]
     manifest = write_shards(storage, {"train": records, "val": records}, **THINGS)
     plain = augmentation(short_sides=(20,), flip=0.0)
-    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, picture_range=range(2))
+    (batch,) = batches(manifest, plain, task="panoptic", steps=1, global_batch=2, image_range=range(2))
     assert batch.segments.dtype == dtype
     for place, name in enumerate(batch.names):
         count = counts[int(name[1:])]
@@ -125,8 +123,8 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
         expected[-1] = nothing
         np.testing.assert_array_equal(batch.segments[place, :20, :20].numpy().ravel(), expected)
         assert (batch.segments[place, 20:] == nothing).all()
-    shown = list(validation_pictures(manifest, TEST, task="panoptic"))
-    assert [len(picture.labels) for picture in shown] == list(counts)
+    shown = list(validation_images(manifest, TEST, task="panoptic"))
+    assert [len(val_image.labels) for val_image in shown] == list(counts)
     assert shown[1].label_map[0, :4].tolist() == [2, 1, 2, 1]
     assert shown[1].label_map[-1, -1] == 255
 
@@ -134,13 +132,13 @@ def test_panoptic_segments_keep_their_classes_also_when_there_are_many(
 def one(manifest: Manifest, task: str, **changes: Any) -> Batch:
     """The first training picture as it is, not resized."""
     plain = augmentation(short_sides=(8,), flip=0.0, photometric=False, **changes)
-    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, picture_range=range(1))
+    (batch,) = batches(manifest, plain, task=task, steps=1, global_batch=1, image_range=range(1))
     return batch
 
 
 def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(storage: Path) -> None:
     batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "panoptic")
-    assert [kinds.tolist() for kinds in batch.labels] == [[1, 0]]  # the car had the lowest id
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[1, 0]]  # the car had the lowest id
     expected = np.array([1, 1, 0, 0, 255, 255, 1, 1], np.uint8)[None].repeat(8, 0)
     expected[-1] = 255
     np.testing.assert_array_equal(batch.segments[0, :8, :8].numpy(), expected)
@@ -149,7 +147,7 @@ def test_a_panoptic_target_has_no_crowds_and_one_segment_for_stuff_of_a_class(st
 
 def test_a_semantic_target_has_one_segment_for_every_class_and_keeps_crowds(storage: Path) -> None:
     batch = one(write_shards(storage, {"train": [street()]}, **THINGS), "semantic")
-    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[0, 1]]
     assert batch.segments[0, 0, :8].tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
 
@@ -157,23 +155,25 @@ def test_thing_segments_are_the_instances_where_there_are_no_others(storage: Pat
     manifest = write_shards(storage, {"train": [street()], "val": [street()]}, **THINGS)
     batch = one(manifest, "instance")
     assert batch.segments is None
-    assert [kinds.tolist() for kinds in batch.labels] == [[0]]  # car is the first of the things; the crowd is left out
+    assert [class_ids.tolist() for class_ids in batch.labels] == [
+        [0]
+    ]  # car is the first of the things; the crowd is left out
     assert batch.masks[0].dtype == torch.bool
     expected = np.zeros((32, 32), bool)
     expected[:7, 2:4] = True
     np.testing.assert_array_equal(batch.masks[0].numpy(), expected[None])
-    (picture,) = validation_pictures(manifest, TEST, task="instance")
-    assert picture.instances.labels.tolist() == [0, 0]
-    assert picture.instances.crowd.tolist() == [False, True]
-    assert picture.instances.areas.tolist() == [14, 14]  # 7 rows of 2
-    decoded = decode_masks(picture.instances.run_lengths, (8, 8))
+    (val_image,) = validation_images(manifest, TEST, task="instance")
+    assert val_image.instances.labels.tolist() == [0, 0]
+    assert val_image.instances.crowd.tolist() == [False, True]
+    assert val_image.instances.areas.tolist() == [14, 14]  # 7 rows of 2
+    decoded = decode_masks(val_image.instances.run_lengths, (8, 8))
     np.testing.assert_array_equal(decoded, [rectangle((8, 8), 2, 0, 4, 7), rectangle((8, 8), 4, 0, 6, 7)])
 
 
 def test_an_instance_target_has_masks_that_may_overlap_and_classes_counted_among_the_things(storage: Path) -> None:
     manifest = write_shards(storage, {"train": [crossing()]}, **{**THINGS, "labels": ("instances",)})
     batch = one(manifest, "instance")
-    assert [kinds.tolist() for kinds in batch.labels] == [[0, 1]]
+    assert [class_ids.tolist() for class_ids in batch.labels] == [[0, 1]]
     assert batch.masks[0].shape == (2, 32, 32)
     np.testing.assert_array_equal(batch.masks[0][:, :8, :8], [rectangle((8, 8), *box) for box in OVERLAPPING])
     assert batch.masks[0].sum() == 32
@@ -201,7 +201,7 @@ def test_labels_that_a_task_needs_and_the_dataset_lacks_are_named(
     with pytest.raises(ValueError, match=lacking):
         batches(manifest, task=task)
     with pytest.raises(ValueError, match=lacking):
-        list(validation_pictures(manifest, TEST, task=task))
+        list(validation_images(manifest, TEST, task=task))
 
 
 def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panoptic_ones(storage: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_crop_rule_counts_classes_for_semantic_rows_and_segments_for_panopti
         found = batches(manifest, plan, task=task, steps=100)
         maps = [(batch.segments[b], batch.labels[b].tolist()) for batch in found for b in range(4)]
         much_sky[task] = sum(
-            ((ids == kinds.index(0)).float().mean() > 0.25).item() for ids, kinds in maps if 0 in kinds
+            ((ids == class_ids.index(0)).float().mean() > 0.25).item() for ids, class_ids in maps if 0 in class_ids
         )
     # panoptic, one draw: 400 * 4 / 145 = 11 +- 3; semantic, ten more: 400 * (1 - (1 - 4 / 145) ** 11) = 106 +- 9
     assert much_sky["panoptic"] < 25
@@ -243,18 +243,18 @@ def test_a_panoptic_thing_whose_box_meets_the_crop_stays_also_without_pixels(sto
     jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), **JITTER)
     empty, persons = 0, 0
     for batch in batches(manifest, jitter, task="panoptic", steps=20):
-        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
+        for segments, class_ids in zip(batch.segments, batch.labels, strict=True):
             seen = torch.unique(segments).tolist()
-            assert kinds.tolist()[:2] == [0, 1]
+            assert class_ids.tolist()[:2] == [0, 1]
             empty += 1 not in seen
-            assert (2 in kinds.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
-            persons += 2 in kinds.tolist()
+            assert (2 in class_ids.tolist()) == (len(seen) + (1 not in seen) == 3)  # its pixels fill its box
+            persons += 2 in class_ids.tolist()
     assert 60 < empty < 80
     assert 0 < persons < 80
     resized = augmentation(crop=(16, 16), short_sides=(32,), max_label_share=1.0)
     for batch in batches(manifest, resized, task="panoptic", steps=20):
-        for segments, kinds in zip(batch.segments, batch.labels, strict=True):
-            assert torch.unique(segments).tolist() == list(range(len(kinds)))
+        for segments, class_ids in zip(batch.segments, batch.labels, strict=True):
+            assert torch.unique(segments).tolist() == list(range(len(class_ids)))
 
 
 @pytest.mark.parametrize("resized", [{"jitter": (2.0, 2.0), **JITTER}, {"short_sides": (32,)}])
@@ -262,12 +262,12 @@ def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resi
     objects = [instance(1, corners()), instance(2, np.ones((16, 16), bool))]
     manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), instances=objects)]}, **THINGS)
     found = [
-        (masks.any(dim=(1, 2)), kinds.tolist())
+        (masks.any(dim=(1, 2)), class_ids.tolist())
         for batch in batches(manifest, augmentation(crop=(16, 16), **resized), task="instance", steps=20)
-        for masks, kinds in zip(batch.masks, batch.labels, strict=True)
+        for masks, class_ids in zip(batch.masks, batch.labels, strict=True)
     ]
     assert all(seen.all() for seen, _ in found)
-    assert {tuple(kinds) for _, kinds in found} == {(1,), (0, 1)}
+    assert {tuple(class_ids) for _, class_ids in found} == {(1,), (0, 1)}
 
 
 def vanishing(storage: Path, **changes: Any) -> Manifest:
@@ -285,10 +285,10 @@ def vanishing(storage: Path, **changes: Any) -> Manifest:
 def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances(storage: Path) -> None:
     # at a tenth, 3 x 3, nearest shows rows and columns 0, 10 and 21: the small cars vanish
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 0.1), **JITTER)
-    found = pictures_of(batches(manifest, jitter, task="instance"))
+    found = images_of(batches(manifest, jitter, task="instance"))
     assert {name for name, *_ in found.values()} == {"p4"}
     attempts = {}
-    for position, (_, seed, size, kinds, pixels, *_) in found.items():
+    for position, (_, seed, size, class_ids, pixels, *_) in found.items():
         tried = [epoch_order(5, position // 5, 5)[position % 5]]
         while tried[-1] != 4:
             tried.append(mix(5, 5, position, len(tried)) % 5)
@@ -297,7 +297,7 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
         again = (attempts[position],) if attempts[position] else ()
         seed_transform(transform, mix(5, 2, position, *again) % 2**32)
         expected = transform(image=image(32, 32, seed=4))["image"]
-        assert (size, kinds, seed) == ((3, 3), [0], mix(5, 3, position))
+        assert (size, class_ids, seed) == ((3, 3), [0], mix(5, 3, position))
         assert pixels == np.ascontiguousarray(expected.transpose(2, 0, 1)).tobytes()
     assert 0 in attempts.values()
     assert max(attempts.values()) > 2
@@ -305,16 +305,16 @@ def test_another_picture_is_drawn_where_the_crop_shows_no_pixel_of_its_instances
 
 def test_a_redraw_does_not_depend_on_processes_workers_or_restarts(storage: Path) -> None:
     manifest, jitter = vanishing(storage), augmentation(jitter=(0.1, 2.0), **JITTER)
-    settings: dict[str, Any] = {"task": "instance", "pictures": "with_things"}
-    whole = pictures_of(batches(manifest, jitter, **settings))
+    settings: dict[str, Any] = {"task": "instance", "images": "with_things"}
+    whole = images_of(batches(manifest, jitter, **settings))
     order = [f"p{index}" for epoch in range(4) for index in epoch_order(5, epoch, 5)]
     redrawn = [position for position, (name, *_) in whole.items() if name != order[position]]
     assert 0 < len(redrawn) < 16
     parts = (range(1), range(1, 4))
-    shared = [pictures_of(batches(manifest, jitter, picture_range=part, **settings)) for part in parts]
-    restarted = [pictures_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
+    shared = [images_of(batches(manifest, jitter, image_range=part, **settings)) for part in parts]
+    restarted = [images_of(batches(manifest, jitter, first_step=at, steps=2, **settings)) for at in (0, 2)]
     assert whole == shared[0] | shared[1] == restarted[0] | restarted[1]
-    assert whole == pictures_of(batches(manifest, jitter, processes=2, **settings))
+    assert whole == images_of(batches(manifest, jitter, processes=2, **settings))
 
 
 def test_a_crop_beside_all_instances_is_trained_on_as_it_is(storage: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_crowd_is_no_target_but_its_pixels_keep_the_crop(storage: Path) -> Non
     manifest = write_shards(storage, {"train": records}, **THINGS)
     found = batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance", steps=1)
     assert [f"p{index}" for index in epoch_order(5, 0, 4)] == [name for batch in found for name in batch.names]
-    assert [kinds.tolist() for batch in found for kinds in batch.labels] == [[], [], [], []]
+    assert [class_ids.tolist() for batch in found for class_ids in batch.labels] == [[], [], [], []]
 
 
 def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,15 +355,15 @@ def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path
         for name, (height, width, things) in sizes.items()
     ]
     manifest = write_shards(storage, {"train": records}, per_shard=2, **THINGS)
-    found = batches(manifest, task="panoptic", pictures="with_things", steps=3)
+    found = batches(manifest, task="panoptic", images="with_things", steps=3)
     names = [name for batch in found for name in batch.names]
     assert names == [f"p{(1, 4)[place]}" for epoch in range(6) for place in epoch_order(5, epoch, 2)]
     assert {name for batch in batches(manifest, task="panoptic") for name in batch.names} == set(sizes)
     manifest = write_shards(storage, {"train": records[:1]}, **THINGS)
     with pytest.raises(
-        ValueError, match="no training picture with things and sides of at least 32 px; set `pictures: all`"
+        ValueError, match="no training picture with things and sides of at least 32 px; set `images: all`"
     ):
-        batches(manifest, task="panoptic", pictures="with_things")
+        batches(manifest, task="panoptic", images="with_things")
 
 
 PLANS = {
@@ -379,8 +379,8 @@ def test_both_layouts_give_the_same_pictures_in_all_tasks(storage: Path, task: A
     found, shown = {}, {}
     for layout in LAYOUTS:
         manifest = write_shards(storage, {"train": records, "val": records}, layout=layout, **THINGS)
-        found[layout] = pictures_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
-        shown[layout] = list(validation_pictures(manifest, TEST, task=task))
+        found[layout] = images_of(batches(manifest, augmentation(crop=(16, 16), **PLANS[plan]), task=task))
+        shown[layout] = list(validation_images(manifest, TEST, task=task))
     assert found["raw"] == found["encoded"]
     assert len({entry[4] for entry in found["raw"].values()}) == 16  # no two alike
     for a, b in zip(shown["raw"], shown["encoded"], strict=True):
@@ -420,7 +420,7 @@ def test_batches_equal_resizing_everything_and_then_cropping(
         for a, b in zip(found, batches(manifest, resized, task=task, steps=10), strict=True):
             assert (a.images.int() - b.images.int()).abs().max() <= 2
             assert (a.names, a.sizes.tolist()) == (b.names, b.sizes.tolist())
-            assert [kinds.tolist() for kinds in a.labels] == [kinds.tolist() for kinds in b.labels]
+            assert [class_ids.tolist() for class_ids in a.labels] == [class_ids.tolist() for class_ids in b.labels]
             if task == "instance":
                 assert all(torch.equal(mine, other) for mine, other in zip(a.masks, b.masks, strict=True))
             else:
@@ -459,11 +459,11 @@ def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
     source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4))
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
-    assert pictures_of([copy[0]]) == pictures_of([first])
+    assert images_of([copy[0]]) == images_of([first])
 
 
 def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
     order = TrainingOrder(manifest=manifest, augmentation=augmentation(), seed=0, global_batch=4)
-    endless = training_batches(order, first_step=0, steps=10**9, picture_range=range(4), processes=1)
+    endless = training_batches(order, first_step=0, steps=10**9, image_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()

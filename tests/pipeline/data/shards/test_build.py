@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.data.records import Labelled, Record
 from pipeline.data.shards import build as shards
 from pipeline.data.shards import writer
@@ -25,7 +25,7 @@ from pipeline.storage.files import sha256
 from pipeline.storage.results import FetchedSource, Manifest
 from tests.helpers.coco_files import CONFIG as COCO
 from tests.helpers.coco_files import write_coco
-from tests.helpers.pictures import JPEG, config, encoded, image, labels, put, write_folder
+from tests.helpers.images import JPEG, config, encoded, image, labels, put, write_folder
 from tests.helpers.shard_folders import build, rows
 from tests.helpers.shared import PROJECT, shared
 
@@ -281,7 +281,7 @@ def test_raw_shards_hold_rows_of_pixels_and_ids(tmp_path: Path, storage: Path) -
     folder = write_folder(tmp_path / "d")
     plain, raw = build(folder), build(folder, pixels="raw")
     assert raw.pixel_layout == "raw"
-    same = ("pixels", "ignored_pixels", "pictures", "instances", "picture_sizes", "labels")
+    same = ("pixels", "ignored_pixels", "images", "instances", "image_sizes", "labels")
     assert {key: getattr(raw, key) for key in same} == {key: getattr(plain, key) for key in same}
     for before, row in zip(rows(storage, plain, "train"), rows(storage, raw, "train"), strict=True):
         pixels = np.frombuffer(row["image"], np.uint8).reshape(12, 16, 3)
@@ -357,7 +357,7 @@ def test_a_picture_without_a_labelled_pixel_is_kept(tmp_path: Path, storage: Pat
     folder = write_folder(tmp_path / "d", train=1)
     put(folder / "annotations/training/p0.png", encoded(np.full((12, 16), 9, np.uint8)))
     manifest = build(folder)
-    assert manifest.pictures["train"] == (0, 0, 0)
+    assert manifest.images["train"] == (0, 0, 0)
     assert manifest.ignored_pixels["train"] == 192
 
 
@@ -368,9 +368,9 @@ def test_generated_scenes_have_panoptic_labels(storage: Path) -> None:
     manifest = shards.build("shapes", shapes, [], facts=[])
     assert manifest.labels == ("instances", "panoptic", "semantic")
     read = rows(storage, manifest, "train")
-    kinds = np.array([kind for row in read for kind in row["segment_classes"] if kind >= 6])
-    assert manifest.instances["train"] == tuple(np.bincount(kinds, minlength=9).tolist())
-    assert sum(row["things"] for row in read) == len(kinds) > 0
+    class_ids = np.array([class_id for row in read for class_id in row["segment_classes"] if class_id >= 6])
+    assert manifest.instances["train"] == tuple(np.bincount(class_ids, minlength=9).tolist())
+    assert sum(row["things"] for row in read) == len(class_ids) > 0
 
 
 SAMPLES = {
@@ -404,19 +404,19 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
 
     test = TestConfig(short_side=128, long_side_max=256)
     (archive,), manifest = sample("ade20k", storage)
-    pictures = list(validation_pictures(manifest, test))
-    assert len(pictures) == 3
-    for picture in pictures:
-        stored = published_label(archive, f"annotations/validation/{picture.name}.png")
-        np.testing.assert_array_equal(picture.label_map.numpy(), stored - np.uint8(1))  # 0 becomes 255
+    images = list(validation_images(manifest, test))
+    assert len(images) == 3
+    for val_image in images:
+        stored = published_label(archive, f"annotations/validation/{val_image.name}.png")
+        np.testing.assert_array_equal(val_image.label_map.numpy(), stored - np.uint8(1))  # 0 becomes 255
     (_, archive), manifest = sample("cityscapes", storage)
-    pictures = list(validation_pictures(manifest, test))
-    assert len(pictures) == 6
-    for picture in pictures:
-        stored = published_label(archive, f"val/{picture.name}_gtFine_labelIds.png")
+    images = list(validation_images(manifest, test))
+    assert len(images) == 6
+    for val_image in images:
+        stored = published_label(archive, f"val/{val_image.name}_gtFine_labelIds.png")
         expected = np.full(256, 255)
         expected[list(TRAIN_IDS)] = range(19)
-        np.testing.assert_array_equal(picture.label_map.numpy(), expected[stored])
+        np.testing.assert_array_equal(val_image.label_map.numpy(), expected[stored])
     batch = next(
         training_batches(
             TrainingOrder(
@@ -427,18 +427,18 @@ def test_ade20k_and_cityscapes_samples_reach_the_loader_with_their_labels(storag
             ),
             first_step=0,
             steps=1,
-            picture_range=range(2),
+            image_range=range(2),
         )
     )
     assert batch.images.shape == (2, 3, 64, 128)
-    assert all(len(kinds) for kinds in batch.labels)
+    assert all(len(class_ids) for class_ids in batch.labels)
 
 
 def test_the_coco_sample_reaches_the_loader_with_its_segments(storage: Path) -> None:
     _, manifest = sample("coco", storage)
-    pictures = list(validation_pictures(manifest, TestConfig(short_side=128, long_side_max=256), task="panoptic"))
-    assert manifest.things_per_picture["val"] == {14: 1, 26: 1}
-    things = [sum(int(kind) < 80 for kind in picture.labels) for picture in pictures]
-    crowds = [int(picture.crowd.sum()) for picture in pictures]
+    images = list(validation_images(manifest, TestConfig(short_side=128, long_side_max=256), task="panoptic"))
+    assert manifest.things_per_image["val"] == {14: 1, 26: 1}
+    things = [sum(int(class_id) < 80 for class_id in val_image.labels) for val_image in images]
+    crowds = [int(val_image.crowd.sum()) for val_image in images]
     assert [thing - crowd for thing, crowd in zip(things, crowds, strict=True)] == [14, 26]
     assert (storage / manifest.samples.path).exists()

@@ -6,9 +6,9 @@ from pathlib import Path
 from pipeline.data.shards import writer
 from pipeline.data.shards.manifest import class_table, counted, manifest_digest
 from pipeline.storage.files import sha256
-from pipeline.storage.results import Manifest, PictureSizes, Samples, Source
+from pipeline.storage.results import ImageSides, Manifest, Samples, Source
+from tests.helpers.images import write_folder
 from tests.helpers.manifests import made_up_manifest
-from tests.helpers.pictures import write_folder
 from tests.helpers.shard_folders import build, facts_of
 
 
@@ -17,9 +17,9 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
     # one picture, 12 x 16: column 0 ignored (12); car 4 x 4 = 16; sky 6 x 15 - 8 = 82; road the same
     assert manifest.pixels == {"train": (3 * 82, 3 * 82, 3 * 16), "val": (2 * 82, 2 * 82, 2 * 16)}
     assert manifest.ignored_pixels == {"train": 36, "val": 24}
-    assert manifest.pictures == {"train": (3, 3, 3), "val": (2, 2, 2)}
-    assert manifest.picture_sizes["val"] == PictureSizes(height=(12, 12, 12), width=(16, 16, 16))
-    assert manifest.things_per_picture == {"train": {0: 3}, "val": {0: 2}}
+    assert manifest.images == {"train": (3, 3, 3), "val": (2, 2, 2)}
+    assert manifest.image_sizes["val"] == ImageSides(height=(12, 12, 12), width=(16, 16, 16))
+    assert manifest.things_per_image == {"train": {0: 3}, "val": {0: 2}}
     assert (manifest.pixel_layout, manifest.skipped) == ("encoded", {"train": (), "val": ()})
     assert manifest.bytes["train"] == sum(shard.bytes for shard in manifest.splits["train"].shards)
     assert manifest.class_names == ("sky", "road", "car")
@@ -43,7 +43,7 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
 def test_a_manifests_digest_is_what_it_has_always_been() -> None:
     # worked out by the code that wrote manifests before they had types: json.dumps(..., sort_keys=True) of the same
     # values without digest, samples and terms
-    manifest = made_up_manifest(things_per_picture={"train": {2: 1, 10: 4}, "val": {0: 1}})
+    manifest = made_up_manifest(things_per_image={"train": {2: 1, 10: 4}, "val": {0: 1}})
     assert manifest_digest(manifest) == "a665f0c496f40b9acac33532bba4cf6ad817b497ac4a26d0430c8019418a3226"
 
 
@@ -58,7 +58,7 @@ def test_a_new_field_changes_a_manifests_digest_only_where_it_is_used() -> None:
 def test_the_class_table_has_a_line_for_every_class_and_split(tmp_path: Path, storage: Path) -> None:
     table = class_table(build(write_folder(tmp_path / "d"), class_names=("sky", "road, wet", "car")))
     assert table.splitlines() == [
-        "class,split,pixels,pictures,instances",
+        "class,split,pixels,images,instances",
         "sky,train,246,3,0",
         '"road, wet",train,246,3,0',
         "car,train,48,3,0",
@@ -74,17 +74,17 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
         bytes=10,
         sha256="5a",
         pixels=(1, 2, 3),
-        pictures=(1, 0),
+        images=(1, 0),
         instances=(4, 0),
-        things_per_picture={0: 1, 10: 2},
+        things_per_image={0: 1, 10: 2},
         sizes=((5, 9, 3),),
         labels=None,
         skipped=(),
     )
-    other = dataclasses.replace(facts, things_per_picture={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
+    other = dataclasses.replace(facts, things_per_image={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
     counts = counted([facts, other])
     # heights 4 5 5 5 6, widths 7 9 9 9 9
-    assert counts.picture_sizes == PictureSizes(height=(4, 5, 6), width=(7, 9, 9))
-    assert list(counts.things_per_picture.items()) == [(0, 1), (2, 1), (10, 3)]
+    assert counts.image_sizes == ImageSides(height=(4, 5, 6), width=(7, 9, 9))
+    assert list(counts.things_per_image.items()) == [(0, 1), (2, 1), (10, 3)]
     assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
     assert (counts.instances, counts.bytes) == ((8, 0), 20)

@@ -10,8 +10,8 @@ import pytest
 from pipeline.data.shards import reader
 from pipeline.storage import files
 from pipeline.storage.results import Manifest
-from tests.helpers.loading import batches, pictures_of, shard_path
-from tests.helpers.pictures import image, labels, raw, stored, write_shards
+from tests.helpers.images import image, labels, raw, stored, write_shards
+from tests.helpers.loading import batches, images_of, shard_path
 
 
 @pytest.mark.parametrize("truncated", [True, False])
@@ -100,12 +100,12 @@ def test_a_record_whose_header_is_torn_is_named(
 def test_a_hosts_copies_of_shards_are_read_where_a_cache_is_set(
     manifest: Manifest, tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = pictures_of(batches(manifest))
+    expected = images_of(batches(manifest))
     monkeypatch.setenv("M2F_SHARD_CACHE", str(tmp_path / "cache"))
     opened: list[Path] = []
     mapped = reader._mapped
     monkeypatch.setattr(reader, "_mapped", lambda path: opened.append(path) or mapped(path))
-    assert pictures_of(batches(manifest)) == expected
+    assert images_of(batches(manifest)) == expected
     assert {path.parent.parent for path in opened} == {tmp_path / "cache"}
-    assert pictures_of(batches(manifest, processes=2)) == expected
+    assert images_of(batches(manifest, processes=2)) == expected
     assert len(list((tmp_path / "cache").glob("*/*.arrow"))) == 2

@@ -9,7 +9,7 @@ from pipeline.data.images.codecs import decode_image
 from pipeline.data.images.draw import class_colours
 from pipeline.data.shards.sample_sheet import sample_places
 from pipeline.storage.files import sha256
-from tests.helpers.pictures import encoded, put, write_folder
+from tests.helpers.images import encoded, put, write_folder
 from tests.helpers.shard_folders import build
 
 

@@ -13,13 +13,13 @@ import pytest
 from pipeline.data.images.codecs import decode_segments
 from pipeline.data.records import Instance, Labelled, Record
 from pipeline.data.shards import writer
-from tests.helpers.pictures import JPEG, encoded, image, labels, put
+from tests.helpers.images import JPEG, encoded, image, labels, put
 
 
 def test_a_shard_counts_as_finished_with_the_facts_that_were_written_only(tmp_path: Path) -> None:
     records = [Record(f"p{index}", "a.jpg", "a.png", lambda: Labelled(JPEG, labels() % 3, None)) for index in range(2)]
     facts = writer.make_shard(writer.ShardJob("a-0", "a", records, 3, frozenset(), "encoded", "stop", ()), tmp_path)
-    assert facts.labels == writer.PictureLabels(kinds=("semantic",), file="a.jpg")
+    assert facts.labels == writer.ImageLabels(label_types=("semantic",), file="a.jpg")
     assert writer.finished_shard(tmp_path, "a-0") == facts
     beside = tmp_path / "a-0.json"
     written = json.loads(beside.read_text())
@@ -204,7 +204,7 @@ print(status("VmHWM") - before)
 """
 
 
-def picture_and_ids(height: int, width: int) -> tuple[bytes, np.ndarray]:
+def image_and_ids(height: int, width: int) -> tuple[bytes, np.ndarray]:
     """A PNG that hardly compresses, and 12 x 25 segments."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     rows, columns = np.arange(height) * 12 // height, np.arange(width) * 25 // width
@@ -221,7 +221,7 @@ def test_a_shard_takes_less_than_40_bytes_for_a_pixel_of_its_largest_picture(tmp
         "categories": [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}],
     }
     for name, (height, width) in enumerate(((40, 60), (2000, 3000))):
-        data, ids = picture_and_ids(height, width)
+        data, ids = image_and_ids(height, width)
         if layout == "folder":
             put(tmp_path / f"images/val/{name}.png", data)
             put(tmp_path / f"annotations/val/{name}.png", encoded((ids % 2).astype(np.uint8)))
@@ -238,12 +238,12 @@ def test_a_shard_takes_less_than_40_bytes_for_a_pixel_of_its_largest_picture(tmp
         settings |= {"splits": {"val": "val2017"}, "thing_classes": ["car"]}
     put(tmp_path / "config.json", json.dumps(settings).encode())
 
-    def bytes_per_pixel(pixels: str, pictures: int) -> float:
-        command = [sys.executable, "-c", MEMORY, str(tmp_path), pixels, str(pictures)]
+    def bytes_per_pixel(pixels: str, images: int) -> float:
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), pixels, str(images)]
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(ended.stdout) / (2000 * 3000)
 
-    cases = [(pixels, pictures) for pixels in ("raw", "encoded") for pictures in (1, 4)]
+    cases = [(pixels, images) for pixels in ("raw", "encoded") for images in (1, 4)]
     found = {case: bytes_per_pixel(*case) for case in cases}
     assert max(found.values()) < 40, found
     assert found["raw", 4] < found["raw", 1] + 6, f"not one picture at a time: {found}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.schema import Params
-from pipeline.storage.results import Accepted, Aliases, BestVersion, RegisteredVersion, Registration
+from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration, Reused
 from tests.helpers.report_rows import evaluated, page_of, trained, written
 
 
@@ -25,20 +25,20 @@ def test_registered_models_and_runs_are_named_and_no_password_is_shown(
     assert "secret" not in page
 
 
-def test_a_training_that_was_accepted_for_another_key_is_told_with_reason_and_differences(
+def test_a_training_that_is_reused_for_another_key_is_told_with_reason_and_differences(
     params: Params, tmp_path: Path
 ) -> None:
-    accepted = Accepted(
+    reused = Reused(
         run_key="k0",
         instead_of="newer",
         reason="a module was <renamed>",
         differences=("code, or initial weights",),
-        accepted_s=0,
-        note="runs/newer/accepted.json",
+        reused_s=0,
+        note="runs/newer/reused.json",
     )
-    result = trained("ours", 1, accepted=accepted)
+    result = trained("ours", 1, reused=reused)
     written(tmp_path, result)
     written(tmp_path, evaluated("ours", [0.7]))
     told = "accepted instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
     assert told in page_of(params, tmp_path)
-    assert "| k0 (accepted) |" in (tmp_path / "reports" / "results.md").read_text()
+    assert "| k0 (reused) |" in (tmp_path / "reports" / "results.md").read_text()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.loader.val_pictures import Picture
+from pipeline.data.loader.val_images import ValImage
 from pipeline.evaluation.overlays import write_overlay
-from pipeline.evaluation.task_metrics import Outcome
+from pipeline.evaluation.predict import Predictions
 from pipeline.report.html.thumbnails import PAGE_MIB, PANEL_KIB, panel_limit, panels
 
 
@@ -34,7 +34,7 @@ def test_an_overlay_is_shown_as_its_three_panels_within_a_limit() -> None:
 
 
 def test_panels_are_those_that_evaluation_joins(tmp_path: Path) -> None:
-    picture = Picture(
+    val_image = ValImage(
         image=torch.full((3, 40, 60), 200, dtype=torch.uint8),
         original_size=(40, 60),
         label_map=torch.zeros(40, 60, dtype=torch.uint8),
@@ -46,8 +46,8 @@ def test_panels_are_those_that_evaluation_joins(tmp_path: Path) -> None:
         name="grey",
         index=0,
     )
-    outcome = Outcome(labels=torch.ones(40, 60, dtype=torch.int64))
-    write_overlay(tmp_path / "o.png", picture, outcome, 2)
+    predictions = Predictions(labels=torch.ones(40, 60, dtype=torch.int64))
+    write_overlay(tmp_path / "o.png", val_image, predictions, 2)
     shown = panels((tmp_path / "o.png").read_bytes(), 10_000)
     assert [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size for uri in shown] == [(60, 40)] * 3
 

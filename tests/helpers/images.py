@@ -40,9 +40,9 @@ def image(height: int = 12, width: int = 16, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def encoded(picture: np.ndarray, suffix: str = ".png") -> bytes:
+def encoded(pixels: np.ndarray, suffix: str = ".png") -> bytes:
     """A picture file's bytes; colours are RGB."""
-    done, data = cv2.imencode(suffix, picture[..., ::-1] if picture.ndim == 3 else picture)
+    done, data = cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)
     assert done
     return bytes(data.tobytes())
 
@@ -111,7 +111,7 @@ STORED = pa.schema(
 
 def stored(
     name: str,
-    picture: np.ndarray,
+    pixels: np.ndarray,
     segments: np.ndarray | None = None,
     classes: Sequence[int] | None = None,
     *,
@@ -125,9 +125,9 @@ def stored(
         boxes = [edge for segment in range(len(classes)) for edge in box_of(segments == segment)]
     return {
         "name": name,
-        "image": encoded(picture),
-        "height": picture.shape[0],
-        "width": picture.shape[1],
+        "image": encoded(pixels),
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
         "segments": None if segments is None else encoded(segments),
         "segment_classes": None if classes is None else list(classes),
         "segment_crowd": crowd,

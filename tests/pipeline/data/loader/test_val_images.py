@@ -7,50 +7,50 @@ import numpy as np
 import pytest
 
 from pipeline.data.images.codecs import decode_masks
-from pipeline.data.loader.val_pictures import validation_pictures
+from pipeline.data.loader.val_images import validation_images
 from pipeline.params.schema import MsFlipConfig
 from pipeline.storage.results import Manifest
+from tests.helpers.images import image, labels, write_shards
 from tests.helpers.loading import TEST, THINGS, crossing, street
-from tests.helpers.pictures import image, labels, write_shards
 
 
 def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
-    whole = [picture.name for picture in validation_pictures(manifest, TEST)]
+    whole = [val_image.name for val_image in validation_images(manifest, TEST)]
     assert whole == ["p0", "p1", "p2", "p3", "p4"]
-    shares = [[p.name for p in validation_pictures(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
+    shares = [[p.name for p in validation_images(manifest, TEST, places=range(w, len(whole), 3))] for w in range(3)]
     assert shares == [["p0", "p3"], ["p1", "p4"], ["p2"]]
-    picture = next(validation_pictures(manifest, TEST))
-    assert picture.image.shape == (3, 24, 32)  # 12 x 16, short side to 24
-    assert picture.original_size == (12, 16)
-    np.testing.assert_array_equal(picture.label_map.numpy(), np.where(labels() == 9, 255, labels()))
-    assert picture.labels.tolist() == [0, 1, 2]
-    assert picture.crowd.tolist() == [False, False, False]
-    assert (picture.instances, picture.original) == (None, None)
-    indices = [[p.index for p in validation_pictures(manifest, TEST, places=range(w, 5, 2))] for w in range(2)]
+    val_image = next(validation_images(manifest, TEST))
+    assert val_image.image.shape == (3, 24, 32)  # 12 x 16, short side to 24
+    assert val_image.original_size == (12, 16)
+    np.testing.assert_array_equal(val_image.label_map.numpy(), np.where(labels() == 9, 255, labels()))
+    assert val_image.labels.tolist() == [0, 1, 2]
+    assert val_image.crowd.tolist() == [False, False, False]
+    assert (val_image.instances, val_image.original) == (None, None)
+    indices = [[p.index for p in validation_images(manifest, TEST, places=range(w, 5, 2))] for w in range(2)]
     assert indices == [[0, 2, 4], [1, 3]]
 
 
 def test_multi_scale_testing_gets_the_picture_as_it_is(manifest: Manifest) -> None:
     test = dataclasses.replace(TEST, ms_flip=MsFlipConfig(short_sides=(10, 20), long_side_max=100))
-    picture = next(validation_pictures(manifest, test))
-    np.testing.assert_array_equal(picture.original.permute(1, 2, 0).numpy(), image())
+    val_image = next(validation_images(manifest, test))
+    np.testing.assert_array_equal(val_image.original.permute(1, 2, 0).numpy(), image())
 
 
 def test_validation_keeps_every_annotation_as_it_is(storage: Path) -> None:
     manifest = write_shards(storage, {"val": [crossing()]}, **{**THINGS, "labels": ("instances",)})
-    (picture,) = validation_pictures(manifest, TEST, task="instance")
-    assert picture.image.shape == (3, 24, 24)
-    assert (picture.label_map, picture.segments, picture.labels.tolist()) == (None, None, [])
-    assert picture.instances.labels.tolist() == [0, 0, 0, 1, 1]
-    assert picture.instances.areas.tolist() == [15.5, 8, 0, 8, 16]
-    assert picture.instances.crowd.tolist() == [False, True, False, False, False]
-    assert decode_masks(picture.instances.run_lengths, (8, 8)).sum(axis=(1, 2)).tolist() == [16, 8, 4, 8, 16]
+    (val_image,) = validation_images(manifest, TEST, task="instance")
+    assert val_image.image.shape == (3, 24, 24)
+    assert (val_image.label_map, val_image.segments, val_image.labels.tolist()) == (None, None, [])
+    assert val_image.instances.labels.tolist() == [0, 0, 0, 1, 1]
+    assert val_image.instances.areas.tolist() == [15.5, 8, 0, 8, 16]
+    assert val_image.instances.crowd.tolist() == [False, True, False, False, False]
+    assert decode_masks(val_image.instances.run_lengths, (8, 8)).sum(axis=(1, 2)).tolist() == [16, 8, 4, 8, 16]
 
 
 def test_panoptic_validation_has_segments_with_crowds_and_instances_by_dataset_class(storage: Path) -> None:
     own = {**street(), "instances": crossing()["instances"]}
     manifest = write_shards(storage, {"val": [own, street()]}, **THINGS)
-    first, second = validation_pictures(manifest, TEST, task="panoptic")
+    first, second = validation_images(manifest, TEST, task="panoptic")
     assert first.labels.tolist() == [1, 1, 0, 0]
     assert first.crowd.tolist() == [False, True, False, False]
     assert first.segments[0].tolist() == [2, 2, 0, 0, 1, 1, 3, 3]
@@ -63,4 +63,4 @@ def test_panoptic_validation_has_segments_with_crowds_and_instances_by_dataset_c
 def test_a_split_that_is_not_there_is_named(manifest: Manifest) -> None:
     manifest = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
     with pytest.raises(ValueError, match="dataset mine has no split val"):
-        next(validation_pictures(manifest, TEST))
+        next(validation_images(manifest, TEST))

@@ -1,4 +1,4 @@
-"""Ray nodes that stand for hosts, all on this machine: each has a raylet of its own, and dies alone."""
+"""Ray nodes that stand for nodes, all on this machine: each has a raylet of its own, and dies alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import psutil
 from tests.helpers.waiting import LIMIT_S
 
 
-class RayHosts:
-    """A head, and the hosts that are added to it; `settings` are the variables that a driver needs to join them."""
+class RayNodes:
+    """A head, and the nodes that are added to it; `settings` are the variables that a driver needs to join them."""
 
     def __init__(self, *, head_cpus: int = 0) -> None:
         self.folder = tempfile.mkdtemp(prefix="m2f-ray-", dir="/tmp")  # Ray's socket paths must be short
@@ -43,7 +43,7 @@ class RayHosts:
             raise
 
     def add(self, *, cpus: int = 0, gpus: int = 0, resources: str = "{}") -> subprocess.Popen[str]:
-        """Start a host, which has joined when this returns. One after the other: their ports are chosen so."""
+        """Start a node, which has joined when this returns. One after the other: their ports are chosen so."""
         own = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--resources={resources}"]
         return self._start([f"--address={self.address}", *own])
 
@@ -67,25 +67,25 @@ class RayHosts:
                 return process
         raise AssertionError(said)
 
-    def lose(self, host: subprocess.Popen[str]) -> None:
-        """Kill everything that runs on a host at once."""
-        if host.poll() is not None:
+    def lose(self, node: subprocess.Popen[str]) -> None:
+        """Kill everything that runs on a node at once."""
+        if node.poll() is not None:
             return
-        processes = [psutil.Process(host.pid)]
+        processes = [psutil.Process(node.pid)]
         processes += processes[0].children(recursive=True)
         for process in processes:
             try:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        host.wait(LIMIT_S)
+        node.wait(LIMIT_S)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for host in reversed(self.processes):
-            self.lose(host)
+        for node in reversed(self.processes):
+            self.lose(node)
         shutil.rmtree(self.folder, ignore_errors=True)

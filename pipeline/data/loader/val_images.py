@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.data.images.resize import network_picture
+from pipeline.data.images.resize import network_image
 from pipeline.data.loader.processes import load_items
 from pipeline.data.loader.targets import close_gaps, renumber
 from pipeline.data.shards.reader import SplitReader, Things
@@ -36,7 +36,7 @@ class TrueInstances:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ValImage:
     """One validation picture, resized for the network, with its truth at the original size."""
 
     image: Tensor
@@ -60,26 +60,26 @@ class Picture:
     """Its place in the split."""
 
 
-def validation_pictures(
+def validation_images(
     manifest: Manifest,
     test: TestConfig,
     *,
     task: Task = "semantic",
     places: Sequence[int] | None = None,
     processes: int = 0,
-) -> Iterator[Picture]:
+) -> Iterator[ValImage]:
     """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches."""
     split = SplitReader.of(manifest, "val", task)
     yield from load_items(_Validation(split, test), range(split.records) if places is None else places, processes)
 
 
-class _Validation(Dataset[Picture]):
+class _Validation(Dataset[ValImage]):
     """Validation pictures by index."""
 
     def __init__(self, split: SplitReader, test: TestConfig) -> None:
         self.split, self.test = split, test
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> ValImage:
         record = self.split[index]
         image = record.image()
         label_map = ids = None
@@ -90,8 +90,8 @@ class _Validation(Dataset[Picture]):
             count = len(segments.classes)
             compact, present = close_gaps(segments.ids, np.arange(count), count, where=record.where)
             ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
-        return Picture(
-            image=network_picture(image, self.test),
+        return ValImage(
+            image=network_image(image, self.test),
             original_size=record.size,
             label_map=label_map,
             segments=ids,
