@@ -69,18 +69,25 @@ def run_key(row: Row, *, seed: int, data_digest: str, weights_sha256: str | None
     run logs and saves, the row's name, its other seeds, its test sizes (evaluation is made again when they change), its
     published figures, and settings at the value at which they do nothing (m2f.config.OFF).
     """
-    train = settings_facts(row.train)
-    for name in _SHAPES_NOTHING:
-        del train[name]
     return key_of(
-        task=row.task,
-        model=settings_facts(row.model),
-        train=train,
+        **_settings(row),
         seed=seed,
         data=data_digest,
         weights=weights_sha256,
         code=code_digest(TRAINING),
     )
+
+
+def settings_key(row: Row) -> str:
+    """What `run_key` holds of a row's settings, and its dataset's name: another one is another training."""
+    return key_of(**_settings(row), dataset=row.dataset)
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    train = settings_facts(row.train)
+    for name in _SHAPES_NOTHING:
+        del train[name]
+    return {"task": row.task, "model": settings_facts(row.model), "train": train}
 
 
 def key_of(**facts: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
+from pipeline.provenance.run_key import settings_key
 from pipeline.report.verdict import Kind, Verdict, median_interval, row_verdict
 from pipeline.storage.results import (
     Baseline,
@@ -418,7 +419,10 @@ def _status(
 ) -> Literal["not run", "trained", "out of date", "incomplete", "finished"]:
     if not evaluated:
         return "trained" if trained else "not run"
-    if trained and [seed.run_key for seed in trained.seeds] != [seed.run_key for seed in seeds]:
+    if trained and (
+        trained.settings != settings_key(row)
+        or [seed.run_key for seed in trained.seeds] != [seed.run_key for seed in seeds]
+    ):
         return "out of date"
     if any(not seed.checkpoints for seed in seeds) or {seed.seed for seed in seeds} != set(row.seeds):
         return "incomplete"

@@ -63,7 +63,9 @@ def attention(rows: Mapping[str, Facts]) -> list[tuple[str, str]]:
             else:
                 sentences += [(name, warning) for warning in below_reference(seed, facts)[-1:]]
         if facts.status == "out of date":
-            sentences.append((name, f"the figures belong to an earlier training; dvc repro evaluate@{name}"))
+            sentences.append(
+                (name, f"the figures are of an earlier training or of other settings; dvc repro evaluate@{name}")
+            )
         elif facts.status == "trained":
             sentences.append((name, f"trained, but not evaluated; dvc repro evaluate@{name}"))
         elif facts.status == "incomplete" and len(facts.seeds) < facts.planned_seeds:

@@ -313,6 +313,8 @@ class TrainingResult:
 
     row: str
     dataset: str
+    settings: str
+    """pipeline.provenance.run_key.settings_key of the row that was trained."""
     seeds: tuple[TrainedSeed, ...]
 
 

@@ -74,7 +74,7 @@ def train_row(
     whose curve the early warning compares. `only`: this seed alone. `before_training`: called before any seed is
     trained, to refuse what is not possible here or costs too much. ValueError, after writing, when no seed finished.
     """
-    from pipeline.provenance.run_key import run_key
+    from pipeline.provenance.run_key import run_key, settings_key
     from pipeline.tracking import mlflow_runs
 
     seeds = row.seeds if only is None else (only,)
@@ -95,7 +95,7 @@ def train_row(
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
     entries = tuple(dataclasses.replace(found[seed], reused=notes.get(seed)) for seed in seeds)
-    result = TrainingResult(row=row.name, dataset=row.dataset, seeds=entries)
+    result = TrainingResult(row=row.name, dataset=row.dataset, settings=settings_key(row), seeds=entries)
     if results is not None:
         write_result(result, row.name, results=results)
     if not any(entry.status == "finished" for entry in entries):

@@ -77,8 +77,8 @@ def trained_seed(seed: int, *, key: str = "k", **fields: Any) -> TrainedSeed:
     return dataclasses.replace(made, **fields)
 
 
-def training(row: str, seeds: Sequence[TrainedSeed]) -> TrainingResult:
-    return TrainingResult(row=row, dataset="d", seeds=tuple(seeds))
+def training(row: str, seeds: Sequence[TrainedSeed], settings: str = "of the row") -> TrainingResult:
+    return TrainingResult(row=row, dataset="d", settings=settings, seeds=tuple(seeds))
 
 
 def below_reference(step: int, value: float, expected: float, reference: Any = "published") -> BelowReference:

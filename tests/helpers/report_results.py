@@ -21,6 +21,7 @@ from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 from pipeline.provenance.environment import Environment
+from pipeline.provenance.run_key import settings_key
 from pipeline.storage.files import write_text
 from pipeline.storage.results import (
     Aliases,
@@ -164,7 +165,11 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
     overlays = [f"{trained[0].run_dir}/overlays/{i:05d}.png" for i in range(8)]
     for i, path in enumerate(overlays[:4]):
         _write_overlay(storage / path, size, i)
-    write_result(TrainingResult(row=row.name, dataset=row.dataset, seeds=tuple(trained)), row.name, results=results)
+    write_result(
+        TrainingResult(row=row.name, dataset=row.dataset, settings=settings_key(row), seeds=tuple(trained)),
+        row.name,
+        results=results,
+    )
     guessed = {"miou": 0.0217, "mean_accuracy": 0.0526, "pixel_accuracy": 0.327}
     evaluation = made_up.evaluation(
         row.name,

@@ -1,4 +1,4 @@
-"""Results of the made-up rows of tests/pipeline/report/conftest.py, and their page."""
+"""Made-up rows, their results, and their page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.params.load import parse_params
 from pipeline.params.schema import Params, VerdictConfig
 from pipeline.params.tasks import FIGURES
+from pipeline.provenance.run_key import settings_key
 from pipeline.report.write import write_report
 from pipeline.storage.results import (
     Baseline,
@@ -23,6 +25,46 @@ from pipeline.storage.results import (
 from tests.helpers import made_up
 
 RULE = VerdictConfig()
+
+AUGMENTATION = {"crop": [64, 64], "short_sides": [64], "long_side_max": 128}
+ROW = {
+    "dataset": "d",
+    "weights": "none",
+    "model": {"num_classes": 2},
+    "train": {"steps": 100, "augmentation": AUGMENTATION},
+    "test": {"short_side": 64, "long_side_max": 128},
+}
+
+PARAMS = parse_params(
+    {
+        "datasets": {
+            "d": {"layout": "folder", "class_names": ["road", "<sky>"], "thing_classes": ["car", "cup"]},
+        },
+        "rows": {
+            "ours": {**ROW, "seeds": [0, 1, 2]},
+            "published": {
+                **ROW,
+                "published": {"miou": 80.44, "inf_fps": 9.17, "train_mem_gib": 5.67, "device": "A100"},
+                "published_authors": {"miou": 79.4, "miou_ms_flip": 82.2},
+            },
+            "panoptic": {
+                **ROW,
+                "task": "panoptic",
+                "seeds": [0, 1, 2],
+                "published": {"pq": 52.0, "ap": 41.8},
+                "published_authors": {"pq": 51.9, "ap": 41.7, "miou": 61.7},
+            },
+            "instance": {
+                **ROW,
+                "task": "instance",
+                "seeds": [0, 1, 2],
+                "checkpoint_rule": "best",
+                "published_authors": {"ap": 43.7},
+            },
+        },
+    }
+)
+
 METRICS = {"semantic": ["iou"], "panoptic": ["pq", "ap", "iou"], "instance": ["ap"]}
 
 
@@ -67,7 +109,8 @@ def ended(seed: int, status: Any, reason: str, *, key: str = "k") -> EvaluatedSe
 
 
 def trained(row: str, seeds: int, key: str = "k", **of_each: Any) -> TrainingResult:
-    return made_up.training(row, [made_up.trained_seed(seed, key=key, **of_each) for seed in range(seeds)])
+    settings = settings_key(PARAMS.rows[row])
+    return made_up.training(row, [made_up.trained_seed(seed, key=key, **of_each) for seed in range(seeds)], settings)
 
 
 def written(results: Path, *made: Any) -> None:

@@ -61,6 +61,17 @@ def test_figures_of_an_earlier_training_are_out_of_date(params: Params, tmp_path
     assert row_facts(params.rows["ours"], tmp_path, RULE).status == "out of date"
 
 
+def test_figures_of_other_settings_than_the_rows_are_out_of_date(params: Params, tmp_path: Path) -> None:
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]), trained("ours", 3))
+    row = params.rows["ours"]
+    assert row_facts(row, tmp_path, RULE).status == "finished"
+    longer = dataclasses.replace(row, train=dataclasses.replace(row.train, steps=200))
+    assert row_facts(longer, tmp_path, RULE).status == "out of date"
+    assert row_facts(dataclasses.replace(row, dataset="e"), tmp_path, RULE).status == "out of date"
+    logged = dataclasses.replace(row, train=dataclasses.replace(row.train, log_every=1), seeds=(0, 1, 2))
+    assert row_facts(logged, tmp_path, RULE).status == "finished"  # shapes no training
+
+
 def test_a_torn_result_is_named_with_the_command_that_makes_it(params: Params, tmp_path: Path) -> None:
     (tmp_path / "evaluate").mkdir()
     (tmp_path / "evaluate" / "ours.json").write_text("{")

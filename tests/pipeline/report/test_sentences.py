@@ -25,7 +25,7 @@ def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params
     written(tmp_path, stopped)
     rows = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}
     assert attention(rows) == [
-        ("ours", "the figures belong to an earlier training; dvc repro evaluate@ours"),
+        ("ours", "the figures are of an earlier training or of other settings; dvc repro evaluate@ours"),
         ("published", "seed 0 stopped: mIoU 31.00 is 10 points behind"),
         (
             "panoptic",
