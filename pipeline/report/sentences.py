@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from pipeline.params.schema import VerdictConfig
 from pipeline.params.tasks import LABELS
 from pipeline.report.rows import (
     CHECKPOINTS,
@@ -14,29 +15,58 @@ from pipeline.report.rows import (
     counts,
 )
 from pipeline.report.tables import figure_names, percent, signed
+from pipeline.report.verdict import judge, points
 
 LEGEND = (
-    "Figures are percent on the validation pictures, single scale: the median over the seeds, and their lowest and "
-    'highest. "Difference" is our median less the published figure. The original authors\' figures are of another '
-    "recipe: shown beside and not judged against. Where it is not known which checkpoint a published figure is of, "
-    "both the last and the best on validation are shown for each seed, and the last is compared. Memory is the most a "
-    "GPU took in training; pictures/s is inference, one picture at a time. What is marked * was measured on another "
-    "device, or with another number of pictures on a GPU, than the published figure beside it: do not compare the two."
+    "Figures are percent, single scale, on the validation pictures. A row shows the median over its seeds, and the "
+    'lowest and highest seed. "Difference" is our median less the published figure. The original authors used another '
+    "recipe: their figures are shown, but not compared. Where it is not known which checkpoint a published figure is "
+    "of, the last is compared. Each seed shows the last and the best on validation. Memory is the most that a GPU took "
+    "in training. Pictures/s is inference, one picture at a time. A value marked * is not comparable with the "
+    "published one: it was measured on another device, or with another number of pictures on a GPU."
 )
 
-HOW_TO_READ = (
-    "A row's seeds say where a figure such as the published one is to be expected. All of that within the margin "
-    "around the published figure: the row is reproduced. Otherwise all of it on one side: above or below. Otherwise: "
-    "undecided. Margin and coverage were fixed beforehand (verdict in params.yaml); docs/rows.md has the rule, "
-    "studies/verdicts.md how often it errs. A row of which nothing is published under the same recipe has no verdict."
+RULE = (
+    "The margin and the coverage were chosen before the rows ran (verdict in params.yaml). docs/rows.md explains "
+    "the rule, and studies/verdicts.md how often it is wrong. A row has no verdict if nothing is published under "
+    "the same recipe."
 )
+
+_EXAMPLE = ((80.20, 80.30, 80.40), 80.44)
+"""Seeds and a published figure that explain the verdict."""
+
+
+def how_to_read(settings: VerdictConfig) -> tuple[str, str]:
+    """How a verdict is found, in two sentences; an example of it."""
+    margin, (seeds, published) = settings.margin_points, _EXAMPLE
+    judged = judge(
+        seeds,
+        published,
+        margin=margin,
+        coverage=settings.coverage,
+        assumed_spread=settings.assumed_spread_points,
+    )
+    assert judged.interval is not None
+    low, high = judged.interval
+    rule = (
+        f"The seeds of a row give a range in which a further training is expected ({100 * settings.coverage:g} %). "
+        f"All of it within {points(margin)} of the published figure means reproduced; otherwise, all of it on one side "
+        "means above or below, and anything else undecided."
+    )
+    example = (
+        f"Example: the seeds {', '.join(f'{seed:.2f}' for seed in seeds)} give the range {low:.2f} to {high:.2f}. "
+        f"The published figure is {published:.2f}, and within {points(margin)} of it is {published - margin:.2f} to "
+        f"{published + margin:.2f}: {judged.kind}."
+    )
+    return rule, example
+
 
 _MEMORY_AS_PRINTED = "The published memory is in GB as printed."
 
 LEGENDS: Mapping[str, str] = {
-    "semantic": "ms+flip averages the scores of several sizes, each also mirrored.",
+    "semantic": "ms+flip is the mean of the scores at several sizes, each also mirrored.",
     "panoptic": (
-        f"AP is of the masks of things and mIoU of the classes, both by the network that PQ is of. {_MEMORY_AS_PRINTED}"
+        f"AP is of the masks of things, mIoU of the classes. One network gives PQ, AP and mIoU. {_MEMORY_AS_PRINTED}"
     ),
     "instance": f"AP is of masks, averaged over IoU thresholds from 0.50 to 0.95. {_MEMORY_AS_PRINTED}",
 }
@@ -134,8 +164,13 @@ def interval_sentence(facts: Facts) -> str:
     )
 
 
+def not_run_sentence(names: Collection[str]) -> str:
+    """How many rows of a table have not been run, and which."""
+    return f"{len(names)} row{'' if len(names) == 1 else 's'} not run: {', '.join(names)}"
+
+
 def baseline_sentence(facts: Facts) -> str:
-    """What guessing would score; empty: not known."""
+    """What a prediction of one class everywhere scores; empty: not known."""
     baseline = facts.baseline
     if not baseline:
         return ""

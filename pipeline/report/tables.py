@@ -13,6 +13,7 @@ from pipeline.report.rows import (
     SeedFacts,
     short_device,
 )
+from pipeline.storage.progress import duration
 
 TITLES: Mapping[str, str] = {
     "semantic": "Semantic segmentation",
@@ -90,11 +91,26 @@ _DESCRIBED: Mapping[str, tuple[str, ...]] = {
 }
 """By task, the figures that a row is described by, the primary one first."""
 
+_STATUSES = ("finished", "incomplete", "out of date", "trained", "not run")
+"""In the order in which rows are shown."""
+
 
 def by_task(rows: Mapping[str, Facts]) -> dict[str, dict[str, Facts]]:
-    """The rows of every task that has any, in the order of TITLES."""
-    grouped = {task: {name: facts for name, facts in rows.items() if facts.task == task} for task in TITLES}
+    """The rows of every task that has any, in the order of TITLES, finished rows first."""
+    ordered = finished_first(rows)
+    grouped = {task: {name: facts for name, facts in ordered.items() if facts.task == task} for task in TITLES}
     return {task: of_task for task, of_task in grouped.items() if of_task}
+
+
+def finished_first(rows: Mapping[str, Facts]) -> dict[str, Facts]:
+    """The rows, the finished ones first and those that have not been run last, otherwise in the same order."""
+    return dict(sorted(rows.items(), key=lambda row: _STATUSES.index(row[1].status)))
+
+
+def split(rows: Mapping[str, Facts]) -> tuple[dict[str, Facts], dict[str, Facts]]:
+    """The rows that ran, and those that have not been run."""
+    idle = {name: facts for name, facts in rows.items() if facts.status == "not run"}
+    return {name: facts for name, facts in rows.items() if name not in idle}, idle
 
 
 def table_line(name: str, facts: Facts) -> dict[str, Cell]:
@@ -127,11 +143,18 @@ def table_line(name: str, facts: Facts) -> dict[str, Cell]:
 
 def used_columns(rows: Mapping[str, Facts], task: str) -> list[Column]:
     """The columns that any of a task's rows has something for."""
-    lines = [table_line(name, facts) for name, facts in rows.items()]
     always = ("row", "verdict", primary(task))
-    return [
-        column for column in COLUMNS[task] if column.key in always or any(line[column.key] != NOTHING for line in lines)
-    ]
+    return [column for column in COLUMNS[task] if column.key in always or _says(column, rows)]
+
+
+def published_columns(rows: Mapping[str, Facts], task: str) -> list[Column]:
+    """The columns of rows that have not been run: their names, and what is published of any of them."""
+    shown = [column for column in COLUMNS[task] if column.key != "verdict"]
+    return [column for column in shown if column.key == "row" or _says(column, rows)]
+
+
+def _says(column: Column, rows: Mapping[str, Facts]) -> bool:
+    return any(table_line(name, facts)[column.key] != NOTHING for name, facts in rows.items())
 
 
 def _memory_cells(facts: Facts) -> dict[str, Cell]:
@@ -209,13 +232,6 @@ def training_time(seed: SeedFacts) -> str:
     if seed.gpu_hours is None:
         return f"{duration(seed.train_s)}{where}"
     return f"{duration(seed.train_s)}{where}, {gpu_hours(seed.gpu_hours)}"
-
-
-def duration(seconds: float) -> str:
-    """42 s, 12 min, 3.4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def rate(per_second: float) -> str:

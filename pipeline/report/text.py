@@ -5,47 +5,72 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
+from pipeline.params.schema import VerdictConfig
 from pipeline.report.rows import (
     Facts,
     published_rows,
 )
 from pipeline.report.sentences import (
-    HOW_TO_READ,
     LEGEND,
     LEGENDS,
+    RULE,
     attention,
     baseline_sentence,
     checkpoint_notes,
+    how_to_read,
     interval_sentence,
+    not_run_sentence,
     published_sentence,
     summary,
 )
-from pipeline.report.tables import TITLES, Cell, by_task, seed_cells, seed_columns, table_line, used_columns
+from pipeline.report.tables import (
+    TITLES,
+    Cell,
+    Column,
+    by_task,
+    finished_first,
+    published_columns,
+    seed_cells,
+    seed_columns,
+    split,
+    table_line,
+    used_columns,
+)
 
 
-def markdown(rows: Mapping[str, Facts], unknown: str = "") -> str:
-    """results.md: how the rows stand, a table per task with its published checkpoints, every seed of the rows that
-    ran."""
+def markdown(rows: Mapping[str, Facts], settings: VerdictConfig, unknown: str = "") -> str:
+    """results.md: how many rows have which verdict, a table per task with its published checkpoints, every seed of the
+    rows that ran. settings: by which verdicts were found."""
     lines = ["# Results", ""]
-    lines += [paragraph for text in (summary(rows), HOW_TO_READ, LEGEND, unknown) if text for paragraph in (text, "")]
+    said = (summary(rows), *how_to_read(settings), RULE, LEGEND, unknown)
+    lines += [paragraph for text in said if text for paragraph in (_escaped(text), "")]
     if worries := attention(rows):
-        lines += [*(f"- {name}: {sentence}." for name, sentence in worries), ""]
+        lines += [*(_escaped(f"- {name}: {sentence}.") for name, sentence in worries), ""]
     for task, of_task in by_task(rows).items():
-        lines += [f"## {TITLES[task]}", "", " ".join([LEGENDS[task], *checkpoint_notes(of_task)]), ""]
-        columns = used_columns(of_task, task)
-        grid = [[str(table_line(name, facts)[column.key]) for column in columns] for name, facts in of_task.items()]
-        lines += [*_markdown_table([column.full for column in columns], grid, left=2), ""]
+        lines += [f"## {TITLES[task]}", "", _escaped(" ".join([LEGENDS[task], *checkpoint_notes(of_task)])), ""]
+        ran, idle = split(of_task)
+        if ran:
+            lines += [*_rows_table(ran, used_columns(ran, task), left=2), ""]
+        if idle:
+            lines += ["<details>", f"<summary>{_escaped(not_run_sentence(idle))}</summary>", ""]
+            lines += [*_rows_table(idle, published_columns(idle, task), left=1), "", "</details>", ""]
         if checked := [sentence for name, facts in of_task.items() if (sentence := published_sentence(name, facts))]:
-            lines += [*(f"- {sentence}" for sentence in checked), ""]
+            lines += [*(_escaped(f"- {sentence}") for sentence in checked), ""]
     if any(facts.seeds for facts in rows.values()):
         lines += ["## Seeds", ""]
-    for name, facts in rows.items():
+    for name, facts in finished_first(rows).items():
         if facts.seeds:
-            said = (facts.verdict.reason, interval_sentence(facts), baseline_sentence(facts))
-            lines += [f"### {name}", "", *(line for sentence in said if sentence for line in (sentence, ""))]
+            told = (facts.verdict.reason, interval_sentence(facts), baseline_sentence(facts))
+            lines += [_escaped(f"### {name}"), ""]
+            lines += [line for sentence in told if sentence for line in (_escaped(sentence), "")]
             lines += _markdown_table(seed_columns(facts), [seed_cells(seed, facts) for seed in facts.seeds])
             lines += [""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _rows_table(rows: Mapping[str, Facts], columns: Sequence[Column], *, left: int) -> list[str]:
+    grid = [[str(table_line(name, facts)[column.key]) for column in columns] for name, facts in rows.items()]
+    return _markdown_table([column.full for column in columns], grid, left=left)
 
 
 def _markdown_table(headings: Sequence[str], grid: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -54,7 +79,12 @@ def _markdown_table(headings: Sequence[str], grid: Iterable[Sequence[str]], *, l
 
 
 def _markdown_cell(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace(" *", " \\*").split())
+    return " ".join(_escaped(cell).replace("|", "\\|").replace(" *", " \\*").split())
+
+
+def _escaped(text: str) -> str:
+    """Text without HTML, which Markdown would let through."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 _TERMINAL: Mapping[str, tuple[str, ...]] = {
@@ -73,7 +103,7 @@ def text_table(rows: Mapping[str, Facts]) -> str:
     named."""
     text: list[str] = []
     for task, of_task in by_task(rows).items():
-        ran = {name: facts for name, facts in of_task.items() if facts.status != "not run"}
+        ran, _ = split(of_task)
         if not ran:
             continue
         lines = [table_line(name, facts) for name, facts in ran.items()]
@@ -94,9 +124,8 @@ def text_table(rows: Mapping[str, Facts]) -> str:
     worries = attention(rows)
     if worries:
         text += ["", *(f"{name}: {sentence}" for name, sentence in worries)]
-    waiting = [name for name, facts in rows.items() if facts.status == "not run"]
-    if waiting:
-        text += ["", *textwrap.wrap(f"not run: {', '.join(waiting)}", 100, break_on_hyphens=False)]
+    if idle := split(rows)[1]:
+        text += ["", *textwrap.wrap(not_run_sentence(idle), 100, break_on_hyphens=False)]
     if published_rows(rows):
         text += ["", summary(rows)]
     return "\n".join(text[1:])

@@ -109,7 +109,7 @@ def judge(
     low, high = _expected(values, coverage, trainings, spread)
     kind: Kind
     if published - margin <= low and high <= published + margin:
-        kind, where = "reproduced", f"no more than {_points(margin)} from the published figure"
+        kind, where = "reproduced", f"no more than {points(margin)} from the published figure"
     elif high < published:
         kind, where = "below", "wholly below the published figure"
     elif low > published:
@@ -117,12 +117,12 @@ def judge(
     else:
         kind, away = "undecided", max(published - low, high - published)
         where = (
-            f"around the published figure, but up to {away:.2f} points from it, beyond the margin of {_points(margin)}"
+            f"around the published figure, but up to {away:.2f} points from it, beyond the margin of {points(margin)}"
         )
     of = "one further training" if trainings == 1 else f"the median of {trainings} further trainings"
     percent = f"{100 * coverage:g} %"
     assumed = (
-        f"; assuming a spread of {_points(spread.points)}, since {_why_no_spread(values)}" if spread.assumed else ""
+        f"; assuming a spread of {points(spread.points)}, since {_why_no_spread(values)}" if spread.assumed else ""
     )
     return Verdict(
         kind=kind,
@@ -263,5 +263,6 @@ def _unpublished(row: Row, figure: str) -> str:
     return f"No {LABELS[figure]} is published."
 
 
-def _points(points: float) -> str:
-    return f"{points:.3g} point{'' if points == 1 else 's'}"
+def points(difference: float) -> str:
+    """A difference in words: "1 point", "0.5 points"."""
+    return f"{difference:.3g} point{'' if difference == 1 else 's'}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from pipeline.params.schema import Params, Row
 from pipeline.report.html.page import page
 from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS, panel_limit, panels
+from pipeline.report.paths import without_folders
 from pipeline.report.rows import Facts, counts, of_row, row_facts
 from pipeline.report.text import markdown, text_table
 from pipeline.runs.curve_file import read_curve
@@ -31,7 +31,7 @@ from pipeline.storage.results import (
 )
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
-from pipeline.tracking.client import tracking_uri
+from pipeline.tracking.client import shown_uri
 
 _T = TypeVar("_T")
 
@@ -42,15 +42,15 @@ def write_report(params: Params, *, results: Path = RESULTS, out: Path = Path("r
     ValueError when a result file is torn, of another version's layout, or of another task than its row. What is
     missing from the storage root is left out of the page, which says so.
     """
-    rows = {name: row_facts(row, results, params.verdict) for name, row in params.rows.items()}
+    rows = {name: without_folders(row_facts(row, results, params.verdict)) for name, row in params.rows.items()}
     gone = sorted(set(names_of(Evaluation, results=results)) - set(rows))
     unknown = f"Not shown, because params.yaml has no such row any more: {', '.join(gone)}." if gone else ""
     stored = _Stored()
     details = _details(params, results, rows, stored)
     as_json = {name: facts.as_json() for name, facts in rows.items()}
     write_json(out / "results.json", {"verdicts": counts(rows), "rows": as_json})
-    write_text(out / "results.md", markdown(rows, unknown))
-    html = page(rows, details, notes=[unknown, stored.sentence()], tracking=_public(tracking_uri()))
+    write_text(out / "results.md", markdown(rows, params.verdict, unknown))
+    html = page(rows, details, settings=params.verdict, notes=[unknown, stored.sentence()], tracking=shown_uri())
     write_text(out / "index.html", html)
     return text_table(rows)
 
@@ -74,7 +74,8 @@ class _Stored:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             self.missing += 1
         except Exception as error:  # whatever a remote root's client may throw
-            self.failure = " ".join(str(error).split())[:200] or type(error).__name__
+            said = " ".join(str(error).replace(str(self.root), "the root").split())
+            self.failure = without_folders(said)[:200] or type(error).__name__
             self.missing += 1
         return None
 
@@ -103,7 +104,7 @@ def _row_details(
     trained, checked = of_row(TrainingResult, row, results), of_row(PublishedEvaluation, row, results)
     manifest = find_result(Manifest, row.dataset, results=results)
     weights = find_result(ConvertedWeights, row.weights, results=results)
-    trainings = trained.seeds if trained else ()
+    trainings = without_folders(trained.seeds) if trained else ()
     published = checked.curve if checked else None
     config = params.checkpoints.get(row.name)
     links = {"published checkpoint": config.url, "published log": config.log_url} if config else {}
@@ -119,9 +120,10 @@ def _row_details(
         ],
         overlays_left_out=max(0, len(overlays) - ROW_OVERLAYS),
         data_digest=manifest.digest if manifest else None,
-        weights=f"{row.weights}, SHA-256 {weights.sha256}" if weights and weights.sha256 else row.weights,
+        weights=row.weights,
+        weights_sha256=weights.sha256 if weights else None,
         trainings=trainings,
-        links={name: url for name, url in links.items() if url},
+        links={name: without_folders(url) for name, url in links.items() if url},
     )
 
 
@@ -135,9 +137,3 @@ def _curve(path: StoredPath) -> list[dict[str, Any]]:
 def _bytes(path: StoredPath) -> bytes:
     with path.open("rb") as file:
         return file.read()
-
-
-def _public(uri: str) -> str:
-    """The tracking server's address without a password: the page is for others."""
-    user, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return uri.replace(f"{user}@", "", 1) if at else uri

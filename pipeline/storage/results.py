@@ -713,15 +713,27 @@ def waiting_in(path: Path) -> str:
     return _waits(content)
 
 
+def _is_torn(path: Path) -> bool:
+    """Whether a file is no JSON, as a copy that was cut short."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
 def _waits(content: Any) -> str:
     why = content.get("waiting") if isinstance(content, dict) else None
     return why if isinstance(why, str) else ""
 
 
 def write_waiting(result_type: type, name: str, why: str, *, results: Path = RESULTS) -> None:
-    """Say in a result's file what its stage waits for. A file that holds anything else is left as it is."""
+    """Say in a result's file what its stage waits for. A file that holds anything else is left as it is, unless it is
+    torn."""
     path = result_path(result_type, name, results=results)
-    if not path.exists() or waiting(result_type, name, results=results):
+    if not path.exists() or waiting(result_type, name, results=results) or _is_torn(path):
         write_json(path, {"version": _FILES[result_type].version, "waiting": why})
     if result_type is Evaluation and not (results / "metrics" / f"{name}.json").exists():
         write_figures(name, {}, results=results)

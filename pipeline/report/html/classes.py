@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from pipeline.report.html import svg
-from pipeline.report.html.elements import escaped, table
 from pipeline.report.rows import Facts
 from pipeline.report.tables import percent, signed
 
@@ -23,39 +24,55 @@ Values = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Compared:
-    """A table's lines, what differs most first."""
+class ClassLine:
+    """A class in a table."""
 
+    name: str
+    cells: Sequence[str]
+    bar: Markup | None
+    """None: there is nothing to draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """A metric of every class, what differs most first."""
+
+    label: str
     title: str
     headings: Sequence[str]
-    lines: Sequence[str]
+    lines: Sequence[ClassLine]
+    shown: Sequence[ClassLine]
+    """At once; empty: the table opens."""
+
+    @property
+    def opens(self) -> bool:
+        """Whether the table of all classes says more than what is shown."""
+        return len(self.lines) > len(self.shown)
 
 
-def class_tables(facts: Facts) -> str:
-    """The tables of all the row's metrics; empty where no seed has any."""
+def class_tables(facts: Facts) -> list[ClassTable]:
+    """The tables of all the row's metrics; none where no seed has any."""
     seeds = {seed.seed: seed.per_class for seed in facts.seeds if seed.per_class}
     if not seeds:
-        return ""
+        return []
     middle = facts.median_seed if facts.median_seed in seeds else next(iter(seeds))
     checked = facts.published_checkpoint.per_class if facts.published_checkpoint else {}
-    text = ""
-    for number, metric in enumerate(seeds[middle]):
-        ours = seeds[middle][metric]
+    tables: list[ClassTable] = []
+    for metric, ours in seeds[middle].items():
         label = METRICS.get(metric, metric)
         if checked.get(metric):
-            compared = _with_published(label, middle, ours, checked[metric])
+            title, headings, lines = _with_published(label, middle, ours, checked[metric])
         elif len(seeds) > 1:
-            compared = _with_each_other(label, [per_class[metric] for per_class in seeds.values()])
+            title, headings, lines = _with_each_other(label, [per_class[metric] for per_class in seeds.values()])
         else:
-            compared = _alone(label, ours)
-        if number == 0:
-            text += f"<h4>{escaped(compared.title)}</h4>{table(compared.headings, compared.lines[:SHOWN], 'classes')}"
-        if number or len(compared.lines) > SHOWN:
-            text += (
-                f"<details><summary>{escaped(label)} of every class ({len(compared.lines)})</summary>"
-                f"{table(compared.headings, compared.lines, 'classes')}</details>"
-            )
-    return text
+            title, headings, lines = _alone(label, ours)
+        shown = [] if tables else lines[:SHOWN]
+        tables.append(ClassTable(label=label, title=title, headings=headings, lines=lines, shown=shown))
+    return tables
+
+
+_Compared = tuple[str, Sequence[str], list[ClassLine]]
+"""A table's title, headings and lines."""
 
 
 def _with_published(label: str, seed: int, ours: Values, published: Values) -> _Compared:
@@ -66,53 +83,53 @@ def _with_published(label: str, seed: int, ours: Values, published: Values) -> _
     }
     reach = max(map(abs, differences.values()), default=0.0)
 
-    def cells(name: str) -> list[str]:
+    def line(name: str) -> ClassLine:
         difference = differences.get(name)
-        bar = "" if difference is None else svg.bar(difference, reach)
-        return [_value(ours[name]), _value(published.get(name)), signed(difference), bar]
+        cells = [_value(ours[name]), _value(published.get(name)), signed(difference)]
+        drawn = f"{name}: {label} {signed(difference)} points from the published"
+        return ClassLine(
+            name=name, cells=cells, bar=None if difference is None else svg.bar(difference, reach, label=drawn)
+        )
 
-    return _Compared(
-        title=f"{label} of classes: seed {seed}, the one at the median, less the published checkpoint evaluated here",
-        headings=["Class", "ours", "published", "difference", ""],
-        lines=_lines(ours, lambda name: abs(differences.get(name, -1.0)) if name in differences else -1.0, cells),
-    )
+    title = f"{label} of classes: seed {seed}, the one at the median, less the published checkpoint evaluated here"
+    order = {name: abs(difference) for name, difference in differences.items()}
+    return title, ["Class", "ours", "published", "difference", "drawn"], _lines(ours, order, line)
 
 
 def _with_each_other(label: str, seeds: Sequence[Values]) -> _Compared:
     known = {name: sorted(v for values in seeds if (v := values.get(name)) is not None) for name in seeds[0]}
 
-    def cells(name: str) -> list[str]:
+    def line(name: str) -> ClassLine:
         values = known[name]
         if not values:
-            return ["absent", "", "", "", ""]
+            return ClassLine(name=name, cells=["absent", "", "", ""], bar=None)
         low, middle, high = values[0], statistics.median(values), values[-1]
-        return [*map(percent, (low, middle, high, high - low)), svg.span_bar(low, high, middle)]
+        drawn = f"{name}: {label} {percent(low)} to {percent(high)}, median {percent(middle)}"
+        cells = [*map(percent, (low, middle, high, high - low))]
+        return ClassLine(name=name, cells=cells, bar=svg.span_bar(low, high, middle, label=drawn))
 
-    return _Compared(
-        title=f"{label} of classes: where the seeds lie furthest apart",
-        headings=["Class", "lowest", "median", "highest", "apart", "0 to 100"],
-        lines=_lines(seeds[0], lambda name: known[name][-1] - known[name][0] if known[name] else -1.0, cells),
-    )
+    title = f"{label} of classes: where the seeds lie furthest apart"
+    order = {name: values[-1] - values[0] for name, values in known.items() if values}
+    return title, ["Class", "lowest", "median", "highest", "apart", "0 to 100"], _lines(seeds[0], order, line)
 
 
 def _alone(label: str, ours: Values) -> _Compared:
-    def cells(name: str) -> list[str]:
+    def line(name: str) -> ClassLine:
         value = ours[name]
-        return [_value(value), "" if value is None else svg.span_bar(0.0, value, value)]
+        drawn = f"{name}: {label} {_value(value)}"
+        return ClassLine(
+            name=name,
+            cells=[_value(value)],
+            bar=None if value is None else svg.span_bar(0.0, value, value, label=drawn),
+        )
 
-    return _Compared(
-        title=f"{label} of classes, the lowest first",
-        headings=["Class", "ours", "0 to 100"],
-        lines=_lines(ours, lambda name: -1.0 if (value := ours[name]) is None else 100 - value, cells),
-    )
+    order = {name: 100 - value for name, value in ours.items() if value is not None}
+    return f"{label} of classes, the lowest first", ["Class", "ours", "0 to 100"], _lines(ours, order, line)
 
 
-def _lines(names: Values, order: Callable[[str], float], cells: Callable[[str], Sequence[str]]) -> list[str]:
-    """A line of every class, the largest of `order` first; `cells` are HTML."""
-    return [
-        f'<tr><th scope="row">{escaped(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells(name))}</tr>'
-        for name in sorted(names, key=order, reverse=True)
-    ]
+def _lines(names: Values, order: Mapping[str, float], line: Callable[[str], ClassLine]) -> list[ClassLine]:
+    """A line of every class, the largest of `order` first, those that it lacks last."""
+    return [line(name) for name in sorted(names, key=lambda name: order.get(name, -1.0), reverse=True)]
 
 
 def _value(value: float | None) -> str:

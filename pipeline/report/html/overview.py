@@ -1,17 +1,29 @@
-"""A task's rows beside the published ones: the table that the page begins with. On a phone style.css makes a card of
-every line; `role` and `data-label` keep it a table for those who have it read out."""
+"""A task's rows beside the published ones: the tables that the page begins with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+
+from markupsafe import Markup
 
 from pipeline.params.tasks import LABELS, primary
 from pipeline.report.html import svg
-from pipeline.report.html.elements import chip, escaped, items, paragraphs, row_link, small
 from pipeline.report.rows import Facts
-from pipeline.report.sentences import LEGENDS, checkpoint_notes, published_sentence
-from pipeline.report.tables import NOTHING, TITLES, Cell, Column, signed, table_line, used_columns
+from pipeline.report.sentences import LEGENDS, checkpoint_notes, not_run_sentence, published_sentence
+from pipeline.report.tables import (
+    NOTHING,
+    TITLES,
+    Cell,
+    Column,
+    published_columns,
+    signed,
+    split,
+    table_line,
+    used_columns,
+)
+from pipeline.report.verdict import points
 
 _BELOW: Mapping[str, Mapping[str, str]] = {
     "semantic": {"miou": "range"},
@@ -27,75 +39,124 @@ _LARGEST_REACH = 5.0
 """Points; a seed that is further away is drawn at the end of the axis."""
 
 
-def overview(task: str, rows: Mapping[str, Facts]) -> str:
-    """The section of a task: its table, what its columns mean, its published checkpoints evaluated here."""
-    first, reach = primary(task), _reach(rows)
+@dataclass(frozen=True, kw_only=True)
+class ShownCell:
+    """A cell, with what only the page shows of it."""
+
+    classes: str
+    cell: Cell
+    below: str = ""
+    """In small print below it."""
+    verdict: str = ""
+    """Shown as a label instead of the cell's text."""
+    chart: Markup | None = None
+    """Shown instead of the cell's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row in the table."""
+
+    name: str
+    linked: bool
+    """Whether the row has a section."""
+    cells: Sequence[ShownCell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table with a body for every dataset."""
+
+    columns: int
+    groups: Sequence[tuple[str, int]]
+    """(title above neighbouring columns, how many); an empty title: none."""
+    headings: Sequence[tuple[str, str, str]]
+    """(classes, heading, small print below it)."""
+    bodies: Sequence[tuple[str, Sequence[Line]]]
+    """(dataset, its rows)."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one dataset."""
+        return len(self.bodies) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A task's tables and what is said below them."""
+
+    task: str
+    title: str
+    ran: Grid | None
+    """None: no row ran."""
+    idle: Grid | None
+    """Published figures of the rows that have not been run; None: all ran."""
+    idle_sentence: str
+    notes: Sequence[str]
+    checked: Sequence[str]
+    """Sentences about the published checkpoints, evaluated here."""
+
+
+def overview(task: str, rows: Mapping[str, Facts]) -> Overview:
+    """What the page shows of a task's rows."""
+    ran, idle = split(rows)
+    reach = _reach(ran)
     columns = []
-    for column in used_columns(rows, task):
+    for column in used_columns(ran, task):
         if column.key not in _BELOW[task].values():
             columns.append(column)
-        if column.key == first and reach:
-            columns.append(Column(_STRIP, f"seeds, ±{reach:g}", LABELS[first], f"seeds less published, ±{reach:g}"))
-    datasets = groupby(rows.items(), key=lambda item: item[1].dataset)
-    several = len({facts.dataset for facts in rows.values()}) > 1
-    bodies = ""
-    for dataset, of_dataset in datasets:
-        title = (
-            f'<tr class=dataset role="row"><th colspan="{len(columns)}" scope="rowgroup" role="rowheader">'
-            f"{escaped(dataset)}</th></tr>"
+        if column.key == primary(task) and reach:
+            columns.append(Column(_STRIP, f"seeds, ±{reach:g}", LABELS[primary(task)]))
+    notes = [LEGENDS[task], *checkpoint_notes(rows)]
+    if reach:
+        notes.append(
+            f'"Seeds, ±{reach:g}" draws every seed\'s difference from the published figure, up to {points(reach)}. '
+            "The line in the middle is the published figure, and the shaded part is the margin."
         )
-        lines = "".join(_line(name, facts, columns, reach) for name, facts in of_dataset)
-        bodies += f'<tbody role="rowgroup">{title if several else ""}{lines}</tbody>'
-    legend = (
-        f'"Seeds, ±{reach:g}" draws every seed\'s difference from the published figure, up to {reach:g} points: the '
-        "line in the middle is the published figure, the shade the margin."
-    )
-    checked = [sentence for name, facts in rows.items() if (sentence := published_sentence(name, facts))]
-    published = (
-        f"<details><summary>The published checkpoints, evaluated here</summary><ul>{items(checked)}</ul></details>"
-    )
-    return (
-        f'<section id="{task}"><h2>{TITLES[task]}</h2><div class="wide"><table class="rows" role="table">'
-        f"{_head(task, columns)}{bodies}</table></div>"
-        f"{paragraphs([LEGENDS[task], *checkpoint_notes(rows), legend if reach else ''], 'note')}"
-        f"{published if checked else ''}</section>\n"
+    return Overview(
+        task=task,
+        title=TITLES[task],
+        ran=_grid(ran, columns, _BELOW[task], reach) if ran else None,
+        idle=_grid(idle, published_columns(idle, task), {}, 0.0) if idle else None,
+        idle_sentence=not_run_sentence(idle),
+        notes=notes,
+        checked=[sentence for name, facts in rows.items() if (sentence := published_sentence(name, facts))],
     )
 
 
-def _head(task: str, columns: Sequence[Column]) -> str:
-    groups = "".join(
-        f'<th colspan="{len(list(of_group))}" scope="colgroup" role="columnheader">{escaped(group)}</th>'
-        if group
-        else f'<td colspan="{len(list(of_group))}"></td>'
-        for group, of_group in groupby(columns, key=lambda column: column.group)
+def _grid(rows: Mapping[str, Facts], columns: Sequence[Column], below: Mapping[str, str], reach: float) -> Grid:
+    """below: columns in small print, by the one they stand below."""
+    lines: dict[str, list[Line]] = {}
+    for name, facts in rows.items():
+        lines.setdefault(facts.dataset, []).append(_line(name, facts, columns, below, reach))
+    groups = groupby(columns, key=lambda column: column.group)
+    return Grid(
+        columns=len(columns),
+        groups=[(group, len(list(of_group))) for group, of_group in groups],
+        headings=[
+            (_classes(column), column.heading, below.get(column.key, "").partition(" ")[0]) for column in columns
+        ],
+        bodies=list(lines.items()),
     )
-    headings = "".join(
-        f'<th scope="col" role="columnheader" class="{_classes(column)}">{escaped(column.heading)}'
-        f"{small(_BELOW[task].get(column.key, '').partition(' ')[0])}</th>"
-        for column in columns
-    )
-    return f'<thead role="rowgroup"><tr role="row" class=groups>{groups}</tr><tr role="row">{headings}</tr></thead>'
 
 
-def _line(name: str, facts: Facts, columns: Sequence[Column], reach: float) -> str:
-    line = table_line(name, facts)
-    idle = facts.status == "not run"
-    before, underscore, last = name.rpartition("_")
-    title = f"<span>{escaped(before + underscore)}</span><wbr><span>{escaped(last)}</span>"
-    text = f'<th scope="row" role="rowheader">{title if idle else row_link(name, title)}</th>'
+def _line(name: str, facts: Facts, columns: Sequence[Column], below: Mapping[str, str], reach: float) -> Line:
+    texts = table_line(name, facts)
+    cells = []
     for column in columns[1:]:
-        if column.key == _STRIP:
-            content = _strip(name, facts, reach)
-            kind = "" if content else "none"
-        else:
-            cell = line[column.key]
-            content = chip(facts) + small(cell.note) if column.key == "verdict" else _content(cell)
-            below = line.get(_BELOW[facts.task].get(column.key, ""), NOTHING)
-            content += "" if below == NOTHING else small(below.text)
-            kind = " ".join(k for k, holds in (("none", cell == NOTHING), ("apart", cell.apart)) if holds)
-        classes = f"{_classes(column)} {kind}".strip() + (" main" if column.key == facts.primary else "")
-        text += f'<td role="cell" class="{classes}" data-label="{escaped(column.full)}">{content}</td>'
-    return f'<tr role="row"{" class=idle" if idle else ""}>{text}</tr>'
+        cell = texts.get(column.key, NOTHING)
+        under = texts.get(below.get(column.key, ""), NOTHING)
+        apart = " apart" if cell.apart else ""
+        cells.append(
+            ShownCell(
+                classes=_classes(column) + (" main" if column.key == facts.primary else "") + apart,
+                cell=cell,
+                below="" if under == NOTHING else under.text,
+                verdict=facts.verdict.kind if column.key == "verdict" else "",
+                chart=_strip(name, facts, reach) if column.key == _STRIP else None,
+            )
+        )
+    return Line(name=name, linked=facts.status != "not run", cells=cells)
 
 
 def _classes(column: Column) -> str:
@@ -104,15 +165,10 @@ def _classes(column: Column) -> str:
     return f"is-{column.key.replace(' ', '-')}" + (" start" if starts else "")
 
 
-def _content(cell: Cell) -> str:
-    mark = '<span title="not comparable with the published figure"> *</span>' if cell.apart else ""
-    return f"{escaped(cell.text)}{mark}{small(cell.note)}"
-
-
-def _strip(name: str, facts: Facts, reach: float) -> str:
+def _strip(name: str, facts: Facts, reach: float) -> Markup | None:
     differences, median = _differences(facts), facts.difference.get(facts.primary)
     if not differences or median is None:
-        return ""
+        return None
     words = ", ".join(signed(difference) for difference in differences)
     return svg.small_strip(
         differences,

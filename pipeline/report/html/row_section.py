@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from markupsafe import Markup
+
 from pipeline.params.tasks import LABELS
 from pipeline.report.html import svg
-from pipeline.report.html.classes import class_tables
-from pipeline.report.html.elements import cells, chip, definitions, escaped, items, paragraphs, small, table
+from pipeline.report.html.classes import ClassTable, class_tables
+from pipeline.report.html.mlflow_pages import MlflowPages
 from pipeline.report.rows import CHECKPOINTS, ENDED_BADLY, Facts
 from pipeline.report.sentences import below_reference, interval_sentence
 from pipeline.report.tables import evaluated_seeds, figure_names, percent, rate, seed_cells, seed_columns, signed, span
-from pipeline.storage.results import RegisteredVersion, TrainedSeed
+from pipeline.storage.results import RegisteredVersion, Reused, TrainedSeed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,39 +30,126 @@ class Details:
     overlays_left_out: int = 0
     data_digest: str | None = None
     weights: str = ""
+    weights_sha256: str | None = None
     trainings: Sequence[TrainedSeed] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     """What of the published training can be had -> URL."""
 
 
-def row_section(name: str, facts: Facts, details: Details, tracking: str) -> str:
-    """The row's section; tracking: MLflow's address."""
-    status = "" if facts.status == "finished" else small(facts.status)
-    warnings = [f"{warning}." for seed in facts.seeds for warning in below_reference(seed, facts)]
-    warned = f"<ul class=warnings>{items(warnings)}</ul>" if warnings else ""
-    return (
-        f'<section class="row" id="{escaped(name)}"><h3>{escaped(name)} {chip(facts)}{status}</h3>{_headline(facts)}'
-        f"{paragraphs([facts.verdict.reason, interval_sentence(facts)])}"
-        f"{_charts(name, facts, details)}{_figures(facts)}{_seeds(facts)}{warned}{class_tables(facts)}"
-        f"{_overlays(details)}{_benchmark(facts)}{_provenance(facts, details, tracking)}</section>\n"
+@dataclass(frozen=True, kw_only=True)
+class SeedLine:
+    """A seed in the table of seeds."""
+
+    seed: int
+    cells: Sequence[str]
+    key: str
+    run: str | None
+    """The run's page in MLflow; None: not known."""
+    bad: bool
+    """Whether it has no figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A line of what the numbers came from."""
+
+    term: str
+    text: str
+    url: str | None = None
+    """Where `text` links to."""
+    note: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLine:
+    """A training in the table of what can be looked up."""
+
+    seed: int
+    key: str
+    reused: Reused | None
+    checkpoints: Sequence[tuple[str, str]]
+    """(which, SHA-256)."""
+    run_id: str | None
+    run: str | None
+    """Its page in MLflow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A row's section, ready for its template."""
+
+    name: str
+    verdict: str
+    status: str
+    """Empty: finished."""
+    value: str
+    """The median; empty: there is none."""
+    headline: str
+    """What stands after it."""
+    sentences: Sequence[str]
+    charts: Sequence[tuple[str, Markup]]
+    """(caption, chart)."""
+    colours: Mapping[int, str]
+    """Of the seeds in the charts."""
+    published_curve: bool
+    figures: tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]]
+    """Headings, and (figure, cells)."""
+    seed_headings: Sequence[str]
+    seeds: Sequence[SeedLine]
+    warnings: Sequence[str]
+    classes: Sequence[ClassTable]
+    overlays: Sequence[Sequence[tuple[str, str]]]
+    """(alternative text, data URI) of an overlay's panels."""
+    overlays_left_out: int
+    benchmark: Sequence[tuple[str, str]]
+    """(term, what was measured); empty: nothing was."""
+    origins: Sequence[Origin]
+    runs: Sequence[RunLine]
+
+
+def row_section(name: str, facts: Facts, details: Details, mlflow: MlflowPages) -> Section:
+    """What the row's section shows. mlflow: where its runs are shown."""
+    seeds = dict.fromkeys([*(seed.seed for seed in facts.seeds if seed.checkpoints), *details.curves])
+    colours = {seed: svg.SEED_COLOURS[i % len(svg.SEED_COLOURS)] for i, seed in enumerate(seeds)}
+    value, headline = _headline(facts)
+    return Section(
+        name=name,
+        verdict=facts.verdict.kind,
+        status="" if facts.status == "finished" else facts.status,
+        value=value,
+        headline=headline,
+        sentences=[text for text in (facts.verdict.reason, interval_sentence(facts)) if text],
+        charts=_charts(name, facts, details, colours),
+        colours=colours,
+        published_curve=bool(details.published_curve and details.curves),
+        figures=_figures(facts),
+        seed_headings=seed_columns(facts),
+        seeds=_seeds(facts, mlflow),
+        warnings=[f"{warning}." for seed in facts.seeds for warning in below_reference(seed, facts)],
+        classes=class_tables(facts),
+        overlays=_overlays(details),
+        overlays_left_out=details.overlays_left_out,
+        benchmark=_benchmark(facts),
+        origins=_origins(facts, details),
+        runs=[_run(training, mlflow) for training in details.trainings],
     )
 
 
-def _headline(facts: Facts) -> str:
+def _headline(facts: Facts) -> tuple[str, str]:
+    """(the median, what it is of); without a median, why there is none."""
     first, count = facts.primary, evaluated_seeds(facts)
     if not count:
-        return "<p>No seed has been evaluated.</p>"
+        return "", "No seed has been evaluated."
     label, median = LABELS[first], facts.median[first]
     checkpoint = "last checkpoint" if facts.decides == "last" else "checkpoint that is best on validation"
     if median is None:
-        return f"<p>A seed's {checkpoint} has no {label}, because the pictures hold nothing to count.</p>"
+        return "", f"A seed's {checkpoint} has no {label}, because the pictures hold nothing to count."
     of = f"median of {count} seeds ({span(facts, first)})" if count > 1 else "one seed"
-    return f"<p class=headline><b>{median:.2f}</b> {label} of the {checkpoint}, {of}</p>"
+    return f"{median:.2f}", f"{label} of the {checkpoint}, {of}"
 
 
-def _charts(name: str, facts: Facts, details: Details) -> str:
-    seeds = dict.fromkeys([*(seed.seed for seed in facts.seeds if seed.checkpoints), *details.curves])
-    colours = {seed: svg.SEED_COLOURS[i % len(svg.SEED_COLOURS)] for i, seed in enumerate(seeds)}
+def _charts(name: str, facts: Facts, details: Details, colours: Mapping[int, str]) -> list[tuple[str, Markup]]:
     first, published = facts.primary, facts.published.get(facts.primary)
     validation = f"Validation {LABELS[first]} during training, percent"
     warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.below_reference]
@@ -80,24 +169,16 @@ def _charts(name: str, facts: Facts, details: Details) -> str:
             svg.line_chart(_series(details, colours, "loss"), label=f"Training loss of {name}", logarithmic=True),
         ),
     ]
-    figures = "".join(
-        f"<figure><figcaption>{escaped(title)}</figcaption>{chart}</figure>" for title, chart in drawn if chart
-    )
-    if not figures:
-        return ""
-    key = "".join(f'<span><i class=dot style="background:{c}"></i>seed {seed}</span>' for seed, c in colours.items())
-    if details.published_curve and details.curves:
-        key += "<span><i class=dash></i>published training</span>"
-    return f'<div class="charts">{figures}</div><p class="key">{key}</p>'
+    return [(caption, chart) for caption, chart in drawn if chart]
 
 
-def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, str]:
+def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, Markup]:
     """(caption, chart) of the seeds on one axis with what they are compared with."""
     first, verdict = facts.primary, facts.verdict
     label, published = LABELS[first], facts.published.get(first)
     values = {seed.seed: value for seed in facts.seeds if (value := seed.figures.get(first)) is not None}
     if not values:
-        return "", ""
+        return "", Markup()
     caption = f"{label} of the seeds, percent."
     if published is not None:
         caption += f" Shaded: within {facts.margin:g} of the published."
@@ -131,11 +212,9 @@ def _series(details: Details, colours: Mapping[int, str], key: str, scale: float
     return [svg.Series(name="published", points=published), *ours] if published else ours
 
 
-def _figures(facts: Facts) -> str:
-    """Every figure of the row."""
+def _figures(facts: Facts) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Every figure of the row, under headings; no lines where there is none."""
     names = [name for name in figure_names(facts) if name in facts.median]
-    if not names:
-        return ""
     columns = {
         "median": [percent(facts.median[name]) for name in names],
         "range": [span(facts, name) for name in names],
@@ -145,46 +224,32 @@ def _figures(facts: Facts) -> str:
     }
     if baseline := facts.baseline:
         columns[f"{baseline.class_name} everywhere"] = [percent(baseline.figures.get(name)) for name in names]
-    columns = {heading: texts for heading, texts in columns.items() if set(texts) != {"-"}}
-    lines = [
-        f'<tr><th scope="row">{LABELS[name]}</th>{cells(texts)}</tr>'
-        for name, *texts in zip(names, *columns.values(), strict=True)
-    ]
-    return table(["Figure", *columns], lines, "figures")
+    columns = {heading: texts for heading, texts in columns.items() if not set(texts) <= {"-"}}
+    lines = [(LABELS[name], list(texts)) for name, *texts in zip(names, *columns.values(), strict=True)]
+    return ["Figure", *columns], lines
 
 
-def _seeds(facts: Facts) -> str:
+def _seeds(facts: Facts, mlflow: MlflowPages) -> list[SeedLine]:
     lines = []
     for seed in facts.seeds:
-        number, first, *others, key = seed_cells(seed, facts)
-        bad = " class=bad" if seed.status in ENDED_BADLY else ""
-        lines.append(
-            f'<tr{bad}><th scope="row">{number}</th><td>{escaped(first)}</td>{cells(others)}'
-            f"<td><code>{escaped(key)}</code></td></tr>"
-        )
-    return table(seed_columns(facts), lines, "seeds")
+        _, *cells, key = seed_cells(seed, facts)
+        bad, run = seed.status in ENDED_BADLY, mlflow.run(seed.mlflow_run_id)
+        lines.append(SeedLine(seed=seed.seed, cells=cells, key=key, run=run, bad=bad))
+    return lines
 
 
-def _overlays(details: Details) -> str:
-    if not details.overlays:
-        return ""
-    pictures = ""
+def _overlays(details: Details) -> list[list[tuple[str, str]]]:
+    shown = []
     for number, panels in enumerate(details.overlays, start=1):
         names = (": picture", ": prediction", ": truth") if len(panels) == 3 else ("",)
-        images = "".join(
-            f'<img alt="validation picture {number}{name}" src="{panel}">'
-            for name, panel in zip(names, panels, strict=True)
-        )
-        pictures += f'<div class="panels of-{len(panels)}">{images}</div>'
-    more = f" {details.overlays_left_out} more are in the run folder." if details.overlays_left_out else ""
-    caption = f"Validation pictures: the picture, the prediction over it, the truth over it.{more}"
-    return f'<figure class="overlays"><figcaption>{caption}</figcaption>{pictures}</figure>'
+        shown.append([(f"validation picture {number}{name}", uri) for name, uri in zip(names, panels, strict=True)])
+    return shown
 
 
-def _benchmark(facts: Facts) -> str:
+def _benchmark(facts: Facts) -> list[tuple[str, str]]:
     measured = facts.benchmark
     if not measured:
-        return ""
+        return []
     flops, inference, training = measured.flops, measured.inference, measured.training
     size = " x ".join(map(str, flops.image_size))
     if training is None:
@@ -192,45 +257,42 @@ def _benchmark(facts: Facts) -> str:
     else:
         step = f"{training.step_s:.3f} s for {training.images} pictures"
         step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
-    lines = {
-        "device": measured.environment.device,
-        "parameters": f"{measured.parameters / 1e6:,.1f} million",
-        "one picture": f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})",
-        "inference": f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}",
-        "training step": step,
-    }
-    return f"<h4>Cost and speed, measured</h4>{definitions((term, escaped(said)) for term, said in lines.items())}"
+    return [
+        ("device", measured.environment.device),
+        ("parameters", f"{measured.parameters / 1e6:,.1f} million"),
+        ("one picture", f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})"),
+        ("inference", f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}"),
+        ("training step", step),
+    ]
 
 
-def _provenance(facts: Facts, details: Details, tracking: str) -> str:
-    """Run keys, digests, commits, versions: what a number came from."""
-    lines = [("data", f"{escaped(facts.dataset)}, manifest {escaped(details.data_digest or '-')}")]
-    lines.append(("initial weights", escaped(details.weights)))
-    lines += [(name, f'<a href="{escaped(url)}">{escaped(url)}</a>') for name, url in details.links.items()]
+def _origins(facts: Facts, details: Details) -> list[Origin]:
+    """Digests, commits, versions: what a number came from."""
+    lines = [Origin(term="data", text=f"{facts.dataset}, manifest", digest=details.data_digest or "-")]
+    sha256 = details.weights_sha256
+    lines.append(
+        Origin(term="initial weights", text=details.weights + (", SHA-256" if sha256 else ""), digest=sha256 or "")
+    )
+    lines += [Origin(term=name, text=url, url=url) for name, url in details.links.items()]
     if registered := facts.registered:
+        pages = MlflowPages(registered.tracking_uri)
         lines += [
-            (
-                f"registered, {alias}",
-                f"models:/{escaped(registered.model)}@{alias}: version {version.version}, "
-                f"{_of_seed(version, LABELS[facts.primary])}",
+            Origin(
+                term=f"registered, {alias}",
+                text=f"models:/{registered.model}@{alias}: version {version.version}",
+                url=pages.version(registered.model, version.version),
+                note=_of_seed(version, LABELS[facts.primary]),
             )
             for alias, version in (("best", registered.aliases.best), ("median", registered.aliases.median))
         ]
-    if any(training.mlflow_run_id for training in details.trainings):
-        lines.append(("MLflow", escaped(tracking)))
     environments: dict[str, list[str]] = {}
     for training in details.trainings:
         environments.setdefault(_environment(training), []).append(str(training.seed))
     lines += [
-        (f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}", escaped(environment))
+        Origin(term=f"seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}", text=environment)
         for environment, seeds in environments.items()
     ]
-    keys = [_keys(training) for training in details.trainings]
-    headings = ["Seed", "run key", "checkpoints, SHA-256", "MLflow run"]
-    return (
-        f"<details class=provenance><summary>Where these numbers came from</summary>{definitions(lines)}"
-        f"{table(headings, keys, 'keys') if keys else ''}</details>"
-    )
+    return lines
 
 
 def _of_seed(version: RegisteredVersion, label: str) -> str:
@@ -240,22 +302,19 @@ def _of_seed(version: RegisteredVersion, label: str) -> str:
     return f"seed {version.seed}, {label} {100 * version.value:.2f}"
 
 
-def _keys(training: TrainedSeed) -> str:
-    """A seed's line in the table of what can be looked up."""
-    checkpoints = "-"
-    if training.checkpoints:
-        checkpoints = "<br>".join(
-            f"{called}, step {training.checkpoints[which].step:,}: "
-            f"<code>{escaped(training.checkpoints[which].sha256)}</code>"
-            for which, called in CHECKPOINTS.items()
-        )
-    note = ""
-    if accepted := training.reused:
-        instead, why = escaped(accepted.instead_of), escaped(accepted.reason)
-        note = f"<br>accepted instead of <code>{instead}</code>: {why} ({escaped('; '.join(accepted.differences))})"
-    return (
-        f'<tr><th scope="row">{training.seed}</th><td><code>{escaped(training.run_key)}</code>{note}</td>'
-        f"<td>{checkpoints}</td><td><code>{escaped(training.mlflow_run_id or '-')}</code></td></tr>"
+def _run(training: TrainedSeed, mlflow: MlflowPages) -> RunLine:
+    made = training.checkpoints
+    return RunLine(
+        seed=training.seed,
+        key=training.run_key,
+        reused=training.reused,
+        checkpoints=[
+            (f"{called}, step {made[which].step:,}", made[which].sha256) for which, called in CHECKPOINTS.items()
+        ]
+        if made
+        else [],
+        run_id=training.mlflow_run_id,
+        run=mlflow.run(training.mlflow_run_id),
     )
 
 

@@ -1,4 +1,5 @@
 """The report's charts as inline SVG: plain numbers in, markup out. Colours and line styles are classes of style.css.
+Every chart is an image with a title that says what it shows.
 
 A chart is drawn about as wide as a phone shows it, so that its 12-pixel letters stay legible there.
 """
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from markupsafe import Markup
 
 SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 """One per seed, told apart by colour-blind readers too (Okabe and Ito)."""
@@ -33,7 +36,7 @@ def strip(
     authors: float | None = None,
     margin: float = 0.0,
     interval: tuple[float, float] | None = None,
-) -> str:
+) -> Markup:
     """Each seed's figure on one axis, with what it is compared with above and the interval that decides below.
 
     values: seed -> percent; colours: of the seeds; margin: how far from the published figure a row counts as equal.
@@ -47,11 +50,10 @@ def strip(
     def place(value: float) -> float:
         return _scaled(value, axis, 14.0, _WIDTH - 14.0)
 
-    def words(value: float, at: float, text: str) -> tuple[str, float, float]:
-        """The text centred at a value, but inside the chart; its left and right end."""
+    def words(value: float, at: float, text: str) -> str:
+        """The text centred at a value, but inside the chart."""
         half = len(text) * _LETTER / 2
-        x = min(max(place(value), half), _WIDTH - half)
-        return _label(x, at, text, "middle"), x - half, x + half
+        return _label(min(max(place(value), half), _WIDTH - half), at, text, "middle")
 
     parts = []
     if published is not None and margin:
@@ -60,15 +62,9 @@ def strip(
     parts.append(_line("axis", 14.0, y, _WIDTH - 14.0, y))
     for tick in axis:
         parts += [_line("axis", place(tick), y, place(tick), y + 5), _label(place(tick), y + 18, f"{tick:g}", "middle")]
-    end = -math.inf
-    for name, value in sorted(marks, key=lambda mark: mark[1]):
-        text, left, right = words(value, 27, f"{name} {value:.2f}")
-        top = 30
-        if left < end + 6:
-            text, top = words(value, 12, f"{name} {value:.2f}")[0], 16
-        end = right
+    for (name, value), top in zip(marks, (12.0, 27.0), strict=False):
         kind = "mark" if name == "published" else "mark faint"
-        parts += [text, _line(kind, place(value), top, place(value), y)]
+        parts += [words(value, top, f"{name} {value:.2f}"), _line(kind, place(value), top + 4, place(value), y)]
     if median is not None and len(values) > 1:
         parts.append(_line("median", place(median), y - 20, place(median), y))
         parts.append(f'<path class="median" d="M{place(median):.1f} {y - 20:.1f}m-4 -6h8l-4 6z"/>')
@@ -81,9 +77,9 @@ def strip(
     if interval:
         (x0, x1), at = map(place, interval), y + 30
         parts += [_line("interval", x0, at, x1, at), *(_line("interval", x, at - 4, x, at + 4) for x in (x0, x1))]
-        parts.append(words(sum(interval) / 2, at + 17, f"expected {interval[0]:.2f} to {interval[1]:.2f}")[0])
+        parts.append(words(sum(interval) / 2, at + 17, f"expected {interval[0]:.2f} to {interval[1]:.2f}"))
         height += 30
-    return _svg("strip", parts, height, label)
+    return _chart("strip", parts, height, label)
 
 
 def _stacked(places: Mapping[int, float]) -> dict[int, float]:
@@ -97,7 +93,7 @@ def _stacked(places: Mapping[int, float]) -> dict[int, float]:
     return heights
 
 
-def small_strip(differences: Sequence[float], median: float, *, reach: float, margin: float, label: str) -> str:
+def small_strip(differences: Sequence[float], median: float, *, reach: float, margin: float, label: str) -> Markup:
     """The seeds' differences from the published figure, for a cell of a table; all cells have the axis -reach to
     reach, and what lies outside is drawn at its end."""
 
@@ -109,9 +105,7 @@ def small_strip(differences: Sequence[float], median: float, *, reach: float, ma
     parts += [_line("grid", 6, 10, 114, 10), _line("axis", 60, 1, 60, 19)]
     parts += [f'<circle class="seed" cx="{place(value):.1f}" cy="10" r="3"/>' for value in differences]
     parts.append(_line("median", place(median), 4, place(median), 16))
-    return (
-        f'<svg class="small" viewBox="0 0 120 20" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
-    )
+    return _svg("small", parts, "0 0 120 20", label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +130,8 @@ class Point:
     """Filled."""
 
 
-def scatter(points: Sequence[Point], *, x_label: str, label: str) -> str:
-    """Figure against speed; every row is labelled once, where there is room."""
+def scatter(points: Sequence[Point], *, x_label: str, label: str) -> Markup:
+    """Figure against speed; every row's marks hold its number, counted from 1, for a list of names beside the chart."""
     height, top, bottom = 330.0, 14.0, 44.0
     marks = [mark for point in points for mark in (point.published, point.ours) if mark]
     values = [y for mark in marks for y in (mark.value, mark.low, mark.high) if y is not None]
@@ -149,72 +143,18 @@ def scatter(points: Sequence[Point], *, x_label: str, label: str) -> str:
 
     parts = _axes(x_axis, y_axis, at, "{:g}".format)
     parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, height - 6, x_label, "middle"))
-    taken = []
-    for mark in marks:
-        x, y = at(mark.speed, mark.value)
-        taken.append(_Box(x - 6, y - 6, x + 6, y + 6))
-        if mark.low is not None and mark.high is not None:
-            (_, low), (_, high) = at(mark.speed, mark.low), at(mark.speed, mark.high)
-            taken.append(_Box(x - 2, high, x + 2, low))
-            parts.append(_line("interval", x, low, x, high))
-    frame = _Box(_LEFT, top - 6, _WIDTH, height - bottom)
-    labels = []
-    for point in points:
+    for number, point in enumerate(points, start=1):
+        if (ours := point.ours) and ours.low is not None and ours.high is not None:
+            parts.append(_line("interval", *at(ours.speed, ours.low), *at(ours.speed, ours.high)))
         if point.published and point.ours:
-            here, ours = (at(mark.speed, mark.value) for mark in (point.published, point.ours))
-            parts.append(_line("join", *here, *ours))
-        for kind, radius, drawn in (("hollow", 5.5, point.published), ("ours", 4.5, point.ours)):
+            ends = (at(mark.speed, mark.value) for mark in (point.published, point.ours))
+            parts.append(_line("join", *next(ends), *next(ends)))
+        for kind, drawn in (("hollow", point.published), ("ours", point.ours)):
             if drawn:
                 x, y = at(drawn.speed, drawn.value)
-                parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
-        if named := point.published or point.ours:
-            labels.append(_placed_label(point.name, *at(named.speed, named.value), taken, frame))
-    return _svg("scatter", [*parts, *labels], height, label)
-
-
-@dataclass(frozen=True)
-class _Box:
-    """Where something is drawn."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlap(self, other: _Box) -> float:
-        """The area that both cover."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0.0) * max(height, 0.0)
-
-    def outside(self, frame: _Box) -> float:
-        """How far it sticks out of a frame."""
-        across = max(frame.left - self.left, 0.0) + max(self.right - frame.right, 0.0)
-        return across + max(frame.top - self.top, 0.0) + max(self.bottom - frame.bottom, 0.0)
-
-
-def _placed_label(text: str, x: float, y: float, taken: list[_Box], frame: _Box) -> str:
-    """A label at the nearest place beside (x, y) where it covers nothing of `taken`, to which it is added; a thin line
-    leads to one that is not right beside it."""
-    width = len(text) * _LETTER
-    best, least = None, math.inf
-    for away in (9.0, 20.0, 32.0, 46.0):
-        for across, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)):
-            left = x + across * away - width * (1 - across) / 2
-            middle = y - up * (away + (0 if across else 3))
-            box = _Box(left, middle - 7, left + width, middle + 7)
-            covered = sum(box.overlap(other) for other in taken) + 100 * box.outside(frame)
-            if covered < least:
-                best, least, distance = box, covered, away
-        if not least:
-            break
-    assert best is not None
-    taken.append(best)
-    lead = ""
-    if distance > 9.0:
-        middle = (best.top + best.bottom) / 2
-        lead = _line("lead", x, y, min(max(x, best.left), best.right), middle + (5 if middle < y else -5))
-    return lead + _label(best.left, best.top + 11, text, "start", "name")
+                parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
+                parts.append(_label(x, y + 4, str(number), "middle", f"number {kind}"))
+    return _chart("scatter", parts, height, label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,14 +175,14 @@ def line_chart(
     reference: float | None = None,
     logarithmic: bool = False,
     warnings: Sequence[tuple[float, float]] = (),
-) -> str:
+) -> Markup:
     """Lines over training steps; empty without any.
 
     reference: a dotted line at the published figure; logarithmic: for losses, whose beginning would flatten the rest;
     warnings: (step, value) of early warnings, ringed.
     """
     if not series:
-        return ""
+        return Markup()
     height, top, bottom = 240.0, 12.0, 40.0
     drawn = [(line, thinned(line.points)) for line in series]
     xs = [x for _, points in drawn for x, _ in points]
@@ -276,28 +216,25 @@ def line_chart(
     for warning in warnings:
         x, y = at(min(max(warning[0], x_axis[0]), x_axis[-1]), min(max(warning[1], y_axis[0]), y_axis[-1]))
         parts.append(f'<circle class="warning" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>early warning</title></circle>')
-    return _svg("lines", parts, height, label)
+    return _chart("lines", parts, height, label)
 
 
-def bar(value: float, reach: float) -> str:
+def bar(value: float, reach: float, *, label: str) -> Markup:
     """A bar from the middle of a table's cell, -reach to reach."""
     width = 50 * min(abs(value) / reach, 1.0) if reach else 0.0
     x, kind = (50.0, "more") if value >= 0 else (50.0 - width, "less")
-    return (
-        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="{kind}" x="{x:.1f}" y="1" width="{width:.1f}" height="8"/>'
-        '<line class="axis" x1="50" x2="50" y1="0" y2="10"/></svg>'
-    )
+    parts = [f'<rect class="{kind}" x="{x:.1f}" y="1" width="{width:.1f}" height="8"/>', _line("axis", 50, 0, 50, 10)]
+    return _svg("bar", parts, "0 0 100 10", label)
 
 
-def span_bar(low: float, high: float, at: float) -> str:
+def span_bar(low: float, high: float, at: float, *, label: str) -> Markup:
     """A bar from low to high of 0 to 100, for a table's cell, with a mark at `at`."""
-    return (
-        '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect class="track" x="0" y="4" width="100" height="2"/>'
-        f'<rect class="more" x="{low:.1f}" y="2" width="{max(high - low, 0.6):.1f}" height="6"/>'
-        f'<rect class="at" x="{at - 0.4:.1f}" y="0" width="0.8" height="10"/></svg>'
-    )
+    parts = [
+        '<rect class="track" x="0" y="4" width="100" height="2"/>',
+        f'<rect class="more" x="{low:.1f}" y="2" width="{max(high - low, 0.6):.1f}" height="6"/>',
+        f'<rect class="at" x="{at - 0.4:.1f}" y="0" width="0.8" height="10"/>',
+    ]
+    return _svg("bar", parts, "0 0 100 10", label)
 
 
 def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
@@ -364,8 +301,11 @@ def _label(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
     return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def _svg(kind: str, parts: Sequence[str], height: float, label: str) -> str:
-    return (
-        f'<svg class="chart {kind}" viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{html.escape(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+def _chart(kind: str, parts: Sequence[str], height: float, label: str) -> Markup:
+    return _svg(f"chart {kind}", parts, f"0 0 {_WIDTH:g} {height:g}", label)
+
+
+def _svg(kind: str, parts: Sequence[str], view: str, label: str) -> Markup:
+    stretched = ' preserveAspectRatio="none"' if kind == "bar" else ""
+    title = f"<title>{html.escape(label)}</title>"
+    return Markup(f'<svg class="{kind}" viewBox="{view}" role="img"{stretched}>{title}{"".join(parts)}</svg>')

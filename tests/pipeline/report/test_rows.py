@@ -86,7 +86,7 @@ def test_a_torn_result_is_named_with_the_command_that_makes_it(params: Params, t
         ("evaluate", {"version": 1, "seeds": []}, "'row' is missing"),
         ("published", {"figures": {"miou": 0.8}, "difference": -0.004}, "layout"),
         ("train", ["nothing"], ""),
-        ("train", {"version": 2, "row": "ours", "dataset": "d", "seeds": [{"seed": 0}]}, "'run_key' is missing"),
+        ("train", {"version": 2, "row": "ours", "dataset": "d", "seeds": []}, "'settings' is missing"),
     ],
 )
 def test_a_result_of_another_layout_is_named_with_the_command_that_makes_it(

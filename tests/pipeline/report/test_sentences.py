@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.params.schema import Params
+from pipeline.params.schema import Params, VerdictConfig
 from pipeline.report.rows import row_facts
-from pipeline.report.sentences import attention
+from pipeline.report.sentences import attention, how_to_read
 from pipeline.report.tables import table_line
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, written
@@ -42,3 +42,20 @@ def test_a_seed_that_has_no_result_yet_is_missing(params: Params, tmp_path: Path
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
     assert table_line("ours", facts)["seeds"].text == "2 of 3"
     assert attention({"ours": facts}) == [("ours", "a seed has no result yet; dvc repro evaluate@ours")]
+
+
+def test_the_verdict_is_explained_in_two_sentences_with_an_example_by_the_rows_own_rule() -> None:
+    # 80.2, 80.3, 80.4: mean 80.3, s 0.1; 80.3 -+ 2.920 * 0.1 * sqrt(4 / 3) is 79.96 to 80.64.
+    rule, example = how_to_read(RULE)
+    assert rule == (
+        "The seeds of a row give a range in which a further training is expected (90 %). All of it within 1 point of "
+        "the published figure means reproduced; otherwise, all of it on one side means above or below, and anything "
+        "else undecided."
+    )
+    assert example == (
+        "Example: the seeds 80.20, 80.30, 80.40 give the range 79.96 to 80.64. The published figure is 80.44, and "
+        "within 1 point of it is 79.44 to 81.44: reproduced."
+    )
+    # Half a point around 80.44 is 79.94 to 80.94; 0.2 points is 80.24 to 80.64, which 79.96 lies outside of.
+    assert how_to_read(VerdictConfig(margin_points=0.5))[1].endswith("is 79.94 to 80.94: reproduced.")
+    assert how_to_read(VerdictConfig(margin_points=0.2))[1].endswith("is 80.24 to 80.64: undecided.")

@@ -24,7 +24,7 @@ def test_gpu_hours_of_a_seed_are_its_time_on_all_its_workers(params: Params, tmp
     assert facts.cost is not None
     assert (facts.cost.gpu_hours, facts.cost.gpu_hours_all) == (8.0, 24.0)
     assert str(table_line("ours", facts)["training"]) == "8.0 GPU-h A100"
-    assert "| 2.0 h on 4 x A100, 8.0 GPU-h | k0 |" in markdown({"ours": facts})
+    assert "| 2.0 h on 4 x A100, 8.0 GPU-h | k0 |" in markdown({"ours": facts}, RULE)
     written(tmp_path, trained("ours", 3))
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
     assert facts.cost is not None

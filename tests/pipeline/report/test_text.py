@@ -18,7 +18,7 @@ def test_multi_scale_and_flip_stands_beside_the_authors(params: Params, tmp_path
     facts = row_facts(params.rows["published"], tmp_path, RULE)
     assert facts.median["miou_ms_flip"] == 81.5
     assert facts.difference == {"miou": -0.44}  # the authors' 82.2 is not judged against
-    text = markdown({"published": facts})
+    text = markdown({"published": facts}, RULE)
     assert (
         "| Row | Verdict | mIoU | seeds | published | difference | mIoU authors' | mIoU (ms+flip) "
         "| mIoU (ms+flip) authors' | memory, GiB, published | pictures/s, published |\n" in text
@@ -37,7 +37,7 @@ def test_a_panoptic_row_compares_pq_and_ap(params: Params, tmp_path: Path) -> No
     facts = row_facts(params.rows["panoptic"], tmp_path, RULE)
     assert facts.difference == {"pq": 0.1, "ap": -0.3}
     assert (facts.task, facts.primary, facts.status) == ("panoptic", "pq", "finished")
-    text = markdown({"panoptic": facts})
+    text = markdown({"panoptic": facts}, RULE)
     assert (
         "## Panoptic segmentation\n" in text
         and "| Row | Verdict | PQ | range | seeds | published | difference | PQ authors' | AP | AP published "
@@ -63,7 +63,7 @@ def test_a_row_without_published_figures_has_no_difference_and_shows_the_authors
     written(tmp_path, result)
     facts = row_facts(params.rows["instance"], tmp_path, RULE)
     assert facts.difference == {}
-    text = markdown({"instance": facts})
+    text = markdown({"instance": facts}, RULE)
     assert "| Row | Verdict | AP | range | seeds | AP authors' |\n" in text  # nothing is published but the authors'
     assert "| instance | no verdict | 44.00 | 43.00 to 45.00 | 3 | 43.70 |\n" in text
     assert "\nAP is published only by the authors, under another recipe: 43.70.\n" in text
@@ -74,13 +74,13 @@ def test_both_checkpoints_are_shown_and_the_one_in_the_table_is_named(params: Pa
     written(tmp_path, evaluated("instance", [0.42], task="instance", rule="best", key="i"))
     rows = {name: row_facts(params.rows[name], tmp_path, RULE) for name in ("published", "instance")}
     rows["instance"] = dataclasses.replace(rows["instance"], published={"ap": 42.9})
-    text = markdown(rows)
+    text = markdown(rows, RULE)
     assert "| Seed | mIoU, last (in the table) | mIoU, best on validation | mIoU (ms+flip) | mean acc. | pixel" in text
     assert "| 0 | 80.00 | 81.00 (step 80) | - | 80.00 | 90.00 | - | k0 |" in text
     assert "| Seed | AP, last | AP, best on validation (in the table) | AP50 |" in text
     assert "| 0 | 42.00 | 43.00 (step 80) | 43.00 |" in text
     semantic, instance = text.split("## Instance segmentation")
-    assert "Where it is not known which checkpoint a published figure is of, both" in semantic
+    assert "Where it is not known which checkpoint a published figure is of, the last is compared. Each" in semantic
     known = "The checkpoint whose figures are published, and compared, is the"
     assert known not in semantic
     assert f"{known} best on validation: instance." in instance
@@ -96,7 +96,7 @@ def test_a_figure_that_one_seed_lacks_has_no_median(params: Params, tmp_path: Pa
     line = table_line("instance", facts)
     assert (line["ap"].text, line["range"].text) == ("40.00", "40.00 to 40.00")
     assert "| 1 | 40.00 | 41.00 (step 80) | 40.00 | 40.00 | 40.00 | 40.00 | - | - | k1 |" in markdown(
-        {"instance": facts}
+        {"instance": facts}, RULE
     )
 
 
@@ -119,7 +119,7 @@ def test_the_published_checkpoint_evaluated_here_stands_beside_the_published_fig
     }
     assert (
         "\n- published: the published checkpoint, evaluated here, has mIoU 80.44 (+0.00 from the published figure), "
-        "mean acc. 80.44, pixel acc. 95.00.\n" in markdown({"published": facts})
+        "mean acc. 80.44, pixel acc. 95.00.\n" in markdown({"published": facts}, RULE)
     )
     assert row_facts(params.rows["ours"], tmp_path, RULE).published_checkpoint is None
 
@@ -141,7 +141,7 @@ def test_the_padding_that_agrees_better_is_told_with_both_values(params: Params,
         "difference": {"pq": -0.1},
         "pad_multiple": 32,
     }
-    text = markdown({"panoptic": facts})
+    text = markdown({"panoptic": facts}, RULE)
     assert "has PQ 52.03 (+0.03 from the published figure), SQ 52.03, " in text
     assert "AP 41.90 (+0.10), mIoU 52.03. PQ is 52.03 (+0.03) without padding and 51.90 (-0.10) padded to multiples "
     assert text.count(": without padding agrees better.\n") == 1
@@ -151,7 +151,7 @@ def test_without_a_published_figure_no_padding_agrees_better(params: Params, tmp
     other = made_up.padded(figures("instance", 0.42))
     result = published("instance", "instance", figures("instance", 0.43), pad_multiple=32, other_padding=other)
     written(tmp_path, result)
-    text = markdown({"instance": row_facts(params.rows["instance"], tmp_path, RULE)})
+    text = markdown({"instance": row_facts(params.rows["instance"], tmp_path, RULE)}, RULE)
     assert "AP is 42.00 without padding and 43.00 padded to multiples of 32.\n" in text
 
 
@@ -160,7 +160,7 @@ def test_a_diverged_seed_counts_as_failed_and_its_reason_is_told(params: Params,
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
     assert facts.status == "incomplete"
     assert facts.median["miou"] == 71.0
-    text = markdown({"ours": facts})
+    text = markdown({"ours": facts}, RULE)
     assert "| ours | no verdict (incomplete) | 71.00 | 70.00 to 72.00 | 2 of 3 |\n" in text
     assert "| 1 | diverged: the loss is not finite at step 7 | - | - | - | - | - | k1 |\n" in text
     assert "- ours: seed 1 diverged: the loss is not finite at step 7.\n" in text
@@ -179,7 +179,7 @@ def test_the_terminals_tables_show_rows_and_columns_with_figures_and_name_the_ot
     assert lines[3].split() == ["published", "undecided", "80.00", "1", "80.44", "-0.44"]
     assert lines[4:6] == ["", "Panoptic segmentation"]
     assert lines[8].startswith("panoptic")
-    assert lines[9:] == ["", "not run: ours, instance", "", "Of 3 published rows: 2 undecided, 1 not run."]
+    assert lines[9:] == ["", "2 rows not run: ours, instance", "", "Of 3 published rows: 2 undecided, 1 not run."]
 
 
 def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_path: Path) -> None:
@@ -194,7 +194,28 @@ def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_pat
     assert counts(rows) == {
         "reproduced": 1, "above": 0, "below": 0, "undecided": 0, "no verdict": 0, "not run": 2,
     }  # fmt: skip
-    text = markdown(rows)
+    text = markdown(rows, RULE)
     assert "Of 3 published rows: 1 reproduced, 2 not run.\n" in text
     assert "\nThe median of 3 seeds, 80.30, is 0.14 below the published 80.44; " in text
     assert "\nThe median of all seeds there could be lies between 80.20 and 80.40 with 75 % confidence.\n" in text
+
+
+def test_rows_that_have_not_been_run_are_folded_below_the_finished_ones_which_come_first(
+    params: Params, tmp_path: Path
+) -> None:
+    # "ours" has two of its three seeds, "published" all: it is shown first, although it comes later in params.yaml.
+    written(tmp_path, evaluated("ours", [0.7, 0.71]))
+    written(tmp_path, evaluated("published", [0.8]))
+    text = markdown({name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}, RULE)
+    assert text.index("| published | undecided |") < text.index("| ours | no verdict (incomplete) |")
+    assert text.index("### published") < text.index("### ours")
+    folded = "<details>\n<summary>1 row not run: panoptic</summary>\n\n| Row | published |"
+    assert folded in text and "\n| panoptic | 52.00 | 51.90 | 41.80 | 61.70 |\n\n</details>\n" in text
+    assert "<summary>1 row not run: instance</summary>" in text
+
+
+def test_html_in_names_is_text_in_markdown(params: Params, tmp_path: Path) -> None:
+    written(tmp_path, evaluated("ours", [0.7, None, 0.72]))
+    text = markdown({"<b> & co": row_facts(params.rows["ours"], tmp_path, RULE)}, RULE)
+    assert "<b>" not in text
+    assert "\n### &lt;b> &amp; co\n" in text and "\n- &lt;b> &amp; co: seed 1 diverged" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
 import re
 from itertools import pairwise
@@ -12,11 +14,29 @@ import pytest
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.params.tasks import FIGURES
+from pipeline.report.html.page import page
+from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS
-from pipeline.report.rows import VERDICTS
+from pipeline.report.rows import VERDICTS, row_facts
 from pipeline.report.write import write_report
+from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration
+from tests.helpers import made_up
+from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.report_results import PROJECT, PageParser, write_results
-from tests.helpers.report_rows import evaluated, figures, page_of, published, trained, written
+from tests.helpers.report_rows import (
+    RULE,
+    benchmark,
+    ended,
+    evaluated,
+    figures,
+    page_of,
+    published,
+    trained,
+    written,
+)
+
+HOME = "/" + "home/ann"
+"""Of somebody on another machine."""
 
 PAGE_LIMIT_MIB = 16
 """Pictures in base64 are 4 / 3 of PAGE_MIB; the rest is tables and lines."""
@@ -41,7 +61,7 @@ def test_the_largest_page_is_whole_small_and_loads_nothing(full: tuple[Path, str
     assert parser.open == []
     assert {load.partition(",")[0] for load in parser.loads} == {"data:image/jpeg;base64"}
     assert len(parser.loads) == 3 * ROW_OVERLAYS * 27
-    assert {link.partition("/")[0] for link in parser.links if not link.startswith("#")} == {"https:"}
+    assert {link.partition("/")[0] for link in parser.links if not link.startswith("#")} == {"https:", "http:"}
     targets = set(re.findall(r'id="?([\w-]+)', page))
     assert {link[1:] for link in parser.links if link.startswith("#")} <= targets
 
@@ -68,7 +88,7 @@ def test_markdown_tables_have_as_many_cells_as_headings(full: tuple[Path, str]) 
     lines = (full[0] / "results.md").read_text().splitlines()
     counts = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0 for line in lines]
     assert all(a == b for a, b in pairwise(counts) if a and b)
-    assert sum(line.startswith("| ---") for line in lines) == 3 + 27
+    assert sum(line.startswith("| ---") for line in lines) == 3 + 2 + 27  # 2: of the semantic and COCO rows not run
 
 
 def test_speeds_are_joined_on_the_published_device_and_apart_on_others(full: tuple[Path, str]) -> None:
@@ -99,7 +119,7 @@ def test_the_page_shows_every_task_with_its_own_figure_and_classes(
     write_report(params, results=tmp_path, out=tmp_path / "reports")
     page = (tmp_path / "reports" / "index.html").read_text()
     titles = ["Semantic segmentation", "Panoptic segmentation", "Instance segmentation"]
-    assert re.findall("<h2>(.*?)</h2>", page) == ["How the rows stand", *titles, "Row by row"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Summary", *titles, "Row by row"]
     assert page.count("<polyline") == 2  # one validation curve each, of its own figure
     assert "Validation PQ during training" in page and "Validation AP during training" in page
     assert "published 52.00</text>" in page  # the dashed line in the chart of PQ
@@ -108,11 +128,132 @@ def test_the_page_shows_every_task_with_its_own_figure_and_classes(
     headline = "</b> {} of the last checkpoint, median of 3 seeds (50.00 to 52.00)</p>"
     assert f"<b>51.00{headline.format('PQ')}" in page and f"<b>51.00{headline.format('AP')}" in page
     assert "<li>panoptic: the published checkpoint, evaluated here, has PQ 52.00, " in page
-    assert page.count("<table") == page.count('<div class="wide"><table')
+    regions = re.findall(r'<div class="wide" role="region" aria-label="([^"]+)" tabindex="0">\n<table', page)
+    assert page.count("<table") == len(regions) == len(set(regions)) == page.count('<p class="hint">')
 
 
 def test_the_page_of_nothing_says_what_to_do(params: Params, tmp_path: Path) -> None:
     page = page_of(params, tmp_path)
     assert "Nothing has run yet" in page and "<code>make demo</code>" in page
-    assert "80.44" in page  # what is published is shown all the same
+    assert "<summary>2 rows not run: ours, published</summary>" in page
+    assert "80.44" in page.partition("<summary>2 rows not run")[2]  # what is published is shown all the same
     assert "Accuracy against speed" not in page and "Row by row" not in page
+
+
+def test_finished_rows_come_first_and_one_line_names_those_not_run(params: Params, tmp_path: Path) -> None:
+    # "ours" has two of its three seeds: it comes after "published", which has all.
+    written(tmp_path, evaluated("ours", [0.7, 0.71]), evaluated("published", [0.8]))
+    page = page_of(params, tmp_path)
+    table, sections = page.partition("Row by row</h2>")[::2]
+    assert table.index('<a href="#published">published</a></th>') < table.index('<a href="#ours">ours</a></th>')
+    assert re.findall('<section class="row" id="(.*?)">', sections) == ["published", "ours"]
+    assert re.findall('<details class="not-run"><summary>(.*?)</summary>', page) == [
+        "1 row not run: panoptic",
+        "1 row not run: instance",
+    ]
+    folded = page.partition("1 row not run: panoptic")[2].partition("</details>")[0]
+    assert re.findall("<td[^>]*>(.*?)</td>", folded.partition("<tbody>")[2]) == ["52.00", "51.90", "41.80", "61.70"]
+
+
+def test_names_with_html_in_them_are_text(params: Params, tmp_path: Path, storage: Path) -> None:
+    name, evil = '<script>"&', "<script>alert(1)</script> & co"
+    ours = figures("semantic", 0.7, per_class={"iou": {evil: 0.7, "road": 0.6}})
+    written(tmp_path, evaluated("ours", [ours, ours]), benchmark("ours"))
+    facts = row_facts(params.rows["ours"], tmp_path, RULE)
+    idle = dataclasses.replace(row_facts(params.rows["published"], tmp_path, RULE), dataset=evil)
+    made = page(
+        {name: facts, evil: idle}, {name: Details(weights=evil)}, settings=RULE, notes=[evil], tracking="sqlite:///a.db"
+    )
+    parser = PageParser()
+    parser.feed(made)
+    assert "<script" not in made and "co & " not in made
+    assert (
+        made.count("&lt;script&gt;alert(1)&lt;/script&gt; &amp; co") >= 6
+    )  # twice a class, its bars, a note, a row ...
+    assert f'id="{html.escape(name).replace("&quot;", "&#34;")}"' in made
+    assert f"#{name}" in parser.links
+
+
+def test_every_chart_is_an_image_with_a_title(full: tuple[Path, str]) -> None:
+    made = (full[0] / "index.html").read_text()
+    charts = re.findall(r"<svg [^>]*>.{9}", made)
+    assert len(charts) > 1000
+    assert all('role="img"' in chart and re.search(r"><title>\w", chart) for chart in charts)
+
+
+def test_nothing_names_a_folder_of_the_machine(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Path
+) -> None:
+    database = tmp_path / "project" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    by_hand = {"seed": None, "run_key": None, "figure": None, "value": None}
+    aliases = Aliases(best=BestVersion(version=2, **by_hand), median=RegisteredVersion(version=1, **by_hand))
+    registered = Registration(row="ours", model="ours", aliases=aliases, tracking_uri=f"sqlite:///{database}")
+    lost = made_up.evaluation(
+        "ours", [*evaluated("ours", [0.7]).seeds, ended(1, "failed", f"{storage}/runs/k1 is full, see {HOME}/log")]
+    )
+    written(tmp_path, lost, trained("ours", 1, mlflow_run_id="1f00"), registered)
+    monkeypatch.setattr("pipeline.report.write.read_curve", _refuse)
+    write_report(params, results=tmp_path, out=tmp_path / "reports")
+    for name in ("index.html", "results.md", "results.json"):
+        text = (tmp_path / "reports" / name).read_text()
+        found = [place for place in (str(tmp_path), str(storage), str(Path.home()), HOME) if place in text]
+        assert not found, (name, found)
+    assert "k1 is full, see ~/log" in text  # results.json
+    assert (
+        "could not be read from the storage root (no access to the root/"
+        in (tmp_path / "reports" / "index.html").read_text()
+    )
+
+
+def _refuse(path: Path) -> list[dict[str, float]]:
+    raise OSError(f"no access to {path}")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.slow
+def test_on_a_phone_only_tables_scroll_sideways_and_those_that_do_say_so(
+    params: Params, tmp_path: Path, storage: Path
+) -> None:
+    written(tmp_path, evaluated("published", [0.8]), trained("published", 1, mlflow_run_id="1f00"))
+    written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]), benchmark("ours"))
+    page_of(params, tmp_path)
+    measured = {}
+    for width in (360, 1280):
+        (tmp_path / f"{width}").mkdir()
+        with Browser(tmp_path / f"{width}") as browser:
+            said = browser.look(
+                (tmp_path / "reports" / "index.html").as_uri(),
+                tmp_path / f"{width}.png",
+                words=["measured: "],
+                script=MEASURE % width,
+                settle_s=0,
+            )
+        measured[width] = json.loads(said.partition("measured: ")[2])
+    for width, found in measured.items():
+        assert found["page"] == width
+        assert found["scrolls"] == found["hints"]
+    assert True in measured[360]["scrolls"] and True not in measured[1280]["scrolls"]
+
+
+MEASURE = """{
+document.documentElement.style.scrollBehavior = "auto"
+document.querySelectorAll("details").forEach(each => { each.open = true })
+const frame = document.querySelector("iframe")
+if (!frame) {
+  const source = document.documentElement.outerHTML
+  document.body.innerHTML = '<iframe style="width: %dpx; height: 900px; border: 0"></iframe>'
+  document.querySelector("iframe").srcdoc = source
+} else {
+  const inside = frame.contentDocument, look = each => frame.contentWindow.getComputedStyle(each)
+  const tables = [...inside.querySelectorAll(".table")]
+  const found = {
+    page: inside.documentElement.scrollWidth,
+    scrolls: tables.map(each => { const box = each.querySelector(".wide"); return box.scrollWidth > box.clientWidth }),
+    hints: tables.map(each => look(each.querySelector(".hint")).visibility == "visible"),
+  }
+  document.querySelectorAll("pre").forEach(each => each.remove())
+  if (tables.length) document.body.append(Object.assign(document.createElement("pre"),
+    { textContent: "measured: " + JSON.stringify(found) }))
+}
+}"""

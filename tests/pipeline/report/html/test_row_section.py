@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.params.schema import Params
 from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration, Reused
-from tests.helpers.report_rows import evaluated, page_of, trained, written
+from tests.helpers import made_up
+from tests.helpers.report_rows import evaluated, figures, page_of, trained, written
 
 
 def test_registered_models_and_runs_are_named_and_no_password_is_shown(
@@ -19,10 +20,28 @@ def test_registered_models_and_runs_are_named_and_no_password_is_shown(
     registered = Registration(row="ours", model="d-r50", aliases=aliases, tracking_uri="https://mlflow.example:5000")
     written(tmp_path, trained("ours", 1, mlflow_run_id="1f00"), evaluated("ours", [0.7]), registered)
     page = page_of(params, tmp_path)
-    assert "models:/d-r50@best: version 7, seed 0, mIoU 70.00" in page
-    assert "models:/d-r50@median: version 3, not said of which seed" in page
-    assert "<dd>https://mlflow.example:5000/base</dd>" in page and "1f00" in page
+    server, run = "https://mlflow.example:5000", "https://mlflow.example:5000/base/#/runs/1f00"
+    best_page, median_page = (f'<a href="{server}/#/models/d-r50/versions/{version}">' for version in (7, 3))
+    assert f"{best_page}models:/<wbr>d-r50@best: version 7</a>, seed 0, mIoU 70.00</dd>" in page
+    assert f"{median_page}models:/<wbr>d-r50@median: version 3</a>, not said of which seed</dd>" in page
+    assert f'<td><code><a href="{run}">1f00</a></code></td>' in page
+    assert page.count("links to MLflow at https://mlflow.example:5000/base.") == 1
     assert "secret" not in page
+
+
+def test_runs_in_a_local_database_are_links_to_where_mlflow_ui_shows_it(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    seeds = [
+        made_up.evaluated_seed(seed, figures("semantic", 0.7), mlflow_run_id=run)
+        for seed, run in ((0, "1f00"), (1, None))
+    ]
+    written(tmp_path, made_up.evaluation("ours", seeds))
+    page = page_of(params, tmp_path)
+    assert '<td><code><a href="http://127.0.0.1:5000/#/runs/1f00">k0</a></code></td>' in page
+    assert "<td><code>k1</code></td>" in page
+    assert page.count("links to MLflow at http://127.0.0.1:5000. Start mlflow ui first") == 1
 
 
 def test_a_training_that_is_reused_for_another_key_is_told_with_reason_and_differences(
@@ -39,6 +58,6 @@ def test_a_training_that_is_reused_for_another_key_is_told_with_reason_and_diffe
     result = trained("ours", 1, reused=reused)
     written(tmp_path, result)
     written(tmp_path, evaluated("ours", [0.7]))
-    told = "accepted instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
+    told = "reused instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
     assert told in page_of(params, tmp_path)
     assert "| k0 (reused) |" in (tmp_path / "reports" / "results.md").read_text()

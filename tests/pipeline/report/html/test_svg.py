@@ -1,20 +1,8 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
 
-import pytest
-
-from pipeline.params.load import load_params
-from pipeline.params.schema import Params
 from pipeline.report.html.svg import Mark, Point, line_chart, log_ticks, scatter, small_strip, strip, thinned, ticks
-from tests.helpers.shared import PROJECT
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    """The project's."""
-    return load_params(PROJECT / "params.yaml")
 
 
 def test_ticks_are_round_and_enclose_the_values() -> None:
@@ -30,26 +18,25 @@ def test_a_long_curve_keeps_its_last_point_and_the_means_of_pieces() -> None:
     assert thinned(points, 7) == points
 
 
-def test_labels_of_close_points_do_not_collide(params: Params) -> None:
-    # The published points of ADE20K: r101 and swin-t lie 0.85 pictures/s and 0.06 mIoU apart.
-    rows = {name: row.published for name, row in params.rows.items() if name.startswith("ade20k")}
+def test_marks_of_speed_and_figure_hold_the_numbers_of_their_rows() -> None:
     points = [
-        Point(
-            name=name.rpartition("_")[2],
-            published=Mark(speed=figures["inf_fps"], value=figures["miou"]),
-            ours=Mark(speed=figures["inf_fps"] + 0.4, value=figures["miou"] + 0.2),
-        )
-        for name, figures in rows.items()
+        Point(name="r50", published=Mark(speed=9.0, value=80.0), ours=Mark(speed=9.5, value=80.2, low=80.0, high=80.4)),
+        Point(name="swin-t", published=Mark(speed=7.0, value=81.0)),
+        Point(name="tiny", ours=Mark(speed=3.0, value=70.0)),
     ]
-    chart = scatter(points, x_label="pictures/s", label="")
-    boxes = [
-        (float(x), float(x) + 6.6 * len(text), float(y) - 11, float(y) + 3)
-        for x, y, text in re.findall(r'<text class="name" x="([\d.]+)" y="([\d.]+)" text-anchor="start">(.*?)<', chart)
-    ]
-    assert len(boxes) == 7
-    for a, b in combinations(boxes, 2):
-        assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
-    assert all(left >= 0 and right <= 400 for left, right, _, _ in boxes)
+    chart = scatter(points, x_label="pictures/s", label="mIoU & speed")
+    assert re.findall(r'<text class="number (\w+)"[^>]*>(\d)<', chart) == [
+        ("hollow", "1"), ("ours", "1"), ("hollow", "2"), ("ours", "3"),
+    ]  # fmt: skip
+    assert (chart.count('class="join"'), chart.count('class="interval"')) == (1, 1)
+    assert chart.startswith('<svg class="chart scatter"') and "<title>mIoU &amp; speed</title>" in chart
+
+
+def test_the_published_figure_and_the_authors_stand_in_lines_of_their_own() -> None:
+    chart = strip({0: 50.0}, {0: "#000"}, label="", published=50.0, authors=50.01, margin=1.0)
+    assert re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(published|authors)', chart) == [
+        ("12.0", "published"), ("27.0", "authors"),
+    ]  # fmt: skip
 
 
 def test_dots_of_equal_seeds_are_stacked() -> None:
