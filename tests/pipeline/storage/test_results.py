@@ -246,6 +246,14 @@ def test_a_stage_that_waits_has_no_result_and_a_finished_one_is_never_replaced(t
         read_result(Evaluation, "mine", results=tmp_path)
     write_waiting(Evaluation, "mine", "pictures", results=tmp_path)
     assert waiting(Evaluation, "mine", results=tmp_path) == "pictures"
+    (tmp_path / "evaluate/mine.json").write_text('{"version": 1, "row": ')  # torn: nothing is lost by it
+    write_waiting(Evaluation, "mine", "a GPU", results=tmp_path)
+    assert waiting(Evaluation, "mine", results=tmp_path) == "a GPU"
+    for wrong in ("null", "3", '""'):
+        (tmp_path / "evaluate/mine.json").write_text(f'{{"version": 1, "waiting": {wrong}}}')
+        assert waiting(Evaluation, "mine", results=tmp_path) == ""
+        with pytest.raises(ValueError, match="make it again with: dvc repro -f evaluate@mine"):
+            find_result(Evaluation, "mine", results=tmp_path)
     evaluated = made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT)], median={"miou": 0.5})
     write_result(evaluated, "mine", results=tmp_path)
     write_figures("mine", evaluated.median, results=tmp_path)
