@@ -15,6 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make install       everything into $(VENV); the other targets do it too"
 	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
 	@echo "make test          the tests of less than a minute each, two at once"
 	@echo "make test-quick    those of them that take a few seconds at most and do not start Ray"

@@ -7,11 +7,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from pipeline.params.schema import Params, Row
+    from pipeline.params.schema import Params
 
 
 def run(main: Callable[[], None]) -> None:
@@ -126,15 +126,6 @@ def asked_rows(params: Params) -> dict[str, set[str]]:
     return found
 
 
-def refuse_unmet(params: Params, base: Path, concerned: Callable[[Row], bool]) -> None:
-    """ValueError where a row that was asked for by name lacks something, before anything is downloaded for it."""
-    from pipeline.cost.needs import refuse
-
-    for name, stages in asked_rows(params).items():
-        if concerned(row := params.rows[name]):
-            refuse(row, params, stages, base=base)
-
-
 def waits(result_type: type, row: str) -> bool:
     """Whether a row's stage has nothing to do now, as `stages.ready` has found out; its result then says what is
     missing, unless it holds more than that."""
@@ -144,7 +135,7 @@ def waits(result_type: type, row: str) -> bool:
 
     ready = read_result(Ready, row)
     if not ready.run:
-        write_waiting(result_type, row, " and ".join(ready.needs))
+        write_waiting(result_type, row, "; ".join(ready.needs))
     return not ready.run
 
 

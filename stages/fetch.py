@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stages import refuse_unmet, run, targets
+from stages import asked_rows, run, targets
 
 
 def main() -> None:
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
+    from pipeline.cost.needs import any_ready, refuse_asked
     from pipeline.data.fetch import fetch, gone
     from pipeline.params.load import load_params
     from pipeline.storage.results import FetchedDataset, Manifest, sound_result, write_result, write_waiting
@@ -31,8 +32,6 @@ def main() -> None:
     config = params.dataset(arguments.dataset)
     asked, before = targets(), sound_result(FetchedDataset, arguments.dataset)
     if asked == []:
-        from pipeline.cost.needs import any_ready
-
         on_it = [row for row in params.rows.values() if row.dataset == arguments.dataset]
         if not any_ready(on_it, params, base=base):
             why = f"a row on {arguments.dataset} that can be trained here"
@@ -41,7 +40,7 @@ def main() -> None:
             else:
                 write_waiting(FetchedDataset, arguments.dataset, why)
             return
-    refuse_unmet(params, base, lambda row: row.dataset == arguments.dataset)
+    refuse_asked(asked_rows(params), params, lambda row: row.dataset == arguments.dataset, base=base)
     by_name = asked is None or any(target.endswith(f"fetch@{arguments.dataset}") for target in asked)
     if before is not None and not by_name and sound_result(Manifest, arguments.dataset) is not None:
         missing = gone(arguments.dataset, config, before, base=base)

@@ -31,13 +31,13 @@ def main() -> None:
 
     params = load_params(arguments.params)
     row, base = params.row(arguments.row), Path(arguments.params).absolute().parent
-    found = needs(row, params, base=base)
-    settings = hashlib.sha256(json.dumps(dataclasses.asdict(row), sort_keys=True).encode()).hexdigest()
     asked = targets()
+    found = needs(row, params, base=base, by_name=asked != [])
+    settings = hashlib.sha256(json.dumps(dataclasses.asdict(row), sort_keys=True).encode()).hexdigest()
     if asked == []:
         write_result(Ready(row=row.name, run=not found, needs=tuple(found), settings=settings), row.name)
         if found:
-            print(f"{row.name} waits for {' and '.join(found)}")
+            print(f"{row.name} waits for {'; '.join(found)}")
         return
     refuse(row, params, {target.rpartition(":")[2].partition("@")[0] for target in asked or ()}, base=base)
     write_result(Ready(row=row.name, run=True, needs=tuple(found), settings=settings), row.name)

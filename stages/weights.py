@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stages import refuse_unmet, run, targets
+from stages import asked_rows, run, targets
 
 
 def main() -> None:
@@ -21,17 +21,18 @@ def main() -> None:
 
     name, params = arguments.name, load_params(arguments.params)
     config = pick(params.weights, name, "weights entry", arguments.params)
+    base = Path(arguments.params).absolute().parent
     if config.url and targets() == []:
         from pipeline.cost.needs import any_ready
 
-        base = Path(arguments.params).absolute().parent
         if not any_ready([row for row in params.rows.values() if row.weights == name], params, base=base):
             write_waiting(ConvertedWeights, name, f"a row with {name} that can be trained here")
             return
     if config.url:
-        refuse_unmet(params, Path(arguments.params).absolute().parent, lambda row: row.weights == name)
+        from pipeline.cost.needs import refuse_asked
         from pipeline.data.pretrained_weights import convert_weights
 
+        refuse_asked(asked_rows(params), params, lambda row: row.weights == name, base=base)
         weights = convert_weights(name, config)
     else:
         weights = ConvertedWeights(name=name, url="", source_sha256=None, sha256=None, path=None)

@@ -391,6 +391,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy.folder
 
 
+@pytest.mark.slow
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Copy:
     """A copy in which everything is up to date."""
@@ -408,6 +409,7 @@ def test_every_row_and_dataset_is_a_stage(tmp_path: Path) -> None:
     assert stages == expected | {"report"}
 
 
+@pytest.mark.slow
 def test_dvc_plots_show_draws_the_classes_of_every_dataset_that_is_sharded(copy: Copy) -> None:
     for table in (copy.folder / "results" / "shard").glob("*.csv"):
         if table.stem != "camvid":
@@ -424,6 +426,7 @@ def test_dvc_plots_show_draws_the_classes_of_every_dataset_that_is_sharded(copy:
     assert plot["spec"]["encoding"]["y"]["field"] == "class"
 
 
+@pytest.mark.slow
 def test_a_changed_row_runs_again_alone(copy: Copy) -> None:
     copy.params["rows"]["shapes_tiny"]["train"]["optimizer"]["lr"] = 0.5
     copy.params["rows"]["ade20k_r50"]["test"] = {"short_side": 640}
@@ -445,6 +448,7 @@ def test_a_changed_preset_runs_its_rows_again(copy: Copy) -> None:
     assert copy.stale() == {f"{stage}@{row}" for row in rows for stage in stages}
 
 
+@pytest.mark.slow
 def test_a_changed_dataset_runs_again_with_the_rows_on_it_only(copy: Copy) -> None:
     copy.params["datasets"]["shapes"]["generate"]["seed"] = 8
     copy.write_params()
@@ -461,6 +465,7 @@ def test_a_new_row_adds_its_own_stages(copy: Copy) -> None:
     assert copy.stale() == {f"{stage}@mine" for stage in ("train", "evaluate", "benchmark", "register")}
 
 
+@pytest.mark.slow
 def test_a_changed_room_concerns_the_stages_that_use_it_only(copy: Copy) -> None:
     for room in ("report", "cluster"):
         with open(copy.folder / "pipeline" / room / "__init__.py", "a") as file:

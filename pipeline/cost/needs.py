@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,18 +23,20 @@ def needs(
     base: Path,
     training: bool = True,
     trained_counts: bool = False,
+    by_name: bool = True,
     results: Path = RESULTS,
 ) -> list[str]:
     """What is missing, in words that say what to do; empty: nothing. Reads no archive and asks no web site.
 
     base: the folder that relative sources start at. training: also what a training needs. trained_counts: which is
     nothing where `results` say that all seeds are trained; their runs may be in another storage root all the same.
+    by_name: the row was asked for by name; otherwise M2F_WORKERS, with which a CPU will do, says nothing of it.
     """
     found = []
     if sound_result(Manifest, row.dataset, results=results) is None:
         found = lacking(row.dataset, params.dataset(row.dataset), base=base, results=results)
     if training and not (trained_counts and _is_trained(row, results)):
-        found += _of_training(row, results)
+        found += _of_training(row, results, by_name=by_name)
     return found
 
 
@@ -45,18 +47,27 @@ def refuse(row: Row, params: Params, stages: Collection[str], *, base: Path) -> 
     else:
         missing = needs(row, params, base=base, trained_counts=True)
     if missing:
-        raise ValueError(f"row {row.name} cannot be made here: it needs {' and '.join(missing)}")
+        raise ValueError(f"row {row.name} cannot be made here: it needs {'; '.join(missing)}")
+
+
+def refuse_asked(
+    asked: Mapping[str, Collection[str]], params: Params, concerned: Callable[[Row], bool], *, base: Path
+) -> None:
+    """`refuse` for those of the rows asked for, with their stages, that are concerned."""
+    for name, stages in asked.items():
+        if concerned(row := params.rows[name]):
+            refuse(row, params, stages, base=base)
 
 
 def any_ready(rows: Iterable[Row], params: Params, *, base: Path) -> bool:
-    """Whether one of these rows needs nothing more."""
-    return not all(needs(row, params, base=base) for row in rows)
+    """Whether one of these rows needs nothing more, and so is made by a `dvc repro` of everything."""
+    return not all(needs(row, params, base=base, by_name=False) for row in rows)
 
 
 def refuse_to_train(row: Row, results: Path = RESULTS) -> None:
     """ValueError when a training of the row needs a GPU that is not here, or more GPU-hours than the row allows."""
-    if found := _of_training(row, results):
-        raise ValueError(f"row {row.name} is not trained here: it needs {' and '.join(found)}")
+    if found := _of_training(row, results, by_name=True):
+        raise ValueError(f"row {row.name} is not trained here: it needs {'; '.join(found)}")
 
 
 def _is_trained(row: Row, results: Path) -> bool:
@@ -65,14 +76,17 @@ def _is_trained(row: Row, results: Path) -> bool:
     return finished >= {*row.seeds}
 
 
-def _of_training(row: Row, results: Path) -> list[str]:
+def _of_training(row: Row, results: Path, *, by_name: bool) -> list[str]:
     over = _over_budget(row, results)
-    on_cpu = row.model.backbone.name == "tiny" or environment_int("M2F_WORKERS") is not None  # or meant to be
+    meant_to_be = by_name and environment_int("M2F_WORKERS") is not None
+    on_cpu = row.model.backbone.name == "tiny" or meant_to_be
     if on_cpu and not over:
         return []
     if gpus_here(row):
         return over
-    return [] if on_cpu else ["a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"]
+    if on_cpu:
+        return []
+    return ["a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)" if by_name else "a GPU"]
 
 
 def _over_budget(row: Row, results: Path) -> list[str]:

@@ -99,13 +99,14 @@ def lacking(dataset: str, config: DatasetConfig, *, base: Path, results: Path = 
         return [f"{', '.join(paths)} (or another datasets.{dataset}.sources in params.yaml)"]
     to_download = []
     if config.terms and not config.accept_terms:
-        to_download.append(f"datasets.{dataset}.accept_terms: true for {config.terms}")
+        to_download.append(f"datasets.{dataset}.accept_terms: true (the terms are beside it in params.yaml)")
     if config.login and not has_login(config.login):
-        to_download.append(f"a login ({LOGINS[config.login].username} and {LOGINS[config.login].password})")
+        login = LOGINS[config.login]
+        to_download.append(f"a login ({login.username} and {login.password}, or an entry in ~/.netrc)")
     if not to_download:
         return []
     here = next((f" in {mirror}/, or" for mirror in config.mirrors if not is_url(mirror)), ":")
-    return [f"{', '.join(one.name for one in missing)}{here} {' with '.join(to_download)}"]
+    return [f"{', '.join(one.name for one in missing)}{here} {' and '.join(to_download)}"]
 
 
 def gone(dataset: str, config: DatasetConfig, fetched: FetchedDataset, *, base: Path) -> list[str]:

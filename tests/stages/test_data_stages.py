@@ -50,6 +50,7 @@ def failure(*words: str) -> str:
     return ended.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Path) -> None:
     fetched = stage("stages.fetch", "mine")
     assert fetched.returncode == 0, fetched.stderr
@@ -65,6 +66,7 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     assert (workspace / "results/shard/mine.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, storage: Path) -> None:
     sources = [str(path) for path in published(write_coco(workspace / "coco"), zipfile.ZIP_STORED)]
     classes = {"class_names": ["sky", "car", "dog"], "thing_classes": ["car", "dog"]}
@@ -92,6 +94,7 @@ def test_wrong_names_and_missing_facts_end_in_one_sentence(workspace: Path) -> N
     assert "nowhere.yaml does not exist" in failure("stages.fetch", "mine", "--params", "nowhere.yaml")
 
 
+@pytest.mark.slow
 def test_a_bad_picture_leaves_no_manifest_and_no_shards(workspace: Path, storage: Path) -> None:
     put(workspace / "mine/annotations/training/p1.png", encoded(labels(4, 4)))
     zipped(workspace / "mine", workspace / "data/mine.zip")
@@ -111,6 +114,7 @@ def fetched_under(workspace: Path, *targets: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, program, "repro", *targets], capture_output=True, text=True, timeout=LIMIT_S)
 
 
+@pytest.mark.slow
 def test_sharded_pictures_may_be_gone_unless_they_are_asked_for_by_name(workspace: Path) -> None:
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["datasets"] = {"mine": MINE}

@@ -29,6 +29,7 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
     assert node_groups({"provider": {"type": "local"}}) == []
 
 
+@pytest.mark.slow
 def test_ray_starts_every_kind_of_machine_on_a_stand_in_for_ec2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

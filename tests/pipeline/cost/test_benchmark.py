@@ -181,6 +181,7 @@ def test_more_groups_than_the_row_has_are_refused(
         benchmark(small_row, shapes, manifest=small_manifest, groups=5)
 
 
+@pytest.mark.slow
 def test_without_shards_neither_ray_nor_mlflow_nor_albumentations_is_needed(tmp_path: Path) -> None:
     code = (
         "import sys\n"

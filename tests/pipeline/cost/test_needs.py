@@ -18,6 +18,7 @@ from tests.helpers.made_up import trained_seed, training
 from tests.helpers.manifests import made_up_manifest
 
 GPU = "a GPU (or M2F_WORKERS=1, which trains on the CPU all the same)"
+TERMS = "(the terms are beside it in params.yaml)"
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +70,7 @@ def test_what_was_fetched_and_is_gone_is_asked_for(params: Params, tmp_path: Pat
 def test_a_published_dataset_needs_its_terms_accepted_or_its_archive_here_in_its_length(
     params: Params, tmp_path: Path
 ) -> None:
-    terms = "research and education only (ADE20K, https://groups.csail.mit.edu/vision/datasets/ADE20K/terms/)"
-    said = f"ADEChallengeData2016.zip in data/, or datasets.ade20k.accept_terms: true for {terms}"
+    said = f"ADEChallengeData2016.zip in data/, or datasets.ade20k.accept_terms: true {TERMS}"
     assert of(params, "ade20k_r50", tmp_path) == [said, GPU]
     archive = tmp_path / "data/ADEChallengeData2016.zip"
     archive.parent.mkdir()
@@ -94,10 +94,9 @@ def test_a_dataset_behind_a_login_needs_its_credentials(
         monkeypatch.delenv(name, raising=False)
     accepted = with_dataset(params, "cityscapes", accept_terms=True)
     archives = "leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip in data/, or"
-    login = "a login (CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD)"
+    login = "a login (CITYSCAPES_USERNAME and CITYSCAPES_PASSWORD, or an entry in ~/.netrc)"
     assert of(accepted, "cityscapes_r50", tmp_path) == [f"{archives} {login}", GPU]
-    terms = "non-commercial use (Cityscapes, https://www.cityscapes-dataset.com/license/)"
-    both = f"{archives} datasets.cityscapes.accept_terms: true for {terms} with {login}"
+    both = f"{archives} datasets.cityscapes.accept_terms: true {TERMS} and {login}"
     assert of(params, "cityscapes_r50", tmp_path) == [both, GPU]
     monkeypatch.setenv("CITYSCAPES_USERNAME", "me")
     monkeypatch.setenv("CITYSCAPES_PASSWORD", "secret")
@@ -137,6 +136,16 @@ def test_whoever_sets_the_number_of_workers_means_the_cpu(
     monkeypatch.setenv("M2F_WORKERS", "1")
     assert of(accepted, "ade20k_r50", tmp_path) == []
     refuse_to_train(params.rows["ade20k_r50"], tmp_path)
+
+
+def test_a_repro_of_everything_trains_no_large_row_on_a_cpu(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M2F_WORKERS", "2")
+    accepted = with_dataset(params, "ade20k", accept_terms=True)
+    assert of(accepted, "ade20k_r50", tmp_path) == []
+    assert of(accepted, "ade20k_r50", tmp_path, by_name=False) == ["a GPU"]
+    assert of(params, "shapes_tiny", tmp_path, by_name=False) == []
 
 
 def test_a_seed_that_would_cost_more_gpu_hours_than_its_row_allows_does_not_start(

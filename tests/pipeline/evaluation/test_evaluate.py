@@ -60,6 +60,7 @@ def test_predicting_the_commonest_class_is_worked_out_from_the_histograms() -> N
     assert found.figures == pytest.approx({"miou": 0.5 / 3, "mean_accuracy": 1 / 3, "pixel_accuracy": 0.5})
 
 
+@pytest.mark.slow
 def test_a_row_is_evaluated_tracked_and_drawn(
     two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     assert parent.data.metrics["test_pq_median"] == last.figures["pq"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_rule_says_which_figures_are_reported(two_steps: Row, small_data: tuple[Path, Manifest]) -> None:
     # Validated after step 1 and 2; the better of the two is the best, the second the last.
     row = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, val_interval=1))

@@ -154,6 +154,7 @@ def test_other_test_settings_are_another_evaluation_and_the_first_is_found_when_
     assert evaluate(job, ALONE) == first and len(seen) == 24
 
 
+@pytest.mark.slow
 def test_a_result_that_is_torn_altered_or_not_whole_is_made_again(job: Job) -> None:
     first = evaluate(job, ALONE)
     path = job.folder / "result.json"
@@ -177,6 +178,7 @@ def test_a_result_that_is_torn_altered_or_not_whole_is_made_again(job: Job) -> N
     assert evaluate(job, ALONE) == first and len(evaluate_checkpoint.overlays_of(job.folder)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"semantic": 1, "panoptic": 2, "instance": 3}'])
 def test_a_part_that_was_altered_is_deleted_with_a_sentence_and_made_anew(job: Job, text: str) -> None:
     expected, _ = undisturbed(job)

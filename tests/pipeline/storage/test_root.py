@@ -309,6 +309,7 @@ def test_a_folder_is_read_in_place_and_only_here(
         open_sources(facts)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_shard_by_shard(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +359,7 @@ def test_an_interrupted_build_goes_on_shard_by_shard(
     assert [path.name for path in (bucket / "shards").iterdir()] == [half.name]
 
 
+@pytest.mark.slow
 def test_what_is_altered_in_the_bucket_is_reported_and_made_again(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_relative_database_is_made_absolute_for_workers_in_other_folders(
     assert tracking_uri() == f"sqlite:///{workspace}/runs/all.db"
 
 
+@pytest.mark.slow
 def test_a_new_database_is_made_without_a_word(workspace: Path) -> None:
     (workspace / "mlflow.db").unlink()
     call = "open_run(dataset='d', row='r', name='n', run_key='k', params={'a': 1}, tags={})"

@@ -336,6 +336,7 @@ def test_the_distortion_draws_what_the_recipe_says() -> None:
     assert abs(np.mean([draw["contrast_first"] for draw in draws]) - 0.5) < 0.032
 
 
+@pytest.mark.slow
 def test_statistics_are_the_published_implementations() -> None:
     # Every mean of 3,000 draws lies within 4 standard errors (of both samples) of the reference's.
     reference = json.loads((REFERENCE / "augmentation.json").read_text())

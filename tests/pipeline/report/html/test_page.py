@@ -42,6 +42,7 @@ PAGE_LIMIT_MIB = 16
 """Pictures in base64 are 4 / 3 of PAGE_MIB; the rest is tables and lines."""
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(reports/, the terminal's tables) of all published rows."""
