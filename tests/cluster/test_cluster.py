@@ -44,7 +44,7 @@ def test_a_row_trains_on_two_hosts_while_the_laptop_goes_away_and_comes_back(clu
     lab = cluster.lab
     log = lab.folder / "submit.log"
     laptop = lab.start("laptop", f"cd ~/project && ray submit cluster.yaml pipeline/submit.py -- {REPRO}", log)
-    wait_for("steps", lambda: "shapes_tiny seed 0: step" in log.read_text() or laptop.poll() is not None, 120)
+    wait_for("steps", lambda: " steps (" in log.read_text() or laptop.poll() is not None, 120)
     assert laptop.poll() is None, log.read_text()
     training = {host: lab.pids(host, "RayTrainWorker") for host in ("head", "worker1", "worker2")}
     for host in training:  # held, so that it is still under way when the laptop is back, however fast this machine is
@@ -118,7 +118,7 @@ def test_a_job_of_ray_job_submit_does_the_same_and_can_be_stopped(cluster: Clust
     params.write_text(params.read_text().replace("steps: 80", "steps: 8000"))
     log = lab.folder / "long.log"
     long = lab.start("laptop", f"cd ~/project && python -m pipeline.submit run cluster.yaml {REPRO}", log)
-    wait_for("steps", lambda: "shapes_tiny seed 0: step" in log.read_text() or long.poll() is not None, 120)
+    wait_for("steps", lambda: " steps (" in log.read_text() or long.poll() is not None, 120)
     other = "ray submit cluster.yaml pipeline/submit.py -- repro train@shapes_tiny M2F_WORKERS=1"
     code, output = cluster.laptop(other, check=False)
     assert code == 1 and re.search(r"error: m2f-\S+ works on shapes_tiny; join it with: attach m2f-", output)

@@ -107,7 +107,7 @@ def training(up: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     command = "python -m pipeline.submit run cluster.yaml repro train@shapes_tiny M2F_WORKERS=2"
     job = up.lab.start("laptop", f'cd ~/project && test "$AWS_SECRET_ACCESS_KEY" && {command}', log)
     try:
-        wait_for("a step", lambda: "shapes_tiny seed 0: step" in log.read_text() or job.poll() is not None, 150)
+        wait_for("a step", lambda: " steps (" in log.read_text() or job.poll() is not None, 150)
         assert job.poll() is None, log.read_text()
         yield job, log
     finally:
