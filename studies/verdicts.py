@@ -26,7 +26,7 @@ SPREADS = (0.1, 0.3, 0.5, 1.0)
 DIFFERENCES = (0.0, 0.5, 1.0, 2.0, 4.0)
 """True differences by which ours are below the published recipe, in margins."""
 PUBLISHED = {1: "a single training", 5: "the median of 5 trainings"}
-KINDS = ("reproduced", "below", "above", "undecided")
+DECISIONS = ("reproduced", "below", "above", "undecided")
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -89,8 +89,8 @@ class Simulation:
     def shares(self, world: World) -> dict[str, float]:
         """How often each verdict is given, in percent."""
         pairs = zip(*self.figures(world), strict=True)
-        counts = Counter(self.verdict(values, published, world.trainings).kind for values, published in pairs)
-        return {kind: 100 * counts[kind] / self.draws for kind in KINDS}
+        counts = Counter(self.verdict(values, published, world.trainings).decision for values, published in pairs)
+        return {decision: 100 * counts[decision] / self.draws for decision in DECISIONS}
 
     def held(self, world: World) -> float:
         """How often the predictive interval holds the published figure, in percent."""
@@ -110,7 +110,7 @@ def table(title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]) -
 
 def cell(shares: dict[str, float]) -> str:
     """ "63 / 2 / 2 / 33"."""
-    return " / ".join(f"{shares[kind]:.0f}" for kind in KINDS)
+    return " / ".join(f"{shares[decision]:.0f}" for decision in DECISIONS)
 
 
 def ranges(simulation: Simulation) -> None:
@@ -175,7 +175,7 @@ def errors(simulation: Simulation) -> None:
                     shares = simulation.shares(world)
                     line.append(cell(shares))
                     wrong = {"above": True, "below": times == 0, "reproduced": times >= 1}
-                    worst |= {kind: max(worst[kind], shares[kind]) for kind in worst if wrong[kind]}
+                    worst |= {decision: max(worst[decision], shares[decision]) for decision in worst if wrong[decision]}
                 lines.append(line)
         table(
             f"Published figure of {of}: reproduced / below / above / undecided, %",
@@ -186,7 +186,7 @@ def errors(simulation: Simulation) -> None:
             ],
             lines,
         )
-    listed = ", ".join(f"{kind} {share:.1f} %" for kind, share in worst.items())
+    listed = ", ".join(f"{decision} {share:.1f} %" for decision, share in worst.items())
     print(f"\nThe largest share of wrong verdicts in these tables: {listed}.")
 
 
@@ -226,8 +226,8 @@ def peeking(simulation: Simulation) -> None:
             for counts in ((5,), (10,), tuple(range(3, 11))):
                 found = 0
                 for values, figure in zip(ours, published, strict=True):
-                    kinds = (simulation.verdict(values[:count], figure).kind for count in counts)
-                    found += next((kind for kind in kinds if kind != "undecided"), "undecided") in wrong
+                    decisions = (simulation.verdict(values[:count], figure).decision for count in counts)
+                    found += next((decision for decision in decisions if decision != "undecided"), "undecided") in wrong
                 rates.append(f"{100 * found / simulation.draws:.1f}")
             cells.append(" / ".join(rates))
         lines.append([f"{spread:g}", *cells])
@@ -248,15 +248,16 @@ def enough(simulation: Simulation) -> None:
     for spread in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0):
         line = [f"{spread:g}"]
         for trainings in PUBLISHED:
-            for difference, kind in wanted:
+            for difference, decision in wanted:
                 worlds = (
                     World(seeds=seeds, spread=spread, difference=difference, trainings=trainings) for seeds in counts
                 )
-                found = (world.seeds for world in worlds if simulation.shares(world)[kind] >= 80)
+                found = (world.seeds for world in worlds if simulation.shares(world)[decision] >= 80)
                 line.append(str(next(found, f"> {counts[-1]}")))
         lines.append(line)
     headings = [
-        f"{kind}, truly {-difference:g} below" if difference else f"{kind}, truly equal" for difference, kind in wanted
+        f"{decision}, truly {-difference:g} below" if difference else f"{decision}, truly equal"
+        for difference, decision in wanted
     ]
     table(
         "Fewest seeds that give the right verdict four times in five",
@@ -285,9 +286,9 @@ def chart(simulation: Simulation, path: str) -> None:
         for seeds, axis in zip(counts, line, strict=True):
             shares = [simulation.shares(World(seeds=seeds, spread=spread, difference=d)) for d in differences]
             axis.axvspan(-margin, margin, color="#eeeeee", linewidth=0)
-            for kind, colour in colours.items():
-                style = "--" if kind == "undecided" else "-"
-                axis.plot(differences, [of[kind] for of in shares], color=colour, linestyle=style, label=kind)
+            for decision, colour in colours.items():
+                style = "--" if decision == "undecided" else "-"
+                axis.plot(differences, [of[decision] for of in shares], color=colour, linestyle=style, label=decision)
             axis.set(title=f"{seeds} seeds, spread {spread:g}", ylim=(0, 100), xlim=(differences[0], differences[-1]))
             axis.set_xticks(np.arange(-2, 3) * margin)
             axis.spines[["top", "right"]].set_visible(False)

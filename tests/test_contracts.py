@@ -391,7 +391,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy.folder
 
 
-@pytest.mark.slow
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Copy:
     """A copy in which everything is up to date."""
@@ -402,6 +401,7 @@ def copy(made: Path, tmp_path: Path) -> Copy:
     return copy
 
 
+@pytest.mark.slow
 def test_every_row_and_dataset_is_a_stage(tmp_path: Path) -> None:
     copy = Copy(tmp_path)
     stages = {line.split()[0] for line in copy.dvc("stage", "list", "--name-only").splitlines()}

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 from pipeline.provenance.run_key import settings_key
-from pipeline.report.verdict import Kind, Verdict, median_interval, row_verdict
+from pipeline.report.verdict import Decision, Verdict, median_interval, row_verdict
 from pipeline.storage.results import (
     Baseline,
     BelowReference,
@@ -44,7 +44,7 @@ CHECKPOINTS: Mapping[Which, str] = {"last": "last", "best": "best on validation"
 ENDED_BADLY = ("failed", "diverged", "stopped")
 """How a seed ends that has no figures: it is shown in every table, with its reason."""
 
-VERDICTS: tuple[Kind, ...] = ("reproduced", "above", "below", "undecided", "no verdict", "not run")
+VERDICTS: tuple[Decision, ...] = ("reproduced", "above", "below", "undecided", "no verdict", "not run")
 """In the order in which they are counted."""
 
 
@@ -254,7 +254,7 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
         decides=decides,
         status=status,
         planned_seeds=len({seed.seed for seed in seeds} | set(row.seeds)),
-        verdict=verdict if status != "not run" else replace(verdict, kind="not run"),
+        verdict=verdict if status != "not run" else replace(verdict, decision="not run"),
         margin=settings.margin_points,
         median=median,
         range={name: None if known is None else (min(known), max(known)) for name, known in figures.items()},
@@ -284,8 +284,8 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
 
 def counts(rows: Mapping[str, Facts]) -> dict[str, int]:
     """How many of the rows that others have published figures of have each verdict, in the order of VERDICTS."""
-    kinds = [facts.verdict.kind for facts in published_rows(rows).values()]
-    return {kind: kinds.count(kind) for kind in VERDICTS}
+    decisions = [facts.verdict.decision for facts in published_rows(rows).values()]
+    return {decision: decisions.count(decision) for decision in VERDICTS}
 
 
 def published_rows(rows: Mapping[str, Facts]) -> dict[str, Facts]:
@@ -302,17 +302,17 @@ def short_device(device: str, *, gpu: bool = True) -> str:
     return re.split(r"-| \d+GB| PCIe| MIG", model)[0] + (part[0] if part else "")
 
 
-def of_row(kind: type[_Result], row: Row, results: Path) -> _Result | None:
-    """The row's result of a kind, or None where the stage has not run.
+def of_row(result_type: type[_Result], row: Row, results: Path) -> _Result | None:
+    """The row's result of a type, or None where the stage has not run.
 
     ValueError with the command that makes it again when it cannot be read, or is of another task than the row.
     """
-    result = find_result(kind, row.name, results=results)
+    result = find_result(result_type, row.name, results=results)
     task = getattr(result, "task", row.task)
     if task != row.task:
         raise ValueError(
-            f"{result_path(kind, row.name, results=results)} is of the task {task}, but row {row.name} is {row.task} "
-            f"now; make it again with: {made_by(kind, row.name)}"
+            f"{result_path(result_type, row.name, results=results)} is of the task {task}, but row {row.name} is "
+            f"{row.task} now; make it again with: {made_by(result_type, row.name)}"
         )
     return result
 

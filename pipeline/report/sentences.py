@@ -56,7 +56,7 @@ def how_to_read(settings: VerdictConfig) -> tuple[str, str]:
     example = (
         f"Example: the seeds {', '.join(f'{seed:.2f}' for seed in seeds)} give the range {low:.2f} to {high:.2f}. "
         f"The published figure is {published:.2f}, and within {points(margin)} of it is {published - margin:.2f} to "
-        f"{published + margin:.2f}: {judged.kind}."
+        f"{published + margin:.2f}: {judged.decision}."
     )
     return rule, example
 
@@ -75,11 +75,11 @@ LEGENDS: Mapping[str, str] = {
 
 def summary(rows: Mapping[str, Facts]) -> str:
     """How the published rows stand, in one sentence; empty where there are none."""
-    of_kind = {kind: count for kind, count in counts(rows).items() if count}
-    total = sum(of_kind.values())
+    counted = {decision: count for decision, count in counts(rows).items() if count}
+    total = sum(counted.values())
     if not total:
         return ""
-    listed = ", ".join(f"{count} {kind}" for kind, count in of_kind.items())
+    listed = ", ".join(f"{count} {decision}" for decision, count in counted.items())
     return f"Of {total} published rows: {listed}."
 
 

@@ -116,7 +116,7 @@ def split(rows: Mapping[str, Facts]) -> tuple[dict[str, Facts], dict[str, Facts]
 def table_line(name: str, facts: Facts) -> dict[str, Cell]:
     """A row's cells, by the keys of its task's COLUMNS; "-" where there is nothing to say."""
     done, planned = evaluated_seeds(facts), facts.planned_seeds
-    verdict = facts.verdict.kind
+    verdict = facts.verdict.decision
     status = "" if facts.status in ("finished", verdict) else facts.status
     cells = {
         "row": Cell(name),

@@ -24,7 +24,7 @@ from scipy.special import bdtr, ndtr, ndtri, stdtrit
 from pipeline.params.schema import Row, VerdictConfig
 from pipeline.params.tasks import LABELS, primary
 
-Kind = Literal["reproduced", "above", "below", "undecided", "not run", "no verdict"]
+Decision = Literal["reproduced", "above", "below", "undecided", "not run", "no verdict"]
 
 NO_SPREAD_POINTS = 0.005
 """A spread under this is none: every printed digit of the seeds agrees, as different trainings do not."""
@@ -38,12 +38,12 @@ three, 2.1 of five."""
 class Verdict:
     """What the seeds say about a published figure."""
 
-    kind: Kind
+    decision: Decision
     reason: str
     """Why, in a sentence or two with the numbers."""
     interval: tuple[float, float] | None = None
     """Where the seeds let a figure such as the published one be expected; None: they do not say."""
-    interval_kind: str | None = None
+    interval_name: str | None = None
     """What is expected there: "one further training, 90 %" or "the median of 5 further trainings, 90 %", with ", spread
     assumed" where the seeds do not show theirs."""
 
@@ -59,13 +59,13 @@ def row_verdict(
     figure = figure or primary(row.task)
     published = row.published.get(figure)
     if published is None:
-        return Verdict(kind="no verdict", reason=_unpublished(row, figure))
+        return Verdict(decision="no verdict", reason=_unpublished(row, figure))
     if not values and not failed:
-        return Verdict(kind="not run", reason=f"No seed is evaluated yet; {published:.2f} is published.")
+        return Verdict(decision="not run", reason=f"No seed is evaluated yet; {published:.2f} is published.")
     finished = [value for value in values if value is not None and math.isfinite(value)]
     missing = _missing(len(row.seeds), len(values), len(values) - len(finished), failed)
     if not finished:
-        return Verdict(kind="undecided", reason=missing)
+        return Verdict(decision="undecided", reason=missing)
     verdict = judge(
         finished,
         published,
@@ -75,9 +75,9 @@ def row_verdict(
         assumed_spread=settings.assumed_spread_points,
     )
     # Counted as the lowest of all, the failed ones would hold the median.
-    if failed >= len(finished) and verdict.kind in ("reproduced", "above"):
-        missing += f" With half or more unfinished it stays undecided; the others alone would be {verdict.kind}."
-        verdict = replace(verdict, kind="undecided")
+    if failed >= len(finished) and verdict.decision in ("reproduced", "above"):
+        missing += f" With half or more unfinished it stays undecided; the others alone would be {verdict.decision}."
+        verdict = replace(verdict, decision="undecided")
     return replace(verdict, reason=f"{verdict.reason} {missing}".rstrip())
 
 
@@ -105,17 +105,17 @@ def judge(
     compared = _compared(values, published)
     spread = _spread(values, assumed_spread)
     if spread is None:
-        return Verdict(kind="undecided", reason=f"{compared}; {_why_no_spread(values)}.")
+        return Verdict(decision="undecided", reason=f"{compared}; {_why_no_spread(values)}.")
     low, high = _expected(values, coverage, trainings, spread)
-    kind: Kind
+    decision: Decision
     if published - margin <= low and high <= published + margin:
-        kind, where = "reproduced", f"no more than {points(margin)} from the published figure"
+        decision, where = "reproduced", f"no more than {points(margin)} from the published figure"
     elif high < published:
-        kind, where = "below", "wholly below the published figure"
+        decision, where = "below", "wholly below the published figure"
     elif low > published:
-        kind, where = "above", "wholly above the published figure"
+        decision, where = "above", "wholly above the published figure"
     else:
-        kind, away = "undecided", max(published - low, high - published)
+        decision, away = "undecided", max(published - low, high - published)
         where = (
             f"around the published figure, but up to {away:.2f} points from it, beyond the margin of {points(margin)}"
         )
@@ -125,10 +125,10 @@ def judge(
         f"; assuming a spread of {points(spread.points)}, since {_why_no_spread(values)}" if spread.assumed else ""
     )
     return Verdict(
-        kind=kind,
+        decision=decision,
         reason=f"{compared}; {of} is expected between {low:.2f} and {high:.2f} ({percent}{assumed}), {where}.",
         interval=(low, high),
-        interval_kind=f"{of}, {percent}" + (", spread assumed" if spread.assumed else ""),
+        interval_name=f"{of}, {percent}" + (", spread assumed" if spread.assumed else ""),
     )
 
 

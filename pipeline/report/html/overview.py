@@ -152,7 +152,7 @@ def _line(name: str, facts: Facts, columns: Sequence[Column], below: Mapping[str
                 classes=_classes(column) + (" main" if column.key == facts.primary else "") + apart,
                 cell=cell,
                 below="" if under == NOTHING else under.text,
-                verdict=facts.verdict.kind if column.key == "verdict" else "",
+                verdict=facts.verdict.decision if column.key == "verdict" else "",
                 chart=_strip(name, facts, reach) if column.key == _STRIP else None,
             )
         )

@@ -115,7 +115,7 @@ def row_section(name: str, facts: Facts, details: Details, mlflow: MlflowPages) 
     value, headline = _headline(facts)
     return Section(
         name=name,
-        verdict=facts.verdict.kind,
+        verdict=facts.verdict.decision,
         status="" if facts.status == "finished" else facts.status,
         value=value,
         headline=headline,
@@ -183,7 +183,7 @@ def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, M
     if published is not None:
         caption += f" Shaded: within {facts.margin:g} of the published."
     if verdict.interval:
-        caption += f" The bar: {verdict.interval_kind}."
+        caption += f" The bar: {verdict.interval_name}."
     chart = svg.strip(
         values,
         colours,

@@ -63,8 +63,8 @@ def strip(
     for tick in axis:
         parts += [_line("axis", place(tick), y, place(tick), y + 5), _label(place(tick), y + 18, f"{tick:g}", "middle")]
     for (name, value), top in zip(marks, (12.0, 27.0), strict=False):
-        kind = "mark" if name == "published" else "mark faint"
-        parts += [words(value, top, f"{name} {value:.2f}"), _line(kind, place(value), top + 4, place(value), y)]
+        css_class = "mark" if name == "published" else "mark faint"
+        parts += [words(value, top, f"{name} {value:.2f}"), _line(css_class, place(value), top + 4, place(value), y)]
     if median is not None and len(values) > 1:
         parts.append(_line("median", place(median), y - 20, place(median), y))
         parts.append(f'<path class="median" d="M{place(median):.1f} {y - 20:.1f}m-4 -6h8l-4 6z"/>')
@@ -149,11 +149,11 @@ def scatter(points: Sequence[Point], *, x_label: str, label: str) -> Markup:
         if point.published and point.ours:
             ends = (at(mark.speed, mark.value) for mark in (point.published, point.ours))
             parts.append(_line("join", *next(ends), *next(ends)))
-        for kind, drawn in (("hollow", point.published), ("ours", point.ours)):
+        for css_class, drawn in (("hollow", point.published), ("ours", point.ours)):
             if drawn:
                 x, y = at(drawn.speed, drawn.value)
-                parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
-                parts.append(_label(x, y + 4, str(number), "middle", f"number {kind}"))
+                parts.append(f'<circle class="{css_class}" cx="{x:.1f}" cy="{y:.1f}" r="8"/>')
+                parts.append(_label(x, y + 4, str(number), "middle", f"number {css_class}"))
     return _chart("scatter", parts, height, label)
 
 
@@ -222,8 +222,11 @@ def line_chart(
 def bar(value: float, reach: float, *, label: str) -> Markup:
     """A bar from the middle of a table's cell, -reach to reach."""
     width = 50 * min(abs(value) / reach, 1.0) if reach else 0.0
-    x, kind = (50.0, "more") if value >= 0 else (50.0 - width, "less")
-    parts = [f'<rect class="{kind}" x="{x:.1f}" y="1" width="{width:.1f}" height="8"/>', _line("axis", 50, 0, 50, 10)]
+    x, css_class = (50.0, "more") if value >= 0 else (50.0 - width, "less")
+    parts = [
+        f'<rect class="{css_class}" x="{x:.1f}" y="1" width="{width:.1f}" height="8"/>',
+        _line("axis", 50, 0, 50, 10),
+    ]
     return _svg("bar", parts, "0 0 100 10", label)
 
 
@@ -292,20 +295,20 @@ def _thousands(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def _line(kind: str, x0: float, y0: float, x1: float, y1: float) -> str:
-    return f'<line class="{kind}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
+def _line(css_class: str, x0: float, y0: float, x1: float, y1: float) -> str:
+    return f'<line class="{css_class}" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>'
 
 
-def _label(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
-    style = f' class="{kind}"' if kind else ""
+def _label(x: float, y: float, text: str, anchor: str, css_class: str = "") -> str:
+    style = f' class="{css_class}"' if css_class else ""
     return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def _chart(kind: str, parts: Sequence[str], height: float, label: str) -> Markup:
-    return _svg(f"chart {kind}", parts, f"0 0 {_WIDTH:g} {height:g}", label)
+def _chart(css_class: str, parts: Sequence[str], height: float, label: str) -> Markup:
+    return _svg(f"chart {css_class}", parts, f"0 0 {_WIDTH:g} {height:g}", label)
 
 
-def _svg(kind: str, parts: Sequence[str], view: str, label: str) -> Markup:
-    stretched = ' preserveAspectRatio="none"' if kind == "bar" else ""
+def _svg(css_class: str, parts: Sequence[str], view: str, label: str) -> Markup:
+    stretched = ' preserveAspectRatio="none"' if css_class == "bar" else ""
     title = f"<title>{html.escape(label)}</title>"
-    return Markup(f'<svg class="{kind}" viewBox="{view}" role="img"{stretched}>{title}{"".join(parts)}</svg>')
+    return Markup(f'<svg class="{css_class}" viewBox="{view}" role="img"{stretched}>{title}{"".join(parts)}</svg>')

@@ -187,7 +187,7 @@ def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_pat
     row = dataclasses.replace(params.rows["published"], seeds=(0, 1, 2))
     written(tmp_path, evaluated("published", [0.802, 0.803, 0.804]))
     facts = row_facts(row, tmp_path, RULE)
-    assert (facts.verdict.kind, facts.verdict.interval) == ("reproduced", (79.96, 80.64))
+    assert (facts.verdict.decision, facts.verdict.interval) == ("reproduced", (79.96, 80.64))
     rows = {"published": facts} | {
         name: row_facts(params.rows[name], tmp_path, RULE) for name in ("ours", "panoptic", "instance")
     }

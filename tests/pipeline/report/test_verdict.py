@@ -158,7 +158,7 @@ def test_two_figures_further_apart_than_the_assumed_spread_are_taken_at_their_wo
 
 
 @pytest.mark.parametrize(
-    ("published", "kind"),
+    ("published", "decision"),
     [
         (48.2, "reproduced"),
         (48.2 + 1 - HALF - 0.001, "reproduced"),  # the interval ends within the margin by a hair
@@ -169,12 +169,12 @@ def test_two_figures_further_apart_than_the_assumed_spread_are_taken_at_their_wo
         (30.0, "above"),
     ],
 )
-def test_seeds_that_vary_little_are_reproduced_or_differ(published: float, kind: str) -> None:
-    assert by(FIVE, published).kind == kind
+def test_seeds_that_vary_little_are_reproduced_or_differ(published: float, decision: str) -> None:
+    assert by(FIVE, published).decision == decision
 
 
 @pytest.mark.parametrize(
-    ("published", "kind"),
+    ("published", "decision"),
     [
         (48.2, "undecided"),  # 5 * HALF = 1.846: equal medians, but a further training may be 1.8 points away
         (48.2 + 5 * HALF - 0.001, "undecided"),
@@ -183,37 +183,37 @@ def test_seeds_that_vary_little_are_reproduced_or_differ(published: float, kind:
         (48.2 - 5 * HALF - 0.001, "above"),
     ],
 )
-def test_seeds_that_vary_much_are_never_reproduced(published: float, kind: str) -> None:
+def test_seeds_that_vary_much_are_never_reproduced(published: float, decision: str) -> None:
     wide = [48.2 + 5 * (value - 48.2) for value in FIVE]
-    assert by(wide, published).kind == kind
+    assert by(wide, published).decision == decision
 
 
 def test_a_small_difference_beyond_the_spread_but_within_the_margin_is_reproduced() -> None:
     verdict = by(FIVE, 48.7)  # the interval ends at 48.57, under 48.7, and 47.83 is 0.87 from it
     assert verdict.interval == pytest.approx((48.2 - HALF, 48.2 + HALF), abs=1e-5)
-    assert verdict.kind == "reproduced"
-    assert by(FIVE, 48.7, margin=0.5).kind == "below"
+    assert verdict.decision == "reproduced"
+    assert by(FIVE, 48.7, margin=0.5).decision == "below"
 
 
 def test_the_sixth_draw_outside_the_range_is_no_evidence() -> None:
     wide = [47.7, 48.0, 48.2, 48.4, 48.7]
-    assert by(wide, 48.9).kind == "undecided"  # deviation 0.381, expected 47.31 to 49.09
+    assert by(wide, 48.9).decision == "undecided"  # deviation 0.381, expected 47.31 to 49.09
 
 
 def test_a_published_median_is_decided_where_a_single_training_is_not() -> None:
     seeds = [47.6, 47.9, 48.2, 48.5, 48.8]  # deviation 0.474: -+ 1.11 for one training, -+ 0.77 for a median of five
-    assert by(seeds, 48.2).kind == "undecided"
-    assert by(seeds, 48.2, trainings=5).kind == "reproduced"
-    assert by(seeds, 49.2).kind == "undecided"
-    assert by(seeds, 49.2, trainings=5).kind == "below"
+    assert by(seeds, 48.2).decision == "undecided"
+    assert by(seeds, 48.2, trainings=5).decision == "reproduced"
+    assert by(seeds, 49.2).decision == "undecided"
+    assert by(seeds, 49.2, trainings=5).decision == "below"
 
 
 @pytest.mark.parametrize("scale", [0.3, 1, 2, 4])
 @pytest.mark.parametrize("trainings", [1, 5])
 def test_as_the_seeds_rise_the_verdict_goes_from_below_to_above_and_never_back(scale: float, trainings: int) -> None:
     seeds = [scale * (value - 48.2) for value in FIVE]
-    kinds = [by([s + d / 50 for s in seeds], 0.0, trainings=trainings).kind for d in range(-300, 301)]
-    passed = [kind for kind, _ in itertools.groupby(kinds)]
+    decisions = [by([s + d / 50 for s in seeds], 0.0, trainings=trainings).decision for d in range(-300, 301)]
+    passed = [decision for decision, _ in itertools.groupby(decisions)]
     assert passed in (
         ["below", "reproduced", "above"],
         ["below", "undecided", "reproduced", "undecided", "above"],
@@ -224,31 +224,31 @@ def test_as_the_seeds_rise_the_verdict_goes_from_below_to_above_and_never_back(s
 def test_the_verdict_depends_on_nothing_but_differences_and_mirrors() -> None:
     opposite = {"below": "above", "above": "below"}
     for published in (46.0, 47.3, 48.0, 48.2, 48.6, 49.3, 51.0):
-        kind = by(FIVE, published).kind
-        assert by([value + 20 for value in FIVE], published + 20).kind == kind
-        assert by(FIVE[::-1], published).kind == kind
-        assert by([-value for value in FIVE], -published).kind == opposite.get(kind, kind)
+        decision = by(FIVE, published).decision
+        assert by([value + 20 for value in FIVE], published + 20).decision == decision
+        assert by(FIVE[::-1], published).decision == decision
+        assert by([-value for value in FIVE], -published).decision == opposite.get(decision, decision)
 
 
 def test_one_seed_is_judged_by_the_assumed_spread_and_never_reproduced() -> None:
     # 1.644854 * 1 * sqrt(2) = 2.326
-    assert by([52.0], 52.0).kind == "undecided"
-    assert by([52.0 - 2.32], 52.0).kind == "undecided"
-    assert by([52.0 - 2.33], 52.0).kind == "below"
-    assert by([52.0 + 2.33], 52.0).kind == "above"
-    assert by([52.0], 52.0).interval_kind == "one further training, 90 %, spread assumed"
+    assert by([52.0], 52.0).decision == "undecided"
+    assert by([52.0 - 2.32], 52.0).decision == "undecided"
+    assert by([52.0 - 2.33], 52.0).decision == "below"
+    assert by([52.0 + 2.33], 52.0).decision == "above"
+    assert by([52.0], 52.0).interval_name == "one further training, 90 %, spread assumed"
 
 
 def test_one_seed_without_an_assumed_spread_is_undecided_however_far_it_is() -> None:
     verdict = by([12.0], 52.0, assumed_spread=None)
-    assert (verdict.kind, verdict.interval, verdict.interval_kind) == ("undecided", None, None)
+    assert (verdict.decision, verdict.interval, verdict.interval_name) == ("undecided", None, None)
     assert verdict.reason == "The one seed, 12.00, is 40.00 below the published 52.00; one seed shows no spread."
 
 
 def test_equal_figures_do_not_make_the_rule_certain() -> None:
     # Any difference at all is infinitely many deviations of 0: without the assumed spread it would be "below".
-    assert by([48.2] * 5, 48.3).kind == "undecided"
-    assert by([48.2, 48.2, 48.2004], 48.3).kind == "undecided"  # and so with figures equal in print
+    assert by([48.2] * 5, 48.3).decision == "undecided"
+    assert by([48.2, 48.2, 48.2004], 48.3).decision == "undecided"  # and so with figures equal in print
     assert "5 equal figures show no spread" in by([48.2] * 5, 48.3).reason
 
 
@@ -293,8 +293,8 @@ def test_what_cannot_be_judged_is_one_sentence(
 def test_a_row_is_judged_by_its_tasks_first_figure_unless_another_is_named() -> None:
     panoptic = row(task="panoptic", published={"pq": 52.0, "ap": 41.8})
     values = [41.7, 41.8, 41.9, 41.8, 41.8]
-    assert row_verdict(panoptic, values, 0, RULE).kind == "below"
-    assert row_verdict(panoptic, values, 0, RULE, figure="ap").kind == "reproduced"
+    assert row_verdict(panoptic, values, 0, RULE).decision == "below"
+    assert row_verdict(panoptic, values, 0, RULE, figure="ap").decision == "reproduced"
 
 
 def test_a_row_with_every_seed_has_the_rules_verdict_and_reason() -> None:
@@ -302,36 +302,36 @@ def test_a_row_with_every_seed_has_the_rules_verdict_and_reason() -> None:
 
 
 def test_a_rows_margin_coverage_and_assumed_spread_are_those_of_params_yaml() -> None:
-    assert row_verdict(PUBLISHED, FIVE, 0, VerdictConfig(margin_points=0.3)).kind == "undecided"
-    assert row_verdict(PUBLISHED, FIVE, 0, VerdictConfig(margin_points=0.3, coverage=0.5)).kind == "reproduced"
-    assert row_verdict(PUBLISHED, [47.9], 0, VerdictConfig(assumed_spread_points=0.1)).kind == "reproduced"
+    assert row_verdict(PUBLISHED, FIVE, 0, VerdictConfig(margin_points=0.3)).decision == "undecided"
+    assert row_verdict(PUBLISHED, FIVE, 0, VerdictConfig(margin_points=0.3, coverage=0.5)).decision == "reproduced"
+    assert row_verdict(PUBLISHED, [47.9], 0, VerdictConfig(assumed_spread_points=0.1)).decision == "reproduced"
 
 
 def test_the_row_published_as_a_median_is_compared_as_one() -> None:
     swin_s = load_params(PROJECT / "params.yaml").rows["ade20k_swin-s"]
     verdict = row_verdict(swin_s, [51.0, 51.2, 51.3, 51.5, 51.1], 0, RULE)
-    assert verdict.interval_kind == "the median of 5 further trainings, 90 %"
+    assert verdict.interval_name == "the median of 5 further trainings, 90 %"
 
 
 def test_a_row_that_has_not_run_says_so() -> None:
     verdict = row_verdict(PUBLISHED, [], 0, RULE)
-    assert (verdict.kind, verdict.reason) == ("not run", "No seed is evaluated yet; 48.20 is published.")
+    assert (verdict.decision, verdict.reason) == ("not run", "No seed is evaluated yet; 48.20 is published.")
 
 
 def test_a_row_published_under_another_recipe_or_nowhere_has_no_verdict() -> None:
     authors = row(task="instance", published_authors={"ap": 46.7})
     verdict = row_verdict(authors, FIVE, 0, RULE)
-    assert verdict.kind == "no verdict"
+    assert verdict.decision == "no verdict"
     assert verdict.reason == "AP is published only by the authors, under another recipe: 46.70."
     nothing = row_verdict(row(), [], 0, RULE)
-    assert (nothing.kind, nothing.reason) == ("no verdict", "No mIoU is published.")
+    assert (nothing.decision, nothing.reason) == ("no verdict", "No mIoU is published.")
     other = row_verdict(row(published={"miou": 48.2}), FIVE, 0, RULE, figure="miou_ms_flip")
-    assert (other.kind, other.reason) == ("no verdict", "No mIoU (ms+flip) is published.")
+    assert (other.decision, other.reason) == ("no verdict", "No mIoU (ms+flip) is published.")
 
 
 def test_a_failed_seed_is_in_the_reason() -> None:
     verdict = row_verdict(PUBLISHED, FIVE[:4], 1, RULE)
-    assert verdict.kind == "reproduced"
+    assert verdict.decision == "reproduced"
     assert verdict.reason.endswith("from the published figure. Of 5 seeds 1 did not finish.")
 
 
@@ -342,7 +342,7 @@ def test_seeds_without_a_figure_or_to_come_are_in_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("published", "finished", "failed", "kind"),
+    ("published", "finished", "failed", "decision"),
     [
         (48.2, 3, 2, "reproduced"),
         (48.2, 3, 3, "undecided"),  # the failed ones, lowest of all, would share the median
@@ -352,17 +352,17 @@ def test_seeds_without_a_figure_or_to_come_are_in_the_reason() -> None:
     ],
 )
 def test_where_half_the_seeds_fail_nothing_is_reproduced(
-    published: float, finished: int, failed: int, kind: str
+    published: float, finished: int, failed: int, decision: str
 ) -> None:
     verdict = row_verdict(row(published={"miou": published}), FIVE[:finished], failed, RULE)
-    assert verdict.kind == kind
+    assert verdict.decision == decision
     assert f"{failed} did not finish" in verdict.reason
-    assert ("half or more unfinished" in verdict.reason) == (kind == "undecided")
+    assert ("half or more unfinished" in verdict.reason) == (decision == "undecided")
 
 
 def test_a_row_none_of_whose_seeds_has_a_figure_is_undecided() -> None:
     failed = row_verdict(PUBLISHED, [], 5, RULE)
-    assert (failed.kind, failed.reason) == ("undecided", "Of 5 seeds 5 did not finish.")
+    assert (failed.decision, failed.reason) == ("undecided", "Of 5 seeds 5 did not finish.")
     assert row_verdict(PUBLISHED, [None], 1, RULE).reason == (
         "Of 5 seeds 1 did not finish, 1 without a figure, 3 not evaluated yet."
     )

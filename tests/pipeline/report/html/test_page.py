@@ -42,7 +42,6 @@ PAGE_LIMIT_MIB = 16
 """Pictures in base64 are 4 / 3 of PAGE_MIB; the rest is tables and lines."""
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(reports/, the terminal's tables) of all published rows."""
@@ -54,6 +53,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "reports", table
 
 
+@pytest.mark.slow
 def test_the_largest_page_is_whole_small_and_loads_nothing(full: tuple[Path, str]) -> None:
     page = (full[0] / "index.html").read_text()
     assert len(page.encode()) < PAGE_LIMIT_MIB * 2**20
@@ -67,24 +67,27 @@ def test_the_largest_page_is_whole_small_and_loads_nothing(full: tuple[Path, str
     assert {link[1:] for link in parser.links if link.startswith("#")} <= targets
 
 
+@pytest.mark.slow
 def test_every_kind_of_row_and_seed_is_told(full: tuple[Path, str]) -> None:
     written = json.loads((full[0] / "results.json").read_text())
     assert sum(written["verdicts"].values()) == 27
-    assert min(written["verdicts"][kind] for kind in VERDICTS) > 0
-    assert written["rows"]["cityscapes_r101"]["verdict"]["kind"] == "below"
-    assert written["rows"]["ade20k_swin-b"]["verdict"]["kind"] == "above"
+    assert min(written["verdicts"][decision] for decision in VERDICTS) > 0
+    assert written["rows"]["cityscapes_r101"]["verdict"]["decision"] == "below"
+    assert written["rows"]["ade20k_swin-b"]["verdict"]["decision"] == "above"
     text = (full[0] / "results.md").read_text()
     for told in ("| 3 | diverged: the loss is not finite", "| 4 | failed: worker 3 was lost", "CPU \\*", "4 of 5"):
         assert told in text, told
         assert told.strip("| ").partition(" | ")[2] in (full[0] / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_terminals_tables_fit_120_columns(full: tuple[Path, str]) -> None:
     tables = full[1].partition("\n\ncityscapes_r101: ")[0]
     assert max(map(len, tables.splitlines())) <= 120
     assert len(tables.splitlines()) == 3 * 3 + 2 + 27  # a title, headings and a line each; blank lines; the rows
 
 
+@pytest.mark.slow
 def test_markdown_tables_have_as_many_cells_as_headings(full: tuple[Path, str]) -> None:
     lines = (full[0] / "results.md").read_text().splitlines()
     counts = [len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0 for line in lines]
@@ -92,6 +95,7 @@ def test_markdown_tables_have_as_many_cells_as_headings(full: tuple[Path, str]) 
     assert sum(line.startswith("| ---") for line in lines) == 3 + 2 + 27  # 2: of the semantic and COCO rows not run
 
 
+@pytest.mark.slow
 def test_speeds_are_joined_on_the_published_device_and_apart_on_others(full: tuple[Path, str]) -> None:
     page = (full[0] / "index.html").read_text()
     captions = re.findall(r"<figcaption><b>(\w+)</b> (.*?)</figcaption>(.*?)</svg>", page)
@@ -175,6 +179,7 @@ def test_names_with_html_in_them_are_text(params: Params, tmp_path: Path, storag
     assert f"#{name}" in parser.links
 
 
+@pytest.mark.slow
 def test_every_chart_is_an_image_with_a_title(full: tuple[Path, str]) -> None:
     made = (full[0] / "index.html").read_text()
     charts = re.findall(r"<svg [^>]*>.{9}", made)
