@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.params.schema import Params, VerdictConfig
+from pipeline.provenance.run_key import settings_key
 from pipeline.report.rows import row_facts
 from pipeline.report.sentences import attention, how_to_read
 from pipeline.report.tables import table_line
@@ -12,9 +13,8 @@ from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, 
 
 def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params, tmp_path: Path) -> None:
     warning = made_up.below_reference(50, 0.31, 0.4125, "other seeds")
-    warned = made_up.training(
-        "panoptic", [made_up.trained_seed(seed, below_reference=(warning,) if seed == 1 else ()) for seed in range(3)]
-    )
+    seeds = [made_up.trained_seed(seed, below_reference=(warning,) if seed == 1 else ()) for seed in range(3)]
+    warned = made_up.training("panoptic", seeds, settings_key(params.rows["panoptic"]))
     result = evaluated("panoptic", [0.52, 0.52, 0.52], task="panoptic")
     written(tmp_path, result)
     written(tmp_path, warned)
