@@ -148,7 +148,7 @@ def test_the_examples_of_the_verdict_are_what_the_rule_says() -> None:
     assert len(examples) == 4
     for seeds, interval, verdict in examples:
         judged = judge([float(seed) for seed in seeds.split(", ")], 47.87, margin=1.0, coverage=0.9, assumed_spread=1.0)
-        assert judged.kind == verdict.partition(":")[0]
+        assert judged.decision == verdict.partition(":")[0]
         assert judged.interval is not None
         assert interval == "{:.2f} to {:.2f}".format(*judged.interval)
     assert "with the published figure 47.87" in TEXT
