@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from pipeline.compute.ray_session import connect
-from pipeline.data.records import file_names, read_file
+from pipeline.data.archives import file_names, read_file
 from pipeline.data.shards import build
 from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256

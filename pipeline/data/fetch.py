@@ -347,7 +347,7 @@ def _check_zip(path: Path, name: str) -> None:
 
 def _folder_state(folder: Path) -> tuple[str, int]:
     """A digest of the names, sizes and modification times of a folder's visible files, and their bytes."""
-    from pipeline.data.records import file_names
+    from pipeline.data.archives import file_names
 
     state, total = hashlib.sha256(), 0
     for name in file_names(folder):
@@ -359,7 +359,7 @@ def _folder_state(folder: Path) -> tuple[str, int]:
 
 def folder_digest(folder: Path) -> tuple[str, int]:
     """SHA-256 over the sorted relative names, sizes and contents of a folder's visible files, and their bytes."""
-    from pipeline.data.records import file_names
+    from pipeline.data.archives import file_names
 
     names = file_names(folder)
     if not names:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.data.archives import below, file_names, read_file
 from pipeline.data.images.codecs import IGNORE
-from pipeline.data.records import Labelled, Record, below, class_ids, file_names, read_file, read_labels
+from pipeline.data.images.files import class_ids, read_labels
+from pipeline.data.records import Labelled, Record
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig

@@ -15,17 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.data.archives import file_names, read_file
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE
-from pipeline.data.records import (
-    Instance,
-    Labelled,
-    Record,
-    check_run_lengths,
-    file_names,
-    image_size,
-    read_colours,
-    read_file,
-)
+from pipeline.data.images.files import image_size, read_colours
+from pipeline.data.images.masks import check_run_lengths
+from pipeline.data.records import Instance, Labelled, Record
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
-from pipeline.data.records import Instance, Labelled, Record, check_image, check_run_lengths, image_size
+from pipeline.data.images.files import check_image, image_size
+from pipeline.data.images.masks import check_run_lengths
+from pipeline.data.records import Instance, Labelled, Record
 from pipeline.params.parse import parse
 from pipeline.storage.digests import known_digest
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
