@@ -56,6 +56,8 @@ def main() -> None:
     for split, skipped in manifest.skipped.items():
         if skipped:
             print(f"{dataset} {split}: {len(skipped)} records skipped, listed in the manifest", file=sys.stderr)
+    if manifest.left_out:
+        print(f"{dataset}: class_names leaves out the categories {', '.join(manifest.left_out)}", file=sys.stderr)
     for split, entry in manifest.splits.items():
         size = manifest.bytes[split] / 2**20
         print(f"{dataset} {split}: {entry.records} pictures, {len(entry.shards)} shards, {size:.1f} MiB")

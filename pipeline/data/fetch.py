@@ -238,10 +238,7 @@ def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, n
         label_types = (
             ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
         )
-        needed = [
-            *splits,
-            *(f"annotations/{label_type}_{split}.json" for label_type in label_types for split in splits),
-        ]
+        needed = [*splits, *(config.annotation_path(name, split) for name in label_types for split in config.splits)]
     for mirror in folders:
         inside = [mirror / dataset, *(mirror / PurePosixPath(name).stem for name in names)]
         # images/ and annotations/ may be anybody's

@@ -17,13 +17,15 @@ class Instance(NamedTuple):
 
     class_id: int
     box: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels, as annotated."""
+    """x1, y1, x2, y2 in pixels, as annotated; of its mask where the annotation's cannot be right."""
     area: float
-    """Pixels, as annotated: decides whether it counts as small, medium or large."""
+    """Pixels, as annotated or of its mask: decides whether it counts as small, medium or large."""
     crowd: bool
     """Stands for many objects: not trained on, and predictions on it do not count."""
     counts: bytes
     """Its mask at the picture's size: compressed run lengths of pycocotools."""
+    name: str = ""
+    """What its annotation is called in messages; empty: nothing."""
 
 
 class Labelled(NamedTuple):
@@ -40,6 +42,8 @@ class Labelled(NamedTuple):
     """Whether a segment stands for many objects, one flag per id; empty: none does."""
     instances: tuple[Instance, ...] | None = None
     """None: the dataset has no instance labels of its own, and the segments of things are the instances."""
+    left_out: tuple[str, ...] = ()
+    """Categories of its objects and segments that `class_names` leaves out, sorted."""
 
 
 @dataclass(frozen=True)

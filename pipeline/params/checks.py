@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from urllib.parse import urlsplit
 
-from pipeline.params.schema import DatasetConfig, Row, VerdictConfig
+from pipeline.params.parse import pick
+from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Row, VerdictConfig
 
 
 def check_dataset(data: DatasetConfig, at: str) -> None:
@@ -21,6 +24,18 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
                     f"{at}.{key}[{index}] holds a user name or password, and params.yaml is for everybody to read; "
                     "take it out (docs/data.md says where credentials belong)"
                 )
+    for key in ("class_names", "thing_classes"):
+        twice = [name for name, count in Counter(getattr(data, key)).items() if count > 1]
+        if twice:
+            raise ValueError(f"{at}.{key} has {twice[0]!r} more than once; name every class once")
+    if data.annotation_files and data.layout != "coco":
+        raise ValueError(f"{at}.annotation_files is for the layout coco; the layout here is {data.layout}")
+    for key, path in data.annotation_files.items():
+        pick(ANNOTATION_FILES, key, "annotation file", f"{at}.annotation_files")
+        if unknown := set(re.findall(r"\{.*?\}", path)) - {"{folder}", "{split}"}:
+            raise ValueError(
+                f"{at}.annotation_files.{key} has {min(unknown)}; {{folder}} and {{split}} are what it may have"
+            )
 
 
 def check_verdict(verdict: VerdictConfig, at: str) -> None:

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from m2f.config import BATCH_NORM_BACKBONES, ModelConfig, OptimizerConfig, ScheduleConfig
+from m2f.config import BATCH_NORM_BACKBONES, OFF, ModelConfig, OptimizerConfig, ScheduleConfig
 from pipeline.params.parse import pick
 
 Task = Literal["semantic", "panoptic", "instance"]
+
+ANNOTATION_FILES: Mapping[str, str] = {
+    "instances": "annotations/instances_{folder}.json",
+    "panoptic": "annotations/panoptic_{folder}.json",
+    "panoptic_maps": "annotations/panoptic_{folder}",
+}
+"""COCO's files of annotations, in a source or its top folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +40,9 @@ class DatasetConfig:
     environment or netrc."""
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "training", "val": "validation"})
     """Our split names and the folders that hold them."""
+    annotation_files: Mapping[str, str] = field(default_factory=dict, metadata={OFF: {}})
+    """`coco` only: where `instances`, `panoptic` and `panoptic_maps` (a folder of PNGs) are if not where COCO has them
+    (ANNOTATION_FILES). {folder} and {split} stand for a split's folder and name."""
     class_names: tuple[str, ...] = ()
     ignore_label: int = 255
     """Label of pixels that belong to no class, after `label_offset`."""
@@ -54,6 +64,11 @@ class DatasetConfig:
     manifest; more than a twentieth of a split stops all the same."""
     generate: Mapping[str, int] = field(default_factory=dict)
     """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`."""
+
+    def annotation_path(self, name: str, split: str) -> str:
+        """Where the annotation file `name` of a split is in a source, in COCO's layout."""
+        path = {**ANNOTATION_FILES, **self.annotation_files}[name]
+        return path.replace("{folder}", self.splits[split]).replace("{split}", split)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -122,6 +122,15 @@ class SkippedRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EmptyThings:
+    """Annotated things whose mask has no pixel in their picture: no training sees them."""
+
+    count: int
+    first: tuple[str, ...]
+    """The first of them: annotation file, annotation, picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
     """A picture of some records with their labels."""
 
@@ -140,8 +149,7 @@ class Manifest:
 
     dataset: str
     digest: str
-    """Of all fields but this one, `samples` and `terms` (pipeline.data.shards.manifest.manifest_digest); a part of run
-    keys."""
+    """Of all fields but this one, `empty_things`, `samples` and `terms` (manifest_digest); a part of run keys."""
     class_names: tuple[str, ...]
     thing_classes: tuple[str, ...]
     """Classes with countable instances."""
@@ -167,6 +175,10 @@ class Manifest:
     """Where they lay is left out."""
     samples: Samples
     terms: str
+    empty_things: Mapping[str, EmptyThings] = field(default_factory=dict)
+    """Of the splits that have some."""
+    left_out: tuple[str, ...] = ()
+    """Categories of the annotation files that pictures hold and `class_names` leaves out."""
 
     def split(self, name: str) -> Split:
         """ValueError where the dataset has no such split."""
@@ -537,11 +549,16 @@ class Registration:
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing.
+    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing, and
+    the things without a pixel, which the shards' digests cover.
 
     A field that holds its default is left out: a new one changes no digest until it is used.
     """
-    rest = {key: value for key, value in plain(manifest).items() if key not in ("digest", "samples", "terms")}
+    rest = {
+        key: value
+        for key, value in plain(manifest).items()
+        if key not in ("digest", "empty_things", "samples", "terms")
+    }
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

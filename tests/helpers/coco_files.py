@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import zipfile
@@ -16,6 +17,7 @@ from pipeline.params.schema import DatasetConfig
 from tests.helpers.images import encoded, image, put
 
 SKY, CAR, DOG = 5, 300, 256 * 256 * 2 + 1
+"""Segment ids: (5, 0, 0), (44, 1, 0) and (1, 0, 2) as colours."""
 
 CONFIG = DatasetConfig(
     layout="coco",
@@ -150,4 +152,18 @@ def published(folder: Path, compression: int) -> list[Path]:
     return parts
 
 
-"""Segment ids: (5, 0, 0), (44, 1, 0) and (1, 0, 2) as colours."""
+FIRST = ("annotations", 0)
+"""Where the first annotation is."""
+
+
+def changed(content: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
+    """A copy with one value replaced; None takes the key away."""
+    content = copy.deepcopy(content)
+    place: Any = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content

@@ -1,12 +1,13 @@
 """COCO's layout: <folder>/*.jpg, annotations/{instances,panoptic}_<folder>.json, annotations/panoptic_<folder>/*.png.
 
-One kind of annotation is enough; with both a record carries both. Everything may be spread over several archives or
-folders, as COCO publishes it, and lie below a single top folder in each. The panoptic PNGs may also be in
-annotations/panoptic_<folder>.zip: COCO publishes an archive of archives.
+`annotation_files` gives other names. One kind of annotation is enough; with both a record carries both. Everything may
+be spread over several archives or folders, as COCO publishes it, and lie below a single top folder in each. The
+panoptic PNGs may also be in annotations/panoptic_<folder>.zip: COCO publishes an archive of archives.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import defaultdict
@@ -16,28 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.archives import file_names, read_file
-from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE
-from pipeline.data.images.files import image_size, read_colours
-from pipeline.data.images.masks import check_run_lengths
-from pipeline.data.records import Instance, Labelled, Record
+from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
+from pipeline.data.images.masks import shown
+from pipeline.data.records import Record
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from pipeline.params.schema import DatasetConfig
 
-POLYGON_NUMBERS = 6
-"""A polygon of fewer numbers (three points) covers no pixel; pycocotools would take four numbers for a box."""
 
-
-class _Place(NamedTuple):
-    """A source and the name of a file in it."""
-
-    source: Path
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.source.name}: {self.name}"
+_ALIKE = 0.85
+"""How alike (difflib's ratio) names of a category and a class are that are meant to be the same."""
 
 
 class _Listing(NamedTuple):
@@ -46,8 +35,7 @@ class _Listing(NamedTuple):
 
     file: str
     """Archive and name, for messages."""
-    classes: dict[int, int]
-    """Class by category id."""
+    categories: Categories
     images: dict[int, tuple[str, int, int]]
     """File name, height, width."""
     annotations: dict[int, list[str]]
@@ -55,50 +43,29 @@ class _Listing(NamedTuple):
     """File name of the panoptic PNG; empty for instances."""
 
 
-class _Objects(NamedTuple):
-    """A picture's part of an instance listing."""
-
-    file: str
-    classes: dict[int, int]
-    text: str
-    """JSON of its annotations, with commas between them."""
-
-
-class _Panoptic(NamedTuple):
-    """A picture's part of a panoptic listing."""
-
-    file: str
-    classes: dict[int, int]
-    text: str
-    """JSON of its one annotation."""
-    map: _Place
-    """Its PNG of segment ids."""
-
-
 def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[Record]:
     """One record per entry of the annotation files' `images`, by id; files that they do not list are left alone.
 
     Where several sources hold the same file, the first is read. A picture that only the panoptic file lists has no
-    instances of its own. ValueError names the first file that is missing, category that is not among `class_names`,
-    or disagreement with `thing_classes` or between the two annotation files.
+    instances of its own. ValueError names the first file that is missing, what no annotation file may hold, or a
+    disagreement with `thing_classes` or between the two annotation files.
     """
     folder = config.splits[split]
     listed = {source: file_names(source) for source in sources}
-    files = _files(listed, "annotations")
-    names = [f"{label_type}_{folder}.json" for label_type in ("panoptic", "instances")]
-    panoptic, instances = (_listing(*files[name], config) if name in files else None for name in names)
+    panoptic, instances = _listings(config, listed, split)
     listings = [listing for listing in (panoptic, instances) if listing is not None]
-    if not listings:
+    left_out = list(dict.fromkeys(name for listing in listings for name in listing.categories.left_out.values()))
+    if left_out and not any(listing.categories.classes for listing in listings):
         raise ValueError(
-            f"split {split} has neither annotations/{names[0]} nor annotations/{names[1]} in "
-            f"{', '.join(source.name for source in sources) or 'any source: none is listed'} "
-            "(`splits` in params.yaml names the folders; leave out a split that is not there)"
+            f"{listings[0].file} has the categories {', '.join(left_out[:10])}, none of which is among class_names in "
+            "params.yaml"
         )
     images = _files(listed, folder)
-    maps = _files(listed, f"annotations/panoptic_{folder}")
-    if not maps and f"panoptic_{folder}.zip" in files:
-        inner = Path(*files[f"panoptic_{folder}.zip"])
-        maps = _files({inner: file_names(inner)}, f"panoptic_{folder}")
+    maps_folder = config.annotation_path("panoptic_maps", split)
+    maps = _files(listed, maps_folder)
+    if not maps and (packed := _file(listed, f"{maps_folder}.zip")):
+        inner = Path(*packed)
+        maps = _files({inner: file_names(inner)}, maps_folder.rpartition("/")[2])
     found: dict[str, Record] = {}
     for identity in sorted({identity for listing in listings for identity in listing.images}):
         entries = {listing.file: listing.images[identity] for listing in listings if identity in listing.images}
@@ -114,33 +81,63 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         segments = objects = None
         if instances is not None and identity in instances.images:
             text = ",".join(instances.annotations.pop(identity, []))
-            objects = _Objects(instances.file, instances.classes, text)
+            objects = Objects(instances.file, instances.categories, text)
         if panoptic is not None and identity in panoptic.images:
-            segments = _panoptic(panoptic, identity, maps, folder)
+            segments = _panoptic(panoptic, identity, maps, maps_folder)
         label_files = [*([str(segments.map)] if segments else []), *([objects.file] if objects else [])]
         found[name] = Record(
             name=name,
             image_file=str(images[file_name]),
             label_file=" and ".join(label_files),
-            read=partial(_read, images[file_name], (height, width), lister, segments, objects),
+            read=partial(read_labelled, images[file_name], (height, width), lister, segments, objects),
         )
     if not found:
         raise ValueError(f"{listings[0].file} lists no pictures")
     return list(found.values())
 
 
-def _files(listed: Mapping[Path, Sequence[str]], folder: str) -> dict[str, _Place]:
+def _listings(
+    config: DatasetConfig, listed: Mapping[Path, Sequence[str]], split: str
+) -> tuple[_Listing | None, _Listing | None]:
+    """The panoptic and the instance listing of a split. ValueError unless there is one, and those that
+    `annotation_files` names."""
+    paths = {label_type: config.annotation_path(label_type, split) for label_type in ("panoptic", "instances")}
+    places = {label_type: _file(listed, path) for label_type, path in paths.items()}
+    missing = [
+        path for label_type, path in paths.items() if not places[label_type] and label_type in config.annotation_files
+    ]
+    if missing or not any(places.values()):
+        there = ", ".join([name for names in listed.values() for name in names if name.endswith(".json")][:5])
+        wanted = missing[0] if missing else f"{paths['panoptic']} nor {paths['instances']}"
+        raise ValueError(
+            f"split {split} has {'no' if missing else 'neither'} {wanted} in "
+            f"{', '.join(source.name for source in listed) or 'any source: none is listed'}"
+            f"{f', but {there}' if there else ''} "
+            "(`splits` and `annotation_files` in params.yaml give the names; leave out a split that is not there)"
+        )
+    panoptic, instances = (None if place is None else _listing(place, config) for place in places.values())
+    return panoptic, instances
+
+
+def _files(listed: Mapping[Path, Sequence[str]], folder: str) -> dict[str, Place]:
     """Files below `folder`, which may be in a top folder, in all sources: by their path below it."""
     pattern = re.compile(rf"(?:[^/]+/)?{re.escape(folder)}/(.+)")
-    found: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     for source, names in listed.items():
         for name in names:
             if match := pattern.fullmatch(name):
-                found.setdefault(match[1], _Place(source, name))
+                found.setdefault(match[1], Place(source, name))
     return found
 
 
-def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, _Place], folder: str) -> _Panoptic:
+def _file(listed: Mapping[Path, Sequence[str]], path: str) -> Place | None:
+    """The first file called `path`, which may be in a top folder."""
+    pattern = re.compile(rf"(?:[^/]+/)?{re.escape(path)}")
+    places = (Place(source, name) for source, names in listed.items() for name in names if pattern.fullmatch(name))
+    return next(places, None)
+
+
+def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, Place], folder: str) -> Panoptic:
     """What a record needs of a panoptic listing."""
     file_name = listing.images[identity][0]
     texts = listing.annotations.pop(identity, [])
@@ -150,42 +147,108 @@ def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, _Place], fold
         )
     png = listing.maps[identity]
     if png not in maps:
-        raise ValueError(f"{listing.file} lists {png}, but no source has annotations/panoptic_{folder}/{png}")
-    return _Panoptic(listing.file, listing.classes, texts[0], maps[png])
+        raise ValueError(f"{listing.file} lists {png}, but no source has {folder}/{png}")
+    return Panoptic(listing.file, listing.categories, texts[0], maps[png])
 
 
 # Annotation files
 
 
-def _listing(source: Path, name: str, config: DatasetConfig) -> _Listing:
+class _Category(NamedTuple):
+    """A category as an annotation file gives it."""
+
+    id: int
+    name: str
+    thing: bool
+
+
+def _listing(place: Place, config: DatasetConfig) -> _Listing:
     """An annotation file, instances or panoptic. ValueError says what is wrong with it."""
-    listing = _Listing(f"{source.name}: {name}", {}, {}, defaultdict(list), {})
-    categories: list[tuple[int, str, bool]] = []
-    try:
-        text = read_file(source, name).decode("utf-8-sig")
-        for key, entry, entry_text in _elements(text):
+    listing = _Listing(str(place), Categories({}, {}), {}, defaultdict(list), {})
+    categories: dict[int, _Category] = {}
+    used = set[int]()
+    for key, number, entry, text in _entries(place):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError(f"it is {shown(entry)}; it must be a mapping")
             if key == "categories":
                 # the categories of instances do not say so, but all are things
-                categories.append((entry["id"], entry["name"], bool(entry.get("isthing", True))))
+                category = _Category(whole(entry, "id"), words(entry, "name"), flag(entry, "isthing", default=True))
+                if category.id in categories:
+                    raise ValueError(f"the category {categories[category.id].name!r} has its id too; give each its own")
+                categories[category.id] = category
             elif key == "images":
-                if not isinstance(entry["id"], int):
-                    raise TypeError(f"id {entry['id']!r} is not a number")
-                if entry["id"] in listing.images:
-                    raise ValueError(f"{listing.file} lists two pictures with id {entry['id']}")
-                listing.images[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
-            elif key == "annotations":
-                listing.annotations[entry["image_id"]].append(entry_text)
+                identity = whole(entry, "id")
+                if identity in listing.images:
+                    raise ValueError(f"the picture {listing.images[identity][0]} has its id too; give each its own")
+                listing.images[identity] = (words(entry, "file_name"), whole(entry, "height"), whole(entry, "width"))
+            else:
+                identity = whole(entry, "image_id")
+                listing.annotations[identity].append(text)
+                used.update(_category_ids(entry))
                 if "segments_info" in entry:
-                    listing.maps[entry["image_id"]] = entry["file_name"]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{listing.file} is not JSON ({error}); fetch or copy it again") from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{listing.file} is not as COCO writes it: {key}, {error!r}") from None
-    listing.classes.update(_classes(categories, listing.file, config))
+                    listing.maps[identity] = words(entry, "file_name")
+        except ValueError as error:
+            name = f" (id {shown(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+            raise ValueError(f"{place}: entry {number} of {key}{name}: {error}") from None
+    _check_names(list(categories.values()), used, listing.file, config)
+    for category in categories.values():
+        if category.name in config.class_names:
+            listing.categories.classes[category.id] = config.class_names.index(category.name)
+        else:
+            listing.categories.left_out[category.id] = category.name
     unknown = listing.annotations.keys() - listing.images.keys()
     if unknown:
-        raise ValueError(f"{listing.file} has annotations of picture {min(unknown)}, which its `images` do not list")
+        raise ValueError(f"{place} has annotations of picture {min(unknown)}, which its `images` do not list")
     return listing
+
+
+def _category_ids(annotation: Mapping[str, Any]) -> set[int]:
+    """The categories of an annotation or of its segments, as far as they are numbers."""
+    infos = annotation.get("segments_info", [annotation])
+    ids = (info.get("category_id") for info in infos if isinstance(info, dict)) if isinstance(infos, list) else ()
+    return {identity for identity in ids if type(identity) is int}
+
+
+def _check_names(categories: Sequence[_Category], used: set[int], file: str, config: DatasetConfig) -> None:
+    """ValueError where a category's name is that of another, of a class of the other kind, or misspelt. One that is
+    unlike all classes is left out, and a class without category is fine."""
+    names = [category.name for category in categories]
+    for category in categories:
+        name, thing = category.name, category.thing
+        twice = [other.id for other in categories if other.name == name and other.id in used]
+        if len(twice) > 1:
+            raise ValueError(
+                f"{file} has objects of two categories called {name!r}, with the ids {twice[0]} and {twice[1]}; "
+                "give them one id, or two names"
+            )
+        if name in config.class_names and thing != (name in config.thing_classes):
+            raise ValueError(
+                f"{file} has {name!r} as a {'thing' if thing else 'stuff'} category, but thing_classes in params.yaml "
+                f"{'does not list' if thing else 'lists'} it"
+            )
+        if name not in config.class_names:
+            same_kind = (other for other in config.class_names if (other in config.thing_classes) == thing)
+            alike = {other.casefold(): other for other in same_kind if other not in names}
+            if near := difflib.get_close_matches(name.strip().casefold(), alike, n=1, cutoff=_ALIKE):
+                raise ValueError(
+                    f"{file} has the category {name!r}, and class_names in params.yaml has {alike[near[0]]!r}, which "
+                    "is no category; write both alike"
+                )
+
+
+def _entries(place: Place) -> Iterator[tuple[str, int, Any, str]]:
+    """Every category, picture and annotation of a file: key of its list, number from 1, entry, the entry's own text.
+    ValueError for a file that is not JSON, or not COCO's."""
+    data = read_file(*place)
+    number, list_key = 0, ""
+    try:
+        for key, entry, text in _elements(data.decode("utf-8-sig")):
+            number, list_key = number + 1 if key == list_key else 1, key
+            if key in ("categories", "images", "annotations"):
+                yield key, number, entry, text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON ({error}); fetch or copy it again") from None
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
@@ -222,134 +285,3 @@ def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
                 yield key, entry, text[start:at]
                 mark, at = past(at, ",]")
         mark, at = past(at, ",}")
-
-
-def _classes(categories: Sequence[tuple[int, str, bool]], file: str, config: DatasetConfig) -> dict[int, int]:
-    """Class by category id, from id, name and thing flag of every category. A class without category is fine."""
-    for _, name, thing in categories:
-        if name not in config.class_names:
-            raise ValueError(f"{file} has the category {name!r}, which is not among class_names")
-        if thing != (name in config.thing_classes):
-            raise ValueError(
-                f"{file} has {name!r} as a {'thing' if thing else 'stuff'} category, but thing_classes in params.yaml "
-                f"{'does not list' if thing else 'lists'} it"
-            )
-    return {identity: config.class_names.index(name) for identity, name, _ in categories}
-
-
-# One picture
-
-
-def _read(
-    image: _Place, size: tuple[int, int], lister: str, panoptic: _Panoptic | None, objects: _Objects | None
-) -> Labelled:
-    """A picture of `size` (height, width) with its labels."""
-    data = read_file(*image)
-    found = image_size(data, str(image))
-    if found != size:
-        raise ValueError(
-            f"{image} is {found[0]} x {found[1]} (height x width), but {lister} says {size[0]} x {size[1]}"
-        )
-    instances = None if objects is None else _instances(objects, size)
-    if panoptic is None:
-        return Labelled(data, None, None, instances=instances)
-    return Labelled(data, *_segments(panoptic, size), instances)
-
-
-def _instances(objects: _Objects, size: tuple[int, int]) -> tuple[Instance, ...]:
-    found = []
-    for entry in json.loads(f"[{objects.text}]"):
-        try:
-            left, top, width, height = entry["bbox"]
-            found.append(
-                Instance(
-                    class_id=_class_of(entry, objects.classes),
-                    box=(float(left), float(top), float(left + width), float(top + height)),
-                    area=float(entry["area"]),
-                    crowd=bool(entry.get("iscrowd", 0)),  # pycocotools too does without
-                    counts=run_lengths(entry["segmentation"], size),
-                )
-            )
-        except KeyError as error:
-            raise ValueError(f"{objects.file}: annotation {entry.get('id')} has no {error.args[0]}") from None
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{objects.file}: annotation {entry.get('id')}: {error}") from None
-    return tuple(found)
-
-
-def _class_of(entry: Mapping[str, Any], classes: Mapping[int, int]) -> int:
-    if entry["category_id"] not in classes:
-        raise ValueError(f"category_id {entry['category_id']} is not among its `categories`")
-    return classes[entry["category_id"]]
-
-
-def run_lengths(segmentation: Any, size: tuple[int, int]) -> bytes:
-    """COCO's `segmentation` as pycocotools' compressed run lengths at `size` (height, width).
-
-    A list of polygons [x, y, x, y, ...], a dict with run lengths as a list, or one with compressed run lengths.
-    Polygons of fewer than three points cover nothing. Where there are no others, the mask is empty: nothing to train
-    on, but still an annotated object that a detector misses. ValueError gives the reason only.
-    """
-    from pycocotools import mask
-
-    height, width = size
-    if isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= POLYGON_NUMBERS]
-        if polygons:
-            return bytes(mask.merge(mask.frPyObjects(polygons, height, width))["counts"])
-        segmentation = {"size": [height, width], "counts": [height * width]}
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError("its segmentation is neither a list of polygons nor run lengths with size and counts")
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(
-            f"its run lengths are for {' x '.join(map(str, segmentation['size']))} (height x width), "
-            f"its picture is {height} x {width}"
-        )
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        counts = mask.frPyObjects(segmentation, height, width)["counts"]
-    counts = counts.encode() if isinstance(counts, str) else bytes(counts)
-    check_run_lengths(counts, size)
-    return counts
-
-
-def _segments(panoptic: _Panoptic, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...], tuple[bool, ...]]:
-    """Segment indices (h, w) in the order of `segments_info`, with class and crowd flag of each.
-
-    The PNG's ids are R + 256 G + 65536 B; 0 is nothing (COCO's panoptic format).
-    """
-    import numpy as np
-
-    file = str(panoptic.map)
-    try:
-        infos = json.loads(panoptic.text)["segments_info"]
-        known = np.array([0, *(info["id"] for info in infos)], np.int64)
-        classes = tuple(_class_of(info, panoptic.classes) for info in infos)
-        crowd = tuple(bool(info.get("iscrowd", 0)) for info in infos)
-    except KeyError as error:
-        raise ValueError(f"{panoptic.file}: a segment of {file} has no {error.args[0]}") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{panoptic.file}: segments_info of {file}: {error}") from None
-    colours = read_colours(read_file(*panoptic.map), file)
-    if colours.shape[:2] != size:
-        raise ValueError(
-            f"{file} is {colours.shape[0]} x {colours.shape[1]} (height x width), but {panoptic.file} says "
-            f"{size[0]} x {size[1]}"
-        )
-    ids = colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
-    order = np.argsort(known, kind="stable")
-    if (np.diff(known[order]) == 0).any():
-        raise ValueError(f"{panoptic.file}: segments_info of {file} holds an id twice, or 0, which is nothing")
-    place = np.minimum(np.searchsorted(known[order], ids), len(known) - 1)
-    wrong = ids[known[order][place] != ids]
-    if len(wrong):
-        raise ValueError(
-            f"{file} holds id {wrong[0]} on {(wrong == wrong[0]).sum()} pixels, which segments_info in "
-            f"{panoptic.file} does not list"
-        )
-    index = order[place] - 1  # -1: nothing
-    empty = np.flatnonzero(np.bincount(index.ravel() + 1, minlength=len(known))[1:] == 0)
-    if len(empty):
-        raise ValueError(f"{file} has no pixel of segment {known[1 + empty[0]]}, which {panoptic.file} lists")
-    index[index < 0] = IGNORE if len(classes) <= IGNORE else IGNORE_WIDE
-    return index, classes, crowd if any(crowd) else ()

@@ -1,14 +1,52 @@
-"""Masks as run lengths, checked before compiled code reads them."""
+"""Masks as COCO's annotations give them, checked before compiled code reads them, as compressed run lengths."""
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-def check_run_lengths(counts: bytes, size: tuple[int, int]) -> None:
-    """ValueError unless compressed run lengths cover a mask of `size` (height, width) exactly.
+POLYGON_NUMBERS = 6
+"""A polygon of fewer numbers (three points) covers no pixel; pycocotools would take four numbers for a box."""
 
-    pycocotools leaves memory as it was where they cover less. The format (its maskApi.c, rleToString): numbers of 5
-    bits a character from 48 on, low bits first, 32 says that more follow, 16 in the last is the sign; from the
-    fourth number on it is the difference to the last but one.
+OUTSIDE = 1.0
+"""Pixels by which a polygon may leave its picture: rounding, or corners counted from pixels' centres. The mask ends at
+the picture's border."""
+
+LONGEST_OUTLINE = 2**23
+"""Pixels; pycocotools takes about 100 bytes for each."""
+
+
+class Extent(NamedTuple):
+    """What a mask covers."""
+
+    pixels: int
+    box: tuple[float, float, float, float]
+    """x1, y1, x2, y2 (exclusive); zeros where it has no pixel."""
+
+
+def run_lengths(segmentation: Any, size: tuple[int, int]) -> bytes:
+    """COCO's `segmentation` as pycocotools' compressed run lengths at `size` (height, width).
+
+    A list of polygons [x, y, x, y, ...], a dict with run lengths as a list, or one with compressed run lengths.
+    Polygons of fewer than three points cover nothing. Where there are no others, the mask is empty: nothing to train
+    on, but still an annotated object that a detector misses. ValueError gives the reason only.
+    """
+    if isinstance(segmentation, list) and all(isinstance(polygon, list) for polygon in segmentation):
+        return _of_polygons(segmentation, size)
+    if isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
+        return _of_runs(segmentation, size)
+    raise ValueError(
+        f"its segmentation is neither a list of polygons nor run lengths with size and counts: {shown(segmentation)}"
+    )
+
+
+def mask_extent(counts: bytes, size: tuple[int, int]) -> Extent:
+    """What compressed run lengths cover. ValueError unless they are those of a mask of `size` (height, width) exactly.
+
+    pycocotools leaves memory as it was where they cover less, and takes runs of no pixel into a mask's box. The format
+    (its maskApi.c, rleToString): numbers of 5 bits a character from 48 on, low bits first, 32 says that more follow, 16
+    in the last is the sign; from the fourth number on it is the difference to the last but one.
     """
     import numpy as np
 
@@ -24,5 +62,97 @@ def check_run_lengths(counts: bytes, size: tuple[int, int]) -> None:
     lengths -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)
     for first in (1, 2):
         lengths[first::2] = np.cumsum(lengths[first::2])
-    if lengths.min() < 0 or lengths.sum() != size[0] * size[1]:
-        raise ValueError(f"its run lengths do not cover {size[0]} x {size[1]} (height x width) pixels")
+    height, width = size
+    if lengths.min() < 0 or lengths.sum() != height * width:
+        raise ValueError(f"its run lengths do not cover {height} x {width} (height x width) pixels")
+    ends = np.cumsum(lengths)[1::2]  # of the runs inside the mask, which goes down its columns
+    inside = lengths[1::2]
+    first_pixels, last_pixels = ends[inside > 0] - inside[inside > 0], ends[inside > 0] - 1
+    if not len(first_pixels):
+        return Extent(0, (0.0, 0.0, 0.0, 0.0))
+    left, right = first_pixels[0] // height, last_pixels[-1] // height
+    top, bottom = (first_pixels % height).min(), (last_pixels % height).max()
+    if (first_pixels // height < last_pixels // height).any():  # from the bottom of a column to the top of the next
+        top, bottom = 0, height - 1
+    return Extent(int(inside.sum()), (float(left), float(top), float(right + 1), float(bottom + 1)))
+
+
+def shown(value: Any) -> str:
+    """A value for a message, shortened."""
+    return reprlib.repr(value)
+
+
+def _of_polygons(polygons: Sequence[list[Any]], size: tuple[int, int]) -> bytes:
+    from pycocotools import mask
+
+    height, width = size
+    for place, polygon in enumerate(polygons):
+        _check_polygon(polygon, place, size)
+    large = [polygon for polygon in polygons if len(polygon) >= POLYGON_NUMBERS]
+    if large:
+        return bytes(mask.merge(mask.frPyObjects(large, height, width))["counts"])
+    return _compressed([height * width], size)
+
+
+def _check_polygon(polygon: Sequence[Any], place: int, size: tuple[int, int]) -> None:
+    """ValueError unless a polygon is pairs of finite numbers in or beside the picture."""
+    height, width = size
+    for value in polygon:
+        if type(value) not in (int, float):  # a bool is no number here
+            raise ValueError(f"polygon {place} of its segmentation holds {shown(value)}, which is not a number")
+    if len(polygon) % 2:
+        raise ValueError(
+            f"polygon {place} of its segmentation has {len(polygon)} numbers, the last {shown(polygon[-1])}; "
+            "they must be pairs of x and y"
+        )
+    for axis, values, side in (("x", polygon[::2], width), ("y", polygon[1::2], height)):
+        for value in values:
+            if not -OUTSIDE <= value <= side + OUTSIDE:  # NaN is not
+                raise ValueError(
+                    f"polygon {place} of its segmentation has {axis} {shown(value)}, but its picture is {height} x "
+                    f"{width} (height x width)"
+                )
+    # no edge is longer than the picture and what a polygon may leave it by
+    if len(polygon) // 2 * (max(size) + 2 * OUTSIDE) > LONGEST_OUTLINE and _outline(polygon) > LONGEST_OUTLINE:
+        raise ValueError(
+            f"polygon {place} of its segmentation has {len(polygon) // 2:,} points and an outline of more than "
+            f"{LONGEST_OUTLINE:,} pixels"
+        )
+
+
+def _outline(polygon: Sequence[float]) -> float:
+    """Length of a polygon's edges in pixels, each along the axis on which it is longer."""
+    import numpy as np
+
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _of_runs(runs: Mapping[str, Any], size: tuple[int, int]) -> bytes:
+    """Run lengths as a list or compressed, for `size` (height, width)."""
+    sides, counts = runs["size"], runs["counts"]
+    if sides != list(size):
+        said = " x ".join(map(shown, sides)) if isinstance(sides, list) and len(sides) == 2 else shown(sides)
+        raise ValueError(f"its run lengths are for {said} (height x width), its picture is {size[0]} x {size[1]}")
+    if isinstance(counts, list):
+        return _compressed(counts, size)
+    if not isinstance(counts, str):
+        raise ValueError(f"its run lengths have the counts {shown(counts)}; they must be a list, or text if compressed")
+    mask_extent(counts.encode(), size)
+    return counts.encode()
+
+
+def _compressed(counts: Sequence[Any], size: tuple[int, int]) -> bytes:
+    """A list of run lengths, compressed."""
+    from pycocotools import mask
+
+    height, width = size
+    counts = [int(count) if type(count) is float and count.is_integer() else count for count in counts]
+    for count in counts:
+        if type(count) is not int or not 0 <= count <= height * width:
+            raise ValueError(
+                f"its run lengths hold {shown(count)}; they must be whole numbers from 0 to {height * width:,}"
+            )
+    if sum(counts) != height * width:
+        raise ValueError(f"its run lengths do not cover {height} x {width} (height x width) pixels")
+    return bytes(mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"])

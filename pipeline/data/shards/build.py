@@ -29,7 +29,7 @@ from pipeline.data.datasets import cityscapes, coco, folder, shapes
 from pipeline.data.images.codecs import IGNORE
 from pipeline.data.records import Record
 from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
-from pipeline.data.shards.manifest import MadeShards, content_digest, make_manifest, splits_of
+from pipeline.data.shards.manifest import MadeShards, check_things, content_digest, make_manifest, splits_of
 from pipeline.data.shards.sample_sheet import sample_places, sample_sheet
 from pipeline.data.shards.writer import (
     ShardJob,
@@ -113,6 +113,8 @@ def build(
             if job.name in found:
                 shards.add(job, found[job.name].facts)
         _make(work, processes)
+        for split in listed:
+            check_things(dataset, split, [shards.facts[job.name] for job in jobs if job.split == split])
         splits = splits_of(config, jobs, shards)
         target = shards_root / content_digest(splits)[:16]
         write_json(building / "build.json", {"dataset": dataset, "key": key})

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.data.images.codecs import IGNORE
 from pipeline.data.shards.writer import (
+    NAMED,
     ImageLabels,
     ShardFacts,
     ShardJob,
@@ -23,6 +24,7 @@ from pipeline.data.shards.writer import (
 )
 from pipeline.storage.results import (
     CLASS_COLUMNS,
+    EmptyThings,
     FetchedSource,
     ImageSides,
     Manifest,
@@ -51,6 +53,7 @@ class Counts(NamedTuple):
     image_sizes: ImageSides
     bytes: int
     skipped: tuple[SkippedRecord, ...]
+    empty_things: EmptyThings
 
 
 def counted(shards: Sequence[ShardFacts]) -> Counts:
@@ -73,7 +76,30 @@ def counted(shards: Sequence[ShardFacts]) -> Counts:
         image_sizes=ImageSides(height=_spread(heights), width=_spread(widths)),
         bytes=sum(shard.bytes for shard in shards),
         skipped=tuple(record for shard in shards for record in shard.skipped),
+        empty_things=EmptyThings(
+            count=sum(shard.empty.count for shard in shards),
+            first=tuple(name for shard in shards for name in shard.empty.first)[:NAMED],
+        ),
     )
+
+
+def check_things(dataset: str, split: str, shards: Sequence[ShardFacts]) -> None:
+    """ValueError where a split has annotated things and none of them can be a target; a warning where more than
+    MAX_EMPTY of them have no pixel."""
+    things, empty = sum(shard.things for shard in shards), counted(shards).empty_things
+    named = "; ".join(empty.first)
+    if things and not any(shard.targets for shard in shards):
+        raise ValueError(
+            f"none of the {things:,} annotated objects of split {split} of {dataset} can be a target: {empty.count:,} "
+            f"have no pixel, and the others are crowds (`iscrowd`); correct the annotations"
+            f"{f', such as {named}' if named else ''}"
+        )
+    if empty.count > MAX_EMPTY * things:
+        print(
+            f"{dataset} {split}: {empty.count:,} of {things:,} annotated objects have no pixel, and no training sees "
+            f"them: {named}",
+            file=sys.stderr,
+        )
 
 
 def _summed(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -97,6 +123,9 @@ def class_table(manifest: Manifest) -> str:
         table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
     return text.getvalue()
 
+
+MAX_EMPTY = 0.02
+"""Share of a split's things that may be without a pixel before a warning; few are slips of annotators."""
 
 MAX_SKIPPED = 0.05
 """Share of a split's records that `on_error: skip` leaves out at most; more are no slips but a wrong setting."""
@@ -159,6 +188,8 @@ def make_manifest(
         sources=tuple(Source(name=source.name, bytes=source.bytes, sha256=source.sha256) for source in facts),
         samples=dataclasses.replace(samples, path=f"{folder}/{samples.path}"),
         terms=config.terms,
+        empty_things={split: count.empty_things for split, count in counts.items() if count.empty_things.count},
+        left_out=tuple(sorted({name for made in shards.facts.values() for name in made.left_out})),
     )
     return dataclasses.replace(manifest, digest=manifest_digest(manifest))
 

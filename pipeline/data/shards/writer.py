@@ -20,17 +20,20 @@ import pyarrow as pa
 
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
 from pipeline.data.images.files import check_image, image_size
-from pipeline.data.images.masks import check_run_lengths
-from pipeline.data.records import Instance, Labelled, Record
+from pipeline.data.records import Labelled, Record
+from pipeline.data.shards.things import stored_instances, thing_segments
 from pipeline.params.parse import parse
 from pipeline.storage.digests import known_digest
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
-from pipeline.storage.results import Label, SkippedRecord
+from pipeline.storage.results import EmptyThings, Label, SkippedRecord
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath, store_of
 
 Pixels = Literal["encoded", "raw"]
 """How a shard holds pictures and segment ids: as files, small, or decoded, so that a crop touches only its own rows."""
+
+NAMED = 5
+"""Things without a pixel that are named."""
 
 _INSTANCE = pa.struct(
     [
@@ -75,6 +78,12 @@ class Stored(NamedTuple):
     """(classes,) bool: the classes that the picture holds, by its segments or, without segments, by its instances."""
     labels: tuple[Label, ...]
     """Sorted."""
+    targets: int
+    """Things that are no crowd and have a pixel."""
+    empty: tuple[str, ...]
+    """Names of the things whose mask has no pixel."""
+    left_out: tuple[str, ...]
+    """Categories of the picture that the dataset leaves out."""
 
 
 def verify(
@@ -92,28 +101,31 @@ def verify(
     row: dict[str, Any] = {"name": record.name, "image": data, "height": height, "width": width}
     segments, counts = _segments(labelled, record, num_classes, (height, width), pixels)
     row |= segments
-    row["instances"] = None
-    classes = row["segment_classes"]
-    crowd = row["segment_crowd"] or [False] * len(classes or ())
-    owners = [(class_id, flag) for class_id, flag in zip(classes or (), crowd, strict=True) if class_id in things]
-    if labelled.instances is not None:
-        row["instances"] = [
-            _instance(instance, f"{record.label_file}: instance {index}", things, (height, width))
-            for index, instance in enumerate(labelled.instances)
-        ]
-        owners = [(instance["class"], instance["crowd"]) for instance in row["instances"]]
+    if labelled.instances is None:
+        row["instances"], owners = None, thing_segments(row, record, things)
+    else:
+        row["instances"], owners = stored_instances(labelled.instances, record, things, (height, width))
     row["things"] = len(owners)
-    instances = np.bincount([class_id for class_id, flag in owners if not flag], minlength=num_classes)
+    instances = np.bincount([thing.class_id for thing in owners if not thing.crowd], minlength=num_classes)
     held = counts[:-1] > 0
     if labelled.segments is None:
-        held = np.bincount([class_id for class_id, _ in owners], minlength=num_classes) > 0
+        held = np.bincount([thing.class_id for thing in owners], minlength=num_classes) > 0
     given: dict[Label, bool] = {
-        "instances": labelled.instances is not None or (classes is not None and bool(things)),
-        "panoptic": classes is not None,
+        "instances": labelled.instances is not None or (row["segment_classes"] is not None and bool(things)),
+        "panoptic": row["segment_classes"] is not None,
         "semantic": labelled.segments is not None,
     }
     labels = tuple(label_type for label_type, there in given.items() if there)
-    return Stored({**row, "digest": _record_digest(row)}, counts, instances, held, labels)
+    return Stored(
+        row={**row, "digest": _record_digest(row)},
+        pixels=counts,
+        instances=instances,
+        held=held,
+        labels=labels,
+        targets=sum(not (thing.crowd or thing.empty) for thing in owners),
+        empty=tuple(f"{thing.name}, picture {record.name}" for thing in owners if thing.empty),
+        left_out=labelled.left_out,
+    )
 
 
 def _segments(
@@ -165,26 +177,6 @@ def _boxes(ids: np.ndarray, known: int, nothing: int) -> list[int]:
     found = ndimage.find_objects(np.where(ids == nothing, 0, ids.astype(np.int32) + 1), max_label=known)
     boxes = [(0, 0, 0, 0) if at is None else (at[1].start, at[0].start, at[1].stop, at[0].stop) for at in found]
     return [edge for box in boxes for edge in box]
-
-
-def _instance(instance: Instance, what: str, things: frozenset[int], size: tuple[int, int]) -> dict[str, Any]:
-    """A checked instance as stored. ValueError names `what`."""
-    if instance.class_id not in things:
-        raise ValueError(f"{what} has class {instance.class_id}, which is not a thing class")
-    box = np.array(instance.box, np.float32)
-    if not (np.isfinite([*box, instance.area]).all() and (box[2:] >= box[:2]).all() and instance.area >= 0):
-        raise ValueError(f"{what} has the box {instance.box} (x1, y1, x2, y2) and area {instance.area}")
-    try:
-        check_run_lengths(instance.counts, size)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
-    return {
-        "class": instance.class_id,
-        "box": box.tolist(),
-        "area": float(instance.area),
-        "crowd": instance.crowd,
-        "counts": instance.counts,
-    }
 
 
 def _record_digest(row: Mapping[str, Any]) -> str:
@@ -253,6 +245,13 @@ class ShardFacts:
     """Things that are no crowd, of every class."""
     things_per_image: Mapping[int, int]
     """Number of things that are no crowd -> pictures with as many."""
+    things: int
+    """All, crowds included."""
+    targets: int
+    """Things that are no crowd and have a pixel."""
+    empty: EmptyThings
+    left_out: tuple[str, ...]
+    """Categories that the dataset leaves out, sorted."""
     sizes: tuple[tuple[int, int, int], ...]
     """Height, width, pictures of that size."""
     labels: ImageLabels | None
@@ -296,6 +295,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
     sizes: Counter[tuple[int, int]] = Counter()
     labels: ImageLabels | None = None
     skipped: list[SkippedRecord] = []
+    every, targets, empty, left_out = 0, 0, list[str](), set[str]()
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
@@ -312,6 +312,9 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
                 labels = same_labels(labels, ImageLabels(label_types=stored.labels, file=record.image_file))
+                every, targets = every + stored.row["things"], targets + stored.targets
+                empty += stored.empty
+                left_out.update(stored.left_out)
                 del stored  # before the next one is read
                 pa.default_memory_pool().release_unused()
             if on_record is not None:
@@ -324,6 +327,10 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
         images=tuple(images.tolist()),
         instances=tuple(instances.tolist()),
         things_per_image={count: things[count] for count in sorted(things)},
+        things=every,
+        targets=targets,
+        empty=EmptyThings(count=len(empty), first=tuple(empty[:NAMED])),
+        left_out=tuple(sorted(left_out)),
         sizes=tuple((*size, sizes[size]) for size in sorted(sizes)),
         labels=labels,
         skipped=tuple(skipped),

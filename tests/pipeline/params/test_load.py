@@ -121,6 +121,26 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.ade20k.bytes is [-1]; a length is above 0, or 0",
         ),
         (
+            changed("datasets", "nuclei", "class_names", value=["a", "b", "a"]),
+            "datasets.nuclei.class_names has 'a' more than once; name every class once",
+        ),
+        (
+            changed("datasets", "nuclei", "thing_classes", value=["nucleus", "nucleus"]),
+            "datasets.nuclei.thing_classes has 'nucleus' more than once; name every class once",
+        ),
+        (
+            changed("datasets", "nuclei", "annotation_files", value={"instance": "a.json"}),
+            "datasets.nuclei.annotation_files: no annotation file is called 'instance'; did you mean 'instances'?",
+        ),
+        (
+            changed("datasets", "nuclei", "annotation_files", value={"instances": "{fold}/a.json"}),
+            "datasets.nuclei.annotation_files.instances has {fold}; {folder} and {split} are what it may have",
+        ),
+        (
+            changed("datasets", "ade20k", "annotation_files", value={"instances": "a.json"}),
+            "datasets.ade20k.annotation_files is for the layout coco; the layout here is folder",
+        ),
+        (
             changed("datasets", "cityscapes", "login", value="cityscape"),
             "datasets.cityscapes.login is 'cityscape'; did you mean 'cityscapes'?",
         ),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import pickle
@@ -17,55 +16,20 @@ from pipeline.data.datasets import coco
 from pipeline.data.images.codecs import decode_segments
 from pipeline.data.shards import build
 from pipeline.params.schema import DatasetConfig
+from pipeline.provenance.run_key import settings_facts
 from tests.helpers.coco_files import (
-    CAR,
-    COLUMN,
     CONFIG,
-    DOG,
-    IDS,
+    FIRST,
     IMAGES,
     INSTANCES,
     PANOPTIC,
-    SKY,
-    png,
+    changed,
     published,
     write_coco,
 )
-from tests.helpers.images import encoded, image, put, zipped
+from tests.helpers.images import put, zipped
 from tests.helpers.shard_folders import rows
 from tests.helpers.shared import shared
-
-
-def masks(labelled: Any) -> list[np.ndarray]:
-    run_lengths = [{"size": [6, 8], "counts": instance.counts} for instance in labelled.instances]
-    return list(mask.decode(run_lengths).transpose(2, 0, 1))
-
-
-def test_polygons_and_both_kinds_of_run_lengths_become_masks(tmp_path: Path) -> None:
-    records = coco.records(CONFIG, [write_coco(tmp_path, panoptic=None)], "val")
-    assert [record.name for record in records] == ["a", "b"]  # by id: 2, 7
-    labelled = records[0].read()
-    assert labelled.image == encoded(image(6, 8, seed=0), ".jpg")
-    assert (labelled.segments, labelled.segment_classes) == (None, None)
-    # corners are pixel borders: 3 x 2 pixels from (1, 1) and 2 x 2 from (5, 4)
-    polygons = np.zeros((6, 8))
-    polygons[1:3, 1:4] = polygons[4:6, 5:7] = 1
-    for found, expected in zip(masks(labelled), (polygons, COLUMN, COLUMN), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    car, crowd, dog = labelled.instances
-    assert (car.class_id, car.box, car.area, car.crowd) == (1, (1, 1, 7, 6), 9.5, False)
-    assert (crowd.class_id, crowd.box, crowd.area, crowd.crowd) == (2, (0, 0, 1, 6), 6, True)
-    assert (dog.box, dog.crowd) == ((0.5, 0, 1, 6), False)
-    assert records[1].read().instances == ()
-
-
-def test_segments_are_numbered_as_listed_and_zero_is_nothing(tmp_path: Path) -> None:
-    labelled = coco.records(CONFIG, [write_coco(tmp_path, instances=None)], "val")[0].read()
-    expected = np.select([IDS == DOG, IDS == SKY, IDS == CAR], [0, 1, 2], 255)
-    np.testing.assert_array_equal(labelled.segments, expected)
-    assert labelled.segment_classes == (2, 0, 1)
-    assert labelled.segment_crowd == (True, False, False)
-    assert labelled.instances is None
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -107,113 +71,6 @@ def test_pictures_that_the_files_do_not_list_are_left_alone_and_both_lists_are_j
     assert records[1].read().instances is None
 
 
-@pytest.mark.parametrize("polygons", [[], [[1, 1, 4, 1]], [[1, 1], [2, 2, 3, 3]]])
-def test_an_object_without_a_real_polygon_keeps_its_area_and_has_no_mask(tmp_path: Path, polygons: list[Any]) -> None:
-    content = copy.deepcopy(INSTANCES)
-    content["annotations"][0]["segmentation"] = polygons
-    labelled = coco.records(CONFIG, [write_coco(tmp_path, content, None)], "val")[0].read()
-    assert labelled.instances[0].area == 9.5
-    assert masks(labelled)[0].sum() == 0
-
-
-def test_a_polygon_of_two_points_beside_a_real_one_adds_nothing(tmp_path: Path) -> None:
-    content = copy.deepcopy(INSTANCES)
-    content["annotations"][0]["segmentation"] = [[0, 0, 8, 6], [1, 1, 4, 1, 4, 3, 1, 3]]
-    labelled = coco.records(CONFIG, [write_coco(tmp_path, content, None)], "val")[0].read()
-    assert masks(labelled)[0].sum() == 6
-
-
-def changed(content: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
-    """A copy with one value replaced; None takes the key away."""
-    content = copy.deepcopy(content)
-    place: Any = content
-    for key in path[:-1]:
-        place = place[key]
-    if value is None:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    return content
-
-
-FIRST = ("annotations", 0)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("categories", 0, "name"), "bus", "has the category 'bus', which is not among class_names"),
-        (("categories", 0, "name"), "sky", "'sky' as a thing category, but thing_classes in params.yaml does not list"),
-        (("categories", 0, "name"), None, r"is not as COCO writes it: categories, KeyError\('name'\)"),
-        (("images", 0, "height"), None, r"is not as COCO writes it: images, KeyError\('height'\)"),
-        (("images", 0, "id"), 2, "lists two pictures with id 2"),
-        (("images", 0, "id"), "7", "is not as COCO writes it: images, .*'7' is not a number"),
-        (("images", 0, "file_name"), "c.jpg", r"lists c\.jpg, but no source has val2017/c\.jpg"),
-        (("images", 0, "file_name"), "a.jpg", "lists two pictures called a; keep one"),
-        (("images", 1, "width"), 9, r"val2017/a\.jpg is 6 x 8 \(height x width\), but .* says 6 x 9"),
-        ((*FIRST, "image_id"), 4, "has annotations of picture 4, which its `images` do not list"),
-        ((*FIRST, "category_id"), 4, "annotation 11: category_id 4 is not among its `categories`"),
-        ((*FIRST, "area"), None, "annotation 11 has no area"),
-        ((*FIRST, "bbox"), [1, 2, 3], "annotation 11: not enough values"),
-        ((*FIRST, "segmentation"), [1, 2, 3], "annotation 11: its segmentation is neither a list of polygons nor"),
-        ((*FIRST, "segmentation"), {"size": [8, 6], "counts": [48]}, r"run lengths are for 8 x 6 .* picture is 6 x 8"),
-        ((*FIRST, "segmentation"), {"size": [6, 8], "counts": [40]}, "annotation 11: its run lengths do not cover 6 x"),
-        ((*FIRST, "segmentation"), {"size": [6, 8], "counts": [-1, 49]}, "annotation 11: .* out of bounds"),
-        ((*FIRST, "segmentation"), {"size": [6, 8], "counts": ""}, "compressed run lengths are not as pycocotools"),
-        ((*FIRST, "segmentation"), {"size": [6, 8], "counts": "0"}, "annotation 11: its run lengths do not cover"),
-    ],
-)
-def test_what_is_wrong_with_instances_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
-    folder = write_coco(tmp_path / "coco", changed(INSTANCES, *path, value=value), None)
-    with pytest.raises(ValueError, match=message) as caught:
-        coco.records(CONFIG, [folder], "val")[0].read()
-    assert str(caught.value).startswith("coco: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("categories", 2, "isthing"), 1, "'sky' as a thing category, but thing_classes .* does not list it"),
-        (("categories", 1, "isthing"), 0, "'dog' as a stuff category, but thing_classes in params.yaml lists it"),
-        ((*FIRST, "file_name"), "c.png", r"lists c\.png, but no source has annotations/panoptic_val2017/c\.png"),
-        (("annotations", 1, "image_id"), 2, r"has 2 annotations of a\.jpg; panoptic pictures have one"),
-        ((*FIRST, "segments_info"), None, r"has 1 annotations of a\.jpg; panoptic .* with segments_info"),
-        ((*FIRST, "segments_info", 0, "category_id"), 1, r"segments_info of .*a\.png: category_id 1 is not among"),
-        ((*FIRST, "segments_info", 0, "id"), None, r"a segment of .*a\.png has no id"),
-        ((*FIRST, "segments_info", 0, "id"), CAR, r"segments_info of .*a\.png holds an id twice"),
-        ((*FIRST, "segments_info", 0, "id"), 0, r"holds an id twice, or 0, which is nothing"),
-        # two pixels hold the dog's id
-        ((*FIRST, "segments_info", 0, "id"), 9, rf"a\.png holds id {DOG} on 2 pixels, which segments_info .* not list"),
-    ],
-)
-def test_what_is_wrong_with_panoptic_labels_is_named(
-    tmp_path: Path, path: tuple[Any, ...], value: Any, message: str
-) -> None:
-    folder = write_coco(tmp_path / "coco", None, changed(PANOPTIC, *path, value=value))
-    with pytest.raises(ValueError, match=message) as caught:
-        coco.records(CONFIG, [folder], "val")[0].read()
-    assert str(caught.value).startswith("coco: ")
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (png(IDS, "RGBA"), r"a\.png is PNG of mode RGBA; .* mode RGB"),
-        (png(IDS, "L"), r"a\.png is PNG of mode L; .* mode RGB"),
-        (encoded(image(6, 8), ".jpg"), r"a\.png is JPEG of mode RGB"),
-        (png(IDS)[:60], r"a\.png does not decode"),
-        (png(IDS[:5]), r"a\.png is 5 x 8 \(height x width\), but .*panoptic_val2017\.json says 6 x 8"),
-        (png(np.where(IDS == CAR, SKY, IDS)), rf"a\.png has no pixel of segment {CAR}, which .*\.json lists"),
-    ],
-)
-def test_a_wrong_png_is_named(tmp_path: Path, data: bytes, message: str) -> None:
-    folder = write_coco(tmp_path / "coco", None)
-    put(folder / "annotations/panoptic_val2017/a.png", data)
-    with pytest.raises(ValueError, match=message):
-        coco.records(CONFIG, [folder], "val")[0].read()
-
-
 def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def write_wrong(folder: Path) -> None:
         path = folder / "annotations/instances_val2017.json"
@@ -231,6 +88,11 @@ def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
         (wrong_json(lambda data: b"{}"), r"instances_val2017\.json is not JSON"),
         (wrong_json(lambda data: b'{"images": []}'), r"instances_val2017\.json lists no pictures"),
         (wrong_json(lambda data: b"\xff"), r"instances_val2017\.json is not JSON"),
+        (
+            wrong_json(lambda data: b'{"images": ' + b"[" * 100_000),
+            r"_val2017\.json is not JSON \(.*recursion",
+        ),
+        (wrong_json(lambda data: b'{"images": [' + b"1" * 5_000), r"instances_val2017\.json is not JSON \(Exceeds"),
         (lambda folder: (folder / "val2017/b.jpg").unlink(), r"lists b\.jpg, but no source has val2017/b\.jpg"),
         (
             lambda folder: (folder / "annotations/instances_val2017.json").unlink(),
@@ -251,17 +113,97 @@ def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
         coco.records(CONFIG, [folder], "val")
 
 
-def test_compressed_run_lengths_are_checked_as_pycocotools_reads_them() -> None:
-    rng = np.random.default_rng(0)
-    for share in (0, 0.001, 0.1, 0.5, 0.9, 1):
-        drawn = np.asfortranarray(rng.random((300, 211)) < share, np.uint8)
-        counts = mask.encode(drawn)["counts"]
-        coco.check_run_lengths(counts, (300, 211))
-        with pytest.raises(ValueError, match="do not cover"):
-            coco.check_run_lengths(counts, (211, 299))
-    for wrong in (b"\x00", b"\xff", b"o", b"0" + b"o" * 9 + b"0"):
-        with pytest.raises(ValueError, match="compressed run lengths"):
-            coco.check_run_lengths(wrong, (300, 211))
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("categories", 0, "name"), "sky", "'sky' as a thing category, but thing_classes in params.yaml does not list"),
+        (("categories", 0, "name"), None, r"entry 1 of categories \(id 3\): it has no name"),
+        (("categories", 0, "name"), 3, r"entry 1 of categories \(id 3\): its name is 3; it must be text"),
+        (("categories", 0, "isthing"), "no", r"entry 1 of categories \(id 3\): its isthing is 'no'; it must be 0 or 1"),
+        (("categories", 0, "id"), 18, r"entry 2 of categories \(id 18\): the category 'car' has its id too; give each"),
+        (("categories", 0, "id"), "3", r"entry 1 of categories \(id '3'\): its id is '3'; .* number, without quotes"),
+        (("categories", 0, "name"), "dog", "has objects of two categories called 'dog', with the ids 3 and 18; give"),
+        (
+            ("categories", 0, "name"),
+            "Car ",
+            "has the category 'Car ', and class_names .* has 'car', which is",
+        ),
+        (("images", 0, "height"), None, r"entry 1 of images \(id 7\): it has no height"),
+        (("images", 0, "height"), "6", r"entry 1 of images \(id 7\): its height is '6'; .* number, without quotes"),
+        (("images", 0, "width"), float("inf"), r"entry 1 of images \(id 7\): its width is inf; it must be a whole"),
+        (("images", 0, "id"), 2, r"entry 2 of images \(id 2\): the picture b\.jpg has its id too; give each its own"),
+        (("images", 0, "id"), "7", r"entry 1 of images \(id '7'\): its id is '7'; it must be a whole number, without"),
+        (("images", 0, "file_name"), "c.jpg", r"lists c\.jpg, but no source has val2017/c\.jpg"),
+        (
+            ("images", 0, "file_name"),
+            ["b.jpg"],
+            r"entry 1 of images \(id 7\): its file_name is \['b.jpg'\]; it",
+        ),
+        (("images", 0, "file_name"), "a.jpg", "lists two pictures called a; keep one"),
+        (("images", 0), [7], r"entry 1 of images: it is \[7\]; it must be a mapping"),
+        ((*FIRST, "image_id"), 4, "has annotations of picture 4, which its `images` do not list"),
+        (
+            (*FIRST, "image_id"),
+            "2",
+            r"entry 1 of annotations \(id 11\): its image_id is '2'; .*, without quotes",
+        ),
+        (
+            (*FIRST, "image_id"),
+            {},
+            r"entry 1 of annotations \(id 11\): its image_id is \{\}; it must be a whole",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
+    folder = write_coco(tmp_path / "coco", changed(INSTANCES, *path, value=value), None)
+    with pytest.raises(ValueError, match=message) as caught:
+        coco.records(CONFIG, [folder], "val")
+    assert str(caught.value).startswith("coco: annotations/instances_val2017.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_category_that_no_object_has_may_have_the_name_of_another(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "dog"}, *INSTANCES["categories"]]
+    folder = write_coco(tmp_path, {**INSTANCES, "categories": categories}, None)
+    found = coco.records(CONFIG, [folder], "val")[0].read().instances
+    assert [instance.class_id for instance in found] == [1, 2, 2]
+
+
+def test_class_names_that_name_no_category_are_an_error(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, class_names=("bus", "tram"), thing_classes=("bus", "tram"))
+    with pytest.raises(ValueError, match="has the categories car, dog, sky, none of which is among class_names"):
+        coco.records(config, [write_coco(tmp_path)], "val")
+
+
+OTHER_NAMES = {
+    "instances": "{folder}/_annotations.coco.json",
+    "panoptic": "labels/{split}.json",
+    "panoptic_maps": "labels/maps",
+}
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_annotation_files_may_have_other_names(tmp_path: Path, archived: bool) -> None:
+    expected = [record.read() for record in coco.records(CONFIG, [write_coco(tmp_path / "coco")], "val")]
+    renamed = write_coco(tmp_path / "renamed/top")
+    (renamed / "labels").mkdir()
+    (renamed / "annotations/instances_val2017.json").rename(renamed / "val2017/_annotations.coco.json")
+    (renamed / "annotations/panoptic_val2017.json").rename(renamed / "labels/val.json")
+    (renamed / "annotations/panoptic_val2017").rename(renamed / "labels/maps")
+    source = zipped(renamed.parent, tmp_path / "renamed.zip") if archived else renamed
+    config = dataclasses.replace(CONFIG, annotation_files=OTHER_NAMES)
+    for record, other in zip(coco.records(config, [source], "val"), expected, strict=True):
+        found = record.read()
+        np.testing.assert_array_equal(found.segments, other.segments)
+        assert found._replace(segments=None) == other._replace(segments=None)
+    with pytest.raises(ValueError, match=r"has no labels/val\.json in coco, but annotations/inst.*annotation_files"):
+        coco.records(config, [tmp_path / "coco"], "val")
+
+
+def test_other_names_are_in_the_key_of_shards_and_cocos_own_are_not() -> None:
+    assert "annotation_files" not in settings_facts(CONFIG)
+    renamed = dataclasses.replace(CONFIG, annotation_files=OTHER_NAMES)
+    assert settings_facts(renamed)["annotation_files"] == OTHER_NAMES
 
 
 # Shards

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.data.shards import writer
 from pipeline.data.shards.manifest import class_table, counted, manifest_digest
 from pipeline.storage.files import sha256
-from pipeline.storage.results import ImageSides, Manifest, Samples, Source
+from pipeline.storage.results import EmptyThings, ImageSides, Manifest, Samples, Source
 from tests.helpers.images import write_folder
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.shard_folders import build, facts_of
@@ -76,6 +76,10 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
         images=(1, 0),
         instances=(4, 0),
         things_per_image={0: 1, 10: 2},
+        things=21,
+        targets=20,
+        empty=EmptyThings(count=1, first=("a.json: annotation 1, picture a",)),
+        left_out=(),
         sizes=((5, 9, 3),),
         labels=None,
         skipped=(),
@@ -87,3 +91,4 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
     assert list(counts.things_per_image.items()) == [(0, 1), (2, 1), (10, 3)]
     assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
     assert (counts.instances, counts.bytes) == ((8, 0), 20)
+    assert counts.empty_things == EmptyThings(count=2, first=("a.json: annotation 1, picture a",) * 2)
