@@ -54,12 +54,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     listed = {source: file_names(source) for source in sources}
     panoptic, instances = _listings(config, listed, split)
     listings = [listing for listing in (panoptic, instances) if listing is not None]
-    left_out = list(dict.fromkeys(name for listing in listings for name in listing.categories.left_out.values()))
-    if left_out and not any(listing.categories.classes for listing in listings):
-        raise ValueError(
-            f"{listings[0].file} has the categories {', '.join(left_out[:10])}, none of which is among class_names in "
-            "params.yaml"
-        )
+    _check_some_classes(listings)
     images = _files(listed, folder)
     maps_folder = config.annotation_path("panoptic_maps", split)
     maps = _files(listed, maps_folder)
@@ -117,6 +112,16 @@ def _listings(
         )
     panoptic, instances = (None if place is None else _listing(place, config) for place in places.values())
     return panoptic, instances
+
+
+def _check_some_classes(listings: Sequence[_Listing]) -> None:
+    """ValueError where there are categories, and all of them are left out."""
+    left_out = list(dict.fromkeys(name for listing in listings for name in listing.categories.left_out.values()))
+    if left_out and not any(listing.categories.classes for listing in listings):
+        raise ValueError(
+            f"{listings[0].file} has the categories {', '.join(left_out[:10])}, none of which is among class_names in "
+            "params.yaml"
+        )
 
 
 def _files(listed: Mapping[Path, Sequence[str]], folder: str) -> dict[str, Place]:

@@ -99,9 +99,14 @@ def whole(entry: Mapping[str, Any], key: str) -> int:
 def words(entry: Mapping[str, Any], key: str) -> str:
     """A text of an entry."""
     value = _given(entry, key)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or _has_surrogate(value):
         raise ValueError(f"its {key} is {shown(value)}; it must be text")
     return value
+
+
+def _has_surrogate(value: str) -> bool:
+    """Whether a text holds half of a UTF-16 pair, which no file's name and no terminal can show."""
+    return any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def flag(entry: Mapping[str, Any], key: str, *, default: bool) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
 
 POLYGON_NUMBERS = 6
 """A polygon of fewer numbers (three points) covers no pixel; pycocotools would take four numbers for a box."""
@@ -44,37 +47,55 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> bytes:
 def mask_extent(counts: bytes, size: tuple[int, int]) -> Extent:
     """What compressed run lengths cover. ValueError unless they are those of a mask of `size` (height, width) exactly.
 
-    pycocotools leaves memory as it was where they cover less, and takes runs of no pixel into a mask's box. The format
-    (its maskApi.c, rleToString): numbers of 5 bits a character from 48 on, low bits first, 32 says that more follow, 16
-    in the last is the sign; from the fourth number on it is the difference to the last but one.
+    pycocotools takes runs of no pixel into a mask's box.
+    """
+    import numpy as np
+
+    lengths = _lengths(counts, size)
+    inside = lengths[1::2]  # the mask's runs go down its columns
+    there = inside > 0
+    if not there.any():
+        return Extent(0, (0.0, 0.0, 0.0, 0.0))
+    after = np.cumsum(lengths)[1::2][there]
+    left, top = np.divmod(after - inside[there], size[0])
+    right, bottom = np.divmod(after - 1, size[0])
+    if (left < right).any():  # from the bottom of a column to the top of the next
+        rows = (0, size[0])
+    else:
+        rows = (top.min(), bottom.max() + 1)
+    return Extent(int(inside.sum()), (float(left[0]), float(rows[0]), float(right[-1] + 1), float(rows[1])))
+
+
+def mask_pixels(counts: bytes, size: tuple[int, int]) -> int:
+    """The pixels that compressed run lengths cover. ValueError as `mask_extent`."""
+    return int(_lengths(counts, size)[1::2].sum())
+
+
+def _lengths(counts: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Compressed run lengths as numbers, checked: pycocotools leaves memory as it was where they cover less.
+
+    The format (its maskApi.c, rleToString): numbers of 5 bits a character from 48 on, low bits first, 32 says that more
+    follow, 16 in the last is the sign; from the fourth number on it is the difference to the last but one.
     """
     import numpy as np
 
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = codes & 32 == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("its compressed run lengths are not as pycocotools writes them")
-    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(codes)) - np.repeat(starts, np.diff([*starts, len(codes)]))
-    if place.max() > 6:  # 5 * 7 bits are more than 32
+    lasts = np.flatnonzero(codes < 32)
+    starts = np.zeros_like(lasts)
+    starts[1:] = lasts[:-1] + 1
+    digits = lasts - starts + 1
+    if digits.max() > 7:  # 5 * 7 bits are more than 32
         raise ValueError("its compressed run lengths hold a number of more than 32 bits")
+    place = np.arange(len(codes)) - np.repeat(starts, digits)
     lengths = np.add.reduceat((codes & 31) << 5 * place, starts)
-    lengths -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    lengths -= (codes[lasts] & 16) >> 4 << 5 * digits
     for first in (1, 2):
-        lengths[first::2] = np.cumsum(lengths[first::2])
-    height, width = size
-    if lengths.min() < 0 or lengths.sum() != height * width:
-        raise ValueError(f"its run lengths do not cover {height} x {width} (height x width) pixels")
-    ends = np.cumsum(lengths)[1::2]  # of the runs inside the mask, which goes down its columns
-    inside = lengths[1::2]
-    first_pixels, last_pixels = ends[inside > 0] - inside[inside > 0], ends[inside > 0] - 1
-    if not len(first_pixels):
-        return Extent(0, (0.0, 0.0, 0.0, 0.0))
-    left, right = first_pixels[0] // height, last_pixels[-1] // height
-    top, bottom = (first_pixels % height).min(), (last_pixels % height).max()
-    if (first_pixels // height < last_pixels // height).any():  # from the bottom of a column to the top of the next
-        top, bottom = 0, height - 1
-    return Extent(int(inside.sum()), (float(left), float(top), float(right + 1), float(bottom + 1)))
+        lengths[first::2] = lengths[first::2].cumsum()
+    if lengths.min() < 0 or lengths.sum() != size[0] * size[1]:
+        raise ValueError(f"its run lengths do not cover {size[0]} x {size[1]} (height x width) pixels")
+    return lengths
 
 
 def shown(value: Any) -> str:
@@ -138,7 +159,7 @@ def _of_runs(runs: Mapping[str, Any], size: tuple[int, int]) -> bytes:
         return _compressed(counts, size)
     if not isinstance(counts, str):
         raise ValueError(f"its run lengths have the counts {shown(counts)}; they must be a list, or text if compressed")
-    mask_extent(counts.encode(), size)
+    mask_pixels(counts.encode(), size)
     return counts.encode()
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.images.masks import mask_extent
+from pipeline.data.images.masks import mask_pixels
 from pipeline.data.records import Instance, Record
 
 
@@ -64,6 +64,6 @@ def _check_instance(instance: Instance, name: str, things: frozenset[int], size:
     if not (np.isfinite([*box, instance.area]).all() and (box[2:] >= box[:2]).all() and instance.area >= 0):
         raise ValueError(f"{name} has the box {instance.box} (x1, y1, x2, y2) and area {instance.area}")
     try:
-        return mask_extent(instance.counts, size).pixels
+        return mask_pixels(instance.counts, size)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

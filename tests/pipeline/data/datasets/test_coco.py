@@ -139,6 +139,7 @@ def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
             ["b.jpg"],
             r"entry 1 of images \(id 7\): its file_name is \['b.jpg'\]; it",
         ),
+        (("images", 0, "file_name"), "b\ud800.jpg", r"its file_name is 'b\\ud800\.jpg'; it must be text"),
         (("images", 0, "file_name"), "a.jpg", "lists two pictures called a; keep one"),
         (("images", 0), [7], r"entry 1 of images: it is \[7\]; it must be a mapping"),
         ((*FIRST, "image_id"), 4, "has annotations of picture 4, which its `images` do not list"),
