@@ -91,7 +91,7 @@ def check_things(dataset: str, split: str, shards: Sequence[ShardFacts]) -> None
     if things and not any(shard.targets for shard in shards):
         raise ValueError(
             f"none of the {things:,} annotated objects of split {split} of {dataset} can be a target: {empty.count:,} "
-            f"have no pixel, and the others are crowds (`iscrowd`); correct the annotations"
+            f"have no pixel, {things - empty.count:,} are crowds (`iscrowd`); correct the annotations"
             f"{f', such as {named}' if named else ''}"
         )
     if empty.count > MAX_EMPTY * things:
