@@ -44,6 +44,8 @@ class Labelled(NamedTuple):
     """None: the dataset has no instance labels of its own, and the segments of things are the instances."""
     left_out: tuple[str, ...] = ()
     """Categories of its objects and segments that `class_names` leaves out, sorted."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the picture that masks were made for; None: the segments show it."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 from pipeline.params.parse import pick
 from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Row, VerdictConfig
 
+MOST_PIXELS = 2**30
+"""Of an image that OpenCV decodes."""
+
 
 def check_dataset(data: DatasetConfig, at: str) -> None:
     for key, unit in (("bytes", "lengths"), ("sha256", "digests")):
@@ -17,6 +20,10 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
             raise ValueError(f"{at}.{key} lists {count} {unit} for {len(data.sources)} sources; give one each, or none")
     if any(size < 0 for size in data.bytes):
         raise ValueError(f"{at}.bytes is {list(data.bytes)}; a length is above 0, or 0 where it is not known")
+    if data.value_range is not None and data.value_range[0] >= data.value_range[1]:
+        raise ValueError(f"{at}.value_range is {list(data.value_range)}; it must be two numbers that rise")
+    if not 0 < data.max_pixels <= MOST_PIXELS:
+        raise ValueError(f"{at}.max_pixels is {data.max_pixels}; it must be 1 to {MOST_PIXELS} (OpenCV's limit)")
     for key in ("sources", "mirrors"):
         for index, place in enumerate(getattr(data, key)):
             if "://" in place and "@" in urlsplit(place).netloc:  # not quoted: this message may be logged

@@ -59,6 +59,14 @@ class DatasetConfig:
     pixels: Literal["encoded", "raw"] = "encoded"
     """How shards hold pictures. encoded: as published; raw: decoded, many times the bytes, but a crop is read without
     the rest of its picture."""
+    exif: Literal["apply", "ignore"] = field(default="apply", metadata={OFF: "apply"})
+    """Whether pictures are turned as their EXIF orientation (in TIFF a tag) says. ignore: labels were drawn on the
+    pixels as they are stored."""
+    value_range: tuple[float, float] | None = field(default=None, metadata={OFF: None})
+    """Values that become 0 and 255, for pictures of more than 8 bits or of floats; those of 8 bits stay as they are.
+    None: 16-bit values lose their lower byte; if all are below 4096, or of another type, they are an error."""
+    max_pixels: int = 180_000_000
+    """Larger pictures and labels are refused before they are decoded. Sharding takes 40 bytes for every pixel."""
     on_error: Literal["stop", "skip"] = "stop"
     """What happens at a record that does not decode or whose labels are wrong. skip: it is left out and listed in the
     manifest; more than a twentieth of a split stops all the same."""

@@ -44,7 +44,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
             name=name,
             image_file=f"{image_source.name}: {images[name]}",
             label_file=f"{label_source.name}: {labels[name]}",
-            read=partial(_read, image_source, images[name], label_source, labels[name]),
+            read=partial(_read, image_source, images[name], label_source, labels[name], config.max_pixels),
         )
         for name in sorted(images)
     ]
@@ -65,11 +65,11 @@ def _find(sources: Sequence[Path], top: str, folder: str, suffix: str) -> tuple[
     raise problem
 
 
-def _read(image_source: Path, image: str, label_source: Path, label: str) -> Labelled:
+def _read(image_source: Path, image: str, label_source: Path, label: str, max_pixels: int) -> Labelled:
     import numpy as np
 
     lookup = np.full(256, IGNORE, np.int16)
     lookup[list(TRAIN_IDS)] = np.arange(len(TRAIN_IDS))
     file = f"{label_source.name}: {label}"
-    labels = read_labels(read_file(label_source, label), file)
+    labels = read_labels(read_file(label_source, label), file, max_pixels)
     return Labelled(read_file(image_source, image), class_ids(labels, lookup, file, known="0 to 255"), None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.archives import file_names, read_file
 from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
+from pipeline.data.images.image_files import ImageReading
 from pipeline.data.images.masks import shown
 from pipeline.data.records import Record
 
@@ -62,6 +63,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         inner = Path(*packed)
         maps = _files({inner: file_names(inner)}, maps_folder.rpartition("/")[2])
     found: dict[str, Record] = {}
+    reading = ImageReading.of(config)
     for identity in sorted({identity for listing in listings for identity in listing.images}):
         entries = {listing.file: listing.images[identity] for listing in listings if identity in listing.images}
         lister, (file_name, height, width) = next(iter(entries.items()))
@@ -84,7 +86,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
             name=name,
             image_file=str(images[file_name]),
             label_file=" and ".join(label_files),
-            read=partial(read_labelled, images[file_name], (height, width), lister, segments, objects),
+            read=partial(read_labelled, images[file_name], (height, width), lister, segments, objects, reading),
         )
     if not found:
         raise ValueError(f"{listings[0].file} lists no pictures")

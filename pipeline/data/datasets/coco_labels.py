@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.archives import read_file
 from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE
-from pipeline.data.images.files import image_size, read_colours
+from pipeline.data.images.files import read_colours
+from pipeline.data.images.image_files import ImageReading, image_size, turned_hint
 from pipeline.data.images.masks import OUTSIDE, Extent, mask_extent, run_lengths, shown
 from pipeline.data.records import Instance, Labelled
 
@@ -66,20 +67,27 @@ class Panoptic(NamedTuple):
 
 
 def read_labelled(
-    image: Place, size: tuple[int, int], lister: str, panoptic: Panoptic | None, objects: Objects | None
+    image: Place,
+    size: tuple[int, int],
+    lister: str,
+    panoptic: Panoptic | None,
+    objects: Objects | None,
+    reading: ImageReading,
 ) -> Labelled:
     """A picture of `size` (height, width) with its labels. ValueError names the file that is wrong."""
     data = read_file(*image)
-    found = image_size(data, str(image))
+    found = image_size(data, str(image), reading)
     if found != size:
         raise ValueError(
             f"{image} is {found[0]} x {found[1]} (height x width), but {lister} says {size[0]} x {size[1]}"
+            f"{turned_hint(found, size, reading.exif)}"
         )
     instances, left_out = (None, set[str]()) if objects is None else _instances(objects, size)
     if panoptic is None:
-        return Labelled(data, None, None, instances=instances, left_out=tuple(sorted(left_out)))
+        return Labelled(data, None, None, instances=instances, left_out=tuple(sorted(left_out)), size=size)
     infos, others = _segment_infos(panoptic)
-    return Labelled(data, *_segments(panoptic, infos, size), instances, tuple(sorted(left_out | others)))
+    segments = _segments(panoptic, infos, size, reading.max_pixels)
+    return Labelled(data, *segments, instances, tuple(sorted(left_out | others)), size)
 
 
 # Values of annotations. A ValueError gives the reason only.
@@ -235,7 +243,7 @@ def _segment_infos(panoptic: Panoptic) -> tuple[list[_Segment], set[str]]:
 
 
 def _segments(
-    panoptic: Panoptic, infos: Sequence[_Segment], size: tuple[int, int]
+    panoptic: Panoptic, infos: Sequence[_Segment], size: tuple[int, int], max_pixels: int
 ) -> tuple[np.ndarray, tuple[int, ...], tuple[bool, ...]]:
     """Segment indices (h, w) in the order of `segments_info`, with class and crowd flag of each. Pixels of segments
     that are left out belong to nothing.
@@ -246,7 +254,7 @@ def _segments(
 
     file = str(panoptic.map)
     known = np.array([0, *(info.id for info in infos)], np.int64)
-    colours = read_colours(read_file(*panoptic.map), file)
+    colours = read_colours(read_file(*panoptic.map), file, max_pixels)
     if colours.shape[:2] != size:
         raise ValueError(
             f"{file} is {colours.shape[0]} x {colours.shape[1]} (height x width), but {panoptic.file} says "

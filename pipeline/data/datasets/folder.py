@@ -68,7 +68,7 @@ def _by_stem(names: Sequence[str], prefix: str, suffixes: tuple[str, ...], sourc
 
 def _read(source: Path, image: str, label: str, config: DatasetConfig) -> Labelled:
     file = f"{source.name}: {label}"
-    labels = read_labels(read_file(source, label), file)
+    labels = read_labels(read_file(source, label), file, config.max_pixels)
     known = f"0 to {len(config.class_names) - 1} with ignore_label {config.ignore_label}"
     if config.label_offset:
         known += f" after adding label_offset {config.label_offset}"

@@ -24,7 +24,7 @@ def decode_image(data: Any, file: str) -> np.ndarray:
     """Picture bytes (any buffer) as (h, w, 3) uint8 RGB, turned as its EXIF tag says. ValueError names `file`."""
     import cv2
 
-    image = _decoded(data, cv2.IMREAD_COLOR_RGB)
+    image = decoded(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError(f"{file} does not decode; it is truncated or not a picture")
     return image
@@ -34,7 +34,7 @@ def decode_segments(data: Any, file: str) -> np.ndarray:
     """Segment ids stored as PNG, (h, w) uint8 with 255, or uint16 with 65535, for nothing. ValueError names `file`."""
     import cv2
 
-    ids = _decoded(data, cv2.IMREAD_UNCHANGED)
+    ids = decoded(data, cv2.IMREAD_UNCHANGED)
     if ids is None:
         raise ValueError(f"{file}: the segments do not decode; the shard is altered")
     return ids
@@ -55,8 +55,9 @@ def encode_segments(ids: np.ndarray) -> bytes:
     return bytes(data.tobytes())
 
 
-def _decoded(data: Any, flags: int) -> np.ndarray | None:
-    """None where OpenCV cannot decode, or will not: it raises at absurd sizes."""
+def decoded(data: Any, flags: int) -> np.ndarray | None:
+    """Picture bytes as OpenCV decodes them with these flags; None where it cannot, or will not: it raises at absurd
+    sizes."""
     import cv2
 
     try:

@@ -1,25 +1,22 @@
-"""Pictures and labels as files of a dataset: read to the last byte, or refused in a sentence that names the file."""
+"""Labels as files of a dataset: read to the last byte, or refused in a sentence that names the file."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
+
+from pipeline.data.images.image_files import MAX_PIXELS, opened
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def read_labels(data: bytes, file: str) -> np.ndarray:
+def read_labels(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Ids of a label PNG, (h, w) uint8, uint16 or int32; of a palette its indices. ValueError names `file`."""
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            file_format, ids, bands = image.format, np.asarray(image), len(image.getbands())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
+    with opened(data, file, max_pixels) as image:
+        image.load()
+        file_format, ids, bands = image.format, np.asarray(image), len(image.getbands())
     if file_format != "PNG" or bands != 1:
         raise ValueError(
             f"{file} is {file_format} with {bands} channels; labels are PNG files with one channel of class ids"
@@ -32,44 +29,16 @@ def read_labels(data: bytes, file: str) -> np.ndarray:
     return ids
 
 
-def read_colours(data: bytes, file: str) -> np.ndarray:
+def read_colours(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A PNG of 8-bit red, green and blue, (h, w, 3) uint8. ValueError names `file`."""
     import numpy as np
-    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            file_format, mode, colours = image.format, image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
+    with opened(data, file, max_pixels) as image:
+        image.load()
+        file_format, mode, colours = image.format, image.mode, np.asarray(image)
     if (file_format, mode) != ("PNG", "RGB"):
         raise ValueError(f"{file} is {file_format} of mode {mode}; panoptic segment ids are PNG files of mode RGB")
     return colours
-
-
-def image_size(data: bytes, file: str) -> tuple[int, int]:
-    """(height, width) of a picture, turned as its EXIF tag says, without decoding it. ValueError names `file`."""
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
-    return (width, height) if turned else (height, width)
-
-
-def check_image(data: bytes, file: str) -> None:
-    """Decode a picture to its last byte. ValueError names `file`: OpenCV fills what a torn file lacks with grey."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{file} does not decode ({error}); it is truncated or not a picture") from None
 
 
 def class_ids(labels: np.ndarray, lookup: np.ndarray, file: str, *, known: str) -> np.ndarray:

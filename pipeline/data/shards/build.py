@@ -27,6 +27,7 @@ import numpy as np
 from pipeline.compute.resources import share
 from pipeline.data.datasets import cityscapes, coco, folder, shapes
 from pipeline.data.images.codecs import IGNORE
+from pipeline.data.images.image_files import ImageReading
 from pipeline.data.records import Record
 from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
 from pipeline.data.shards.manifest import MadeShards, check_things, content_digest, make_manifest, splits_of
@@ -76,6 +77,7 @@ _SHAPES_NO_RECORD = (
     "accept_terms",
     "shard_mib",
     "on_error",
+    "max_pixels",
 )
 """Fields of DatasetConfig that do not decide the bytes of a record."""
 
@@ -163,12 +165,13 @@ def _plan(
     """The shards: every split's records in order, in runs of equal length that should take about `shard_mib`; and the
     bytes expected of a record, by split, from some that are spread over it."""
     things = frozenset(config.class_names.index(name) for name in config.thing_classes)
+    reading = ImageReading.of(config)
     jobs, record_bytes = [], {}
     for split, records in listed.items():
         sizes = []
         for place in np.linspace(0, len(records) - 1, min(_SAMPLED, len(records))).round().astype(int).tolist():
             with contextlib.suppress(ValueError):  # the shard that holds it will say so
-                sizes.append(expected_bytes(records[place], config.pixels))
+                sizes.append(expected_bytes(records[place], config.pixels, reading))
         record_bytes[split] = float(np.mean(sizes)) if sizes else float(_MIB)
         per_shard = max(1, round(config.shard_mib * _MIB / record_bytes[split]))
         count = math.ceil(len(records) / per_shard)
@@ -185,6 +188,7 @@ def _plan(
                     on_error=config.on_error,
                     sources=sources,
                     archives=archives,
+                    reading=reading,
                 )
             )
     return jobs, record_bytes

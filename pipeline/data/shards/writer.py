@@ -18,8 +18,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, encode_segments
-from pipeline.data.images.files import check_image, image_size
+from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, encode_segments
+from pipeline.data.images.image_files import (
+    AS_FILES_SAY,
+    ImageReading,
+    image_size,
+    loaded_image,
+    memory_said,
+    stored_image,
+    turned_hint,
+)
 from pipeline.data.records import Labelled, Record
 from pipeline.data.shards.things import stored_instances, thing_segments
 from pipeline.params.parse import parse
@@ -48,7 +56,8 @@ _INSTANCE = pa.struct(
 SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
-        # encoded: the file as published; raw: height * width * 3 bytes, RGB rows from the top, turned as EXIF says
+        # encoded: the file as published, or a PNG where decode_image would not read it as the dataset's settings say;
+        # raw: height * width * 3 bytes, RGB rows from the top
         pa.field("image", pa.binary(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
@@ -87,19 +96,32 @@ class Stored(NamedTuple):
 
 
 def verify(
-    record: Record, num_classes: int, things: frozenset[int] = frozenset(), *, pixels: Pixels = "encoded"
+    record: Record,
+    num_classes: int,
+    things: frozenset[int] = frozenset(),
+    *,
+    pixels: Pixels = "encoded",
+    reading: ImageReading = AS_FILES_SAY,
 ) -> Stored:
     """Read a record and check all of it: the picture decodes to its end, sizes agree, ids are known, masks are whole.
 
-    things: classes with countable instances. ValueError names the file that is wrong.
+    things: classes with countable instances. ValueError names the file that is wrong, or too large for the memory.
     """
+    with memory_said(record.image_file):
+        return _verified(record, num_classes, things, pixels, reading)
+
+
+def _verified(
+    record: Record, num_classes: int, things: frozenset[int], pixels: Pixels, reading: ImageReading
+) -> Stored:
     labelled = record.read()
-    check_image(labelled.image, record.image_file)
-    decoded = decode_image(labelled.image, record.image_file)
+    image = stored_image(labelled.image, record.image_file, reading)
+    decoded = loaded_image(image, record.image_file)
     height, width = decoded.shape[:2]
-    data = decoded.tobytes() if pixels == "raw" else labelled.image
+    _check_size((height, width), labelled, record, reading)
+    data = decoded.tobytes() if pixels == "raw" else image
     row: dict[str, Any] = {"name": record.name, "image": data, "height": height, "width": width}
-    segments, counts = _segments(labelled, record, num_classes, (height, width), pixels)
+    segments, counts = _segments(labelled, record, num_classes, pixels)
     row |= segments
     if labelled.instances is None:
         row["instances"], owners = None, thing_segments(row, record, things)
@@ -128,8 +150,18 @@ def verify(
     )
 
 
+def _check_size(size: tuple[int, int], labelled: Labelled, record: Record, reading: ImageReading) -> None:
+    """ValueError unless labels and picture have the same height and width."""
+    for made_for in (labelled.size, None if labelled.segments is None else labelled.segments.shape):
+        if made_for not in (None, size):
+            raise ValueError(
+                f"{record.label_file} is {made_for[0]} x {made_for[1]} (height x width), but its picture "
+                f"{record.image_file} is {size[0]} x {size[1]}{turned_hint(size, made_for, reading.exif)}"
+            )
+
+
 def _segments(
-    labelled: Labelled, record: Record, num_classes: int, size: tuple[int, int], layout: Pixels
+    labelled: Labelled, record: Record, num_classes: int, layout: Pixels
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The fields of a row that hold checked segments, and their pixels by class, then of none."""
 
@@ -139,11 +171,6 @@ def _segments(
         if labelled.instances is None:
             raise ValueError(f"{record.label_file} has neither segments nor instances")
         return dict.fromkeys(("segments", "segment_classes", "segment_crowd", "segment_boxes")), pixels
-    if ids.shape != size:
-        raise ValueError(
-            f"{record.label_file} is {ids.shape[0]} x {ids.shape[1]} (height x width), but its picture "
-            f"{record.image_file} is {size[0]} x {size[1]}"
-        )
     known = num_classes if classes is None else len(classes)
     nothing = IGNORE if known <= IGNORE else IGNORE_WIDE
     if ids.min() < 0 or ids.max() > nothing:
@@ -186,10 +213,14 @@ def _record_digest(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps({**row, **images, "instances": instances}, sort_keys=True).encode()).hexdigest()
 
 
-def expected_bytes(record: Record, pixels: Pixels) -> int:
+def expected_bytes(record: Record, pixels: Pixels, reading: ImageReading = AS_FILES_SAY) -> int:
     """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
-    labelled = record.read()
-    height, width = image_size(labelled.image, record.image_file)
+    with memory_said(record.image_file):
+        return _expected_bytes(record.read(), record, pixels, reading)
+
+
+def _expected_bytes(labelled: Labelled, record: Record, pixels: Pixels, reading: ImageReading) -> int:
+    height, width = image_size(labelled.image, record.image_file, reading)
     size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns
     if labelled.segments is not None:
         wide = len(labelled.segment_classes or ()) > IGNORE
@@ -218,6 +249,7 @@ class ShardJob:
     """The dataset's archives and folders, as files of this host."""
     archives: tuple[tuple[str, str], ...] = ()
     """Path under the storage root and SHA-256 of the archives that `sources` are, or are this host's copies of."""
+    reading: ImageReading = AS_FILES_SAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,7 +331,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
-                stored = verify(record, job.num_classes, job.things, pixels=job.pixels)
+                stored = verify(record, job.num_classes, job.things, pixels=job.pixels, reading=job.reading)
             except ValueError as error:
                 if job.on_error == "stop":
                     raise

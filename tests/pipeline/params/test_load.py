@@ -141,6 +141,14 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.ade20k.annotation_files is for the layout coco; the layout here is folder",
         ),
         (
+            changed("datasets", "ade20k", "value_range", value=[255, 0]),
+            "datasets.ade20k.value_range is [255.0, 0.0]; it must be two numbers that rise",
+        ),
+        (
+            changed("datasets", "ade20k", "max_pixels", value=0),
+            "datasets.ade20k.max_pixels is 0; it must be 1 to 1073741824",
+        ),
+        (
             changed("datasets", "cityscapes", "login", value="cityscape"),
             "datasets.cityscapes.login is 'cityscape'; did you mean 'cityscapes'?",
         ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 import zipfile
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask
 
 from pipeline.data.datasets import coco
-from pipeline.data.images.codecs import decode_segments
-from pipeline.data.shards import build
+from pipeline.data.images.codecs import decode_image, decode_masks, decode_segments
+from pipeline.data.shards import build, writer
 from pipeline.params.schema import DatasetConfig
 from pipeline.provenance.run_key import settings_facts
 from tests.helpers.coco_files import (
@@ -30,6 +32,30 @@ from tests.helpers.coco_files import (
 from tests.helpers.images import put, zipped
 from tests.helpers.shard_folders import rows
 from tests.helpers.shared import shared
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "PNG"])
+def test_masks_lie_on_their_objects_in_turned_pictures(tmp_path: Path, storage: Path, image_format: str) -> None:
+    """A picture of 6 x 8 pixels that is stored turned left, with a white object whose mask was drawn on it as shown."""
+    shown = np.zeros((6, 8, 3), np.uint8)
+    shown[1:3, 1:4] = 255
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # to be turned right
+    Image.fromarray(np.rot90(shown)).save(file, image_format, exif=exif)
+    write_coco(tmp_path, panoptic=None)
+    put(tmp_path / "val2017/a.jpg", file.getvalue())
+    record = coco.records(CONFIG, [tmp_path], "val")[0]
+    stored = writer.verify(record, 4, frozenset({1, 2, 3}))
+    pixels = decode_image(stored.row["image"], "")
+    run_lengths = [{"size": pixels.shape[:2], "counts": stored.row["instances"][0]["counts"]}]
+    object_and_another = decode_masks(run_lengths, (6, 8))[0]
+    np.testing.assert_array_equal(object_and_another[:4], pixels[:4, :, 0] // 255)
+
+    with pytest.raises(ValueError, match=r"a\.jpg is 8 x 6 .* says 6 x 8; if .*turned .* EXIF .*, set exif: apply"):
+        coco.records(dataclasses.replace(CONFIG, exif="ignore"), [tmp_path], "val")[0].read()
+    another_size = dataclasses.replace(record, read=lambda: record.read()._replace(size=(8, 6)))
+    with pytest.raises(ValueError, match=r"json is 8 x 6 .* its picture .*a\.jpg is 6 x 8; if .*, set exif: ignore"):
+        writer.verify(another_size, 4, frozenset({1, 2, 3}))
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -191,10 +191,16 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
 
     # a finished build is taken up too, and settings that decide nothing do not count
     made.clear()
-    assert build(folder, shard_mib=2, terms="others").digest == whole.digest
+    assert build(folder, shard_mib=2, terms="others", max_pixels=192).digest == whole.digest
     assert made == []
     assert len(list((tmp_path / "other/shards").iterdir())) == 1
-    changes: list[dict[str, Any]] = [{"pixels": "raw"}, {"label_offset": 3}, {"thing_classes": ("car",)}]
+    changes: list[dict[str, Any]] = [
+        {"pixels": "raw"},
+        {"label_offset": 3},
+        {"thing_classes": ("car",)},
+        {"exif": "ignore"},
+        {"value_range": (0, 1)},
+    ]
     for change in changes:
         made.clear()
         with suppress(KeyboardInterrupt, ValueError):
@@ -317,6 +323,11 @@ def torn(data: bytes) -> bytes:
             "annotations/training/p1.png",
             encoded(np.full((12, 16), 5, np.uint8)),
             r"annotations/training/p1\.png holds label 5 on 192 pixels.*0 to 2",
+        ),
+        (
+            "annotations/training/p1.png",
+            encoded(labels(16, 12)),
+            r"p1\.jpg is 12 x 16; if the labels were drawn on the images as stored, set exif: ignore in the dataset",
         ),
         ("annotations/validation/p9.png", encoded(labels()), r"annotations/validation/p9\.png has no picture"),
         ("images/validation/p9.jpg", encoded(image(), ".jpg"), r"images/validation/p9\.jpg has no label"),
