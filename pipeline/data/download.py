@@ -67,7 +67,7 @@ def downloaded(
     is kept.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"{url} cannot be downloaded; sources are http(s) URLs, zip archives or folders")
+        raise ValueError(f"{url} cannot be downloaded; sources are http(s) URLs, zip or tar archives, or folders")
     name = name or file_name(url)
     if found := at_hand(name, url=url, size=size, sha256_prefix=sha256_prefix):
         print(f"{name} is here already ({found.path})", file=sys.stderr)
@@ -114,12 +114,17 @@ def at_hand(name: str, *, url: str, size: int, sha256_prefix: str) -> Fetched | 
     for folder in folders:
         path = folder / name
         if path.is_file() and size in (0, path.stat().st_size):
-            # in an object store, where nothing is ever changed, its length is all that is asked
-            state = "" if isinstance(store_of(path), FileStore) else str(path.stat().st_size)
-            digest = known_digest(path, state=state)
+            digest = stored_digest(path)
             if digest.startswith(folder.name) and digest.startswith(sha256_prefix):
                 return Fetched(path, digest)
     return None
+
+
+def stored_digest(path: StoredPath) -> str:
+    """SHA-256 of a file under the storage root, read once per host. In an object store, where nothing is ever changed,
+    its length is all that is asked."""
+    state = "" if isinstance(store_of(path), FileStore) else str(path.stat().st_size)
+    return known_digest(path, state=state)
 
 
 def bytes_here(url: str, name: str) -> int:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from pipeline.data.archive_files import archive_stem, check_archive, decompress, decompressed_name
 from pipeline.data.download import (
-    BLOCK,
-    MIB,
     Fetched,
     at_hand,
     bytes_here,
@@ -25,11 +23,12 @@ from pipeline.data.download import (
     downloaded,
     file_name,
     published_size,
+    stored_digest,
 )
 from pipeline.data.login import LOGINS, has_login
 from pipeline.storage.digests import file_digest, known_digest
 from pipeline.storage.disk import in_gib
-from pipeline.storage.files import link_or_copy, matching, read_json, sha256, write_json
+from pipeline.storage.files import link_or_copy, local_file, matching, read_json, sha256, whole_file, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import RESULTS, FetchedDataset, FetchedSource, sound_result
 from pipeline.storage.root import storage_root, stored
@@ -63,7 +62,9 @@ def fetch(dataset: str, config: DatasetConfig, *, base: Path) -> FetchedDataset:
     if config.layout == "shapes":
         return FetchedDataset(dataset=dataset, sources=(), terms="", generate=dict(config.generate))
     if not config.sources:
-        raise ValueError(f"datasets.{dataset}.sources is empty; list a zip archive, a folder or a URL in params.yaml")
+        raise ValueError(
+            f"datasets.{dataset}.sources is empty; list a zip or tar archive, a folder or a URL in params.yaml"
+        )
     wanted = _wanted(config)
     folders = [_path(mirror, base) for mirror in config.mirrors if not is_url(mirror)]
     found = [_without_download(one, dataset=dataset, folders=folders, base=base) for one in wanted]
@@ -227,7 +228,7 @@ def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path],
 
 
 def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, names: Sequence[str]) -> Path | None:
-    """The folder that holds all of a dataset, unpacked: <mirror>/<dataset>, <mirror>/<archive without .zip> or the
+    """The folder that holds all of a dataset, unpacked: <mirror>/<dataset>, <mirror>/<archive without suffix> or the
     mirror itself, if the folders in it are unmistakable."""
     splits = config.splits.values()
     if config.layout == "folder":
@@ -240,7 +241,7 @@ def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, n
         )
         needed = [*splits, *(config.annotation_path(name, split) for name in label_types for split in config.splits)]
     for mirror in folders:
-        inside = [mirror / dataset, *(mirror / PurePosixPath(name).stem for name in names)]
+        inside = [mirror / dataset, *(mirror / archive_stem(name) for name in names)]
         # images/ and annotations/ may be anybody's
         for folder in inside if config.layout == "folder" else [*inside, mirror]:
             if all((folder / path).exists() for path in needed):
@@ -275,7 +276,7 @@ def _download(wanted: _Wanted, *, bases: Sequence[str], login: str) -> FetchedSo
     """An archive after downloading it, from the first place that has the published one."""
 
     def get(url: str, login: str) -> FetchedSource:
-        check = None if len(wanted.sha256) == WHOLE_DIGEST else _check_zip
+        check = None if len(wanted.sha256) == WHOLE_DIGEST else check_archive
         return _as_source(
             downloaded(url, name=wanted.name, size=wanted.size, sha256_prefix=wanted.sha256, login=login, check=check)
         )
@@ -301,7 +302,7 @@ def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
     # What lies there has been checked before it was put there.
     if not (target.is_file() and (store_of(target).is_same_file(path) or sha256(target) == digest)):
         if len(wanted.sha256) < WHOLE_DIGEST:
-            _check_zip(path, str(path))
+            check_archive(path, str(path))
         link_or_copy(path.resolve(), target)
     return _as_source(Fetched(target, digest))
 
@@ -318,36 +319,25 @@ def _folder(path: Path, expected: str) -> FetchedSource:
 
 
 def _as_source(found: Fetched) -> FetchedSource:
-    relative = found.path.relative_to(str(storage_root())).as_posix()
-    return FetchedSource(name=found.path.name, bytes=found.path.stat().st_size, sha256=found.sha256, path=relative)
-
-
-def _check_zip(path: Path, name: str) -> None:
-    """ValueError when any entry of a zip archive does not match its checksum; it is called `name`."""
-    advice = "it is truncated or altered: get it again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            progress = Progress(f"checking {Path(name).name}", sum(e.file_size for e in entries), unit="MiB", scale=MIB)
-            for entry in entries:
-                with archive.open(entry) as file:
-                    while block := file.read(BLOCK):
-                        progress.add(len(block))
-            progress.done(brief=True)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{name} is not a whole zip archive ({error}); {advice}") from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
-        raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
-    except Exception as error:  # zlib.error has no public base class
-        raise ValueError(f"{name} does not decompress ({error}); {advice}") from None
+    """An archive as it is read. Of a compressed tar archive that is another file beside it, decompressed: in the
+    published one no file can be found without reading all that come before it."""
+    path, digest = found
+    if name := decompressed_name(path):
+        target = path.with_name(name)
+        if not target.is_file():
+            with local_file(path, digest) as packed, whole_file(target) as partial:
+                decompress(packed, partial, path.name)
+        path, digest = target, stored_digest(target)
+    relative = path.relative_to(str(storage_root())).as_posix()
+    return FetchedSource(name=found.path.name, bytes=path.stat().st_size, sha256=digest, path=relative)
 
 
 def _folder_state(folder: Path) -> tuple[str, int]:
     """A digest of the names, sizes and modification times of a folder's visible files, and their bytes."""
-    from pipeline.data.archives import file_names
+    from pipeline.data.archives import folder_files
 
     state, total = hashlib.sha256(), 0
-    for name in file_names(folder):
+    for name in folder_files(folder):
         status = (folder / name).stat()
         state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         total += status.st_size
@@ -356,9 +346,9 @@ def _folder_state(folder: Path) -> tuple[str, int]:
 
 def folder_digest(folder: Path) -> tuple[str, int]:
     """SHA-256 over the sorted relative names, sizes and contents of a folder's visible files, and their bytes."""
-    from pipeline.data.archives import file_names
+    from pipeline.data.archives import folder_files
 
-    names = file_names(folder)
+    names = folder_files(folder)
     if not names:
         raise ValueError(f"folder {folder} is empty")
     whole, total = hashlib.sha256(), 0

@@ -26,8 +26,9 @@ class DatasetConfig:
     layout: Literal["folder", "cityscapes", "coco", "shapes"]
     """How images and labels are found; `folder` is ADE20K's: images/<split>, annotations/<split>."""
     sources: tuple[str, ...] = ()
-    """Archives (.zip), a folder, or http(s) URLs of archives; relative paths start at params.yaml. A URL that does not
-    end with the archive's name is followed by it: https://host/file?id=3#pictures.zip."""
+    """Archives (zip, or tar, which may be compressed), a folder, or http(s) URLs of archives; relative paths start at
+    params.yaml. A URL that does not end with the archive's name is followed by it:
+    https://host/file?id=3#pictures.zip."""
     bytes: tuple[int, ...] = ()
     """Length of each source where published, in the same order; 0: not known. Empty: none is."""
     sha256: tuple[str, ...] = ()

@@ -462,7 +462,7 @@ class ObjectStore:
         """Say that a folder of this host is not in the store."""
         print(
             f"{folder} is read where it is, and not copied to {self.path}: only hosts that see it there can make "
-            "shards of it; list a zip archive of it instead to have it copied",
+            "shards of it; list an archive of it instead to have it copied",
             file=sys.stderr,
         )
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.data.archives import file_names, read_file
+from pipeline.data.archives import file_names, plain_name, read_file
 from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
 from pipeline.data.images.image_files import ImageReading
 from pipeline.data.images.masks import shown
@@ -188,13 +188,17 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
                 identity = whole(entry, "id")
                 if identity in listing.images:
                     raise ValueError(f"the picture {listing.images[identity][0]} has its id too; give each its own")
-                listing.images[identity] = (words(entry, "file_name"), whole(entry, "height"), whole(entry, "width"))
+                listing.images[identity] = (
+                    plain_name(words(entry, "file_name")),
+                    whole(entry, "height"),
+                    whole(entry, "width"),
+                )
             else:
                 identity = whole(entry, "image_id")
                 listing.annotations[identity].append(text)
                 used.update(_category_ids(entry))
                 if "segments_info" in entry:
-                    listing.maps[identity] = words(entry, "file_name")
+                    listing.maps[identity] = plain_name(words(entry, "file_name"))
         except ValueError as error:
             name = f" (id {shown(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
             raise ValueError(f"{place}: entry {number} of {key}{name}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class _Header(NamedTuple):
     size: tuple[int, int]
     """(height, width) as stored."""
     orientation: int
-    """EXIF's: 1 as stored, 2 to 8 to be turned or mirrored."""
+    """EXIF's: 1 as stored, 2 to 8 to be turned or mirrored; 0: not found in the EXIF that there is."""
     images: int
     """Pages or frames. A JPEG's previews, and smaller copies in a TIFF, do not count."""
 
@@ -85,7 +86,7 @@ def opened(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     _check_bytes(data, file)
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `max_pixels` takes its place
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _without_warnings(), Image.open(io.BytesIO(data)) as image:
             if wrong := _wrong_size((image.height, image.width), max_pixels):
                 raise _WrongSizeError(wrong)
             yield image
@@ -101,6 +102,14 @@ def opened(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
         raise ValueError(f"{file} does not decode ({said}); it is truncated or not a picture") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leaves out Pillow's warnings, which name no file; what they are about is refused, or does not matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _WrongSizeError(Exception):
@@ -188,16 +197,18 @@ def _header(data: bytes, file: str, max_pixels: int) -> _Header:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 where it is broken. Pillow's `getexif` looks into XMP too, which OpenCV does not."""
+    """EXIF's orientation. Pillow's `getexif` looks into XMP too, which OpenCV does not."""
     from PIL import ExifTags, Image
 
+    if not image.info.get("exif"):
+        return 1
     exif = Image.Exif()
     try:
-        exif.load(image.info.get("exif", b""))
-        found = exif.get(ExifTags.Base.Orientation, 1)
+        exif.load(image.info["exif"])
+        found = exif.get(ExifTags.Base.Orientation)
     except Exception:  # as decoders raise them
-        return 1
-    return found if found in range(1, 9) else 1
+        return 0
+    return found if isinstance(found, int) and 1 <= found <= 8 else 0
 
 
 def _tiff_header(data: bytes, file: str, max_pixels: int) -> _Header:
@@ -206,25 +217,24 @@ def _tiff_header(data: bytes, file: str, max_pixels: int) -> _Header:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     start = data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8]
-    pages, at, seen = [], 0, set[int]()
+    pages, seen, stream = [], set[int](), io.BytesIO(data)
     try:
-        at = ImageFileDirectory_v2(start).next
-        while at and at not in seen:
-            seen.add(at)
-            stream = io.BytesIO(data)
-            stream.seek(at)
-            page = ImageFileDirectory_v2(start)
-            page.load(stream)
-            pages.append(page)
-            at = page.next
-        tags = pages[0]
-        size = (int(tags[ExifTags.Base.ImageLength]), int(tags[ExifTags.Base.ImageWidth]))
+        with _without_warnings():
+            at = ImageFileDirectory_v2(start).next
+            while at and at not in seen:
+                seen.add(at)
+                stream.seek(at)
+                pages.append(ImageFileDirectory_v2(start))
+                pages[-1].load(stream)
+                at = pages[-1].next
+            tags = pages[0]
+            size = (int(tags[ExifTags.Base.ImageLength]), int(tags[ExifTags.Base.ImageWidth]))
+            orientation = tags.get(ExifTags.Base.Orientation, 1)
+            smaller = sum(bool(page.get(ExifTags.Base.NewSubfileType, 0) & 5) for page in pages[1:])  # or masks
     except Exception as error:  # as decoders raise them
         raise ValueError(f"{file} does not decode (its tags: {error!r}); it is truncated or not a picture") from None
     if wrong := _wrong_size(size, max_pixels):
         raise ValueError(f"{file} {wrong}")
-    orientation = tags.get(ExifTags.Base.Orientation, 1)
-    smaller = sum(bool(page.get(ExifTags.Base.NewSubfileType, 0) & 5) for page in pages[1:])  # copies and masks
     return _Header("TIFF", size, orientation if orientation in range(1, 9) else 1, len(pages) - smaller)
 
 
@@ -316,13 +326,12 @@ def _eight_bit(values: np.ndarray, file: str, value_range: tuple[float, float] |
         raise ValueError(
             f"{file} holds values from {low:g} to {high:g}, all outside the dataset's value_range: [{start:g}, {end:g}]"
         )
-    exact = values.dtype.itemsize <= 2 or values.dtype == np.float32
-    scaled = values.astype(np.float32 if exact else np.float64)
-    np.subtract(scaled, start, out=scaled)
-    np.multiply(scaled, 255 / (end - start), out=scaled)
-    np.clip(scaled, 0, 255, out=scaled)
-    np.add(scaled, 0.5, out=scaled)  # rounds half up
-    return _coloured(scaled.astype(np.uint8))
+    pixels = np.empty(values.shape, np.uint8)
+    with np.errstate(over="ignore"):  # what becomes infinite is cut off too
+        for row, line in enumerate(values):  # float64 of the whole image would take much memory
+            scaled = (line.astype(np.float64) - start) * (255 / (end - start))
+            pixels[row] = np.clip(scaled, 0, 255) + 0.5  # rounds half up
+    return _coloured(pixels)
 
 
 def _coloured(pixels: np.ndarray) -> np.ndarray:

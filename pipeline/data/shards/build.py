@@ -27,7 +27,7 @@ import numpy as np
 from pipeline.compute.resources import share
 from pipeline.data.datasets import cityscapes, coco, folder, shapes
 from pipeline.data.images.codecs import IGNORE
-from pipeline.data.images.image_files import ImageReading
+from pipeline.data.images.image_files import ImageReading, memory_said
 from pipeline.data.records import Record
 from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
 from pipeline.data.shards.manifest import MadeShards, check_things, content_digest, make_manifest, splits_of
@@ -170,7 +170,8 @@ def _plan(
     for split, records in listed.items():
         sizes = []
         for place in np.linspace(0, len(records) - 1, min(_SAMPLED, len(records))).round().astype(int).tolist():
-            with contextlib.suppress(ValueError):  # the shard that holds it will say so
+            # the shard that holds a wrong one will say so
+            with contextlib.suppress(ValueError), memory_said(records[place].image_file):
                 sizes.append(expected_bytes(records[place], config.pixels, reading))
         record_bytes[split] = float(np.mean(sizes)) if sizes else float(_MIB)
         per_shard = max(1, round(config.shard_mib * _MIB / record_bytes[split]))

@@ -105,15 +105,8 @@ def verify(
 ) -> Stored:
     """Read a record and check all of it: the picture decodes to its end, sizes agree, ids are known, masks are whole.
 
-    things: classes with countable instances. ValueError names the file that is wrong, or too large for the memory.
+    things: classes with countable instances. ValueError names the file that is wrong.
     """
-    with memory_said(record.image_file):
-        return _verified(record, num_classes, things, pixels, reading)
-
-
-def _verified(
-    record: Record, num_classes: int, things: frozenset[int], pixels: Pixels, reading: ImageReading
-) -> Stored:
     labelled = record.read()
     image = stored_image(labelled.image, record.image_file, reading)
     decoded = loaded_image(image, record.image_file)
@@ -215,11 +208,7 @@ def _record_digest(row: Mapping[str, Any]) -> str:
 
 def expected_bytes(record: Record, pixels: Pixels, reading: ImageReading = AS_FILES_SAY) -> int:
     """About the bytes that a record will take in a shard, without decoding its picture. ValueError as `verify`."""
-    with memory_said(record.image_file):
-        return _expected_bytes(record.read(), record, pixels, reading)
-
-
-def _expected_bytes(labelled: Labelled, record: Record, pixels: Pixels, reading: ImageReading) -> int:
+    labelled = record.read()
     height, width = image_size(labelled.image, record.image_file, reading)
     size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns
     if labelled.segments is not None:
@@ -331,7 +320,8 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
-                stored = verify(record, job.num_classes, job.things, pixels=job.pixels, reading=job.reading)
+                with memory_said(record.image_file):
+                    stored = verify(record, job.num_classes, job.things, pixels=job.pixels, reading=job.reading)
             except ValueError as error:
                 if job.on_error == "stop":
                     raise

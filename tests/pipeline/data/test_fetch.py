@@ -89,8 +89,8 @@ def test_what_was_fetched_is_read_once_and_not_checked_again(
     tmp_path: Path, storage: Path, server: Server, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[str] = []
-    check = fetch_module._check_zip
-    monkeypatch.setattr(fetch_module, "_check_zip", lambda path, name: (checked.append(name), check(path, name))[1])
+    check = fetch_module.check_archive
+    monkeypatch.setattr(fetch_module, "check_archive", lambda path, name: (checked.append(name), check(path, name))[1])
     known, unknown = published(server, archive), published(server, archive, bytes=(), sha256=())
     fetch("known", known, base=tmp_path)
     assert checked == [], "its digest says that it is the published archive"

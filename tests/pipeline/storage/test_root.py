@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from s3fs import S3FileSystem
 from safetensors.torch import load_file
 
+from pipeline.data.archives import file_names
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.data.loader.val_images import validation_images
@@ -277,6 +279,19 @@ def test_a_bucket_gives_the_facts_manifest_and_batches_that_a_folder_gives(
         assert sha256(bucket / name) == sha256(tmp_path / "storage" / name)
 
 
+def test_a_compressed_tar_archive_lies_in_the_bucket_decompressed_too(bucket: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "mine.tgz", "w:gz") as archive:
+        archive.add(write_folder(tmp_path / "d"), ".")
+    dataset = config(sources=("mine.tgz",))
+    facts = fetch("mine", dataset, base=tmp_path)
+    assert fetch("mine", dataset, base=tmp_path) == facts
+    folder = f"archives/{sha256(tmp_path / 'mine.tgz')[:16]}"
+    assert set(files_below(bucket)) == {f"{folder}/mine.tgz", f"{folder}/mine.decompressed.tar"}
+    (copy,) = open_sources(facts)
+    assert sha256(copy) == facts.sources[0].sha256
+    assert file_names(copy) == file_names(tmp_path / "d")
+
+
 def test_an_archive_that_is_downloaded_goes_to_the_bucket_and_is_known_there(
     bucket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +448,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.data.shards import build as shards
+from pipeline.data.archives import file_names
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.params.schema import DatasetConfig
 from pipeline.storage.results import write_result

@@ -29,9 +29,18 @@ from tests.helpers.coco_files import (
     published,
     write_coco,
 )
-from tests.helpers.images import put, zipped
+from tests.helpers.images import encoded, image, put, zipped
 from tests.helpers.shard_folders import rows
 from tests.helpers.shared import shared
+
+
+def test_a_file_is_found_whose_accent_or_slash_the_annotations_spell_otherwise(tmp_path: Path) -> None:
+    for name in ("\u00e9.jpg", "e\u0301.jpg", ".\\\u00e9.jpg"):  # one character, two, and as Windows writes a path
+        listing = {**INSTANCES, "images": [{**IMAGES[1], "file_name": name}], "annotations": []}
+        put(tmp_path / "annotations/instances_val2017.json", json.dumps(listing).encode())
+        put(tmp_path / "val2017/e\u0301.jpg", encoded(image(6, 8), ".jpg"))
+        (record,) = coco.records(CONFIG, [tmp_path], "val")
+        assert (record.name, record.read().size) == ("\u00e9", (6, 8))
 
 
 @pytest.mark.parametrize("image_format", ["TIFF", "PNG"])
@@ -83,7 +92,7 @@ def test_an_inner_archive_that_is_torn_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(sources[2], "w") as archive:
         archive.writestr("annotations/panoptic_val2017.json", json.dumps(PANOPTIC))
         archive.writestr("annotations/panoptic_val2017.zip", data[:200])
-    with pytest.raises(ValueError, match=r"annotations/panoptic_val2017\.zip is not a whole zip archive"):
+    with pytest.raises(ValueError, match=r"annotations/panoptic_val2017\.zip is not a whole archive"):
         coco.records(CONFIG, sources, "val")
 
 

@@ -75,6 +75,9 @@ def test_a_broken_exif_turns_nothing() -> None:
     torn = data[:at] + b"\xff" * 12 + data[at + 12 :]
     assert image_size(torn, "a") == (16, 24)
     assert stored_image(torn, "a") == torn
+    longer = data.replace(b"\x01\x12\0\3\0\0\0\1", b"\x01\x12\0\3\xff\xff\xff\xff")  # how many values the tag has
+    assert decode_image(longer, "a").shape[:2] == (24, 16)
+    assert decode_image(stored_image(longer, "a"), "a").shape[:2] == image_size(longer, "a")
 
 
 PALETTE = Image.fromarray(image()).quantize(16)
@@ -106,6 +109,15 @@ def test_what_the_loader_reads_well_is_stored_as_published(picture: Image.Image,
     with Image.open(file) as opened:
         right = np.asarray(opened.convert("RGB"))
     np.testing.assert_array_equal(decode_image(file.getvalue(), "a"), right)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
+def test_colours_of_inks_are_read_as_pillow_reads_them(image_format: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.stack([blocks(AS_STORED)] * 3, axis=-1)).convert("CMYK").save(file, image_format)
+    assert stored_image(file.getvalue(), "a") == file.getvalue()
+    # 40 to 240, by 40: JPEG rounds
+    assert np.abs(decode_image(file.getvalue(), "a")[..., 1].astype(int) - blocks(AS_STORED)).max() <= 1
 
 
 def test_16_bits_of_the_full_range_are_stored_as_published() -> None:
@@ -254,21 +266,24 @@ def test_a_picture_of_more_pixels_than_the_dataset_allows_is_refused_before_it_i
 
 
 IN_LITTLE_MEMORY = """
-import resource, sys
+import pathlib, resource, sys
 import cv2, numpy
 from PIL import Image
 from pipeline.data.images.image_files import ImageReading
 from pipeline.data.records import Labelled, Record
-from pipeline.data.shards.writer import verify
+from pipeline.data.shards.writer import ShardJob, make_shard
 
 cv2.setNumThreads(1)
 data = open(sys.argv[1], "rb").read()
 labels = numpy.zeros((1, 1), numpy.uint8)
 record = Record("a", "a.png", "a.txt", lambda: Labelled(data, labels, None))
+reading = ImageReading(max_pixels=2**30)
+job = ShardJob("a", "a", [record], 3, frozenset(), "encoded", "stop", (), reading=reading)
+folder = pathlib.Path(sys.argv[1]).parent
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20, resource.RLIM_INFINITY))
 try:
-    verify(record, 3, reading=ImageReading(max_pixels=2**30))
+    make_shard(job, folder)
 except ValueError as error:
     print(error)
 """
@@ -286,6 +301,7 @@ def test_a_picture_that_the_memory_does_not_hold_is_named(tmp_path: Path, free_m
     )
     assert (child.returncode, child.stdout.count("\n")) == (0, 1), child.stderr
     assert said in child.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"], "nothing half-written"
 
 
 def test_pillows_own_limit_is_as_it_was_afterwards() -> None:

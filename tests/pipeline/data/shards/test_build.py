@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
@@ -265,17 +266,23 @@ def test_wrong_records_are_skipped_and_listed_up_to_a_twentieth(
         build(folder, on_error="skip")
 
 
+def test_labels_may_have_no_more_pixels_than_pictures(tmp_path: Path, storage: Path) -> None:
+    with pytest.raises(ValueError, match=r"training/p0\.png is 12 x 16 .*, 192 pixels, and max_pixels is 191"):
+        build(write_folder(tmp_path / "d"), max_pixels=191)
+
+
 def test_what_stopped_a_build_can_be_skipped_by_the_next(
     tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_in_a_shard(monkeypatch)
     folder = write_folder(tmp_path / "d", train=40)
-    put(folder / "images/training/p7.jpg", b"<html>")  # the 38th by name
-    with pytest.raises(ValueError, match=r"p7\.jpg does not decode"):
-        build(folder, shard_mib=10)
+    too_large = Image.new("L", (30_000, 1))  # in a small file
+    too_large.save(folder / "images/training/p7.jpg", "PNG")  # the 38th by name
+    with pytest.raises(ValueError, match=r"p7\.jpg is 1 x 30000 .*, 30,000 pixels, and max_pixels is 20,000; scale it"):
+        build(folder, shard_mib=10, max_pixels=20_000)
     made: list[str] = []
     monkeypatch.setattr(shards, "make_shard", lambda job, *_: made.append(job.name) or writer.make_shard(job, *_))
-    manifest = build(folder, shard_mib=10, on_error="skip")
+    manifest = build(folder, shard_mib=10, on_error="skip", max_pixels=20_000)
     assert made == ["train-00003", "val-00000"]
     assert [shard.records for shard in manifest.splits["train"].shards] == [10, 10, 10, 9]
 
