@@ -10,6 +10,10 @@ OFF = "off"
 `field(default=0.0, metadata={OFF: 0.0})`. A setting that is added later names one, so that work done before keeps its
 name."""
 
+Kernels = Literal["auto", "plain", "compiled"]
+"""How a CPU makes some operations (m2f.kernels). plain: by PyTorch's own; compiled: by loops in C; auto: compiled where
+there is a C compiler, else plain."""
+
 BACKBONE_NAMES = ("r50", "r101", "tiny", "swin-t", "swin-s", "swin-b", "swin-l", "swin-tiny")
 """Backbones that `m2f.backbones` builds."""
 BATCH_NORM_BACKBONES = ("r50", "r101")

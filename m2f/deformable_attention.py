@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2f.kernels import cpu
+
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of every level."""
 
@@ -18,9 +20,15 @@ Shapes = tuple[tuple[int, int], ...]
 def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor, weights_BNKLP: Tensor) -> Tensor:
     """Weighted sum of bilinear samples of all levels, (B, N, C).
 
-    Locations are normalised (x, y), 0 and 1 at the outer edges of the map; outside is zero. This plain
-    form is the definition that faster kernels are compared with.
+    Locations are normalised (x, y), 0 and 1 at the outer edges of the map; outside is zero.
     """
+    if cpu.takes(value_BSKD, locations_BNKLP2, weights_BNKLP) and value_BSKD.shape[3] <= cpu.MOST_CHANNELS:
+        return cpu.deformable_attention(value_BSKD, shapes, locations_BNKLP2, weights_BNKLP)
+    return plain_sample_and_sum(value_BSKD, shapes, locations_BNKLP2, weights_BNKLP)
+
+
+def plain_sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor, weights_BNKLP: Tensor) -> Tensor:
+    """`sample_and_sum` by PyTorch's own operations: the definition that faster ones are compared with."""
     B, _, K, D = value_BSKD.shape
     N = locations_BNKLP2.shape[1]
     grids = (2 * locations_BNKLP2 - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*K, N, P, 2)
@@ -33,7 +41,7 @@ def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor,
             padding_mode="zeros",
             align_corners=False,
         )
-        for level, (h, w), grid in zip(levels, shapes, grids.to(value_BSKD.dtype).unbind(0), strict=True)
+        for level, (h, w), grid in zip(levels, shapes, grids.unbind(0), strict=True)
     ]
     weights = weights_BNKLP.transpose(1, 2).reshape(B * K, 1, N, -1)  # levels and points, level first
     mixed = (torch.cat(sampled, dim=3) * weights).sum(dim=3)  # (B*K, D, N)
@@ -77,4 +85,7 @@ class DeformableAttention(nn.Module):
         offsets = self.offsets(query_BNC).view(B, N, K, L, P, 2).to(positions_N2.dtype) / sizes_L2[:, None]
         weights = self.weights(query_BNC).view(B, N, K, L * P).softmax(-1).view(B, N, K, L, P)
         locations = positions_N2[None, :, None, None, None] + offsets
-        return self.output(sample_and_sum(value, shapes, locations, weights.to(value.dtype)))
+        # locations never in less than float32: bf16 would move them by up to a quarter of a pixel
+        dtype = torch.promote_types(value.dtype, locations.dtype)
+        mixed = sample_and_sum(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
+        return self.output(mixed)

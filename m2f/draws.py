@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from m2f.kernels import cpu
+
 _MASK64 = (1 << 64) - 1
 _CPU_BLOCK = 1 << 18
 """Draws made together on a CPU: 1 MiB each for the bits and the scratch space, so that they stay in its cache."""
@@ -48,20 +50,28 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
+def keys_of(seeds: Sequence[int], stream: int, device: torch.device | str = "cpu") -> Tensor:
+    """What `uniform` draws from, (2, B) int32: the low and the high word of every row's key."""
+    keys = [mix(seed, stream) for seed in seeds]
+    halves = [[_signed32(key) for key in keys], [_signed32(key >> 32) for key in keys]]
+    return to_device(torch.tensor(halves, dtype=torch.int32), device)
+
+
 def uniform(seeds: Sequence[int], stream: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Uniform draws in [0, 1), (B, count) float32 with 24 random bits.
 
     `seeds`: one int per row (a picture, or a mask of one: see `mix`). `stream` tells apart the uses of
     one seed: same seed and stream, same numbers; a longer draw begins with the shorter one.
     """
-    keys = [mix(seed, stream) for seed in seeds]
-    halves = [[_signed32(key) for key in keys], [_signed32(key >> 32) for key in keys]]
-    low, high = to_device(torch.tensor(halves, dtype=torch.int32), device).unsqueeze(-1)
+    keys_2R = keys_of(seeds, stream, device)
+    if cpu.takes(keys_2R):
+        return cpu.draw(keys_2R, count)
+    low, high = keys_2R.unsqueeze(-1)
     counter = torch.arange(count, dtype=torch.int32, device=device)
-    result = torch.empty(len(keys), count, device=device)
+    result = torch.empty(len(seeds), count, device=device)
     on_cpu = result.device.type == "cpu"
-    rows = max(1, _CPU_BLOCK // max(1, count)) if on_cpu else max(1, len(keys))
-    for start in range(0, len(keys), rows):
+    rows = max(1, _CPU_BLOCK // max(1, count)) if on_cpu else max(1, len(seeds))
+    for start in range(0, len(seeds), rows):
         bits = counter ^ low[start : start + rows]
         scratch = torch.empty_like(bits)
         _finalise_(bits, scratch)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f.draws import to_device, uniform
+from m2f.draws import keys_of, to_device, uniform
+from m2f.kernels import cpu
 from m2f.types import Target
 
 
@@ -79,11 +80,18 @@ class TrueMasks:
     def at_shared_points(self, points_BP2: Tensor) -> Tensor:
         """All masks of each picture at the picture's points, (B, T, P) float32; rows beyond a picture's masks
         mean nothing."""
+        if cpu.takes(points_BP2):
+            map_BT = self.map_index.expand_as(self.value)
+            return cpu.equal(self.maps, map_BT.flatten(), self.value.flatten(), points_BP2).unflatten(
+                0, self.value.shape
+            )
         return self._read(self.map_index, self.value, points_BP2.unsqueeze(1))
 
     def at_own_points(self, image_R: Tensor, mask_R: Tensor, points_RP2: Tensor) -> Tensor:
         """Mask `mask_R[r]` of picture `picture_R[r]` at its own points, (R, P) float32."""
         map_R = self.map_index.expand_as(self.value)[image_R, mask_R]
+        if cpu.takes(points_RP2):
+            return cpu.equal(self.maps, map_R, self.value[image_R, mask_R], points_RP2)
         return self._read(map_R, self.value[image_R, mask_R], points_RP2)
 
     def _read(self, map_index: Tensor, value: Tensor, points: Tensor) -> Tensor:
@@ -129,6 +137,9 @@ def uncertain_points(
     """
     candidates = int(oversample * points)
     certain = int(importance * points)
+    if cpu.takes(logits_Rhw):
+        keys_2R = keys_of(seeds, 0)
+        return cpu.uncertain_points(logits_Rhw, keys_2R, candidates=candidates, certain=certain, points=points)
     drawn_RN2 = uniform(seeds, 0, 2 * (candidates + points - certain), logits_Rhw.device).unflatten(1, (-1, 2))
     candidate_RN2 = drawn_RN2[:, :candidates]
     with torch.no_grad():

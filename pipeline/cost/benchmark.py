@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f import build_model
+from m2f.kernels.build import use
 from m2f.model import normalise, pad
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.sizes import Size, counted, input_size, shown_size
@@ -25,7 +26,7 @@ from pipeline.evaluation.predict import PredictConfig, single_scale
 from pipeline.params.schema import DatasetConfig, Row
 from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.environment import environment
-from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
+from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
 from pipeline.training.step import Training, build, training_step
@@ -52,6 +53,7 @@ CODE = Code(
     left_out={
         **KEEPS_BYTES,
         **READS_SHARDS,
+        **COMPILES,
         "m2f.weights.read_checkpoint": "reads tensors as they are",
         "pipeline.provenance": "says where a number came from",
         "pipeline.storage.results": "says what was measured",
@@ -148,6 +150,7 @@ def benchmark(
             flush=True,
         )
     allow_tf32(row.train.tf32)
+    kernels = use(row.train.kernels)
     worker = Worker.here()
     timer = Timer(worker.device)
     training = build(row, worker, seed=0)
@@ -166,7 +169,7 @@ def benchmark(
         device_type="cuda" if timer.cuda else "cpu",
         threads=None if timer.cuda else torch.get_num_threads(),
         other_load=round(busy, 2),
-        environment=environment(tf32=row.train.tf32),
+        environment=environment(tf32=row.train.tf32, kernels=None if timer.cuda else kernels),
         parameters=sum(parameters),
         parameters_trained=sum(trained),
         flops=Operations(image_size=size, forward=forward_flops(row, size), counted=_COUNTED),
@@ -192,6 +195,7 @@ def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups
         device=facts.device,
         cuda=facts.cuda,
         tf32=facts.tf32,
+        kernels=None if facts.cuda else use(row.train.kernels),
         threads=None if facts.cuda else torch.get_num_threads(),
         libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
     )

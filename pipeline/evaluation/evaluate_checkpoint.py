@@ -23,11 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from m2f.kernels.build import use
 from pipeline.params.parse import parse
 from pipeline.params.schema import Row, Task
 from pipeline.params.tasks import FIGURES
 from pipeline.provenance.code import Code, code_digest
-from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
+from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.runs.outcome import OVERLAYS, evaluation_dir
 from pipeline.storage.files import delete, files_below, matching, read_json, write_json, write_text
 from pipeline.storage.progress import Progress
@@ -49,6 +50,7 @@ CODE = Code(
     left_out={
         **KEEPS_BYTES,
         **READS_SHARDS,
+        **COMPILES,
         "pipeline.evaluation.overlays": "shows what was predicted",
         "pipeline.evaluation.evaluate_checkpoint._part_file": "says where a part lies",
         "pipeline.evaluation.evaluate_checkpoint._shown": "says which pictures are shown",
@@ -58,9 +60,6 @@ CODE = Code(
     settings=SETTINGS,
 )
 """The definitions that make predictions and figures of a checkpoint."""
-
-CODE_PATH = "plain"
-"""Which implementations of the network's operations are used; others that round differently get other names."""
 
 RETRIES = 3
 """How often the parts of a lost worker are begun again."""
@@ -102,7 +101,7 @@ def evaluation_key(
     """The name of one evaluation, 16 hexadecimal digits: equal keys, equal figures.
 
     A digest of the checkpoint's own (`sha256`), the row's network and test settings, the validation pictures, the
-    definitions that make predictions and figures (`code`), the precision, the kind of device and the code path.
+    definitions that make predictions and figures (`code`), the precision, the kind of device and the kernels.
     """
     return key_of(
         checkpoint=sha256,
@@ -113,7 +112,7 @@ def evaluation_key(
         code=code_digest(code),
         precision={"network": "float32", "tf32": row.train.tf32 if device == "cuda" else None},
         device=device,
-        path=CODE_PATH,
+        path="plain" if device == "cuda" else use(row.train.kernels),
     )
 
 
@@ -190,6 +189,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
     if not waiting:
         return
     allow_tf32(job.row.train.tf32)
+    use(job.row.train.kernels)
     model = build_model(job.row.model)
     load_checkpoint(job.checkpoint, model=model, run_key=job.run_key, digest=job.sha256)
     if torch.cuda.is_available():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from m2f.config import BATCH_NORM_BACKBONES, OFF, ModelConfig, OptimizerConfig, ScheduleConfig
+from m2f.config import BATCH_NORM_BACKBONES, OFF, Kernels, ModelConfig, OptimizerConfig, ScheduleConfig
 from pipeline.params.parse import pick
 
 Task = Literal["semantic", "panoptic", "instance"]
@@ -139,6 +139,8 @@ class TrainConfig:
     tf32: Literal["off", "convolutions", "all"] = "convolutions"
     """Which float32 products a GPU may take in TF32 (10 bits of mantissa instead of 23); convolutions: cuDNN's only, as
     PyTorch does unless told otherwise, and so the published trainings."""
+    kernels: Kernels = field(default="auto", metadata={OFF: "auto"})
+    """How a CPU makes some operations of network and losses; they differ in rounding and speed."""
 
     @property
     def global_batch(self) -> int:

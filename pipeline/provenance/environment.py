@@ -43,14 +43,16 @@ class Environment:
     """Version; None: no GPU was used."""
     tf32: str | None
     """The row's setting; None: no GPU was used."""
+    kernels: str | None = None
+    """plain or compiled (m2f.kernels.build); None: made before there was a choice."""
     git_commit: str | None
     """None: nobody knows."""
     git_changed: bool | None
     """Whether files differed from the commit; None: nobody knows."""
 
 
-def environment(*, tf32: str) -> Environment:
-    """What a result may depend on besides its run key: versions, device, TF32, git commit (None: nobody knows).
+def environment(*, tf32: str, kernels: str | None = None) -> Environment:
+    """What a result may depend on besides its run key: versions, device, kernels, git commit (None: nobody knows).
 
     `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
     M2F_GIT_COMMIT says, as `commit_word` has it: on a cluster the code is a copy without one.
@@ -65,6 +67,7 @@ def environment(*, tf32: str) -> Environment:
         device=device_name(),
         cuda=torch.version.cuda if cuda else None,
         tf32=tf32 if cuda else None,
+        kernels=kernels,
         **_git(),
     )
 

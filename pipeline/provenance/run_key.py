@@ -24,6 +24,9 @@ KEEPS_BYTES: Mapping[str, str] = {
 }
 """What every kind of work leaves out."""
 
+COMPILES: Mapping[str, str] = {"m2f.kernels.build": "compiles loops whose digest counts (m2f.kernels.cpu.LOOPS)"}
+"""What all that runs the network leaves out."""
+
 READS_SHARDS: Mapping[str, str] = {
     "pipeline.data.shards.reader.verify_shards": (
         "refuses bytes that are not those of the manifest, whose digest is in the key"
@@ -40,11 +43,13 @@ TRAINING = Code(
     left_out={
         **KEEPS_BYTES,
         **READS_SHARDS,
+        **COMPILES,
         "m2f.weights.read_checkpoint": "reads tensors as they are; the digest of the initial weights is in the key",
         "pipeline.evaluation.task_metrics": "validation watches a training",
         "pipeline.provenance": "says where a number came from",
         "pipeline.runs.outcome": "says how a training ended",
         "pipeline.params.tasks": "names figures",
+        "pipeline.training.loop.agreed_kernels": "chooses between forms that differ in rounding; a run keeps its own",
         "pipeline.training.loop.divergence_noted": "says where a training diverged",
         "pipeline.training.loop.fell_below_reference": "watches; a training that it stops has no result",
         "pipeline.training.loop.peak_memory_mib": "watches",

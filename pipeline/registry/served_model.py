@@ -24,6 +24,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from m2f.config import ModelConfig
+from m2f.kernels.build import use
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
@@ -37,6 +38,7 @@ from pipeline.provenance.sources import PROJECT
 PREDICTING = Code(
     roots=("pipeline.registry.served_model.RegisteredModel",),
     left_out={
+        "m2f.kernels.build": "compiles loops whose digest counts (m2f.kernels.cpu.LOOPS)",
         "pipeline.params": "values of settings are registered with the model",
         "pipeline.provenance": "says where a number came from",
     },
@@ -54,6 +56,9 @@ MODULES = (
     "m2f.deformable_attention",
     "m2f.draws",
     "m2f.inference",
+    "m2f.kernels",
+    "m2f.kernels.build",
+    "m2f.kernels.cpu",
     "m2f.layers",
     "m2f.model",
     "m2f.pixel_decoder",
@@ -112,6 +117,7 @@ class RegisteredModel(PythonModel):
             )
         self.task = settings["task"]
         self.tf32 = settings["tf32"]
+        use(settings["kernels"])
         self.test = parse(TestConfig, settings["test"], "test")
         self.class_names: list[str] = settings["class_names"]
         self.thing_ids: list[int] = settings["thing_ids"]

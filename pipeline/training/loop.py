@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from m2f.config import Kernels
+from m2f.kernels.build import use
 from m2f.losses import Divergence
 from pipeline.compute.precision import allow_tf32
 from pipeline.compute.resources import share
 from pipeline.evaluation.task_metrics import measure, while_training
 from pipeline.params.tasks import LABELS, primary
-from pipeline.provenance.environment import environment
+from pipeline.provenance.environment import Environment, environment
 from pipeline.runs.checkpoints import (
     checkpoint_path,
     keep_only,
@@ -77,6 +79,7 @@ def train(run: Run) -> Finished | None:
     allow_tf32(config.tf32)
     training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
     first_step, state = resume(run, training)
+    kernels = agreed_kernels(run, worker, resumed=first_step > 0)
     groups = share(config.groups, worker=worker.rank, workers=worker.size)
     batches = training_batches(
         TrainingOrder.of(run.row, run.manifest, seed=run.seed),
@@ -88,7 +91,7 @@ def train(run: Run) -> Finished | None:
     curve: Curve | NoCurve
     progress: TrainingProgress | NoProgress
     if worker.rank == 0:  # here, where the GPU is: who launches the training may have none
-        write_note(run.run_dir, environment(tf32=config.tf32))
+        write_note(run.run_dir, environment(tf32=config.tf32, kernels=kernels))
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
         progress = TrainingProgress(run, first_step, share=len(groups) / config.groups)
     else:
@@ -155,6 +158,27 @@ def resume(run: Run, training: Training) -> tuple[int, RunState]:
     path = checkpoint_path(run.run_dir, step)
     header = load_checkpoint(path, model=training.model, optimizer=training.optimizer, run_key=run.run_key)
     return step, RunState(**header["state"])
+
+
+def agreed_kernels(run: Run, worker: Worker, *, resumed: bool) -> str:
+    """Use the same kernels on all workers from first to last step: plain or compiled. ValueError where that cannot be.
+
+    A run that goes on keeps what it began with. One that begins takes the row's choice, and plain ones for auto where a
+    worker has no compiler.
+    """
+    if worker.device.type == "cuda":
+        return "plain"
+    names: tuple[Kernels, ...] = ("auto", "plain", "compiled")
+    known = note_of(run.run_dir, Environment) if resumed and worker.rank == 0 else None
+    begun_with = names.index(known.kernels or "auto") if known else 0
+    begun_with = int(worker.sum(torch.tensor(begun_with)))
+    try:
+        kernels = use(names[begun_with] if begun_with else run.row.train.kernels)
+    except ValueError as error:
+        began = "; the run began with them and keeps them" if begun_with else ""
+        raise ValueError(f"rows.{run.row.name}.train.{error}{began}") from None
+    everywhere = int(worker.sum(torch.tensor(int(kernels == "compiled")))) == worker.size
+    return kernels if everywhere else use("plain")
 
 
 def summed(made: Step, worker: Worker) -> dict[str, float]:

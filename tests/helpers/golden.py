@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from m2f.kernels.build import use
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.shards.build import build
 from pipeline.params.load import load_params
@@ -52,7 +53,7 @@ class Trajectory:
 def made_on() -> dict[str, str]:
     """What the digits depend on besides the code."""
     processor = f"{device_name()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"processor": processor, "torch": torch.__version__}
+    return {"processor": processor, "torch": torch.__version__, "kernels": use("auto")}
 
 
 def recorded() -> dict[str, Any]:
@@ -62,7 +63,7 @@ def recorded() -> dict[str, Any]:
 
 
 def tolerance(step: int) -> float:
-    """How far the loss of a step may be from the recorded one where the processor or torch is another, relatively.
+    """How far the loss of a step may be from the recorded one, relatively, where processor, torch or kernels are others.
 
     Rounding grows through matching. With two threads, and with the vector instructions of 2008, the losses were at most
     1e-6 apart in steps 0 and 1, 1.1e-3 to step 9 and 1.5e-2 to step 19.

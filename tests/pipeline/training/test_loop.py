@@ -12,12 +12,15 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from m2f.config import BackboneConfig
+from m2f.config import BackboneConfig, Kernels
+from m2f.kernels.build import loops, use
 from m2f.losses import Divergence
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.params.schema import Row
+from pipeline.provenance.environment import Environment
 from pipeline.runs.checkpoints import checkpoint_path, newest_checkpoint
 from pipeline.runs.curve_file import read_curve
+from pipeline.runs.outcome import note_of
 from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest
 from pipeline.training import loop
@@ -98,6 +101,61 @@ def test_an_interrupted_run_ends_with_the_same_bits_as_an_undisturbed_one(
     one, other = (read_curve(run.run_dir / "curve.jsonl") for run in (undisturbed, interrupted))
     assert [without_time(point) for point in one] == [without_time(point) for point in other]
     assert [point["step"] for point in one] == [1, 2, 3, 4, 5, 6]
+
+
+def kernels_of(run: Run) -> str | None:
+    """What the run's environment.json names."""
+    noted = note_of(run.run_dir, Environment)
+    assert noted is not None
+    return noted.kernels
+
+
+def with_kernels(row: Row, kernels: Kernels) -> Row:
+    return dataclasses.replace(row, train=dataclasses.replace(row.train, kernels=kernels))
+
+
+@pytest.fixture
+def any_kernels() -> Iterator[None]:
+    """Leaves the process with the kernels that it began with."""
+    yield
+    use("auto")
+
+
+@pytest.mark.usefixtures("any_kernels")
+def test_a_run_keeps_the_kernels_that_it_began_with(
+    make_run: Callable[..., Run], small_row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = make_run("run", row=with_kernels(small_row, "plain"))
+    stop_before_step(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        train(begun)
+    assert kernels_of(begun) == "plain"
+    # the same run, where auto would be compiled: both settings give one run only here, for a key has the setting
+    train(make_run("run", row=with_kernels(small_row, "auto")))
+    assert kernels_of(begun) == "plain"
+
+
+@pytest.mark.skipif(loops() is None, reason="needs a C compiler")
+@pytest.mark.usefixtures("any_kernels")
+def test_a_run_that_began_with_compiled_kernels_does_not_go_on_without_a_compiler(
+    make_run: Callable[..., Run], small_row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("run", row=small_row)
+    stop_before_step(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        train(run)
+    assert kernels_of(run) == "compiled"
+
+    def no_library() -> None:
+        raise OSError("there is no C compiler (cc, gcc, clang)")
+
+    monkeypatch.setattr("m2f.kernels.build._library", no_library)
+    with pytest.raises(
+        ValueError,
+        match=r"train.kernels is compiled, but there is no C compiler .*; the run began with them and keeps them",
+    ):
+        train(run)
+    assert newest_checkpoint(run.run_dir) == checkpoint_path(run.run_dir, 4)
 
 
 def without_time(point: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""Where the compiled loops come from, and what happens without a compiler."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2f.kernels import build
+from m2f.kernels.build import loops
+
+SHOWN = """
+from m2f.kernels.build import use
+print(use({!r}))
+"""
+
+
+def run(code: str, *, path: str | None = None, cache: Path) -> subprocess.CompletedProcess[str]:
+    """A fresh Python, with this PATH and cache."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "HOME": str(cache)}
+    if path is not None:
+        environment["PATH"] = path
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def compiler_that(does: str, folder: Path) -> str:
+    """A folder, for PATH, with a `cc` that is this shell script."""
+    folder.mkdir()
+    script = folder / "cc"
+    script.write_text(f"#!/bin/sh\n{does}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return f"{folder}:{os.defpath}"
+
+
+def test_without_a_compiler_auto_is_plain_and_says_so_in_one_line(tmp_path: Path) -> None:
+    done = run(SHOWN.format("auto"), path=str(tmp_path / "nothing"), cache=tmp_path)
+    assert done.stdout == "plain\n"
+    assert done.stderr == (
+        "there is no C compiler (cc, gcc, clang): PyTorch's own operations are used, which are slower\n"
+    )
+
+
+def test_plain_asks_for_no_compiler(tmp_path: Path) -> None:
+    done = run(SHOWN.format("plain"), path=str(tmp_path / "nothing"), cache=tmp_path)
+    assert (done.stdout, done.stderr) == ("plain\n", "")
+
+
+def test_compiled_without_a_compiler_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    done = run(SHOWN.format("compiled"), path=str(tmp_path / "nothing"), cache=tmp_path)
+    assert done.stderr.splitlines()[-1] == (
+        "ValueError: kernels is compiled, but there is no C compiler (cc, gcc, clang); install a C "
+        "compiler, or set it to plain"
+    )
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
+    path = compiler_that('[ "$1" = --version ] && exit 0; echo "cpu.c:1: unknown word" >&2; exit 1', tmp_path / "bin")
+    done = run(SHOWN.format("auto"), path=path, cache=tmp_path / "cache")
+    assert done.stdout == "plain\n"
+    assert "cc cannot compile cpu.c (cpu.c:1: unknown word): PyTorch's own operations are used" in done.stderr
+    assert list((tmp_path / "cache" / "m2f").iterdir()) == []
+
+
+@pytest.mark.skipif(loops() is None, reason="needs a C compiler")
+def test_the_library_is_made_once_and_found_again(tmp_path: Path) -> None:
+    assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"
+    (made,) = (tmp_path / "m2f").iterdir()
+    before = made.stat().st_mtime_ns
+    assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "m2f").iterdir()] == [before]
+
+
+@pytest.mark.skipif(loops() is None, reason="needs a C compiler")
+def test_a_library_that_counts_wrong_is_not_used(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.c"
+    source.write_text(build._SOURCE.read_text().replace("- 0.5f", "- 0.25f"))
+    code = f"from pathlib import Path\nfrom m2f.kernels import build\nbuild._SOURCE = Path({str(source)!r})\n"
+    done = run(code + SHOWN.format("auto"), cache=tmp_path)
+    assert done.stdout == "plain\n"
+    assert "compiled wrong.c to something that counts wrong" in done.stderr
+
+
+@pytest.mark.skipif(loops() is None, reason="needs a C compiler")
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "m2f").write_text("in the way")
+    assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"

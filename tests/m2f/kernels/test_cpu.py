@@ -1,0 +1,163 @@
+"""The compiled loops give what the plain forms give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from m2f.deformable_attention import plain_sample_and_sum, sample_and_sum
+from m2f.draws import uniform
+from m2f.kernels import build, cpu
+from m2f.kernels.build import loops, source_digest, use
+from m2f.points import TrueMasks, uncertain_points
+
+pytestmark = pytest.mark.skipif(loops() is None, reason="needs a C compiler")
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> Iterator[None]:
+    """Every test begins with compiled loops, and leaves the process as it was."""
+    use("compiled")
+    yield
+    use("auto")
+
+
+def attention_inputs(*, channels: int, sizes: tuple[tuple[int, int], ...] = ((3, 5), (7, 4))) -> list[Tensor]:
+    """2 images, 6 queries, 3 heads, 2 points; a quarter of the points outside."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = sum(h * w for h, w in sizes)
+    value = torch.randn(2, pixels, 3, channels, generator=generator)
+    locations = torch.rand(2, 6, 3, len(sizes), 2, 2, generator=generator) * 1.3 - 0.15
+    weights = torch.rand(2, 6, 3, len(sizes), 2, generator=generator)
+    return [value, locations, weights]
+
+
+def test_the_loops_count_in_digests_as_they_are_now() -> None:
+    assert source_digest() == cpu.LOOPS
+
+
+def test_a_comment_in_the_loops_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = build._SOURCE.read_text()
+    for name, changed, same in (
+        ("comment.c", "/* more */\n\n" + text, True),
+        ("code.c", text.replace("- 0.5f", "- 0.25f", 1), False),
+    ):
+        (tmp_path / name).write_text(changed)
+        monkeypatch.setattr(build, "_SOURCE", tmp_path / name)
+        assert (source_digest() == cpu.LOOPS) == same
+
+
+def test_the_middle_of_four_pixels_is_their_mean_times_the_weight() -> None:
+    value = torch.tensor([1.0, 2.0, 3.0, 6.0]).view(1, 4, 1, 1)
+    locations, weights = torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.full((1, 1, 1, 1, 1), 0.5)
+    assert cpu.deformable_attention(value, ((2, 2),), locations, weights).item() == 1.5
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 32, 256])
+def test_attention_and_its_gradients_are_the_plain_forms(channels: int) -> None:
+    sizes = ((3, 5), (7, 4))
+    found = []
+    for form in (plain_sample_and_sum, cpu.deformable_attention):
+        inputs = [t.clone().requires_grad_() for t in attention_inputs(channels=channels)]
+        output = form(inputs[0], sizes, inputs[1], inputs[2])
+        output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))
+        found.append([output.detach(), *(t.grad for t in inputs)])
+    for plain, compiled in zip(*found, strict=True):
+        assert plain is not None and compiled is not None
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_a_head_of_more_channels_than_the_loops_have_room_for_takes_the_plain_form() -> None:
+    value, locations, weights = attention_inputs(channels=cpu.MOST_CHANNELS + 1)
+    plain = plain_sample_and_sum(value, ((3, 5), (7, 4)), locations, weights)
+    assert torch.equal(sample_and_sum(value, ((3, 5), (7, 4)), locations, weights), plain)
+
+
+def test_points_far_outside_or_not_finite_give_nothing() -> None:
+    value, locations, weights = attention_inputs(channels=4)
+    for wrong in (float("nan"), float("inf"), -float("inf"), 1e30, -1e30):
+        inputs = [value, torch.full_like(locations, wrong), weights]
+        inputs = [t.clone().requires_grad_() for t in inputs]
+        output = cpu.deformable_attention(inputs[0], ((3, 5), (7, 4)), inputs[1], inputs[2])
+        output.sum().backward()
+        assert not output.any()
+        assert all(t.grad is not None and not t.grad.any() for t in inputs)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            inputs = [t.clone().requires_grad_() for t in attention_inputs(channels=16)]
+            output = cpu.deformable_attention(inputs[0], ((3, 5), (7, 4)), inputs[1], inputs[2])
+            output.square().sum().backward()
+            points = uncertain_points(torch.randn(9, 8, 8, generator=torch.Generator().manual_seed(1)), range(9),
+                                      points=64, oversample=3.0, importance=0.75)  # fmt: skip
+            found.append([output.detach(), *(t.grad for t in inputs), points, uniform(range(7), 3, 100)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, 5000])
+def test_draws_are_those_of_the_plain_form_bit_for_bit(count: int) -> None:
+    seeds = [0, 1, -5, 2**62 + 12345]
+    compiled = uniform(seeds, 7, count)
+    use("plain")
+    assert torch.equal(compiled, uniform(seeds, 7, count))
+
+
+@pytest.mark.parametrize("importance", [0.0, 0.5, 1.0])
+def test_the_uncertain_points_are_those_of_the_plain_form(importance: float) -> None:
+    logits = torch.randn(6, 9, 13, generator=torch.Generator().manual_seed(2))
+    chosen = []
+    for kernels in ("compiled", "plain"):
+        use(kernels)  # type: ignore[arg-type]
+        chosen.append(uncertain_points(logits, range(6), points=40, oversample=3.0, importance=importance))
+    certain = int(40 * importance)
+    assert torch.equal(chosen[0][:, certain:], chosen[1][:, certain:])
+    for compiled, plain in zip(*(points[:, :certain].tolist() for points in chosen), strict=True):
+        assert sorted(compiled) == sorted(plain)  # in another order
+
+
+def test_of_equally_uncertain_points_the_earlier_are_chosen() -> None:
+    points = uncertain_points(torch.zeros(1, 4, 4), [5], points=4, oversample=3.0, importance=0.5)
+    drawn = uniform([5], 0, 2 * (12 + 2)).view(14, 2)
+    assert torch.equal(points[0], torch.cat((drawn[:2], drawn[12:])))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_true_masks_at_points_are_those_of_the_plain_form(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.randint(0, 4, (2, 6, 11), generator=generator).to(dtype)
+    masks = TrueMasks(maps, torch.arange(2)[:, None], torch.arange(3, dtype=torch.int32).expand(2, 3))
+    shared, own = torch.rand(2, 50, 2, generator=generator), torch.rand(4, 50, 2, generator=generator) * 1.2 - 0.1
+    image, mask = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 1])
+    compiled = [masks.at_shared_points(shared), masks.at_own_points(image, mask, own)]
+    use("plain")
+    plain = [masks.at_shared_points(shared), masks.at_own_points(image, mask, own)]
+    for one, other in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "compiled"])
+def test_no_masks_at_points_are_no_rows(kernels: str) -> None:
+    use(kernels)  # type: ignore[arg-type]
+    masks = TrueMasks(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.int64),
+                      torch.zeros(1, 0, dtype=torch.int32))  # fmt: skip
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert masks.at_shared_points(torch.rand(1, 5, 2)).shape == (1, 0, 5)
+    assert masks.at_own_points(nobody, nobody, torch.rand(0, 5, 2)).shape == (0, 5)
+
+
+def test_other_tensors_than_32_bits_on_a_cpu_take_the_plain_form() -> None:
+    value, locations, weights = (t.double() for t in attention_inputs(channels=4))
+    assert not cpu.takes(value)
+    assert not cpu.takes(torch.zeros(2, device="meta"))
+    assert sample_and_sum(value, ((3, 5), (7, 4)), locations, weights).dtype == torch.float64
