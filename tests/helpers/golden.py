@@ -63,7 +63,7 @@ def recorded() -> dict[str, Any]:
 
 
 def tolerance(step: int) -> float:
-    """How far the loss of a step may be from the recorded one, relatively, where processor, torch or kernels are others.
+    """How far a loss may be from the recorded one, relatively, where the processor, torch or the kernels are others.
 
     Rounding grows through matching. With two threads, and with the vector instructions of 2008, the losses were at most
     1e-6 apart in steps 0 and 1, 1.1e-3 to step 9 and 1.5e-2 to step 19.
