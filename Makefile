@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 help:
 	@echo "make install       everything into $(VENV); the other targets do it too"
-	@echo "make demo          train and evaluate shapes_tiny on 2 CPU workers, and show the table"
+	@echo "make demo          train and evaluate shapes_tiny, two seeds at a time, and show the table"
 	@echo "make test          the tests of less than a minute each, two at once"
 	@echo "make test-quick    those of them that take a few seconds at most and do not start Ray"
 	@echo "make test-long     those of about a minute each, two at once: kills, outages, a row of each task"
@@ -26,7 +26,7 @@ help:
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
 	@echo "make clean         remove caches; results/, storage/ and .venv stay"
 
-demo: export M2F_WORKERS ?= 2
+demo: export M2F_WORKERS ?= 1
 demo: $(INSTALLED)
 	@dvc repro evaluate@shapes_tiny
 	@echo

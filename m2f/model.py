@@ -42,7 +42,10 @@ class Mask2Former(nn.Module):
         """
         height, width = images.shape[-2:]
         if min(height, width) < 32:
-            raise ValueError(f"pictures are {height} x {width}; pad both sides to at least 32 pixels (m2f.model.pad)")
+            raise ValueError(
+                f"an image is {height} x {width} pixels where the network needs 32 x 32 or more; pad it, with "
+                "test.pad_multiple: 32 in a row"
+            )
         if seeds is not None and len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
         mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))

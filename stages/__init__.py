@@ -45,6 +45,10 @@ def run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+    except PermissionError as error:
+        from pipeline.storage.root import store_failure
+
+        _end(store_failure(error) or error)
     except (ValueError, OSError) as error:
         _end(error)
     except Exception as error:

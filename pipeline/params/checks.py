@@ -95,6 +95,8 @@ def check_row(row: Row, at: str) -> None:
             raise ValueError(f"{at}.train.{key} is {getattr(train, key)}; it must be at least 1")
     if row.max_gpu_hours <= 0:
         raise ValueError(f"{at}.max_gpu_hours is {row.max_gpu_hours:g}; it must be above 0")
+    if not 1 <= row.max_served_pixels <= 178_956_970:
+        raise ValueError(f"{at}.max_served_pixels is {row.max_served_pixels}; it must be from 1 to 178956970")
     if row.published_trainings < 1:
         raise ValueError(f"{at}.published_trainings is {row.published_trainings}; it must be at least 1")
     if row.early_warning.points <= 0:

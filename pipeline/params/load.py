@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from pipeline.params.shorthand import (
     with_site,
 )
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-"""Names of entries are parts of commands, files and stages' names."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+"""Names of entries are parts of commands, files and stages' names, and of the paths of settings, which DVC splits at
+dots."""
+
+_READ_BY_DVC = ("datasets", "weights", "presets", "rows", "checkpoints")
+"""Sections that dvc.yaml reads. DVC stops where one is missing, whatever it was asked for."""
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -30,13 +35,54 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
     path = Path(path)
     try:
-        # The parser in C where PyYAML has it: ten times as fast.
-        tree = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; run from the project's folder or give --params") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if isinstance(tree, Mapping) and (path.parent / "dvc.yaml").exists():
+        _check_for_dvc(tree, str(path))
     return parse_params(tree, str(path))
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader, which refuses a key that a mapping has twice: it would drop the first without a word."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C: ten times as fast
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            marks: dict[str, Any] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                mark: Any = key.start_mark
+                if (first := marks.setdefault(key.value, mark)) is not mark:
+                    lines = f"lines {first.line + 1} and {mark.line + 1}"
+                    raise yaml.YAMLError(f"{lines} give one mapping the key {key.value!r} twice; take one out")
+            return super().construct_mapping(node, deep=deep)
+
+    return Loader
+
+
+def _check_for_dvc(tree: Mapping[str, Any], where: str) -> None:
+    """ValueError where something is missing that dvc.yaml reads, though the stages could do without it."""
+    if tree.keys() - {entry.name for entry in dataclasses.fields(Params)}:
+        return  # a section's name is wrong, which the parser says
+    for section in _READ_BY_DVC:
+        if tree.get(section) is None:
+            raise ValueError(
+                f"{where} has no section {section!r}, or an empty one; dvc.yaml reads it: write {section}: {{}}"
+            )
+    rows = tree["rows"] if isinstance(tree["rows"], Mapping) else {}
+    for name, row in rows.items():
+        for key, section in (("weights", "weights"), ("preset", "presets")):
+            if isinstance(row, Mapping) and key not in row:
+                raise ValueError(
+                    f"{where}: rows.{name} has no {key!r}, which dvc.yaml reads; write {key}: none for none"
+                )
+            if isinstance(row, Mapping) and row[key] == "none" and "none" not in tree[section]:
+                raise ValueError(f"{where}: {section} has no entry 'none', which rows.{name} names; write none: {{}}")
 
 
 def parse_params(tree: Any, where: str = "params.yaml") -> Params:
@@ -52,8 +98,8 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
     for name, data in params.datasets.items():
         check_dataset(data, f"{where}: datasets.{name}")
     check_verdict(params.verdict, f"{where}: verdict")
-    for name, preset in params.presets.items():
-        check_preset(preset, f"{where}: presets.{name}")
+    for name, preset in _section(tree, "presets", where).items():
+        check_preset(name, preset, f"{where}: presets.{name}")
     weights = {name: _weights(name, entry, params, where) for name, entry in _section(tree, "weights", where).items()}
     params = dataclasses.replace(params, weights=weights)
     rows = {name: _row(name, row, params, where) for name, row in _section(tree, "rows", where).items()}
@@ -65,20 +111,33 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
 
 
 def _section(tree: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    section = tree.get(key) or {}
+    """A section's entries by name. ValueError where DVC or a file system cannot take a name."""
+    section = {} if tree.get(key) is None else tree[key]
     if not isinstance(section, Mapping):
         raise ValueError(f"{where}: {key} is {section!r}; expected a mapping")
+    alike: dict[str, str] = {}
     for name in section:
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            quotes = "" if isinstance(name, str) else ", in quotes if YAML reads it as something else than text"
             raise ValueError(
-                f"{where}: {key} has an entry called {name!r}; begin with a letter, and go on with "
-                "letters, digits, _, - and ."
+                f"{where}: {key} has an entry called {name!r}; begin with a letter, and go on with at most 99 "
+                f"letters a-z, digits, _ and -{quotes}"
+            )
+        other = alike.setdefault(name.lower().replace("_", "-"), name)
+        if other != name:
+            raise ValueError(
+                f"{where}: {key} has entries called {other!r} and {name!r}, which some file systems or MLflow take for "
+                "one; let them differ in more than capitals, _ and -"
             )
     return dict(section)
 
 
 def _weights(name: str, entry: Any, params: Params, where: str) -> WeightsConfig:
     at = f"{where}: weights.{name}"
+    if name == "none" and entry != {}:
+        raise ValueError(
+            f"{at} is {entry!r}; none stands for random weights, so write none: {{}} or choose another name"
+        )
     return parse(WeightsConfig, with_site(entry, params.sites, at), at)
 
 

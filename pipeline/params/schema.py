@@ -205,6 +205,9 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     max_gpu_hours: float = 8.0
     """A seed whose estimate exceeds this does not start."""
+    max_served_pixels: int = 50_000_000
+    """Pixels of the largest image that the row's registered model takes; a larger one is refused before it is decoded.
+    At most 178,956,970."""
     early_warning: EarlyWarningConfig = field(default_factory=EarlyWarningConfig)
     published: Mapping[str, Any] = field(default_factory=dict)
     """The published figures, metrics in percent; empty: none."""

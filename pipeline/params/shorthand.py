@@ -48,8 +48,10 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
     return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
 
 
-def check_preset(preset: Mapping[str, Any], at: str) -> None:
+def check_preset(name: str, preset: Mapping[str, Any], at: str) -> None:
     """ValueError where a preset holds what is no setting of a row, or a value that none can have."""
+    if name == "none" and preset:
+        raise ValueError(f"{at} holds {', '.join(map(str, preset))}; none stands for no preset, so choose another name")
     for key in _OF_THE_ROW:
         if key in preset:
             raise ValueError(f"{at} holds {key!r}, which each row says for itself; write it in the rows")

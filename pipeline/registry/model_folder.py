@@ -33,6 +33,7 @@ def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
         "kernels": row.train.kernels,
         "class_names": list(manifest.class_names_of(row.task)),
         "thing_ids": manifest.thing_ids_of(row.task),
+        "max_pixels": row.max_served_pixels,
         "code": code_digest(PREDICTING),
     }
 
@@ -61,13 +62,12 @@ def save_model(
     """Write a network as an MLflow model folder: weights alone, `served_settings`, and the code that predicts."""
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import ParamSchema, ParamSpec
     from safetensors.torch import save_file
 
     from pipeline.registry.served_model import LIBRARIES
     from pipeline.storage.files import whole_file, write_json
 
-    images = Schema([ColSpec("binary")])  # without a name, so that a list of pictures is taken too
     with tempfile.TemporaryDirectory() as folder:
         weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
         with whole_file(weights) as partial:  # which everybody may read
@@ -80,7 +80,8 @@ def save_model(
             python_model=str(code / "pipeline" / "registry" / "served_model.py"),
             artifacts={"weights": str(weights), "settings": str(served)},
             code_paths=[str(code / "m2f"), str(code / "pipeline")],
-            signature=ModelSignature(images, None, ParamSchema([ParamSpec("png", "boolean", False)])),
+            # no schema of what comes in: the model looks itself, and its refusals are shorter than MLflow's
+            signature=ModelSignature(params=ParamSchema([ParamSpec("png", "boolean", False)])),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
             metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
             input_example=_example(),

@@ -1,4 +1,4 @@
-"""A trained row in MLflow's model registry: pictures in, label maps, segments or instances out.
+"""A trained row in MLflow's model registry: images in, label maps, segments or instances out.
 
 MLflow runs this file to load the model ("models from code": nothing is unpickled), with the modules below beside it,
 and without this project. What it predicts is what evaluation measured: both call `pipeline.evaluation.predict.predict`
@@ -8,10 +8,13 @@ on `pipeline.data.images.resize.network_image`.
 from __future__ import annotations
 
 import base64
-import contextlib
+import binascii
+import io
 import json
+import math
 import threading
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from m2f.kernels.build import use
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
+from pipeline.data.images.files import check_image
 from pipeline.data.images.resize import network_image
 from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.parse import parse
@@ -70,6 +74,7 @@ MODULES = (
     "pipeline.data",
     "pipeline.data.images",
     "pipeline.data.images.codecs",
+    "pipeline.data.images.files",
     "pipeline.data.images.resize",
     "pipeline.evaluation",
     "pipeline.evaluation.predict",
@@ -96,10 +101,37 @@ LIBRARIES = (
     "numpy",
     "pandas",
     "opencv-python-headless",
+    "pillow",
     "safetensors",
     "pycocotools",
 )
 """What they need installed; registered with the versions in use."""
+
+COLUMN = "image"
+"""What a request's column of images is called."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM")
+"""Of image files that are taken, by Pillow's names. Others are not even opened: Pillow starts programs for some."""
+
+SMALLEST_SIDE = 32
+"""Pixels that the network needs (m2f.model.Mask2Former)."""
+
+
+class Refusal(MlflowException):
+    """A request that is not answered, with one sentence and HTTP status 400.
+
+    MLflow's server writes all of the request before an error's message, images included: here it has only the sentence.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+        self.sentence = sentence
+
+    def serialize_as_json(self) -> str:
+        """What the server sends."""
+        self.message = self.sentence
+        text: str = super().serialize_as_json()
+        return text
 
 
 class RegisteredModel(PythonModel):
@@ -121,6 +153,7 @@ class RegisteredModel(PythonModel):
         self.test = parse(TestConfig, settings["test"], "test")
         self.class_names: list[str] = settings["class_names"]
         self.thing_ids: list[int] = settings["thing_ids"]
+        self.max_pixels: int = settings["max_pixels"]
         self.model = build_model(parse(ModelConfig, settings["model"], "model"))
         self.model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,10 +162,10 @@ class RegisteredModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """One dict per picture, at the picture's own size (h, w).
+        """One dict per image, at the image's own size (h, w).
 
-        `model_input`: a data frame whose first column holds encoded pictures (PNG, JPEG and what else OpenCV reads;
-        bytes, or as text in base64), or (h, w, 3) uint8 RGB arrays. MLflow makes it of a list of encoded pictures too.
+        `model_input`: the column `image` of a data frame or dict, or a list, or one image alone. An image is a file's
+        bytes (PNG, JPEG, BMP, WebP, TIFF or PPM), as text in base64 or a data URI, or an (h, w, 3) uint8 RGB array.
         The parameter `png` asks for maps as PNG files, for clients over HTTP: 8 or 16 bits, and nothing is 65535.
 
         semantic: `labels`, (h, w) class ids, uint8 or, of over 255 classes, int64; `class_names`, by id.
@@ -141,26 +174,30 @@ class RegisteredModel(PythonModel):
         instance: `instances`, best first: `class`, `class_id`, `score`, `box` (x1, y1, x2, y2 in pixels), `mask`
             (COCO's run lengths: `size`, `counts`); `size`, (height, width).
 
-        MlflowException of one sentence, HTTP status 400, names the picture that is none.
+        Refusal says what is wrong with the request, or with which image.
         """
         png = bool((params or {}).get("png", False))
-        images = model_input.iloc[:, 0].tolist()
+        images = _images(model_input)  # whatever its hint is: MLflow looks into data, or warns, for every other hint
         predictions = []
         for number, image in enumerate(images, start=1):
             try:
-                predictions.append(self._predict(_decoded(image), png))
+                predictions.append(self._predict(_decoded(image, self.max_pixels), png))
             except ValueError as error:
-                raise MlflowException(
-                    f"picture {number} of {len(images)} {error}", error_code=INVALID_PARAMETER_VALUE
-                ) from None
+                raise Refusal(f"image {number} of {len(images)} {error}") from None
         return predictions
 
     def _predict(self, image: np.ndarray, png: bool) -> dict[str, Any]:
         size = (image.shape[0], image.shape[1])
+        shown = network_image(image, self.test)
+        if self.test.pad_multiple == 1 and min(shown.shape[1:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"is {_pixels(size)}, and {_pixels(tuple(shown.shape[1:]))} at the size of this model's test settings; "
+                f"they pad nothing, so that both sides must have {SMALLEST_SIDE} pixels there"
+            )
         with self.one_at_a_time:
             allow_tf32(self.tf32)
             config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
-            predictions = predict(self.model, network_image(image, self.test), size, config)
+            predictions = predict(self.model, shown, size, config)
         if self.task == "instance":
             return {"instances": self._instances(predictions), "size": list(size)}
         if self.task == "panoptic":
@@ -202,24 +239,111 @@ class RegisteredModel(PythonModel):
         ]
 
 
-def _decoded(image: Any) -> np.ndarray:
-    """(h, w, 3) uint8 RGB; ValueError, which goes on from "picture 1 of 2", when it is no picture."""
+# From a request to arrays
+
+
+def _images(model_input: Any) -> list[Any]:
+    """The images of a request, one by one, as they were given. Refusal where it holds none, or other things too."""
+    columns: Iterable[Any] | None = None
+    if isinstance(model_input, pd.DataFrame):
+        columns = list(model_input.columns)
+        found = model_input.iloc[:, 0].tolist() if columns else []
+        columns = None if columns == [0] else columns  # it was given without a name
+    elif isinstance(model_input, Mapping):
+        columns, found = list(model_input), next(iter(model_input.values()), None)
+    else:
+        found = model_input
+    if columns is not None and list(columns) != [COLUMN]:
+        named = ", ".join(_shortened(column) for column in columns) or "no column"
+        raise Refusal(f"the request has {named}; it must have one column, called {COLUMN!r}")
+    if isinstance(found, np.ndarray):
+        found = found.tolist() if found.ndim < 2 else [found]
+    elif isinstance(found, pd.Series):
+        found = found.tolist()
+    images = list(found) if isinstance(found, list | tuple) else [found]
+    if not images:
+        raise Refusal(f"the request has no image; give at least one, in a column called {COLUMN!r}")
+    return images
+
+
+def _decoded(image: Any, max_pixels: int) -> np.ndarray:
+    """(h, w, 3) uint8 RGB; ValueError, which goes on from "image 1 of 2", when it is none or is too large."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             shape = " x ".join(map(str, image.shape))
             raise ValueError(f"is an array of {shape} {image.dtype}; give height x width x 3 uint8, RGB")
+        _check_size((image.shape[0], image.shape[1]), max_pixels)
         return image
-    if not isinstance(image, (str, bytes, bytearray, memoryview)):
-        raise ValueError(
-            f"is {type(image).__name__}; give a picture file's bytes, in JSON as base64, or a uint8 RGB array"
-        )
-    data = image.encode() if isinstance(image, str) else bytes(image)
-    with contextlib.suppress(ValueError):
+    if isinstance(image, str):
+        data = _bytes_of(image)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        data = bytes(image)
+    else:
+        missing = image is None or image is pd.NA or (isinstance(image, float) and math.isnan(image))  # of data frames
+        raise ValueError(f"is {'null' if missing else _named_type(image)}; {_GIVE}")
+    size = _size_of(data)
+    _check_size(size, max_pixels)
+    try:
+        check_image(data, "")
         return decode_image(data, "")
-    # MLflow decodes the base64 of a data frame's column, and not that of `inputs`
-    with contextlib.suppress(ValueError):
-        return decode_image(base64.b64decode(b"".join(data.split()), validate=True), "")
-    raise ValueError("is no whole picture that OpenCV reads, neither as it is nor as base64")
+    except ValueError:
+        raise ValueError(f"is {_pixels(size)}, and does not decode; it is cut off or damaged") from None
+
+
+_GIVE = f"give the bytes of a file ({', '.join(FORMATS)}), in JSON as base64, or a uint8 RGB array"
+
+
+def _bytes_of(text: str) -> bytes:
+    """The bytes that base64 or a data URI stands for; ValueError as `_decoded`'s."""
+    head, comma, body = text.partition(",")
+    if comma and head.lstrip()[:5].lower() == "data:":
+        if not head.rstrip().lower().endswith(";base64"):
+            return urllib.parse.unquote_to_bytes(body)
+        text = urllib.parse.unquote(body)
+    plain = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")  # other alphabet, no padding: taken
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        if plain and len(plain) % 4 == 1 and plain.isascii() and plain.replace("+", "").replace("/", "").isalnum():
+            raise ValueError(f"is base64 that is cut off: {len(plain):,} characters stand for no bytes") from None
+        raise ValueError(f"is text and no base64 ({_shortened(text)}); {_GIVE}") from None
+
+
+def _size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) as an image file's header says, nothing decoded; ValueError as `_decoded`'s."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            width, height = opened.size
+    except Image.DecompressionBombError:
+        raise ValueError(f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; scale it down") from None
+    except (OSError, SyntaxError, ValueError):
+        begin = f"{len(data):,} bytes that begin with {data[:8]!r}" if data else "empty"
+        raise ValueError(f"is {begin}, which is no image; {_GIVE}") from None
+    return height, width
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise ValueError(
+            f"is {_pixels(size)}, {size[0] * size[1]:,} in all; this model takes at most {max_pixels:,}: scale it down"
+        )
+
+
+def _pixels(size: tuple[int, ...]) -> str:
+    return f"{size[1]} x {size[0]} pixels"
+
+
+def _named_type(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+def _shortened(value: Any) -> str:
+    """A value of a request in a sentence: at most 40 characters of it, for it may be a whole image."""
+    text = str(value)
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def _png(ids: np.ndarray) -> bytes:

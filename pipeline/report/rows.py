@@ -235,17 +235,12 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
     decides: Which = evaluated.decides if evaluated else "best" if row.checkpoint_rule == "best" else "last"
     seeds = _seeds(evaluated, trained, row.task, decides)
     done = [seed for seed in seeds if seed.checkpoints]
-    figures = {
-        name: _all_known([seed.figures.get(name) for seed in done])
-        for name in _names(row.task)
-        if any(name in seed.figures for seed in done)
-    }
+    figures = _by_figure(done, row.task)
     median = {name: None if values is None else statistics.median(values) for name, values in figures.items()}
     values = figures.get(first) or []
     status = _status(row, seeds, evaluated, trained)
     failed = sum(seed.status in ENDED_BADLY for seed in seeds)
     verdict = row_verdict(row, [seed.figures.get(first) for seed in done], failed, settings)
-    interval = median_interval(values, settings.coverage) if values else None
     facts = Facts(
         dataset=row.dataset,
         task=row.task,
@@ -258,15 +253,11 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
         margin=settings.margin_points,
         median=median,
         range={name: None if known is None else (min(known), max(known)) for name, known in figures.items()},
-        median_interval=Interval(low=interval[0], high=interval[1], coverage=100 * interval[2]) if interval else None,
+        median_interval=_median_interval(values, settings.coverage),
         median_seed=_nearest(done, first, statistics.median(values)) if values else None,
         published=dict(row.published),
         published_authors=dict(row.published_authors),
-        difference={
-            name: value - row.published[name]
-            for name, value in median.items()
-            if value is not None and name in row.published
-        },
+        difference=_difference(median, row.published),
         baseline=_baseline(evaluated, row.task),
         published_checkpoint=_published_checkpoint(checked, row.task),
         seeds=tuple(seeds),
@@ -332,6 +323,26 @@ def _per_class(metrics: Mapping[str, Figures]) -> dict[str, dict[str, float | No
 
 def _times_100(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
+
+
+def _by_figure(seeds: Sequence[SeedFacts], task: str) -> dict[str, list[float] | None]:
+    """The seeds' values of every figure that one of them has; None where another has none."""
+    return {
+        name: _all_known([seed.figures.get(name) for seed in seeds])
+        for name in _names(task)
+        if any(name in seed.figures for seed in seeds)
+    }
+
+
+def _difference(median: Mapping[str, float | None], published: Mapping[str, Any]) -> dict[str, float]:
+    """By how much the medians exceed the published figures, where both are known."""
+    known = {name: value for name, value in median.items() if value is not None and name in published}
+    return {name: value - published[name] for name, value in known.items()}
+
+
+def _median_interval(values: Sequence[float], coverage: float) -> Interval | None:
+    found = median_interval(values, coverage) if values else None
+    return Interval(low=found[0], high=found[1], coverage=100 * found[2]) if found else None
 
 
 def _all_known(values: Sequence[float | None]) -> list[float] | None:

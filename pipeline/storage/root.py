@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipeline.storage.stores import StoredPath
+from pipeline.storage.stores import RIGHTS, StoredPath
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -59,7 +60,14 @@ def _ask(url: str) -> None:
     def ask() -> None:
         try:
             root = _below_url(url)
-            root.fs.info(urlsplit(url).netloc) if urlsplit(url).scheme in _BUCKETS else root.exists()
+            if urlsplit(url).scheme not in _BUCKETS:
+                root.exists()
+                return
+            try:
+                root.fs.info(urlsplit(url).netloc)
+            except PermissionError:  # of the whole bucket; the root may be a part of it that is theirs
+                with suppress(FileNotFoundError):
+                    root.fs.ls(root.path)
         except Exception as error:  # drivers have errors of their own
             errors.append(error)
 
@@ -84,7 +92,7 @@ def _reason(url: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no {urlsplit(url).netloc}; make the bucket, or correct M2F_STORAGE"
     if isinstance(error, PermissionError):
-        return f"the credentials are refused ({error}); {_ADVICE}"
+        return f"the credentials are refused ({error.__cause__ or error}); {RIGHTS}; {_ADVICE}"
     return f"{error}; {_ADVICE}"
 
 
@@ -96,6 +104,8 @@ def store_failure(error: BaseException) -> str:
     seen: BaseException | None = error
     while seen is not None:
         if type(seen).__module__.partition(".")[0] in _DRIVERS:
+            if isinstance(error, PermissionError):
+                return f"the storage root {os.environ.get('M2F_STORAGE')} may not be used so ({seen}); {RIGHTS}"
             return f"the storage root does not work any more: {seen}; run the command again to go on"
         seen = getattr(seen, "cause", None) or seen.__cause__
     return ""

@@ -281,6 +281,23 @@ class FileStore:
 
 _LOCK = ".lock"
 
+RIGHTS = (
+    "the credentials need the right to list, read, write and delete objects (for s3://: s3:ListBucket, s3:GetObject, "
+    "s3:PutObject and s3:DeleteObject)"
+)
+
+
+@contextmanager
+def _permitted(path: UPath, doing: str) -> Iterator[None]:
+    """A store's refusal as a ValueError that says where and of what; doing: "read".
+
+    Drivers say "Access Denied" alone. What they say besides is in the error's cause, which is lost between processes.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be {doing} ({error.__cause__ or error}); {RIGHTS}") from error
+
 
 @dataclass(frozen=True)
 class ObjectStore:
@@ -311,27 +328,32 @@ class ObjectStore:
 
     def put(self, source: Path, *, link: bool = False) -> None:
         """Upload a local file."""
-        self.path.fs.put_file(str(source), self.path.path)
+        with _permitted(self.path, "written"):
+            self.path.fs.put_file(str(source), self.path.path)
 
     def copy_to(self, target: StoredPath, *, link: bool = False) -> None:
         """Copy this file to another place; within the store it does not pass through this host."""
         other = store_of(target)
         if isinstance(other, ObjectStore) and other.path.fs == self.path.fs:
-            self.path.fs.copy(str(self.path), str(target))
+            with _permitted(self.path, f"copied to {target}"):
+                self.path.fs.copy(str(self.path), str(target))
         else:
             with other.written_whole() as partial:
                 self._download(partial)
 
     def _download(self, target: Path) -> None:
-        self.path.fs.get_file(self.path.path, str(target))
+        with _permitted(self.path, "read"):
+            self.path.fs.get_file(self.path.path, str(target))
 
     def delete(self) -> None:
         """Delete the file, or all files below the path."""
-        self.path.fs.rm(self.path.path, recursive=True)
+        with _permitted(self.path, "deleted"):
+            self.path.fs.rm(self.path.path, recursive=True)
 
     def rename(self, name: str) -> None:
         """Give the file another name in its folder: a copy within the store, and the old one is deleted."""
-        self.path.rename(self.path.with_name(name))
+        with _permitted(self.path, f"renamed {name}"):
+            self.path.rename(self.path.with_name(name))
 
     def is_same_file(self, other: Path) -> bool:
         """No local file is one of the store's."""
@@ -365,6 +387,8 @@ class ObjectStore:
         def fill(copy: Path) -> None:
             try:
                 self._download(copy)
+            except ValueError:
+                raise
             except Exception as error:  # drivers have errors of their own
                 raise ValueError(f"{self.path} cannot be read ({error})") from error
             with open(copy, "rb") as file:
@@ -400,7 +424,8 @@ class ObjectStore:
     def files_below(self) -> dict[str, int]:
         """Bytes of every file below the path, by its relative name with `/`."""
         top = self.path.path
-        found = self.path.fs.find(top, detail=True)
+        with _permitted(self.path, "listed"):
+            found = self.path.fs.find(top, detail=True)
         return {name.removeprefix(top).lstrip("/"): found[name]["size"] for name in sorted(found)}
 
     def is_visible(self) -> bool:
@@ -448,10 +473,15 @@ class ObjectStore:
         return cache_folder() / "verified"
 
     def check_space(self, purpose: str, needed: int) -> None:
-        """Nothing: a store has room."""
+        """A store has room. ValueError where nothing may be written to it, before the work instead of after it."""
+        probe = self.path / f".probe-{socket.gethostname()}-{os.getpid()}"
+        with _permitted(self.path, "written"):
+            probe.fs.pipe_file(probe.path, b"")
+            probe.fs.rm_file(probe.path)
 
     def room_for_downloads(self) -> Room:
-        """Where there must be room for a download that grows: on a disk of this host."""
+        """Where there must be room for a download that grows: on a disk of this host. ValueError as `check_space`'s."""
+        self.check_space("", 0)
         return Room(cache_folder(), "this host's copies", "M2F_SHARD_CACHE")
 
     def incoming(self) -> Path:

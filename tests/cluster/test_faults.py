@@ -1,7 +1,8 @@
 """Faults of every kind during a training by two workers on two hosts: it ends as it would have ended without them.
 
 Every test trains the same row with the same seed. What it leaves is compared with an undisturbed training: weights and
-optimiser bit for bit, the curve, and what MLflow shows. docs/reliability.md has the table that the session ends with.
+optimiser bit for bit, the curve, and what MLflow shows. docs/reliability.md has the table that the session ends with. A
+killed worker process needs no hosts: tests/pipeline/training/test_worker_group.py.
 """
 
 from __future__ import annotations
@@ -124,16 +125,6 @@ def workers(cluster: Cluster) -> list[list[int]]:
     return [cluster.lab.pids(host, WORKER) for host in ("worker1", "worker2")]
 
 
-def test_a_killed_worker_process_is_replaced(cluster: Cluster, undisturbed: Ending, record_property: Record) -> None:
-    training = begin(cluster, "worker")
-    training.reaches(FAULT_AT)
-    assert cluster.lab.kill("worker1", WORKER) == 1
-    fault_s = time.monotonic()
-    check(training, undisturbed)
-    assert len(training.said(LOST)) == 1
-    measured(record_property, "worker process killed (SIGKILL)", "replaced", training, fault_s)
-
-
 @pytest.mark.full
 def test_a_link_that_is_out_for_2_seconds_restarts_nothing(
     cluster: Cluster, undisturbed: Ending, record_property: Record
@@ -203,7 +194,6 @@ def test_a_host_that_is_taken_away_after_a_notice_costs_no_more_than_a_restart(
     measured(record_property, "host reclaimed: notice, SIGTERM, 5 s later its end", RESTARTS, training, fault_s)
 
 
-@pytest.mark.full
 def test_after_the_loss_of_the_heads_processes_the_job_is_submitted_again_and_goes_on(
     cluster: Cluster, undisturbed: Ending, record_property: Record
 ) -> None:

@@ -89,3 +89,9 @@ class RayNodes:
         for node in reversed(self.processes):
             self.lose(node)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def times_ray_gave_up(folder: str) -> int:
+    """How often Ray Train has ended its wait for a worker group, as its own logs say; folder: the head's RAY_TMPDIR."""
+    logs = Path(folder).glob("session_latest/logs/train/ray-train-app-controller-*.log")
+    return sum(log.read_text().count("control loop iteration: The worker group startup timed out") for log in logs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -9,6 +10,8 @@ import socketserver
 import subprocess
 import sys
 import threading
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +52,36 @@ def s3_server() -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def checking(server: str) -> Iterator[None]:
+    """While the block runs, the server refuses what the user whose keys a request has may not do."""
+
+    def after(requests: str) -> None:
+        plain = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(f"{server}/moto-api/reset-auth", requests.encode(), plain, method="POST")
+        urllib.request.urlopen(request).close()
+
+    after("0")
+    try:
+        yield
+    finally:
+        after("inf")
+
+
+def user(server: str, *rights: str, below: str = "*") -> dict[str, str]:
+    """The keys of a new user, as environment variables. rights: GetObject and so on; below: their bucket/prefix."""
+    import boto3
+
+    iam, name = boto3.client("iam", endpoint_url=server), uuid.uuid4().hex
+    resources = [f"arn:aws:s3:::{below}/*", f"arn:aws:s3:::{below.partition('/')[0]}"] if below != "*" else ["*"]
+    allowed = {"Effect": "Allow", "Action": [f"s3:{right}" for right in rights], "Resource": resources}
+    iam.create_user(UserName=name)
+    policy = {"Version": "2012-10-17", "Statement": [allowed]}
+    iam.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
 
 class Cutting(socketserver.ThreadingTCPServer):

@@ -227,7 +227,7 @@ def test_a_picture_of_any_size_has_levels_that_are_rounded_up_and_padding_it_cha
 def test_the_smallest_picture_is_32_by_32_and_smaller_ones_are_refused_with_the_remedy(backbone: str) -> None:
     model = build_model(dataclasses.replace(TINY, backbone=BackboneConfig(name=backbone))).eval()
     assert model(torch.zeros(1, 3, 32, 32), auxiliary=False).mask_logits.shape[2:] == (8, 8)
-    with pytest.raises(ValueError, match="31 x 64; pad both sides to at least 32 pixels"):
+    with pytest.raises(ValueError, match="31 x 64 pixels where the network needs 32 x 32 or more"):
         model(torch.zeros(1, 3, 31, 64))
 
 

@@ -241,26 +241,6 @@ def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Cod
 # Interrupted and shared work
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, confusions = undisturbed(job)
-    seen = count_images(monkeypatch)
-    written = evaluate_checkpoint.write_json
-
-    def until_five(path: Path, value: Any) -> None:
-        written(path, value)
-        if len(list(job.folder.glob("parts/*.json"))) == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluate_checkpoint, "write_json", until_five)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(job, ALONE)
-    assert seen == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(evaluate_checkpoint, "write_json", written)
-    assert evaluate(job, ALONE) == expected
-    assert seen == list(range(12))
-    assert (job.folder / "confusion.json").read_bytes() == confusions
-
-
 DRIVER = """
 import pickle, sys, time
 from pathlib import Path

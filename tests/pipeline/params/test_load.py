@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -46,10 +49,6 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             changed("rows", "shapes_tiny", "max_gpu_hours", value=-1),
             "rows.shapes_tiny.max_gpu_hours is -1; it must be above 0",
         ),
-        (changed("rows", "a/b", value={}), "rows has an entry called 'a/b'; begin with a letter"),
-        (changed("rows", "../../x", value={}), "rows has an entry called '../../x'; begin with a letter"),
-        (changed("datasets", "new one", value={}), "datasets has an entry called 'new one'; begin with a letter"),
-        (changed("rows", 12, value={}), "rows has an entry called 12; begin with a letter"),  # type: ignore[arg-type]
         (changed("row", value={}), "params.yaml: unknown key 'row'; did you mean 'rows'?"),
         (
             changed("rows", "shapes_tiny", "dataset", value="shape"),
@@ -183,12 +182,127 @@ def test_an_unknown_row_is_answered_with_the_nearest_one() -> None:
         load_params(PROJECT / "params.yaml").row("shapes_tony")
 
 
+@pytest.mark.parametrize("section", ["datasets", "weights", "presets", "rows", "checkpoints"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "street.v2", "my set", "a@b", "a:b", "a/b", "../../x", "a[0]", "a(b)", "a;b", "a$b", "", "-x", "_x", "1a",
+        "größe", "a\n", 101 * "a", 2024, 1.5, True, None,
+    ],
+)  # fmt: skip
+def test_a_name_that_dvc_or_a_file_system_cannot_take_is_one_sentence(section: str, name: Any) -> None:
+    tree = small_tree()
+    tree[section][name] = {}
+    quotes = "" if isinstance(name, str) else ", in quotes if YAML reads it as something else than text"
+    sentence = (
+        f"params.yaml: {section} has an entry called {name!r}; begin with a letter, and go on with at most 99 letters "
+        f"a-z, digits, _ and -{quotes}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        parse_params(tree)
+
+
+def test_names_of_every_other_form_are_taken() -> None:
+    tree = small_tree()
+    for name in ("train", "A-b_9", "none-", "first2", 100 * "a"):
+        tree["rows"][name] = tree["rows"]["first"]
+        tree["presets"][name] = {}
+    assert len(parse_params(tree).rows) == 7
+
+
+@pytest.mark.parametrize(("section", "one", "other"), [("rows", "First", "first"), ("presets", "a_b-c", "A-B_c")])
+def test_names_that_a_file_system_or_mlflow_takes_for_one_are_one_sentence(section: str, one: str, other: str) -> None:
+    tree = small_tree()
+    tree[section] |= {one: {}, other: {}}
+    names = [name for name in tree[section] if name in (one, other)]
+    with pytest.raises(
+        ValueError, match=f"{section} has entries called '{names[0]}' and '{names[1]}', which some file"
+    ):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize("section", ["datasets", "weights", "presets", "rows", "checkpoints"])
+def test_beside_a_dvc_yaml_every_section_that_it_reads_has_to_be_there(section: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    without = {key: value for key, value in small_tree().items() if key != section}
+    for tree in (without, {**without, section: None}):
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+        with pytest.raises(ValueError, match=f"has no section '{section}', or an empty one; dvc.yaml reads it: write"):
+            load_params(tmp_path / "params.yaml")
+
+
+def test_where_no_dvc_yaml_is_a_row_needs_what_it_names_alone(tmp_path: Path) -> None:
+    tree = {key: value for key, value in small_tree().items() if key not in ("weights", "checkpoints")}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    assert load_params(tmp_path / "params.yaml").rows == parse_params(small_tree()).rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"checkpoint": {}}, "params.yaml: unknown key 'checkpoint'; did you mean 'checkpoints'?"),
+        ({"checkpoints": []}, r"params.yaml: checkpoints is \[\]; expected a mapping"),
+        ({"weights": {"a": {}}}, "params.yaml: weights has no entry 'none', which rows.first names; write none: {}"),
+        ({"rows": {"x": {"dataset": "mine", "weights": "none"}}}, "params.yaml: rows.x has no 'preset', which dvc"),
+        ({"rows": {"x": {"dataset": "mine", "preset": "small"}}}, "params.yaml: rows.x has no 'weights', which dvc"),
+        ({"rows": {"x": {}}}, "params.yaml: rows.x has no 'weights', which dvc.yaml reads; write weights: none"),
+        ({"rows": {"x": None}}, "params.yaml: rows.x is None; expected the keys name, dataset, model"),
+    ],
+)  # fmt: skip
+def test_beside_a_dvc_yaml_what_it_reads_of_a_row_has_to_be_there(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**small_tree(), **changes}))
+    with pytest.raises(ValueError, match=sentence):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.slow
+def test_dvc_itself_stops_at_a_dot_in_a_name_and_at_a_missing_section(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  train:\n    foreach: ${rows}\n    do:\n      cmd: 'true'\n      params:\n        - rows.${key}\n"
+        "  published:\n    foreach: ${checkpoints}\n    do:\n      cmd: 'true'\n"
+    )
+
+    def dvc(*words: str) -> tuple[bool, str]:
+        command = [sys.executable, "-m", "dvc", *words]
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return answer.returncode == 0, answer.stdout + answer.stderr
+
+    assert dvc("init", "--no-scm")[0]
+    for name, changes, said in (
+        ("first", {}, None),
+        ("street.v2", {}, "'rows.street.v2' are missing"),
+        ("first", {"checkpoints": None}, "expected list/dictionary, got NoneType"),
+    ):
+        tree = {"checkpoints": {}, "rows": {name: {}}, **changes}
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+        done, output = dvc("repro", "--force", f"train@{name}")
+        assert done == (said is None) and (said or "") in output, (name, changes, output)
+
+
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere.yaml does not exist; run from the project's folder"):
         load_params(tmp_path / "nowhere.yaml")
-    (tmp_path / "broken.yaml").write_text("rows: [")
-    with pytest.raises(ValueError, match="broken.yaml is not YAML: while parsing"):
-        load_params(tmp_path / "broken.yaml")
+    for text, sentence in (
+        (b"rows: [", "is not YAML: while parsing"),
+        # of the two, PyYAML would take the last
+        (b"rows:\n  first: {}\n  first: {}\n", "is not YAML: lines 2 and 3 give one mapping the key 'first' twice"),
+        (b"rows: {a: {task: a, seeds: [1], task: b}}", "is not YAML: lines 1 and 1 give one mapping the key 'task'"),
+        ("terms: für alle".encode("latin-1"), r"is not UTF-8 text \(byte 8\); save it as UTF-8"),
+        ("terms: für alle".encode("utf-16"), r"is not UTF-8 text \(byte 0\); save it as UTF-8"),
+        (b"", "expected the sections datasets, rows, weights, .*, found NoneType"),
+        (b"- rows", "expected the sections datasets, rows, weights, .*, found list"),
+    ):  # fmt: skip
+        (tmp_path / "broken.yaml").write_bytes(text)
+        with pytest.raises(ValueError, match=f"broken.yaml:? ?{sentence}"):
+            load_params(tmp_path / "broken.yaml")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(small_tree()), encoding="utf-8-sig")
+    assert load_params(tmp_path / "params.yaml") == parse_params(small_tree())
 
 
 @pytest.mark.parametrize(
@@ -293,8 +407,10 @@ def small_tree(**row: Any) -> dict[str, Any]:
     named = {"dataset": "mine", "preset": "small", "weights": "none"}
     return {
         "datasets": {"mine": data},
-        "presets": {"small": preset},
+        "weights": {"none": {}},
+        "presets": {"none": {}, "small": preset},
         "rows": {"first": {**named, **row}, "second": named},
+        "checkpoints": {},
     }
 
 
@@ -340,6 +456,9 @@ def test_without_a_preset_a_row_says_all_itself() -> None:
         (("rows", "first", "train"), 5, "rows.first.train is 5; expected the keys steps, augmentation"),
         (("datasets", "mine", "class_names"), "coc", "no list of class names is called 'coc'; did you mean 'coco'?"),
         (("rows",), "all", "params.yaml: rows is 'all'; expected a mapping"),
+        (("presets",), {}, "rows.first: no preset is called 'small'; none are defined"),
+        (("presets", "none"), {"seeds": [1]}, "presets.none holds seeds; none stands for no preset, so choose"),
+        (("weights", "none"), {"url": "x"}, "weights.none is {'url': 'x'}; none stands for random weights, so write"),
         (("weights",), {"w": {"site": "x", "name": "y"}}, "weights.w: no site is called 'x'; none are defined"),
         (("weights",), {"w": {"site": 3, "name": "y"}}, "weights.w.site is 3; expected text, in quotes"),
     ],
@@ -362,7 +481,7 @@ def test_a_sites_address_is_filled_with_an_entrys_name_and_stamp() -> None:
     }  # fmt: skip
     tree = {**small_tree(), "sites": sites}
     tree["checkpoints"] = {"first": {"dataset": "mine", "site": "here", "name": "net-a", "stamp": "2022_1-ab12"}}
-    tree["weights"] = {"w": {"site": "plain", "name": "net-b-ab12", "terms": "ours"}}
+    tree["weights"]["w"] = {"site": "plain", "name": "net-b-ab12", "terms": "ours"}
     params = parse_params(tree)
     assert params.checkpoints["first"].url == "http://127.0.0.1/net-a/net-a_2022_1-ab12.pth"
     assert params.checkpoints["first"].log_url == "http://127.0.0.1/2022_1.json"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ from pipeline.provenance.code import code_digest
 from pipeline.registry.candidates import candidates
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
 from pipeline.registry.register import register
-from pipeline.registry.served_model import LIBRARIES, MODULES, PREDICTING, _png
+from pipeline.registry.served_model import LIBRARIES, MODULES, PREDICTING, Refusal, _png
 from pipeline.runs.checkpoints import load_checkpoint
 from pipeline.storage.results import Manifest
 from tests.helpers.images import encoded, image
@@ -150,25 +154,122 @@ def unpadded(small_row: Row, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return mlflow.pyfunc.load_model(str(saved(row, manifest_of(folder), folder, folder / "model")))
 
 
+GIVE = "give the bytes of a file (PNG, JPEG, BMP, WEBP, TIFF, PPM), in JSON as base64, or a uint8 RGB array"
+PNG = encoded(image(64, 96))
+TEXT = base64.b64encode(PNG).decode()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A file whose header says so, and which holds no pixel."""
+    chunks = [b"IHDR" + struct.pack(">II5B", width, height, 8, 2, 0, 0, 0), b"IDAT"]
+    packed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (b"hello", "picture 2 of 2 is no whole picture that OpenCV reads, neither as it is nor as base64"),
-        (b"", "picture 2 of 2 is no whole picture"),
-        (encoded(image(64, 96), ".jpg")[:20], "picture 2 of 2 is no whole picture"),
-        ("no base64!", "picture 2 of 2 is no whole picture"),
-        (image(4, 5).astype(np.float32), "picture 2 of 2 is an array of 4 x 5 x 3 float32; give height x width x 3"),
-        (image(4, 5)[..., 0], "picture 2 of 2 is an array of 4 x 5 uint8; give height x width x 3 uint8, RGB"),
-        (np.zeros((0, 5, 3), np.uint8), "picture 2 of 2 is an array of 0 x 5 x 3 uint8"),
-        ([[1, 2], [3, 4]], "picture 2 of 2 is list; give a picture file's bytes, in JSON as base64, or"),
-        (image(2, 400), "picture 2 of 2 pictures are 1 x 200; pad both sides to at least 32 pixels"),
+        (b"hello", f"is 5 bytes that begin with b'hello', which is no image; {GIVE}"),
+        (b"", f"is empty, which is no image; {GIVE}"),
+        ("", f"is empty, which is no image; {GIVE}"),
+        ("data:image/png;base64,", f"is empty, which is no image; {GIVE}"),
+        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode(), "is 23 bytes that begin with b'%!PS-Ado', which is no"),
+        # a torn file would be filled with grey
+        (encoded(image(64, 96), ".jpg")[:-300], "is 96 x 64 pixels, and does not decode; it is cut off or damaged"),
+        (TEXT[: len(TEXT) // 2], "is 96 x 64 pixels, and does not decode; it is cut off or damaged"),
+        (TEXT[:401], "is base64 that is cut off: 401 characters stand for no bytes"),
+        ("no base64!", f"is text and no base64 ('no base64!'); {GIVE}"),
+        ("http://here/a.png", "is text and no base64 ('http://here/a.png'); give the bytes of a file"),
+        (300 * "ä", f"is text and no base64 ('{40 * 'ä'}...'); {GIVE}"),
+        (None, f"is null; {GIVE}"),
+        (float("nan"), f"is null; {GIVE}"),
+        (7, f"is a number; {GIVE}"),
+        (True, f"is a boolean; {GIVE}"),
+        ([[1, 2], [3, 4]], f"is a list; {GIVE}"),
+        ({"b64": TEXT}, f"is an object; {GIVE}"),
+        (image(4, 5).astype(np.float32), "is an array of 4 x 5 x 3 float32; give height x width x 3 uint8, RGB"),
+        (image(4, 5)[..., 0], "is an array of 4 x 5 uint8; give height x width x 3 uint8, RGB"),
+        (np.zeros((0, 5, 3), np.uint8), "is an array of 0 x 5 x 3 uint8; give height x width x 3 uint8, RGB"),
+        # a long side of 200 at most: 2 x 400 is shown as 1 x 200
+        (image(2, 400), "is 400 x 2 pixels, and 200 x 1 pixels at the size of this model's test settings; they"),
+        # decoded they would take 4.8 GB, and 240 MB
+        (png_of_size(40_000, 40_000), "has more than 178,956,970 pixels; scale it down"),
+        (png_of_size(10_000, 8_000), "is 10000 x 8000 pixels, 80,000,000 in all; this model takes at most"),
+        (np.broadcast_to(np.uint8(0), (10_000, 8_000, 3)), "is 8000 x 10000 pixels, 80,000,000 in all; this"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_one_sentence_with_status_400(given: Any, sentence: str, unpadded: Any) -> None:
+    with pytest.raises(MlflowException) as raised:
+        unpadded.predict(pd.DataFrame({"image": [PNG, given]}))
+    assert raised.value.message.startswith(f"image 2 of 2 {sentence}")
+    assert raised.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"picture": [TEXT]}, "the request has 'picture'; it must have one column, called 'image'"),
+        (pd.DataFrame({"image": [TEXT], "mask": [TEXT]}), "the request has 'image', 'mask'; it must have one column"),
+        # a table without a head, whose first line is taken for the head
+        (pd.DataFrame(columns=[TEXT]), f"the request has '{TEXT[:40]}...'; it must have one column, called 'image'"),
+        (pd.DataFrame([[TEXT, TEXT]]), "the request has '0', '1'; it must have one column, called 'image'"),
+        ({}, "the request has no column; it must have one column, called 'image'"),
+        (pd.DataFrame({"image": []}), "the request has no image; give at least one, in a column called 'image'"),
+        ([], "the request has no image; give at least one, in a column called 'image'"),
+        (None, f"image 1 of 1 is null; {GIVE}"),
+        (5, f"image 1 of 1 is a number; {GIVE}"),
+        (np.array(5), f"image 1 of 1 is a number; {GIVE}"),
+        ([TEXT, None], f"image 2 of 2 is null; {GIVE}"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "image 1 of 1 is an array of 2 x 4 x 5 x 3 uint8; give height x width x 3"),
     ],
 )
-def test_what_is_no_picture_is_a_sentence_with_status_400(given: Any, sentence: str, unpadded: Any) -> None:
+def test_a_request_of_another_form_is_one_sentence(given: Any, sentence: str, unpadded: Any) -> None:
     with pytest.raises(MlflowException) as raised:
-        unpadded.predict(pd.DataFrame({"image": [encoded(image(64, 96)), given]}))
+        unpadded.predict(given)
     assert raised.value.message.startswith(sentence)
     assert raised.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [PNG],
+        PNG,
+        TEXT,
+        [f"data:image/png;base64,{TEXT}"],
+        f"DATA:image/png;charset=utf-8;base64,{urllib.parse.quote(TEXT)}",
+        f"data:image/png,{urllib.parse.quote_from_bytes(PNG)}",
+        base64.encodebytes(PNG).decode(),  # lines of 76 characters
+        base64.urlsafe_b64encode(PNG).decode().rstrip("="),
+        {"image": TEXT},
+        {"image": np.array([TEXT])},
+        pd.Series([PNG]),
+        pd.DataFrame([[TEXT]]),
+        (memoryview(PNG),),
+        image(64, 96),
+    ],
+)
+def test_an_image_may_be_given_in_any_of_these_forms(given: Any, unpadded: Any) -> None:
+    (expected,) = unpadded.predict(pd.DataFrame({"image": [PNG]}))
+    (found,) = unpadded.predict(given)
+    assert np.array_equal(found["labels"], expected["labels"]) and len(np.unique(found["labels"])) > 1
+
+
+def test_the_rows_setting_limits_the_pixels_of_an_image(small_row: Row, storage: Path, tmp_path: Path) -> None:
+    row = dataclasses.replace(row_of("semantic", small_row), max_served_pixels=64 * 96)
+    model = mlflow.pyfunc.load_model(str(saved(row, manifest_of(storage), storage, tmp_path / "model")))
+    assert len(model.predict([PNG])) == 1
+    with pytest.raises(
+        MlflowException, match=r"is 97 x 64 pixels, 6,208 in all; this model takes at most 6,144: scale"
+    ):
+        model.predict([encoded(image(64, 97))])
+
+
+def test_a_refusal_says_nothing_but_its_sentence_whatever_a_server_writes_before_it() -> None:
+    refusal = Refusal("image 1 of 1 is null")
+    refusal.message = f"Failed to predict data '{TEXT}'. {refusal.message}"
+    sent = json.loads(refusal.serialize_as_json())
+    assert sent["message"] == "image 1 of 1 is null" and sent["error_code"] == "INVALID_PARAMETER_VALUE"
 
 
 WITHOUT_PROJECT = """
@@ -238,7 +339,7 @@ def test_a_model_with_other_code_than_the_process_has_imported_is_refused(
 
 def test_the_code_registered_with_a_model_is_what_it_imports() -> None:
     assert reached("pipeline.registry.served_model") == set(MODULES)
-    names = {"cv2": "opencv-python-headless"}
+    names = {"cv2": "opencv-python-headless", "PIL": "pillow"}
     used = {
         names.get(top, top)
         for module in reached("pipeline.registry.served_model")
@@ -315,11 +416,18 @@ def test_a_served_model_answers_a_real_picture_over_http(
         packed = base64.b64decode(answer["predictions"][0]["segments"])
         read = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED).astype(np.int64)
         assert np.array_equal(np.where(read == 65535, -1, read), expected["segments"])
-        status, answer = asked(port, {"dataframe_split": {"data": [[text[:100]]]}})
-        assert status == 400
-        assert "Error: picture 1 of 1 is no whole picture that OpenCV reads" in answer["message"]
-        status, answer = asked(port, {"dataframe_split": {"data": [["not base64!"]]}})
-        assert status == 400
+        for content, sentence in (
+            ({"dataframe_split": {"data": [[text[:100]]]}}, "image 1 of 1 is 75 bytes that begin with b'\\xff\\xd8"),
+            ({"inputs": [text, text[:-10]]}, "image 2 of 2 is 1088 x 884 pixels, and does not decode"),
+            ({"instances": [{"image": text[1:]}]}, "image 1 of 1 is "),
+            ({"dataframe_records": [{"picture": text}]}, "the request has 'picture'; it must have one column, called"),
+            ({"inputs": [None]}, "image 1 of 1 is null; give"),
+            ({"inputs": 5}, "image 1 of 1 is a number; give"),
+            ({"inputs": [[1, 2], [3, 4]]}, "image 1 of 1 is an array of 2 x 2 int64; give"),
+            ({"dataframe_split": {"data": [["not base64!"]]}}, "image 1 of 1 is text and no base64 ('not b"),
+        ):  # fmt: skip
+            status, answer = asked(port, content)
+            assert status == 400 and answer["message"].startswith(sentence) and len(answer["message"]) < 250, answer
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from s3fs import S3FileSystem
 from safetensors.torch import load_file
 
 from pipeline.data.archives import file_names
+from pipeline.data.download import check_space
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.data.loader.val_images import validation_images
@@ -46,7 +47,7 @@ from pipeline.storage.stores import ObjectStore
 from stages import run
 from tests.helpers.http_server import serving
 from tests.helpers.images import config, put, write_folder, zipped
-from tests.helpers.s3_server import KEYS, cutting
+from tests.helpers.s3_server import KEYS, checking, cutting, user
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
 from tests.pipeline.conftest import NO_WEIGHTS
@@ -145,21 +146,82 @@ def test_credentials_that_are_missing_are_one_sentence(
 
 
 def test_credentials_that_are_refused_are_one_sentence_without_them(bucket: Path, s3: str) -> None:
-    def authorise_after(requests: str) -> None:
-        plain = {"Content-Type": "text/plain"}
-        request = urllib.request.Request(f"{s3}/moto-api/reset-auth", requests.encode(), plain, method="POST")
-        urllib.request.urlopen(request).close()
-
-    authorise_after("0")
     forget_stores()
-    try:
-        with pytest.raises(
-            ValueError, match=r"cannot be used: the credentials are refused \(.*AWS_ACCESS_KEY_ID"
-        ) as error:
-            root_at(f"{storage_url(bucket)}/other")
-    finally:
-        authorise_after("inf")
+    with (
+        checking(s3),
+        pytest.raises(ValueError, match=r"cannot be used: the credentials are refused \(.*AWS_ACCESS_KEY_ID") as error,
+    ):
+        root_at(f"{storage_url(bucket)}/other")
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(error.value)
+
+
+READ = ("HeadBucket", "ListBucket", "GetObject")
+RIGHTS = (
+    "the credentials need the right to list, read, write and delete objects (for s3://: s3:ListBucket, s3:GetObject"
+)
+
+
+def become(monkeypatch: pytest.MonkeyPatch, keys: dict[str, str]) -> None:
+    """From now on the process is another user of the store."""
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    forget_stores()
+
+
+def test_who_may_only_read_is_told_so_before_a_download_or_sharding_and_where_something_is_written(
+    bucket: Path, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = entry(tmp_path)
+    facts = fetch("mine", dataset, base=tmp_path)
+    before = files_below(bucket)
+    become(monkeypatch, user(s3, *READ))
+
+    def refused(what: str) -> Any:
+        return pytest.raises(ValueError, match=f"^s3://.*/some/prefix{what} .*AccessDenied.*; {re.escape(RIGHTS)}")
+
+    with checking(s3):
+        sources = open_sources(facts)
+        with refused("/new.json may not be written"):
+            write_json(storage_root() / "new.json", 1)
+        with refused(f"/{facts.sources[0].path} may not be copied to s3://.*/b"):
+            copy_file(storage_root() / facts.sources[0].path, storage_root() / "b")
+        with refused(" may not be written"):
+            check_space("downloading a", 1)
+        with refused(" may not be written"):
+            build.build("mine", dataset, sources, facts=facts.sources, processes=0)
+    become(monkeypatch, KEYS)
+    assert files_below(bucket) == before
+
+
+def test_who_may_use_a_part_of_a_bucket_alone_may_have_the_storage_root_there(
+    bucket: Path, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(bucket).removeprefix("s3://")
+    become(monkeypatch, user(s3, "ListBucket", "GetObject", "PutObject", "DeleteObject", below=name))
+    with checking(s3):
+        for name in ("a/old.json", "a/new.json"):
+            write_json(storage_root() / name, 1)
+        delete(storage_root() / "a/old.json")
+        check_space("downloading a", 1)
+        assert files_below(storage_root()) == {"a/new.json": 2}
+
+
+def test_what_a_store_refuses_a_stage_is_one_line(
+    bucket: Path, s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(bucket / "there.json", 1)
+    for rights, said in (
+        (
+            (),
+            r"storage root s3://\S+ cannot be used: the credentials are refused \(.*AccessDenied.* the ListObjectsV2 ",
+        ),
+        (("HeadBucket", "ListBucket"), r"the storage root s3://\S+ may not be used so \(.* the HeadObject operation: "),
+    ):
+        become(monkeypatch, user(s3, *rights or ("GetBucketAcl",)))
+        with checking(s3), pytest.raises(SystemExit):
+            run(lambda: print((storage_root() / "there.json").read_text()))
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and re.search(f"error: (the )?{said}", lines[0]) and RIGHTS in lines[0], lines
 
 
 def test_a_store_that_does_not_answer_is_one_sentence_within_seconds(
@@ -449,6 +511,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.data.shards import build as shards
 from pipeline.data.archives import file_names
+from pipeline.data.download import check_space
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.params.schema import DatasetConfig
 from pipeline.storage.results import write_result

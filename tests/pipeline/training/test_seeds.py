@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.tracking.client import mlflow_client
 from pipeline.training import loop
 from pipeline.training.seeds import _worker_s, _workers, train_row
 from tests.helpers.made_up import span
-from tests.helpers.ray_nodes import RayNodes
+from tests.helpers.ray_nodes import RayNodes, times_ray_gave_up
 from tests.helpers.shared import PROJECT
 from tests.helpers.train_process import Job
 from tests.helpers.waiting import LIMIT_S
@@ -53,30 +52,20 @@ def digests(folder: Path) -> dict[str, tuple[str, int]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.full
-def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_failed_one_alone(
-    make_job: Callable[..., Job],
-) -> None:
-    quiet = make_job("quiet", workers=1, seeds=SEEDS)
-    quiet.start()
-    assert [seed.status for seed in quiet.wait().seeds] == ["finished"] * 3
-    lines = quiet.log().splitlines()
-    assert f"small: 3 seeds to train on {worker_groups()} worker groups of 1 worker with 1 core" in lines
-    for seed in SEEDS:
-        assert any(line.startswith(f"small seed {seed}: step 24: validation PQ") for line in lines)
-    # nothing but our own lines: no boxes, no words of Ray's
-    assert [line for line in lines if not line.startswith(("small: ", "small seed "))] == []
-
-    job = make_job("faults", workers=1, seeds=SEEDS)
+def test_of_three_seeds_one_fails_and_the_next_run_trains_it_alone(make_job: Callable[..., Job]) -> None:
+    job = make_job("job", workers=1, seeds=SEEDS)
     foreign = spoil(job, 2)
     job.start()
-    job.wait_for_step(9, seed=1)
-    job.workers()[0].send_signal(signal.SIGKILL)
     first, second, third = job.wait().seeds
     assert [first.status, second.status, third.status] == ["finished", "failed", "finished"]
     assert "belongs to run another, not to" in second.reason
-    assert "small seed 2: failed: checkpoint " in job.log()
-    assert "lost a worker (1 of 3 times)" in job.log() and "going on from step" in job.log()
-    assert job.weights(1) == quiet.weights(1) and job.weights(3) == quiet.weights(3)
+    lines = job.log().splitlines()
+    assert f"small: 3 seeds to train on {worker_groups()} worker groups of 1 worker with 1 core" in lines
+    assert any(line.startswith("small seed 2: failed: checkpoint ") for line in lines)
+    for seed in (1, 3):
+        assert any(line.startswith(f"small seed {seed}: step 24: validation PQ") for line in lines)
+    # nothing but our own lines: no boxes, no words of Ray's
+    assert [line for line in lines if not line.startswith(("small: ", "small seed "))] == []
 
     folders = [job.run_dir(1), job.run_dir(3)]
     before = [digests(folder) for folder in folders if folder]
@@ -84,7 +73,6 @@ def test_of_three_seeds_one_is_killed_and_one_fails_and_the_next_run_trains_the_
     job.start()
     seeds = job.wait().seeds
     assert [seed.status for seed in seeds] == ["finished"] * 3 and (seeds[0], seeds[2]) == (first, third)
-    assert job.weights(2) == quiet.weights(2)
     assert [digests(folder) for folder in folders if folder] == before
     assert "small: 1 seed to train on one worker group of 1 worker with 1 core" in job.log()
     assert list(job.storage.glob("runs/*/ray")) == []
@@ -145,7 +133,7 @@ def test_seeds_take_turns_on_one_worker_group_and_wait_for_it_while_another_row_
     with other_row(cluster):
         job.start(**cluster)
         job.until(lambda: "waits for a worker group" in job.log())
-        time.sleep(12)  # Ray gives up twice meanwhile
+        job.until(lambda: times_ray_gave_up(cluster["RAY_TMPDIR"]) >= 2)
         waiting = (
             "small seed 1: waits for a worker group of 2 workers with 1 core each; 0 of the cluster's 2 cores are free"
         )
