@@ -30,8 +30,8 @@ from pipeline.storage.results import (
     Registration,
     TrainingResult,
 )
-from pipeline.tracking import mlflow_runs
 from pipeline.tracking.client import mlflow_client, shown_uri, tracking_uri
+from pipeline.tracking.experiments import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -189,7 +189,7 @@ def _make(
     print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
     network = trained_network(row, candidate)
     run = _known_run(client, candidate.mlflow_run_id)
-    experiment = run.info.experiment_id if run else mlflow_runs.experiment_id(client, row.dataset)
+    experiment = run.info.experiment_id if run else experiment_id(client, row.dataset)
     run_id = run.info.run_id if run else None
     model = client.create_logged_model(
         experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="mask2former"

@@ -191,6 +191,7 @@ def _train(
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.compute.resources import cluster_resources
     from pipeline.runs.run import Run
+    from pipeline.tracking.experiments import check_database
     from pipeline.training.worker_group import train_seed
 
     if before_training is not None:
@@ -213,6 +214,7 @@ def _train(
         )
         for seed in pending
     }
+    check_database(row.dataset, f"row {row.name} is not tracked for now; later, python -m stages.track sends it")
     if resources.workers == 0:
         for run in runs.values():
             train_seed(run, resources)

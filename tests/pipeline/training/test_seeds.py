@@ -23,7 +23,8 @@ from pipeline.runs.checkpoints import save_model
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
 from pipeline.storage.root import storage_root
-from pipeline.tracking.client import mlflow_client
+from pipeline.tracking.client import SAID, mlflow_client
+from pipeline.tracking.mlflow_runs import track_row
 from pipeline.training import loop
 from pipeline.training.seeds import _worker_s, _workers, train_row
 from tests.helpers.made_up import span
@@ -289,3 +290,24 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
     monkeypatch.setattr(loop, "build", original)
     with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
         train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+
+
+def test_a_row_trains_on_beside_a_database_that_cannot_be_used_and_is_tracked_once_it_is_away(
+    two_steps: Row,
+    small_data: tuple[Path, Manifest],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(SAID, raising=False)
+    database = tmp_path / "mlflow.db"
+    database.write_text("no database")
+    result = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    (seed,) = result.seeds
+    assert (seed.status, seed.mlflow_run_id) == ("finished", None)
+    (warning,) = (line for line in capfd.readouterr().err.splitlines() if "warning" in line)
+    assert warning.startswith("warning: row small is not tracked for now; later, python -m stages.track sends it (sqlite:")
+    database.rename(tmp_path / "away.db")
+    ids = track_row(two_steps, result.seeds)
+    run = mlflow_client().get_run(ids[seed.run_key])
+    assert run.info.status == "FINISHED" and "loss" in run.data.metrics
