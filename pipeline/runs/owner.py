@@ -43,7 +43,7 @@ def _hold(stack: ExitStack, run_dir: StoredPath) -> None:
             stack.enter_context(store_of(run_dir).held_alone(_refusal(run_dir, owner)))
             return
         except ValueError:
-            if owner is None or owner.node != socket.gethostname() or lives_here(owner) or time.monotonic() > until_s:
+            if owner is None or not gone(owner) or time.monotonic() > until_s:
                 raise
         time.sleep(0.2)
 
@@ -64,16 +64,21 @@ def this_process() -> Owner:
 
 def lives_here(owner: Owner) -> bool:
     """Whether it is another process of this node, and still there."""
+    return owner.node == socket.gethostname() and owner.process != os.getpid() and not gone(owner)
+
+
+def gone(owner: Owner) -> bool:
+    """Whether it is known to have ended; of another node's nobody knows."""
     import psutil
 
-    if owner.node != socket.gethostname() or owner.process == os.getpid():
+    if owner.node != socket.gethostname():
         return False
     try:
         process = psutil.Process(owner.process)
         # The clock, by which the beginning is found, may be set meanwhile.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - owner.started_s) < 5
-    except psutil.Error:
-        return False
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - owner.started_s) >= 5
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _refusal(run_dir: StoredPath, owner: Owner | None) -> str:

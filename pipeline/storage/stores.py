@@ -177,6 +177,14 @@ class FileStore:
                 if self.path.is_dir() and [path.name for path in self.path.iterdir()] == [_LOCK]:
                     shutil.rmtree(self.path)
 
+    def is_held(self) -> bool:
+        """Whether another process has the folder alone."""
+        try:
+            with locked(self.path / _LOCK):
+                return False
+        except BlockingIOError:
+            return True
+
     def move_folder_to(self, target: StoredPath, *, last: str) -> None:
         """Move this folder, which is held alone, to another place in the same store, where `last`, a file in it, tells
         that all is there. Files of an earlier one with the same contents are replaced by themselves."""
@@ -395,6 +403,10 @@ class ObjectStore:
     def held_alone(self, refusal: str) -> Iterator[None]:
         """Nothing: there are no locks. Two processes do the same work twice, and write the same."""
         yield
+
+    def is_held(self) -> bool:
+        """False: there are no locks."""
+        return False
 
     def move_folder_to(self, target: StoredPath, *, last: str) -> None:
         """Copy all files below the path, within the store, the one called `last` at the end; then delete them here."""
