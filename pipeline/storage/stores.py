@@ -6,6 +6,7 @@ classes, with the same arguments; `store_of(path)` gives the one that it takes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -178,12 +179,13 @@ class FileStore:
                     shutil.rmtree(self.path)
 
     def is_held(self) -> bool:
-        """Whether another process has the folder alone."""
-        try:
-            with locked(self.path / _LOCK):
-                return False
-        except BlockingIOError:
-            return True
+        """Whether another process has the folder alone. Nothing is written to find out."""
+        with suppress(FileNotFoundError), open(self.path / _LOCK) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def move_folder_to(self, target: StoredPath, *, last: str) -> None:
         """Move this folder, which is held alone, to another place in the same store, where `last`, a file in it, tells
