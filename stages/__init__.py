@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -145,6 +146,9 @@ def waits(result_type: type, row: str) -> bool:
 
 def _end(error: object) -> NoReturn:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        error = f"{error.filename}: {error.strerror}"
+        said = f"{error.filename}: {error.strerror}"
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            said += "; let this user read and write there, or set M2F_STORAGE to a storage root where it may"
+        error = said
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(1)

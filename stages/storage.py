@@ -3,7 +3,8 @@
 list:   every archive, shard folder, weights file and run, its size, and whether a file under results/ names it
 verify: reads every named archive, shard, weights file and checkpoint and compares its digest with results/
 prune:  archives, shards and weights that no file under results/ names; a dry run unless --yes. With --runs also
-        runs and unfinished shards: what is going on, or was interrupted and could go on, is not named yet
+        runs and unfinished shards, but for those that a row of params.yaml would go on with, that somebody is at, or
+        that a registered model comes from; the dry run says why each is kept
 copy:   everything that results/ names to another storage root, a folder or a URL; goes on where it was interrupted
 """
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("to", nargs="?", metavar="ROOT", help="copy: the other storage root, as in M2F_STORAGE")
     parser.add_argument("--yes", action="store_true", help="prune: delete, do not only list")
     parser.add_argument("--runs", action="store_true", help="prune: runs and unfinished shards too")
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
     if (arguments.action == "copy") != (arguments.to is not None):
@@ -60,12 +62,23 @@ def main() -> None:
             print(f"{item.bytes / 2**20:12,.1f} MiB  {'named  ' if item.named else 'unnamed'}  {item.path}")
         print(f"{sum(item.bytes for item in items) / 2**20:12,.1f} MiB  in all, under {root}")
         return
-    folders = ("archives", "shards", "weights", *(["runs"] if arguments.runs else []))
+    folders, kept = ["archives", "shards", "weights"], dict[str, str]()
+    if arguments.runs:
+        from pipeline.params.load import load_params
+        from pipeline.registry.kept import kept_runs
+
+        folders.append("runs")
+        kept = kept_runs(load_params(arguments.params))
     for item in items:
         going_on = item.path.startswith("shards/.building-") and not arguments.runs  # or to be gone on with
-        if item.named or going_on or item.path.split("/")[0] not in folders:
+        if going_on or item.path.split("/")[0] not in folders:
             continue
-        print(f"{'deleted' if arguments.yes else 'would delete'} {item.path} ({item.bytes / 2**20:,.1f} MiB)")
+        size = f"{item.path} ({item.bytes / 2**20:,.1f} MiB)"
+        if why := f"{item.named_in} names it" if item.named else kept.get(item.path):
+            if not arguments.yes:
+                print(f"would keep {size}: {why}")
+            continue
+        print(f"{'deleted' if arguments.yes else 'would delete'} {size}: nothing names it")
         if arguments.yes:
             prune(item)
     if not arguments.yes:

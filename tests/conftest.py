@@ -89,12 +89,12 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's with nothing in it, to be copied: making one takes seconds."""
-    from mlflow import MlflowClient
+    """A database of MLflow's with nothing in it, to be copied: making one takes a second."""
+    from pipeline.tracking.database import opened_alone
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    with opened_alone(path):
+        return path
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ def connect() -> None:
     import ray
 
     from pipeline.storage.root import storage_root
-    from pipeline.tracking.client import tracking_uri
+    from pipeline.tracking.client import SAID, tracking_uri
 
     if ray.is_initialized():
         return
     refuse_password(tracking_uri())
     # workers run in folders of their own, where "storage/" and "mlflow.db" would be others
     variables = {"M2F_STORAGE": str(storage_root()), "MLFLOW_TRACKING_URI": tracking_uri()}
-    known = ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB", "M2F_GIT_COMMIT")
+    known = ("M2F_SHARD_CACHE", "M2F_SHARD_CACHE_GIB", "M2F_GIT_COMMIT", SAID)
     variables |= {name: os.environ[name] for name in known if name in os.environ}
     variables |= store_of(storage_root()).settings_of_workers()
     places = {"env_vars": variables}

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from pipeline.params.schema import Row
 from pipeline.params.tasks import LABELS
 from pipeline.registry.candidates import Candidate, candidates, chosen
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
+from pipeline.registry.versions import REGISTERING, delete_model, delete_unfinished, registering_tag, versions_of
 from pipeline.storage.results import (
     Aliases,
     BestVersion,
@@ -30,8 +31,9 @@ from pipeline.storage.results import (
     Registration,
     TrainingResult,
 )
-from pipeline.tracking import mlflow_runs
 from pipeline.tracking.client import mlflow_client, shown_uri, tracking_uri
+from pipeline.tracking.database import UnusableDatabase
+from pipeline.tracking.experiments import experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +78,8 @@ def register(
         "licence": licence(manifest.terms, weights_terms),
     }
     with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
-        _open_model(client, name, row)
+        _refuse_foreign(client, name, row)
+        delete_unfinished(client, experiment_id(client, row.dataset), name)
         versions = {
             alias: _registered(client, name, row, candidate, settings, facts)
             for alias, candidate in chosen(ranked).items()
@@ -95,21 +98,30 @@ def licence(dataset_terms: str, weights_terms: str) -> str:
     return "; ".join(parts)
 
 
-def _open_model(client: MlflowClient, name: str, row: Row) -> None:
-    """The registered model, made if need be; ValueError when it belongs to another row."""
+def _refuse_foreign(client: MlflowClient, name: str, row: Row) -> bool:
+    """Whether there is a registered model of this name; ValueError when it belongs to another row."""
+    found = client.search_registered_models(f"name = '{name}'")
+    if found and (other := found[0].tags.get("row")) != row.name:
+        raise ValueError(
+            f"the registry's model {name} belongs to {f'row {other}' if other else 'something else'}; "
+            f"rename row {row.name} in params.yaml"
+        )
+    return bool(found)
+
+
+def _open_model(client: MlflowClient, name: str, row: Row) -> bool:
+    """Make the registered model if there is none; whether it was made. ValueError when it belongs to another row."""
     from mlflow.exceptions import MlflowException
 
+    if _refuse_foreign(client, name, row):
+        return False
     try:
         client.create_registered_model(name, tags={"row": row.name, "dataset": row.dataset, "task": row.task})
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or not _refuse_foreign(client, name, row):
             raise
-        other = client.get_registered_model(name).tags.get("row")
-        if other != row.name:
-            raise ValueError(
-                f"the registry's model {name} belongs to {f'row {other}' if other else 'something else'}; "
-                f"rename row {row.name} in params.yaml"
-            ) from None
+        return False
+    return True
 
 
 def _registered(
@@ -142,7 +154,7 @@ def _registered(
         found = _first(client, name, digest) or made
         if found.version != made.version:  # another process was quicker
             client.delete_model_version(name, made.version)
-            client.delete_logged_model(str(made.source).removeprefix("models:/"))
+            delete_model(client, client.get_logged_model(str(made.source).removeprefix("models:/")))
     for key, value in tags.items():
         if found.tags.get(key) != value:  # evaluated again, or found under other terms
             client.set_model_version_tag(name, found.version, key, value)
@@ -150,20 +162,8 @@ def _registered(
     return found
 
 
-def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a model, oldest first."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
-
-
 def _first(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    return next((version for version in _versions(client, name) if version.tags.get("digest") == digest), None)
+    return next((version for version in versions_of(client, name) if version.tags.get("digest") == digest), None)
 
 
 def _has_files(client: MlflowClient, version: ModelVersion) -> bool:
@@ -182,34 +182,46 @@ def _make(
     settings: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> ModelVersion:
-    """Log the model to the run that trained it, if the server knows it, and make it a version."""
+    """Log the model to the run that trained it, if the server knows it, and make it a version: both or nothing."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.entities.logged_model_status import LoggedModelStatus
+    from mlflow.exceptions import MlflowException
 
     print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
     network = trained_network(row, candidate)
     run = _known_run(client, candidate.mlflow_run_id)
-    experiment = run.info.experiment_id if run else mlflow_runs.experiment_id(client, row.dataset)
+    experiment = run.info.experiment_id if run else experiment_id(client, row.dataset)
     run_id = run.info.run_id if run else None
     model = client.create_logged_model(
-        experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="mask2former"
+        experiment, name=name, source_run_id=run_id, tags={**tags, **registering_tag()}, model_type="mask2former"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        save_model(path, network, settings, run_id=run_id, model_id=model.model_id)
-        with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=str(UPLOAD_TIMEOUT_S)):
-            client.log_model_artifacts(model.model_id, str(path))
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    if run_id is not None:
-        client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
-    return client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id,
-        tags=dict(tags),
-        model_id=model.model_id,
-        description=f"{LABELS[tags['metric']]} {100 * candidate.value:.2f}, seed {candidate.seed} of {row.name}",
-    )
+    new = False
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            save_model(path, network, settings, run_id=run_id, model_id=model.model_id)
+            with _environment(MLFLOW_HTTP_REQUEST_TIMEOUT=str(UPLOAD_TIMEOUT_S)):
+                client.log_model_artifacts(model.model_id, str(path))
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        if run_id is not None:
+            client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+        new = _open_model(client, name, row)
+        made = client.create_model_version(
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run_id,
+            tags=dict(tags),
+            model_id=model.model_id,
+            description=f"{LABELS[tags['metric']]} {100 * candidate.value:.2f}, seed {candidate.seed} of {row.name}",
+        )
+    except BaseException:  # an interruption too
+        with suppress(MlflowException):  # a server that has gone: the next registration cleans up
+            delete_model(client, model)
+            if new and not versions_of(client, name):
+                client.delete_registered_model(name)
+        raise
+    client.delete_logged_model_tag(model.model_id, REGISTERING)
+    return made
 
 
 def _known_run(client: MlflowClient, run_id: str | None) -> Any:
@@ -236,7 +248,7 @@ def _set_best(
     set: of two processes that register at once, the later one sees both versions.
     """
     while True:
-        versions = _versions(client, name)
+        versions = versions_of(client, name)
         holder_number = client.get_registered_model(name).aliases.get("best")
         holder = next((version for version in versions if str(version.version) == str(holder_number)), None)
         if holder is not None and _measured(holder) != _measured(candidate) and not force:
@@ -276,14 +288,16 @@ def _answering(row: str) -> Iterator[None]:
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, UnusableDatabase) as error:
         raise _unregistered(row, error) from None
 
 
 def _unregistered(row: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())[:300]
+    reason = " ".join(str(error).replace(tracking_uri(), shown_uri()).split())
+    if isinstance(error, UnusableDatabase):  # it says what to do
+        return ValueError(f"row {row} could not be registered at {shown_uri()}: {reason}")
     return ValueError(
-        f"row {row} could not be registered at {shown_uri()} ({reason}); "
+        f"row {row} could not be registered at {shown_uri()} ({reason[:300]}); "
         f"start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@{row}"
     )
 

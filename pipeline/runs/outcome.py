@@ -1,8 +1,8 @@
 """What a run folder says about its training; read without torch, so that finished seeds cost nothing.
 
 finished.json, diverged.json, stopped.json or failed.json say how it ended; none of them: it has not. Beside them lie
-launch.json, run.json, worker_groups.json, environment.json and reused.json. A file that another version of this
-project wrote under another layout is refused.
+launch.json, run.json, worker_groups.json, environment.json, reused.json, and owner.json while it is trained. A file
+that another version of this project wrote under another layout is refused.
 """
 
 from __future__ import annotations
@@ -99,12 +99,24 @@ class TrackedRun:
     opened_ms: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """The process that trains in the folder (pipeline.runs.owner)."""
+
+    process: int
+    """Its number on its node."""
+    node: str
+    started_s: float
+    """When it began, in seconds since 1970: numbers of processes are used again."""
+
+
 _FILES: Mapping[type, str] = {
     Finished: "finished.json",
     Diverged: "diverged.json",
     Stopped: "stopped.json",
     Failed: "failed.json",
     Launch: "launch.json",
+    Owner: "owner.json",
     TrackedRun: "run.json",
     Environment: "environment.json",
     Reused: "reused.json",

@@ -6,13 +6,63 @@ Nothing here knows the storage root; pipeline.storage.stores does the same for e
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def locked(lock: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """This process alone is in the block; BlockingIOError when another one has been for `wait_s`.
+
+    `lock`: a file that is made with its folder, and deleted at the end. What a process held that has died is free, once
+    the processes that it has forked have ended too. Nothing is locked where the file system has no locks.
+    """
+    handle = _open_locked(lock, time.monotonic() + wait_s)
+    try:
+        yield
+    finally:
+        if _is_at(lock, handle):
+            lock.unlink()
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked process may have it open too
+        handle.close()
+
+
+def _open_locked(lock: Path, until_s: float) -> IO[str]:
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = open(lock, "a")  # noqa: SIM115
+        except FileNotFoundError:  # another process has just finished and moved the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            if time.monotonic() >= until_s:
+                raise
+            time.sleep(0.05)
+            continue
+        except OSError:
+            return handle
+        if _is_at(lock, handle):
+            return handle
+        handle.close()  # the one before has deleted it
+
+
+def _is_at(path: Path, handle: IO[str]) -> bool:
+    """Whether an open file is the one that a path leads to."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    return False
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.storage.disk import is_partial
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import RESULTS, every_result
+from pipeline.storage.results import RESULTS, every_result, result_files
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 
@@ -23,8 +23,13 @@ class Item:
     path: str
     """Relative to the root."""
     bytes: int
-    named: bool
-    """Whether a file under results/ names it or something in it."""
+    named_in: Path | None = None
+    """A file under results/ that names it by its path, or something in it, or a run by its key; None: none does."""
+
+    @property
+    def named(self) -> bool:
+        """Whether a file under results/ names it."""
+        return self.named_in is not None
 
 
 def _digests(value: Any, run_dir: str = "") -> Iterator[tuple[str, str]]:
@@ -51,19 +56,19 @@ def _strings(value: Any) -> Iterator[str]:
 
 def inventory(results: Path = RESULTS) -> list[Item]:
     """What lies under the storage root, by path: the entries of its folders, one level deep."""
-    named = {text for value in every_result(results) for text in _strings(value)}
+    named: dict[str, Path] = {}
+    for path, content in result_files(results):
+        for text in _strings(content):
+            named.setdefault(_item(text) if "/" in text else f"runs/{text}", path)
     sizes: Counter[str] = Counter()
     for name, size in files_below(storage_root()).items():
         if "/" in name:
             sizes[_item(name)] += size
-    return [
-        Item(item, sizes[item], any(text == item or text.startswith(f"{item}/") for text in named))
-        for item in sorted(sizes)
-    ]
+    return [Item(item, sizes[item], named.get(item)) for item in sorted(sizes)]
 
 
 def _item(name: str) -> str:
-    """The item that a file belongs to."""
+    """The item that a file belongs to, by its path under the root."""
     return "/".join(name.split("/")[:2])
 
 

@@ -778,7 +778,12 @@ def names_of(result_type: type, *, results: Path = RESULTS) -> Iterator[str]:
 
 def every_result(results: Path = RESULTS) -> Iterator[Any]:
     """All results as JSON, whatever their kind and version: what a file of an earlier version names is kept too."""
+    return (content for _, content in result_files(results))
+
+
+def result_files(results: Path = RESULTS) -> Iterator[tuple[Path, Any]]:
+    """`every_result`, each with its file."""
     stages = {file.stage for file in _FILES.values()}
     for path in sorted(results.glob("*/*.json")):
         if path.parent.name in stages and not waiting_in(path):
-            yield read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")
+            yield path, read_json(path, made_by=f"dvc repro -f {path.parent.name}@{path.stem}")

@@ -15,12 +15,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from pipeline.storage.disk import Room, in_gib, partial_files, written_whole
+from pipeline.storage.disk import Room, in_gib, locked, partial_files, written_whole
 from pipeline.storage.host_cache import bytes_left, cache_folder, cache_is_set, kept_copy
 from pipeline.storage.progress import Progress
 
@@ -165,36 +165,27 @@ class FileStore:
 
         It is made if it is not there, and deleted in the end if nothing was put into it.
         """
-        handle = self._locked(refusal)
-        try:
-            self.delete_partial_files()
-            yield
-        finally:
-            self.delete_partial_files()
-            if self.path.is_dir() and [path.name for path in self.path.iterdir()] == [_LOCK]:
-                shutil.rmtree(self.path)
-            handle.close()
-
-    def _locked(self, refusal: str) -> IO[str]:
-        """An open, locked file in the folder, which is made if it is not there."""
-        lock = self.path / _LOCK
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
             try:
-                handle = open(lock, "a")  # noqa: SIM115
-            except FileNotFoundError:  # another process has just finished and moved the folder
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path / _LOCK))
             except BlockingIOError:
-                handle.close()
                 raise ValueError(refusal) from None
-            except OSError:  # a file system without locks: two would do the same work twice, and write the same
-                return handle
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle.fileno()), os.stat(lock)):
-                    return handle
-            handle.close()
+            try:
+                self.delete_partial_files()
+                yield
+            finally:
+                self.delete_partial_files()
+                if self.path.is_dir() and [path.name for path in self.path.iterdir()] == [_LOCK]:
+                    shutil.rmtree(self.path)
+
+    def is_held(self) -> bool:
+        """Whether another process has the folder alone. Nothing is written to find out."""
+        with suppress(FileNotFoundError), open(self.path / _LOCK) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def move_folder_to(self, target: StoredPath, *, last: str) -> None:
         """Move this folder, which is held alone, to another place in the same store, where `last`, a file in it, tells
@@ -439,6 +430,10 @@ class ObjectStore:
     def held_alone(self, refusal: str) -> Iterator[None]:
         """Nothing: there are no locks. Two processes do the same work twice, and write the same."""
         yield
+
+    def is_held(self) -> bool:
+        """False: there are no locks."""
+        return False
 
     def move_folder_to(self, target: StoredPath, *, last: str) -> None:
         """Copy all files below the path, within the store, the one called `last` at the end; then delete them here."""

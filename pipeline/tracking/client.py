@@ -7,6 +7,7 @@ the background. A database file is no server: it is waited for.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pipeline.tracking.database import UnusableDatabase, database_of, opened_alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +33,9 @@ QUICK_S = 1.5
 
 LOGIN = re.compile(r"(?<=\w://)([^/\s:]*)(:[^/\s]*)?@")
 """user@ or user:password@ in an address, in two groups; a password may hold an @."""
+
+SAID = "M2F_SAID_OF_DATABASE"
+"""In the environment: why the database cannot be used, once a process has said it, for those that it starts."""
 
 _CLIENT_SETTINGS = {
     # One attempt, where MLflow's own settings block for about 4 minutes; what failed is sent again later.
@@ -70,7 +76,11 @@ def _client_of(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # whoever calls it says what failed
+    if (database := database_of(uri)) is None:
+        return MlflowClient(tracking_uri=uri)
+    with opened_alone(database):
+        return MlflowClient(tracking_uri=uri)
 
 
 class _Patience:
@@ -156,9 +166,17 @@ def in_background(loss: str, action: Callable[[], object]) -> None:
 
 
 def warn(loss: str, error: Exception) -> None:
-    """One line that says what MLflow lacks for now, and why."""
+    """One line that says what MLflow lacks for now, and why. Of a database that cannot be used, a command says it once:
+    this process, and those that it starts."""
     reason = LOGIN.sub("", " ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
-    print(f"warning: {loss} ({shown_uri()}: {reason[:200]})", file=sys.stderr, flush=True)
+    if isinstance(error, UnusableDatabase):
+        said = f"{shown_uri()}: {reason}"
+        if os.environ.get(SAID) == said:
+            return
+        os.environ[SAID] = said
+    else:
+        reason = reason[:200]
+    print(f"warning: {loss} ({shown_uri()}: {reason})", file=sys.stderr, flush=True)
 
 
 def metric_name(name: str) -> str:

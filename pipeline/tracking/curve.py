@@ -12,7 +12,8 @@ from pipeline.runs.outcome import TrackedRun, note_of
 from pipeline.storage.files import Lines
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import mlflow_client
-from pipeline.tracking.mlflow_runs import LOAD, machine_tags, open_described, send_tags
+from pipeline.tracking.experiments import open_described, send_tags
+from pipeline.tracking.mlflow_runs import LOAD, machine_tags
 from pipeline.tracking.sender import Sender
 
 

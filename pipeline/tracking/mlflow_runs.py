@@ -12,12 +12,11 @@ evaluations/.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,8 @@ from pipeline.storage.files import matching, read_json
 from pipeline.storage.results import EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
-from pipeline.tracking.client import attempt, in_background, metric_name, mlflow_client, tracking_uri
+from pipeline.tracking.client import attempt, in_background, metric_name, mlflow_client
+from pipeline.tracking.experiments import experiment_id, open_described, row_run, send_tags
 from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 LOAD = "load.jsonl"
 """In a run folder: the machine's load, points like the curve's."""
-
-_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens an experiment with its runs; MLflow would otherwise guess, and may show pages for language models."""
 
 _STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
     "finished": "FINISHED",
@@ -244,7 +241,7 @@ def log_row(
 
     def send() -> str:
         client = mlflow_client()
-        run = _row_run(client, experiment_id(client, dataset), row, running=False)
+        run = row_run(client, experiment_id(client, dataset), row, running=False)
         send_tags(client, run, shown)
         _send_figures(client, run, metrics)
         _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
@@ -264,43 +261,6 @@ def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
             "a run's tags were not sent to MLflow",
             lambda: send_tags(mlflow_client(), mlflow_client().get_run(run_id), tags),
         )
-
-
-def open_described(described: TrackedRun, *, running: bool = True) -> Run:
-    client = mlflow_client()  # before any other import of MLflow, which reads its settings once
-    from mlflow.entities import Param
-
-    experiment = experiment_id(client, described.dataset)
-    row = described.row
-    parent = _row_run(client, experiment, row, running=running)
-    identity = {"m2f.run_type": "training", "m2f.row": row, "m2f.run_key": described.run_key}
-    facts = {"mlflow.parentRunId": parent.info.run_id, "m2f.dataset": described.dataset}
-    start_ms = None if running else described.opened_ms
-    run = _find_or_create(client, experiment, described.name, identity, facts, start_ms=start_ms)
-    run_id = run.info.run_id
-    if running and run.info.status != "RUNNING":
-        client.update_run(run_id, status="RUNNING")
-    send_tags(client, run, {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **described.tags})
-    flat = _flat(described.params)
-    new = [Param(key, value) for key, value in flat if key not in run.data.params]  # MLflow allows no change
-    for start in range(0, len(new), 100):
-        client.log_batch(run_id, params=new[start : start + 100])
-    return run
-
-
-def _row_run(client: MlflowClient, experiment: str, row: str, *, running: bool) -> Run:
-    """The run that holds a row's trainings."""
-    run = _find_or_create(
-        client,
-        experiment,
-        row,
-        {"m2f.run_type": "row", "m2f.row": row},
-        {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.source.name": f"stages.train {row}"},
-        running=running,
-    )
-    if running and run.info.status != "RUNNING":
-        client.update_run(run.info.run_id, status="RUNNING")
-    return run
 
 
 def _figures(folder: StoredPath, made_by: str) -> dict[str, float] | None:
@@ -337,26 +297,11 @@ def machine_tags(run_dir: StoredPath) -> dict[str, str]:
     return tags
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as in containers
-        return "unknown"
-
-
 def _digest(files: Mapping[str, StoredPath]) -> str:
     digest = hashlib.sha256()
     for name, path in files.items():
         digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def send_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    new = [RunTag(key, str(value)) for key, value in tags.items() if run.data.tags.get(key) != str(value)]
-    if new:
-        client.log_batch(run.info.run_id, tags=new)
 
 
 def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) -> None:
@@ -388,57 +333,3 @@ def _end(client: MlflowClient, run: Run, status: str, run_dir: StoredPath | None
         return
     points = read_points(lines_of(run_dir / "curve.jsonl")[-1:]) if run_dir else []
     client.set_terminated(run.info.run_id, status, points[-1].get("time_ms") if points else None)
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Id of the dataset's experiment, made if need be. Another process may make it at the same time."""
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        artifacts = None  # a server knows its own place for artifacts
-        if tracking_uri().startswith("sqlite:"):
-            artifacts = (storage_root() / "mlflow" / name).as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts, tags=_TRAINING_PAGES))
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage == "deleted":
-        client.restore_experiment(experiment.experiment_id)
-    return str(experiment.experiment_id)
-
-
-def _find_or_create(
-    client: MlflowClient,
-    experiment: str,
-    name: str,
-    identity: Mapping[str, str],
-    more: Mapping[str, str],
-    *,
-    start_ms: int | None = None,
-    running: bool = True,
-) -> Run:
-    """The oldest run whose tags hold `identity`; created, running or ended, with `identity` and `more` if there is
-    none."""
-    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    order = ["start_time ASC", "run_id ASC"]
-    found = client.search_runs([experiment], query, max_results=1, order_by=order)
-    if not found:
-        made = client.create_run(experiment, start_ms, run_name=name, tags={**identity, **more})
-        if not running:
-            client.set_terminated(made.info.run_id)
-        found = client.search_runs([experiment], query, order_by=order)
-        for late in found[1:]:  # another process had the same thought
-            client.delete_run(late.info.run_id)
-    oldest: Run = found[0]
-    return oldest
-
-
-def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

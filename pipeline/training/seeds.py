@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.params.schema import Row
 from pipeline.provenance.environment import Environment
 from pipeline.runs.outcome import Launch, RunStatus, Stopped, finished_result, note_of, run_status, worker_groups_of
+from pipeline.runs.owner import owned
 from pipeline.runs.reuse import reused_run
 from pipeline.storage.files import delete
 from pipeline.storage.results import (
@@ -72,7 +73,8 @@ def train_row(
     (pipeline.runs.reuse), and never trained again; nor is one that diverged, which a retry would replay, or one that
     the early warning stopped as long as the row wants that. `published`: the published checkpoint's evaluation, with
     whose curve the early warning compares. `only`: this seed alone. `before_training`: called before any seed is
-    trained, to refuse what is not possible here or costs too much. ValueError, after writing, when no seed finished.
+    trained, to refuse what is not possible here or costs too much. ValueError when another process trains one of them;
+    and, after writing, when no seed finished.
     """
     from pipeline.provenance.run_key import run_key, settings_key
     from pipeline.tracking import mlflow_runs
@@ -89,8 +91,10 @@ def train_row(
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
         what += f", reused instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
-    if pending:
-        _train(row, pending, keys, manifest, weights, published, before_training)
+    with owned([_run_dir(keys[seed]) for seed in pending]):
+        pending = [seed for seed in pending if not _has_ended(row, _run_dir(keys[seed]))]  # another had them until now
+        if pending:
+            _train(row, pending, keys, manifest, weights, published, before_training)
     # Also where all were found finished: a driver that was lost with its node did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
@@ -191,6 +195,7 @@ def _train(
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.compute.resources import cluster_resources
     from pipeline.runs.run import Run
+    from pipeline.tracking.experiments import check_database
     from pipeline.training.worker_group import train_seed
 
     if before_training is not None:
@@ -213,6 +218,7 @@ def _train(
         )
         for seed in pending
     }
+    check_database(row.dataset, f"row {row.name} is not tracked for now; later, python -m stages.track sends it")
     if resources.workers == 0:
         for run in runs.values():
             train_seed(run, resources)

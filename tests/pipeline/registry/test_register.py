@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -295,6 +296,76 @@ def test_a_deleted_version_is_out_of_the_running(row: Row, storage: Path, regist
     registered(row, storage, {0: 0.5, 1: 0.6})
     registry.delete_model_version("odd-semantic", "1")
     assert seeds(registered(row, storage, {0: 0.5})) == {"best": (2, 0), "median": (2, 0)}
+
+
+# Interrupted
+
+
+def logged_models(client: MlflowClient) -> list[str]:
+    """Names of the logged models of the dataset `mine`, whatever their state."""
+    experiment = client.get_experiment_by_name("mine")
+    return [model.name for model in client.search_logged_models([experiment.experiment_id])] if experiment else []
+
+
+def model_folders(storage: Path) -> int:
+    return len(list((storage / "mlflow").glob("*/models/*")))
+
+
+@pytest.mark.parametrize("call", ["log_model_artifacts", "finalize_logged_model", "create_model_version"])
+def test_an_interrupted_registration_leaves_nothing(
+    call: str, row: Row, storage: Path, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = getattr(MlflowClient, call)
+
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        if call == "log_model_artifacts":
+            original(*arguments, **named)  # its files are there
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registered(row, storage, {0: 0.5})
+    assert registry.search_registered_models() == [] and logged_models(registry) == []
+    assert model_folders(storage) == 0
+    monkeypatch.setattr(MlflowClient, call, original)
+    assert seeds(registered(row, storage, {0: 0.5})) == {"best": (1, 0), "median": (1, 0)}
+    assert logged_models(registry) == ["odd-semantic"] and model_folders(storage) == 1
+
+
+def test_what_a_killed_registration_has_left_is_cleaned_up_by_the_next_one_and_what_another_makes_is_not(
+    row: Row, storage: Path, registry: MlflowClient
+) -> None:
+    registry.create_registered_model("odd-semantic", tags={"row": row.name})
+    experiment = registry.create_experiment("mine", artifact_location=(storage / "mlflow/mine").as_uri())
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    parent = psutil.Process().parent()
+    assert parent is not None
+    here = {"node": socket.gethostname()}
+    owners = {
+        "killed": {**here, "process": ended.pid, "started_s": 1.0},
+        "alive": {**here, "process": parent.pid, "started_s": parent.create_time()},
+        "elsewhere": {"node": "another-host", "process": 1, "started_s": 1.0},
+    }
+    for name, owner in owners.items():
+        tags = {"m2f.registering": json.dumps(owner), "who": name}
+        registry.create_logged_model(experiment, name="odd-semantic", tags=tags)
+    registered(row, storage, {0: 0.5})
+    left = registry.search_logged_models([experiment])
+    assert sorted(model.tags.get("who", "ours") for model in left) == ["alive", "elsewhere", "ours"]
+    assert versions(registry) == [1]
+
+
+def test_a_moved_storage_root_ends_a_registration_with_what_to_do(
+    row: Row, storage: Path, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(row, storage, {0: 0.5})
+    moved = storage.with_name("moved")
+    storage.rename(moved)
+    monkeypatch.setenv("M2F_STORAGE", str(moved))
+    said = f"^row odd_semantic could not be registered at sqlite:.*: it keeps files below {storage}, but the storage "
+    with pytest.raises(ValueError, match=said):
+        registered(row, moved, {0: 0.5})
 
 
 # Several at once, and no server

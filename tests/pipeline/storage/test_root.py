@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -242,6 +243,22 @@ def test_a_store_that_does_not_answer_is_one_sentence_within_seconds(
             while silent.accept():
                 made += 1
         assert made <= 1
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_storage_root_that_may_not_be_written_ends_a_stage_in_a_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "/data/runs/k")
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: /data/runs/k: {os.strerror(number)}; let this user read and write there, or set M2F_STORAGE to a "
+        "storage root where it may\n"
+    )
 
 
 LIST = f"""

@@ -59,6 +59,25 @@ def test_a_folder_of_files_is_held_by_one_alone_and_one_that_stays_empty_is_gone
     assert not (tmp_path / "a").exists()
 
 
+def test_a_folder_is_held_while_a_process_has_it_and_asking_writes_nothing(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "a")
+    assert not store.is_held() and not (tmp_path / "a").exists()
+    with store.held_alone("busy"):
+        assert store.is_held()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/.lock").touch()  # by a process that was killed
+    assert not store.is_held()
+
+
+def test_what_a_folder_was_moved_from_can_be_held_by_another_at_once(tmp_path: Path) -> None:
+    building = store_of(tmp_path / "a")
+    with building.held_alone("busy"):
+        building.move_folder_to(tmp_path / "b", last="x")
+        with building.held_alone("busy"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_a_file_that_is_being_written_shows_its_bytes_on_a_file_system_only(root: StoredPath) -> None:
     with store_of(root / "a.arrow").written_whole() as partial:
         partial.write_bytes(bytes(100))

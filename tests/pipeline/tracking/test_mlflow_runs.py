@@ -27,7 +27,7 @@ from pipeline.storage.results import write_result
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
 from pipeline.tracking.curve import Curve
-from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags, tracking_uri
+from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags
 from pipeline.tracking.system_load import SystemLoad
 from stages.track import main as track
 from tests.helpers.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
@@ -68,13 +68,13 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def test_the_default_store_is_a_database_in_the_working_folder(workspace: Path) -> None:
-    assert tracking_uri() == f"sqlite:///{workspace}/mlflow.db"
+    assert mlflow_client.tracking_uri() == f"sqlite:///{workspace}/mlflow.db"
 
 
 @pytest.mark.parametrize("uri", ["http://tracker:5000", "sqlite:////elsewhere/all.db", "databricks"])
 def test_a_tracking_uri_from_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking_uri() == uri
+    assert mlflow_client.tracking_uri() == uri
 
 
 def test_a_password_in_the_uri_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_a_relative_database_is_made_absolute_for_workers_in_other_folders(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/all.db")
-    assert tracking_uri() == f"sqlite:///{workspace}/runs/all.db"
+    assert mlflow_client.tracking_uri() == f"sqlite:///{workspace}/runs/all.db"
 
 
 @pytest.mark.slow

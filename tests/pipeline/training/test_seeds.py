@@ -19,10 +19,12 @@ import torch
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import run_key
 from pipeline.runs.checkpoints import save_model
+from pipeline.runs.owner import owned
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
 from pipeline.storage.root import storage_root
-from pipeline.tracking.client import mlflow_client
+from pipeline.tracking.client import SAID, mlflow_client
+from pipeline.tracking.mlflow_runs import track_row
 from pipeline.training import loop
 from pipeline.training.seeds import _worker_s, _workers, train_row
 from tests.helpers.made_up import span
@@ -277,3 +279,37 @@ def test_a_seed_that_diverges_leaves_the_others_and_is_not_tried_again(
     monkeypatch.setattr(loop, "build", original)
     with pytest.raises(ValueError, match="no seed of row small finished .*diverged in step 0"):
         train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+
+
+def test_a_row_trains_on_beside_a_database_that_cannot_be_used_and_is_tracked_once_it_is_away(
+    two_steps: Row,
+    small_data: tuple[Path, Manifest],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(SAID, raising=False)
+    database = tmp_path / "mlflow.db"
+    database.write_text("no database")
+    result = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+    (seed,) = result.seeds
+    assert (seed.status, seed.mlflow_run_id) == ("finished", None)
+    (warning,) = (line for line in capfd.readouterr().err.splitlines() if "warning" in line)
+    assert warning.startswith("warning: row small is not tracked for now; later, python -m stages.track sends it (sql")
+    database.rename(tmp_path / "away.db")
+    ids = track_row(two_steps, result.seeds)
+    run = mlflow_client().get_run(ids[seed.run_key])
+    assert run.info.status == "FINISHED" and "loss" in run.data.metrics
+
+
+def test_a_row_with_a_seed_that_another_process_trains_ends_before_it_trains_any(
+    two_steps: Row, small_data: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    key = run_key(two_steps, seed=1, data_digest=small_data[1].digest, weights_sha256=None)
+    row = dataclasses.replace(two_steps, seeds=(2, 1))
+    with (
+        owned([tmp_path / "storage/runs" / key]),
+        pytest.raises(ValueError, match=f"^run {key} is being trained by process {os.getpid()} on host "),
+    ):
+        train_row(row, manifest=small_data[1], weights=NO_WEIGHTS)
+    assert list((tmp_path / "storage/runs").iterdir()) == []
