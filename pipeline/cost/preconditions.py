@@ -142,14 +142,19 @@ def _of_workers(row: Row) -> list[str]:
 def _of_disk(row: Row, manifest: Manifest, results: Path, *, build: bool) -> list[str]:
     """Too little free space for the checkpoints of all seeds that are still to be trained."""
     size = checkpoint_bytes(row.model) if build else known_checkpoint_bytes(row.model)
-    runs = _unfinished_runs(row, manifest, results)
-    if size is None or not runs:
+    if size is None or not _no_room(size, len(row.seeds)):
         return []
+    runs = _unfinished_runs(row, manifest, results)  # asked only now: it takes longer
     kept = sum(min(CHECKPOINTS * size, sum(files_below(run / "checkpoints").values())) for run in runs if run)
-    needed = (CHECKPOINTS * len(runs) + 1) * size - kept  # one more is written before another is deleted
-    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    return _no_room(size, len(runs), kept) if runs else []
+
+
+def _no_room(size: int, seeds: int, kept: int = 0) -> list[str]:
+    """Says that checkpoints of `size` bytes do not fit on the disk; `kept`: bytes that lie there already."""
+    needed = (CHECKPOINTS * seeds + 1) * size - kept  # one more is written before another is deleted
+    training = f"training {seeds} seed{'s' * (seeds > 1)} (a checkpoint is {in_gib(size)})"
     try:
-        store_of(storage_root()).check_space(f"training {seeds} (a checkpoint is {in_gib(size)})", needed)
+        store_of(storage_root()).check_space(training, needed)
     except ValueError as error:
         return [str(error)]
     return []
@@ -180,7 +185,7 @@ def _too_many_things(row: Row, manifest: Manifest) -> list[str]:
     for limit, what, splits in limits:
         more = {split: _more_than(limit, manifest.things_per_image.get(split, {})) for split in splits}
         images = [
-            f"{sum(counts.values())} {'training' if split == 'train' else 'validation'} images"
+            f"{(n := sum(counts.values()))} {'training' if split == 'train' else 'validation'} image{'s' * (n > 1)}"
             for split, counts in more.items()
             if counts
         ]

@@ -131,8 +131,9 @@ def _without_pixels(manifest: Manifest, config: DatasetConfig) -> list[str]:
     """Classes that no training image holds, and a large share of ignored pixels."""
     if "train" not in manifest.splits:
         return []
-    missing = [name for name, images in zip(manifest.class_names, manifest.images["train"], strict=True) if not images]
     has_pixels = "semantic" in manifest.labels
+    held = (manifest.pixels if has_pixels else manifest.instances)["train"]
+    missing = [name for name, count in zip(manifest.class_names, held, strict=True) if not count]
     ignored = _ignored(manifest, "train")
     said = []
     if missing:

@@ -157,6 +157,8 @@ def test_more_things_than_the_network_can_find_are_counted(row: Row) -> None:
             "found",
         ],
     )
+    one = manifest(things_per_image={"train": {13: 1}, "val": {0: 1}})
+    assert "in 1 training image, up to 13;" in of(row, one)[1][0]
     assert of(dataclasses.replace(row, task="semantic"), manifest(things_per_image=counts)) == ([], [])
 
 
