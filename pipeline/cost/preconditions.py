@@ -141,7 +141,10 @@ def _of_workers(row: Row) -> list[str]:
 
 def _of_disk(row: Row, manifest: Manifest, results: Path, *, build: bool) -> list[str]:
     """Too little free space for the checkpoints of all seeds that are still to be trained."""
-    size = checkpoint_bytes(row.model) if build else known_checkpoint_bytes(row.model)
+    try:
+        size = checkpoint_bytes(row.model) if build else known_checkpoint_bytes(row.model)
+    except ValueError as error:  # no such network can be built
+        return [str(error)]
     if size is None or not _no_room(size, len(row.seeds)):
         return []
     runs = _unfinished_runs(row, manifest, results)  # asked only now: it takes longer

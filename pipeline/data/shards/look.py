@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.provenance.run_key import settings_facts
-from pipeline.storage.results import RESULTS, Label, Manifest, made_by, read_result
+from pipeline.storage.results import RESULTS, FetchedDataset, Label, Manifest, made_by, read_result, sound_result
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig, Params, Task
@@ -74,12 +74,21 @@ def _shown(value: Any) -> str:
 
 
 def current_manifest(params: Params, dataset: str, *, results: Path = RESULTS) -> Manifest:
-    """The manifest of a dataset. ValueError where params.yaml now says what its shards were not made with."""
+    """The manifest of a dataset. ValueError where its shards were made with other settings than params.yaml has, or of
+    other sources than were fetched last."""
     manifest = read_result(Manifest, dataset, results=results)
     if differences := other_settings(manifest, params.dataset(dataset)):
         raise ValueError(
             f"the shards of dataset {dataset} were made with other settings than params.yaml has: "
             f"{'; '.join(differences)}; make them again with: {made_by(Manifest, dataset)}"
+        )
+    fetched = sound_result(FetchedDataset, dataset, results=results)
+    here = {source.name: source.sha256[:16] for source in fetched.sources} if fetched else {}
+    there = {source.name: source.sha256[:16] for source in manifest.sources}
+    if fetched and here != there:
+        raise ValueError(
+            f"the shards of dataset {dataset} were made of other sources than were fetched since (now {_shown(here)}, "
+            f"then {_shown(there)}); make them again with: {made_by(Manifest, dataset)}"
         )
     return manifest
 

@@ -227,6 +227,14 @@ def test_room_is_not_checked_where_only_the_network_would_tell_and_is_not_to_be_
     assert "make room" in of(row, manifest(), build=True)[0][0]
 
 
+def test_a_network_that_cannot_be_built_is_one_problem_among_others(row: Row) -> None:
+    decoder = dataclasses.replace(row.model.pixel_decoder, channels=36)
+    row = changed(row, "model", pixel_decoder=decoder)
+    assert of(row, manifest(labels=("semantic",), pixels={"train": (9, 9, 9), "val": (0, 0, 0)}), build=True)[0][
+        1:
+    ] == ["model.pixel_decoder.channels is 36; it must be a multiple of 32"]
+
+
 # Who asks
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.shards.look import current_manifest, look, other_settings, record_settings
 from pipeline.params.schema import DatasetConfig, Params
-from pipeline.storage.results import Manifest, SharedImages, write_result
+from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, SharedImages, write_result
 from tests.helpers.manifests import made_up_manifest
 
 CONFIG = DatasetConfig(layout="folder", class_names=("sky", "road", "car"), thing_classes=("car",))
@@ -174,3 +174,18 @@ def test_the_manifest_of_a_stage_is_refused_where_params_yaml_says_other_setting
         "the shards of dataset mine were made with other settings than params.yaml has: label_offset (now -1, then 0); "
         "make them again with: dvc repro -f shard@mine"
     )
+
+
+def test_the_manifest_of_a_stage_is_refused_where_other_sources_were_fetched_since(tmp_path: Path) -> None:
+    manifest, params = made_up_manifest(), Params(datasets={"mine": CONFIG}, rows={})
+    write_result(manifest, "mine", results=tmp_path)
+    (source,) = manifest.sources
+    fetched = FetchedSource(name=source.name, bytes=source.bytes, sha256=source.sha256, path="archives/0b/mine.zip")
+    for sha256, refused in ((source.sha256, False), ("5c" * 32, True)):
+        sources = (dataclasses.replace(fetched, sha256=sha256),)
+        write_result(FetchedDataset(dataset="mine", sources=sources, terms="", generate={}), "mine", results=tmp_path)
+        if refused:
+            with pytest.raises(ValueError, match=r"now {mine.zip: 5c5c5c5c5c5c5c5c}, then {mine.zip: 0b0b"):
+                current_manifest(params, "mine", results=tmp_path)
+        else:
+            assert current_manifest(params, "mine", results=tmp_path) == manifest
