@@ -109,12 +109,12 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
         skipped=(),
         image_digests={"a": "01", "b": "02", "c": "03"},
     )
-    other = dataclasses.replace(facts, things_per_image={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
+    other = dataclasses.replace(facts, things_per_image={2: 1, 10: 1}, sizes=((8, 4, 1), (6, 9, 1)))
     counts = counted([facts, other])
-    # heights 4 5 5 5 6, widths 7 9 9 9 9
-    assert counts.image_sizes == ImageSides(height=(4, 5, 6), width=(7, 9, 9))
-    # pixels 28 45 54; sides 1.75, 1.8 and 1.5 times as long as the others
-    assert counts.extreme_sizes == ExtremeSizes(smallest=(4, 7), largest=(6, 9), narrowest=(5, 9))
+    # heights 5 5 5 6 8, widths 4 9 9 9 9
+    assert counts.image_sizes == ImageSides(height=(5, 5, 8), width=(4, 9, 9))
+    # 5 x 9, 8 x 4 and 6 x 9: 45, 32 and 54 pixels, one side 1.8, 2 and 1.5 times the other
+    assert counts.extreme_sizes == ExtremeSizes(smallest=(8, 4), largest=(6, 9), narrowest=(8, 4))
     assert list(counts.things_per_image.items()) == [(0, 1), (2, 1), (10, 3)]
     assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
     assert (counts.instances, counts.bytes) == ((8, 0), 20)
