@@ -102,7 +102,8 @@ def build(
                 shards.add(job, found[job.name].facts)
         _make(work, processes)
         for split in listed:
-            check_things(dataset, split, [shards.facts[job.name] for job in jobs if job.split == split])
+            facts_of = [shards.facts[job.name] for job in jobs if job.split == split]
+            check_things(dataset, split, facts_of, config.on_empty)
         splits = splits_of(config, jobs, shards)
         target = shards_root / content_digest(splits)[:16]
         write_json(building / "build.json", {"dataset": dataset, "key": key})

@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -88,16 +88,16 @@ def counted(shards: Sequence[ShardFacts]) -> Counts:
     )
 
 
-def check_things(dataset: str, split: str, shards: Sequence[ShardFacts]) -> None:
-    """ValueError where a split has annotated things and none of them can be a target; a warning where more than
-    MAX_EMPTY of them have no pixel."""
+def check_things(dataset: str, split: str, shards: Sequence[ShardFacts], on_empty: Literal["stop", "allow"]) -> None:
+    """ValueError where a split has annotated things and none of them can be a target, unless that is allowed; a warning
+    where more than MAX_EMPTY of them have no pixel."""
     things, empty = sum(shard.things for shard in shards), counted(shards).empty_things
     named = "; ".join(empty.first)
-    if things and not any(shard.targets for shard in shards):
+    if things and not any(shard.targets for shard in shards) and on_empty == "stop":
         raise ValueError(
             f"none of the {things:,} annotated objects of split {split} of {dataset} can be a target: {empty.count:,} "
             f"have no pixel, {things - empty.count:,} are crowds (`iscrowd`); correct the annotations"
-            f"{f', such as {named}' if named else ''}"
+            f"{f', such as {named}' if named else ''}, or set on_empty: allow in the dataset if that is meant"
         )
     if empty.count > MAX_EMPTY * things:
         print(
