@@ -43,12 +43,13 @@ def main() -> None:
         return
 
     from pipeline.cost.benchmark import benchmark, benchmark_key
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.storage.results import Benchmark, Manifest, find_result, result_path, write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    manifest = find_result(Manifest, row.dataset)
+    manifest = current_manifest(params, row.dataset) if find_result(Manifest, row.dataset) else None
     how = {"manifest": manifest, "seconds": arguments.seconds, "groups": arguments.groups}
     result = None
     if not arguments.again:

@@ -1,4 +1,6 @@
-"""Say what a row needs before it can be made here: data, accepted terms, a GPU, GPU-hours. Nothing is started."""
+"""Say what keeps a row from being made here: missing data, terms, GPUs or GPU-hours, and, once its data is sharded, all
+that would end one of its later stages. Nothing is started.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,39 @@ from stages import run
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
     from pipeline.cost.needs import needs
+    from pipeline.cost.preconditions import preconditions
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
+    from pipeline.storage.results import Manifest, find_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    found = needs(row, params, base=Path(arguments.params).absolute().parent, trained_counts=True)
-    for need in found:
+    missing = needs(row, params, base=Path(arguments.params).absolute().parent, trained_counts=True)
+    errors = list[str]()
+    if find_result(Manifest, row.dataset) is None:
+        print(f"{row.name}: what its data holds is checked when it is sharded: dvc repro shard@{row.dataset}")
+    else:
+        try:
+            manifest = current_manifest(params, row.dataset)
+        except ValueError as error:
+            errors.append(str(error))
+        else:
+            errors, warnings = preconditions(row, manifest, params.dataset(row.dataset))
+            for warning in warnings:
+                print(f"warning: {row.name}: {warning}", file=sys.stderr)
+    for need in missing:
         print(f"{row.name} needs {need}")
-    if found:
+    for problem in errors:
+        print(f"{row.name}: {problem}")
+    if missing or errors:
         sys.exit(1)
     print(f"{row.name} has all it needs; make it with: dvc repro evaluate@{row.name}")
 

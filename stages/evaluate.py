@@ -20,14 +20,16 @@ def main() -> None:
     if waits(Evaluation, arguments.row):
         return
 
+    from pipeline.data.shards.look import current_manifest
     from pipeline.evaluation.evaluate import evaluate_row
     from pipeline.params.load import load_params
     from pipeline.params.tasks import in_words
-    from pipeline.storage.results import Manifest, TrainingResult, read_result, write_figures, write_result
+    from pipeline.storage.results import TrainingResult, read_result, write_figures, write_result
     from pipeline.tracking.mlflow_runs import track_row
 
-    row = load_params(arguments.params).row(arguments.row)
-    manifest, trained = read_result(Manifest, row.dataset), read_result(TrainingResult, row.name)
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
+    manifest, trained = current_manifest(params, row.dataset), read_result(TrainingResult, row.name)
     result = evaluate_row(row, manifest=manifest, trained=trained)
     write_result(result, row.name)
     write_figures(row.name, result.median)

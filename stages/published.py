@@ -24,14 +24,15 @@ def main() -> None:
     if waits(PublishedEvaluation, arguments.row):
         return
 
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.params.parse import pick
-    from pipeline.storage.results import Manifest, read_result, write_result
+    from pipeline.storage.results import write_result
 
     params = load_params(arguments.params)
     config = pick(params.checkpoints, arguments.row, "published checkpoint", arguments.params)
     row = params.row(arguments.row)
-    manifest = read_result(Manifest, row.dataset)
+    manifest = current_manifest(params, row.dataset)
 
     from pipeline.evaluation.published import evaluate_published
     from pipeline.tracking.mlflow_runs import track_published

@@ -1,12 +1,14 @@
 """Find out whether a row can be made here: results/ready/<row>.json.
 
 Asked for by name, a row that lacks something is an error. In a `dvc repro` of everything it waits: its other stages do
-nothing and say so in their results, and a line here says what is missing.
+nothing and say so in their results, and a line here says what is missing. What is wrong with shards that are there is
+only said where they may be made anew in the same `dvc repro`; a training refuses them.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from stages import run, targets
@@ -26,6 +28,7 @@ def main() -> None:
     import json
 
     from pipeline.cost.needs import needs, refuse
+    from pipeline.cost.preconditions import known_errors
     from pipeline.params.load import load_params
     from pipeline.storage.results import Ready, write_result
 
@@ -33,13 +36,19 @@ def main() -> None:
     row, base = params.row(arguments.row), Path(arguments.params).absolute().parent
     asked = targets()
     found = needs(row, params, base=base, by_name=asked != [])
+    errors = known_errors(row, params)
     settings = hashlib.sha256(json.dumps(dataclasses.asdict(row), sort_keys=True).encode()).hexdigest()
     if asked == []:
+        found += [f"a correction ({error})" for error in errors]
         write_result(Ready(row=row.name, run=not found, needs=tuple(found), settings=settings), row.name)
         if found:
             print(f"{row.name} waits for {'; '.join(found)}")
         return
     refuse(row, params, {target.rpartition(":")[2].partition("@")[0] for target in asked or ()}, base=base)
+    if errors and asked is None:
+        raise ValueError(f"row {row.name} cannot be made here: {'; '.join(errors)}")
+    for error in errors:
+        print(f"{row.name} will not be trained as its shards are now: {error}", file=sys.stderr)
     write_result(Ready(row=row.name, run=True, needs=tuple(found), settings=settings), row.name)
 
 

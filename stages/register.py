@@ -25,14 +25,15 @@ def main() -> None:
     if waits(Registration, arguments.row):
         return
 
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.params.tasks import LABELS
     from pipeline.registry.register import register
-    from pipeline.storage.results import Evaluation, Manifest, TrainingResult, read_result, write_result
+    from pipeline.storage.results import Evaluation, TrainingResult, read_result, write_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    manifest = read_result(Manifest, row.dataset)
+    manifest = current_manifest(params, row.dataset)
     trained, evaluated = read_result(TrainingResult, row.name), read_result(Evaluation, row.name)
     terms = "" if row.weights == "none" else params.weights[row.weights].terms
     result = register(

@@ -19,18 +19,20 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     arguments = parser.parse_args()
 
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.runs.reuse import reuse_run
-    from pipeline.storage.results import ConvertedWeights, Manifest, read_result
+    from pipeline.storage.results import ConvertedWeights, read_result
 
-    row = load_params(arguments.params).row(arguments.row)
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
     if arguments.seed not in row.seeds:
         raise ValueError(f"{arguments.seed} is no seed of row {row.name}, which has {', '.join(map(str, row.seeds))}")
     note = reuse_run(
         row,
         arguments.seed,
         arguments.run_key,
-        manifest=read_result(Manifest, row.dataset),
+        manifest=current_manifest(params, row.dataset),
         weights=read_result(ConvertedWeights, row.weights),
         reason=arguments.because,
     )

@@ -44,6 +44,7 @@ def main() -> None:
 
     from pipeline.data.fetch import open_sources
     from pipeline.data.shards.build import build
+    from pipeline.data.shards.look import look
     from pipeline.data.shards.manifest import class_table
     from pipeline.params.load import load_params
     from pipeline.storage.files import write_text
@@ -51,6 +52,11 @@ def main() -> None:
     config = load_params(arguments.params).dataset(dataset)
     fetched = read_result(FetchedDataset, dataset)
     manifest = build(dataset, config, open_sources(fetched), facts=fetched.sources, processes=arguments.processes)
+    found = look(manifest, config)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if found.errors:
+        raise ValueError("; ".join(found.errors))
     write_text(result_path(Manifest, dataset).with_suffix(".csv"), class_table(manifest))
     write_result(manifest, dataset)
     for split, skipped in manifest.skipped.items():

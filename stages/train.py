@@ -24,20 +24,15 @@ def main() -> None:
     if waits(TrainingResult, arguments.row):
         return
 
-    from pipeline.cost.needs import refuse_to_train
+    from pipeline.cost.preconditions import refuse_to_train
+    from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
-    from pipeline.storage.results import (
-        RESULTS,
-        ConvertedWeights,
-        Manifest,
-        PublishedEvaluation,
-        find_result,
-        read_result,
-    )
+    from pipeline.storage.results import RESULTS, ConvertedWeights, PublishedEvaluation, find_result, read_result
     from pipeline.training.seeds import train_row
 
-    row = load_params(arguments.params).row(arguments.row)
-    manifest = read_result(Manifest, row.dataset)
+    params = load_params(arguments.params)
+    row = params.row(arguments.row)
+    manifest = current_manifest(params, row.dataset)
     weights = read_result(ConvertedWeights, row.weights)
     result = train_row(
         row,
@@ -46,7 +41,7 @@ def main() -> None:
         published=find_result(PublishedEvaluation, row.name),  # taken where it is: nothing depends on it
         only=arguments.seed,
         results=RESULTS if arguments.seed is None else None,
-        before_training=refuse_to_train,
+        before_training=lambda row: refuse_to_train(row, manifest, params.dataset(row.dataset)),
     )
     for seed in result.seeds:
         print(f"{row.name} seed {seed.seed}: {_outcome(seed, row.task)}, run {seed.run_key}")

@@ -166,6 +166,14 @@ def test_the_settings_that_are_checked_reach_into_the_model() -> None:
     assert set(_fields(ModelConfig, set())) < set(_fields(Params, set()))
 
 
+def test_no_stage_takes_shards_that_were_made_with_other_settings_than_params_yaml_has() -> None:
+    for name, path in modules().items():
+        if name.startswith("stages.") and name != "stages.shard":
+            for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+                what = [ast.unparse(each) for each in (call.func, *call.args[:1])]
+                assert what != ["read_result", "Manifest"], f"{name} is to take pipeline.data.shards.look's"
+
+
 # Code
 
 

@@ -9,6 +9,7 @@ M2F_ACCELERATOR_TYPE   only nodes with GPUs of this type, by Ray's name for it: 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def resources_for(row: Row, nodes: Sequence[Node], *, training: bool = True) -> 
 
 
 def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
-    """ValueError unless `workers` processes can train the row."""
+    """ValueError unless `workers` processes can train the row, M2F_GROUPS_AT_ONCE of its groups at a time."""
     if workers > row.train.groups:
         raise ValueError(
             f"{workers} workers for row {row.name}, which has {row.train.groups} groups; "
@@ -173,6 +174,13 @@ def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
         raise ValueError(
             f"row {row.name} normalises with statistics of the whole step, which needs SyncBatchNorm, "
             f"which the CPU lacks; set M2F_WORKERS=1"
+        )
+    at_once, groups = environment_int("M2F_GROUPS_AT_ONCE"), math.ceil(row.train.groups / max(1, workers))
+    if at_once and at_once < groups and needs_synchronised_norm(row):
+        raise ValueError(
+            f"row {row.name} normalises with statistics of the whole step, so the {groups} groups of a worker cannot "
+            f"be taken {at_once} at a time; unset M2F_GROUPS_AT_ONCE, or use {math.ceil(row.train.groups / at_once)} "
+            "workers (M2F_WORKERS)"
         )
 
 

@@ -36,7 +36,7 @@ def needs(
     if sound_result(Manifest, row.dataset, results=results) is None:
         found = lacking(row.dataset, params.dataset(row.dataset), base=base, results=results)
     if training and not (trained_counts and _is_trained(row, results)):
-        found += _of_training(row, results, by_name=by_name)
+        found += training_needs(row, results, by_name=by_name)
     return found
 
 
@@ -64,19 +64,14 @@ def any_ready(rows: Iterable[Row], params: Params, *, base: Path) -> bool:
     return not all(needs(row, params, base=base, by_name=False) for row in rows)
 
 
-def refuse_to_train(row: Row, results: Path = RESULTS) -> None:
-    """ValueError when a training of the row needs a GPU that is not here, or more GPU-hours than the row allows."""
-    if found := _of_training(row, results, by_name=True):
-        raise ValueError(f"row {row.name} is not trained here: it needs {'; '.join(found)}")
-
-
 def _is_trained(row: Row, results: Path) -> bool:
     trained = sound_result(TrainingResult, row.name, results=results)
     finished = {seed.seed for seed in trained.seeds if seed.status == "finished"} if trained else set()
     return finished >= {*row.seeds}
 
 
-def _of_training(row: Row, results: Path, *, by_name: bool) -> list[str]:
+def training_needs(row: Row, results: Path, *, by_name: bool = True) -> list[str]:
+    """A GPU that is not here, or more GPU-hours than the row allows."""
     over = _over_budget(row, results)
     meant_to_be = by_name and environment_int("M2F_WORKERS") is not None
     on_cpu = row.model.backbone.name == "tiny" or meant_to_be

@@ -184,6 +184,11 @@ def _summed(ranges: Iterable[Sequence[float] | None]) -> list[float]:
 @cache
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Size of a checkpoint: the weights, and two moments and a step count of every trained parameter."""
+    return known_checkpoint_bytes(model) or built_checkpoint_bytes(model)
+
+
+def known_checkpoint_bytes(model: ModelConfig) -> int | None:
+    """The same without building the network; None where it has to be built."""
     name, queries = model.backbone.name, model.query_decoder.queries
     published = ModelConfig(
         num_classes=model.num_classes,
@@ -195,7 +200,7 @@ def checkpoint_bytes(model: ModelConfig) -> int:
         saved, trained, tensors = NETWORKS[name]
         own = 257 * (model.num_classes + 1) + 2 * 256 * queries
         return 4 * (saved + own) + 8 * (trained + own) + 4 * tensors
-    return built_checkpoint_bytes(model)
+    return None
 
 
 def built_checkpoint_bytes(model: ModelConfig) -> int:

@@ -53,6 +53,45 @@ def check_verdict(verdict: VerdictConfig, at: str) -> None:
         raise ValueError(f"{at}.coverage is {verdict.coverage}; it must be at least 0.5 and below 1")
 
 
+def check_limits(row: Row, at: str) -> None:
+    """ValueError where a number cannot be what it stands for: a side below 1, a share above 1."""
+    model, test, augmentation = row.model, row.test, row.train.augmentation
+    pixel, query, views = model.pixel_decoder, model.query_decoder, test.ms_flip
+    if model.num_classes < 1:
+        raise ValueError(f"{at} has no class to train on; a row of the task {row.task} needs a dataset that names some")
+    counts: dict[str, int | tuple[int, ...]] = {
+        **{f"model.pixel_decoder.{key}": getattr(pixel, key) for key in ("channels", "heads", "points", "feedforward")},
+        **{f"model.query_decoder.{key}": getattr(query, key) for key in ("queries", "heads", "feedforward")},
+        **{f"test.{key}": getattr(test, key) for key in ("short_side", "long_side_max", "max_instances")},
+        "train.augmentation.short_sides": augmentation.short_sides,
+    }
+    if views is not None:
+        counts |= {"test.ms_flip.short_sides": views.short_sides, "test.ms_flip.long_side_max": views.long_side_max}
+        if not views.short_sides:
+            raise ValueError(f"{at}.test.ms_flip.short_sides is empty; list at least one, or leave ms_flip out")
+    for key, value in counts.items():
+        if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{at}.{key} is {shown}; it must be at least 1")
+    for part, layers in (("pixel_decoder", pixel.layers), ("query_decoder", query.layers)):
+        if layers < 0:
+            raise ValueError(f"{at}.model.{part}.layers is {layers}; it must be 0 or more")
+    for part, heads in (("pixel_decoder", pixel.heads), ("query_decoder", query.heads)):
+        if pixel.channels % heads:
+            raise ValueError(
+                f"{at}.model.{part}.heads is {heads}; model.pixel_decoder.channels ({pixel.channels}) must be a "
+                "multiple of it"
+            )
+    for key, share in (
+        ("test.score_threshold", test.score_threshold),
+        ("test.overlap_threshold", test.overlap_threshold),
+        ("train.augmentation.flip", augmentation.flip),
+        ("train.augmentation.max_label_share", augmentation.max_label_share),
+    ):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{at}.{key} is {share}; it must be between 0 and 1")
+
+
 def check_row(row: Row, at: str) -> None:
     train, augmentation, crop = row.train, row.train.augmentation, row.train.augmentation.crop
     if any(side <= 0 or side % 32 for side in crop):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.params.checks import check_dataset, check_row, check_verdict
+from pipeline.params.checks import check_dataset, check_limits, check_row, check_verdict
 from pipeline.params.parse import names_given, parse, pick
 from pipeline.params.schema import Params, PublishedConfig, Row, WeightsConfig
 from pipeline.params.shorthand import (
@@ -156,6 +156,7 @@ def _row(name: str, tree: Any, params: Params, where: str) -> Row:
             f"{at}.model.num_classes is {row.model.num_classes}, but dataset {row.dataset} names {len(names)} {called}"
         )
     check_row(row, at)
+    check_limits(row, at)
     return row
 
 

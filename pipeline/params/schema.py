@@ -71,6 +71,9 @@ class DatasetConfig:
     on_error: Literal["stop", "skip"] = "stop"
     """What happens at a record that does not decode or whose labels are wrong. skip: it is left out and listed in the
     manifest; more than a twentieth of a split stops all the same."""
+    on_empty: Literal["stop", "allow"] = "stop"
+    """What happens where a split holds nothing to learn from or to measure: pixels of fewer than two classes, or no
+    object. allow: a warning; a row still trains only if its validation has something to measure."""
     generate: Mapping[str, int] = field(default_factory=dict)
     """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`."""
 

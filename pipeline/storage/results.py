@@ -114,6 +114,27 @@ class ImageSides:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExtremeSizes:
+    """(height, width) of images at the ends of a split, each of one that there is."""
+
+    smallest: tuple[int, int]
+    """Of the fewest pixels."""
+    largest: tuple[int, int]
+    """Of the most pixels."""
+    narrowest: tuple[int, int]
+    """Whose longer side is the most times its shorter one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedImages:
+    """Validation images whose bytes are those of a training image too."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+    """Names of the first three; with the training image's where that is another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedRecord:
     """A record that is in no shard, because it was wrong."""
 
@@ -149,7 +170,7 @@ class Manifest:
 
     dataset: str
     digest: str
-    """Of all fields but this one, `empty_things`, `samples` and `terms` (manifest_digest); a part of run keys."""
+    """Of all fields but those of `_TRAINS_NOTHING`; a part of run keys."""
     class_names: tuple[str, ...]
     thing_classes: tuple[str, ...]
     """Classes with countable instances."""
@@ -179,6 +200,11 @@ class Manifest:
     """Of the splits that have some."""
     left_out: tuple[str, ...] = ()
     """Categories of the annotation files that pictures hold and `class_names` leaves out."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The dataset's settings that shape records (pipeline.data.shards.look.record_settings); empty: not known."""
+    extreme_sizes: Mapping[str, ExtremeSizes] = field(default_factory=dict)
+    """By split; empty: not known."""
+    shared_images: SharedImages = SharedImages()
 
     def split(self, name: str) -> Split:
         """ValueError where the dataset has no such split."""
@@ -548,17 +574,16 @@ class Registration:
     """Without a password."""
 
 
+_TRAINS_NOTHING = ("digest", "samples", "terms", "empty_things", "settings", "extreme_sizes", "shared_images")
+"""Fields of a manifest that its digest leaves out: shards with equal bytes and counts are trained on alike."""
+
+
 def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of everything in a manifest but its digest, its sample pictures and the terms, which train nothing, and
-    the things without a pixel, which the shards' digests cover.
+    """SHA-256 of everything in a manifest but the fields that train nothing.
 
     A field that holds its default is left out: a new one changes no digest until it is used.
     """
-    rest = {
-        key: value
-        for key, value in plain(manifest).items()
-        if key not in ("digest", "empty_things", "samples", "terms")
-    }
+    rest = {key: value for key, value in plain(manifest).items() if key not in _TRAINS_NOTHING}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

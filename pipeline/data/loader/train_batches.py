@@ -30,6 +30,7 @@ from pipeline.data.images.codecs import (
 from pipeline.data.loader.augmentation import seed_transform, touching, training_transform
 from pipeline.data.loader.processes import load_items
 from pipeline.data.loader.targets import close_gaps, large_enough, merge_stuff, pad_masks, stack_segments
+from pipeline.data.shards.look import MIN_SIDE
 from pipeline.data.shards.reader import SplitReader, StoredRecord
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 """Pictures that are tried for one position of the order before the data set is called empty."""
-
-MIN_SIDE = 32
-"""Pixels of the shortest side of pictures `with_things` (mmdetection's min_size)."""
 
 
 @dataclass(frozen=True, eq=False)

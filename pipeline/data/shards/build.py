@@ -30,6 +30,7 @@ from pipeline.data.images.codecs import IGNORE
 from pipeline.data.images.image_files import ImageReading, memory_said
 from pipeline.data.records import Record
 from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
+from pipeline.data.shards.look import record_settings
 from pipeline.data.shards.manifest import MadeShards, check_things, content_digest, make_manifest, splits_of
 from pipeline.data.shards.sample_sheet import sample_places, sample_sheet
 from pipeline.data.shards.writer import (
@@ -39,7 +40,7 @@ from pipeline.data.shards.writer import (
     read_rows,
 )
 from pipeline.provenance.code import Code, code_digest
-from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of, settings_facts
+from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of
 from pipeline.storage.files import whole_file, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import FetchedSource, Manifest, Samples, Split
@@ -66,20 +67,6 @@ _SAMPLED = 8
 
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "pycocotools", "scipy")
 """Libraries, beside OpenCV, whose code decides the bytes of a shard."""
-
-_SHAPES_NO_RECORD = (
-    "sources",
-    "bytes",
-    "sha256",
-    "mirrors",
-    "login",
-    "terms",
-    "accept_terms",
-    "shard_mib",
-    "on_error",
-    "max_pixels",
-)
-"""Fields of DatasetConfig that do not decide the bytes of a record."""
 
 
 def build(
@@ -116,7 +103,8 @@ def build(
                 shards.add(job, found[job.name].facts)
         _make(work, processes)
         for split in listed:
-            check_things(dataset, split, [shards.facts[job.name] for job in jobs if job.split == split])
+            facts_of = [shards.facts[job.name] for job in jobs if job.split == split]
+            check_things(dataset, split, facts_of, config.on_empty)
         splits = splits_of(config, jobs, shards)
         target = shards_root / content_digest(splits)[:16]
         write_json(building / "build.json", {"dataset": dataset, "key": key})
@@ -214,9 +202,8 @@ def _build_key(jobs: Sequence[ShardJob], config: DatasetConfig, facts: Sequence[
     for job in jobs:
         for record in job.records:
             records.update(f"{job.name}\0{record.name}\0{record.image_file}\0{record.label_file}\n".encode())
-    settings = settings_facts(config)
     return key_of(
-        settings={name: value for name, value in settings.items() if name not in _SHAPES_NO_RECORD},
+        settings=record_settings(config),
         sources=[source.sha256 for source in facts],
         records=records.hexdigest(),
         code=code_digest(shaping(config)),

@@ -9,12 +9,13 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from pipeline.data.images.codecs import IGNORE
+from pipeline.data.shards.look import record_settings
 from pipeline.data.shards.writer import (
     NAMED,
     ImageLabels,
@@ -25,11 +26,13 @@ from pipeline.data.shards.writer import (
 from pipeline.storage.results import (
     CLASS_COLUMNS,
     EmptyThings,
+    ExtremeSizes,
     FetchedSource,
     ImageSides,
     Manifest,
     Samples,
     Shard,
+    SharedImages,
     SkippedRecord,
     Source,
     Split,
@@ -51,6 +54,7 @@ class Counts(NamedTuple):
     instances: tuple[int, ...]
     things_per_image: dict[int, int]
     image_sizes: ImageSides
+    extreme_sizes: ExtremeSizes
     bytes: int
     skipped: tuple[SkippedRecord, ...]
     empty_things: EmptyThings
@@ -74,6 +78,7 @@ def counted(shards: Sequence[ShardFacts]) -> Counts:
         instances=_summed([shard.instances for shard in shards]),
         things_per_image={count: things[count] for count in sorted(things)},
         image_sizes=ImageSides(height=_spread(heights), width=_spread(widths)),
+        extreme_sizes=_extremes(size for shard in shards for size in shard.sizes),
         bytes=sum(shard.bytes for shard in shards),
         skipped=tuple(record for shard in shards for record in shard.skipped),
         empty_things=EmptyThings(
@@ -83,16 +88,16 @@ def counted(shards: Sequence[ShardFacts]) -> Counts:
     )
 
 
-def check_things(dataset: str, split: str, shards: Sequence[ShardFacts]) -> None:
-    """ValueError where a split has annotated things and none of them can be a target; a warning where more than
-    MAX_EMPTY of them have no pixel."""
+def check_things(dataset: str, split: str, shards: Sequence[ShardFacts], on_empty: Literal["stop", "allow"]) -> None:
+    """ValueError where a split has annotated things and none of them can be a target, unless that is allowed; a warning
+    where more than MAX_EMPTY of them have no pixel."""
     things, empty = sum(shard.things for shard in shards), counted(shards).empty_things
     named = "; ".join(empty.first)
-    if things and not any(shard.targets for shard in shards):
+    if things and not any(shard.targets for shard in shards) and on_empty == "stop":
         raise ValueError(
             f"none of the {things:,} annotated objects of split {split} of {dataset} can be a target: {empty.count:,} "
             f"have no pixel, {things - empty.count:,} are crowds (`iscrowd`); correct the annotations"
-            f"{f', such as {named}' if named else ''}"
+            f"{f', such as {named}' if named else ''}, or set on_empty: allow in the dataset if that is meant"
         )
     if empty.count > MAX_EMPTY * things:
         print(
@@ -113,6 +118,23 @@ def _spread(counts: Counter[int]) -> tuple[int, int, int]:
     return values[0], values[int(np.searchsorted(below, (below[-1] + 1) // 2))], values[-1]
 
 
+def _extremes(counted_sizes: Iterable[tuple[int, int, int]]) -> ExtremeSizes:
+    sizes = sorted((height, width) for height, width, _ in counted_sizes)
+    return ExtremeSizes(
+        smallest=min(sizes, key=lambda size: size[0] * size[1]),
+        largest=max(sizes, key=lambda size: size[0] * size[1]),
+        narrowest=max(sizes, key=lambda size: max(size) / min(size)),
+    )
+
+
+def shared_images(train: Sequence[ShardFacts], val: Sequence[ShardFacts]) -> SharedImages:
+    """Which images of the second split are in the first too, by the digests of their files."""
+    trained = {digest: name for shard in train for name, digest in shard.image_digests.items()}
+    shared = [(n, trained[d]) for shard in val for n, d in shard.image_digests.items() if d in trained]
+    first = (name if name == other else f"{name} = {other} in training" for name, other in shared[:_NAMED])
+    return SharedImages(count=len(shared), first=tuple(first))
+
+
 def class_table(manifest: Manifest) -> str:
     """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
     text = io.StringIO()
@@ -126,6 +148,9 @@ def class_table(manifest: Manifest) -> str:
 
 MAX_EMPTY = 0.02
 """Share of a split's things that may be without a pixel before a warning; few are slips of annotators."""
+
+_NAMED = 3
+"""Images that are named of those that are in two splits."""
 
 MAX_SKIPPED = 0.05
 """Share of a split's records that `on_error: skip` leaves out at most; more are no slips but a wrong setting."""
@@ -167,7 +192,8 @@ def make_manifest(
         shards = (dataclasses.replace(shard, path=f"{folder}/{shard.path}") for shard in split.shards)
         return dataclasses.replace(split, shards=tuple(shards))
 
-    counts = {split: counted([shards.facts[job.name] for job in jobs if job.split == split]) for split in splits}
+    facts_of = {split: [shards.facts[job.name] for job in jobs if job.split == split] for split in splits}
+    counts = {split: counted(facts_of[split]) for split in splits}
     manifest = Manifest(
         dataset=dataset,
         digest="",
@@ -190,6 +216,9 @@ def make_manifest(
         terms=config.terms,
         empty_things={split: count.empty_things for split, count in counts.items() if count.empty_things.count},
         left_out=tuple(sorted({name for made in shards.facts.values() for name in made.left_out})),
+        settings=record_settings(config),
+        extreme_sizes={split: count.extreme_sizes for split, count in counts.items()},
+        shared_images=shared_images(facts_of.get("train", ()), facts_of.get("val", ())),
     )
     return dataclasses.replace(manifest, digest=manifest_digest(manifest))
 

@@ -6,7 +6,7 @@ import bisect
 import itertools
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,14 @@ from pipeline.data.images.codecs import (
     raw_pixels,
 )
 from pipeline.data.images.label_maps import label_counts
+from pipeline.data.shards.look import LABELS_OF, lacks_labels
 from pipeline.storage.files import local_copy, local_file, sha256
 from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import Expected, store_of
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Task
-    from pipeline.storage.results import Label, Manifest
+    from pipeline.storage.results import Manifest
 
 
 def verify_shards(manifest: Manifest, split: str) -> None:
@@ -52,10 +53,6 @@ def verify_shards(manifest: Manifest, split: str) -> None:
 
 def _made_by(manifest: Manifest) -> str:
     return f"python -m stages.shard {manifest.dataset}"
-
-
-_LABELS: Mapping[Task, Label] = {"semantic": "semantic", "panoptic": "panoptic", "instance": "instances"}
-"""What a manifest's `labels` must list for a task."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +205,8 @@ class SplitReader:
     def of(cls, manifest: Manifest, split: str, task: Task) -> SplitReader:
         """A verified split of a manifest, for a task."""
         records, shards = manifest.split(split).records, manifest.split(split).shards
-        if _LABELS[task] not in manifest.labels:
-            raise ValueError(
-                f"dataset {manifest.dataset} has no {_LABELS[task]} labels, which the task {task} needs, but "
-                f"{' and '.join(manifest.labels)}; give the row another `task` or another dataset"
-            )
+        if LABELS_OF[task] not in manifest.labels:
+            raise ValueError(lacks_labels(manifest, task))
         verify_shards(manifest, split)
         starts = itertools.accumulate((shard.records for shard in shards[:-1]), initial=0)
         thing = np.array([name in manifest.thing_classes for name in manifest.class_names])

@@ -93,6 +93,8 @@ class Stored(NamedTuple):
     """Names of the things whose mask has no pixel."""
     left_out: tuple[str, ...]
     """Categories of the picture that the dataset leaves out."""
+    image_digest: str
+    """Of the image's file as published, 16 hexadecimal digits."""
 
 
 def verify(
@@ -140,6 +142,7 @@ def verify(
         targets=sum(not (thing.crowd or thing.empty) for thing in owners),
         empty=tuple(f"{thing.name}, picture {record.name}" for thing in owners if thing.empty),
         left_out=labelled.left_out,
+        image_digest=hashlib.sha256(labelled.image).hexdigest()[:16],
     )
 
 
@@ -278,6 +281,8 @@ class ShardFacts:
     labels: ImageLabels | None
     """Of its first picture; None: every record was skipped."""
     skipped: tuple[SkippedRecord, ...]
+    image_digests: Mapping[str, str]
+    """Of every image's file as published, by the record's name."""
 
 
 def make_shard(job: ShardJob, folder: StoredPath, on_record: Callable[[], None] | None = None) -> ShardFacts:
@@ -317,6 +322,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
     labels: ImageLabels | None = None
     skipped: list[SkippedRecord] = []
     every, targets, empty, left_out = 0, 0, list[str](), set[str]()
+    image_digests: dict[str, str] = {}
     with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
@@ -333,6 +339,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
                 instances += stored.instances
                 things[int(stored.instances.sum())] += 1
                 sizes[stored.row["height"], stored.row["width"]] += 1
+                image_digests[record.name] = stored.image_digest
                 labels = same_labels(labels, ImageLabels(label_types=stored.labels, file=record.image_file))
                 every, targets = every + stored.row["things"], targets + stored.targets
                 empty += stored.empty
@@ -356,6 +363,7 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
         sizes=tuple((*size, sizes[size]) for size in sorted(sizes)),
         labels=labels,
         skipped=tuple(skipped),
+        image_digests=image_digests,
     )
 
 

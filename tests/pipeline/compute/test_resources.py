@@ -34,6 +34,19 @@ def test_batch_statistics_on_a_cpu_run_on_one_worker_or_refuse(monkeypatch: pyte
         resources_for(row, [Node(gpus=0, cpus=4)])
 
 
+def test_groups_that_share_batch_statistics_go_through_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(gpus=8, cpus=64)
+    row = PARAMS.row("ade20k_r50")  # 8 groups: on 3 workers 3, 3 and 2
+    monkeypatch.setenv("M2F_WORKERS", "3")
+    monkeypatch.setenv("M2F_GROUPS_AT_ONCE", "3")
+    assert resources_for(row, [node]).groups_at_once == 3
+    monkeypatch.setenv("M2F_GROUPS_AT_ONCE", "2")
+    with pytest.raises(ValueError, match=r"the 3 groups of a worker cannot be taken 2 at a time; .* or use 4 workers"):
+        resources_for(row, [node])
+    assert resources_for(PARAMS.row("ade20k_swin-t"), [node]).groups_at_once == 2  # layer norm
+    assert resources_for(row, [node], training=False).groups_at_once == 2
+
+
 def test_workers_follow_the_machine_up_to_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("M2F_WORKERS", raising=False)
     row = PARAMS.row("shapes_tiny")  # 4 groups

@@ -379,6 +379,49 @@ def test_settings_that_contradict_one_another_are_one_sentence(keys: tuple[str, 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("test", "short_side"), 0, r"rows.shapes_tiny.test.short_side is 0; it must be at least 1"),
+        (("test", "long_side_max"), -5, r"test.long_side_max is -5; it must be at least 1"),
+        (("test", "max_instances"), 0, r"test.max_instances is 0; it must be at least 1"),
+        (("test", "score_threshold"), 80.0, r"test.score_threshold is 80.0; it must be between 0 and 1"),
+        (("train", "augmentation", "short_sides"), [0, 64], r"augmentation.short_sides is \[0, 64\]; it must be at"),
+        (("train", "augmentation", "flip"), 1.5, r"augmentation.flip is 1.5; it must be between 0 and 1"),
+        (("model", "query_decoder", "queries"), 0, r"model.query_decoder.queries is 0; it must be at least 1"),
+        (("model", "query_decoder", "layers"), -1, r"model.query_decoder.layers is -1; it must be 0 or more"),
+        (("model", "pixel_decoder", "heads"), 3, r"heads is 3; model.pixel_decoder.channels \(64\) must be a multiple"),
+    ],
+)
+def test_a_number_that_cannot_be_what_it_stands_for_is_one_sentence(
+    keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_params(changed("rows", "shapes_tiny", *keys, value=value))
+
+
+def test_the_views_of_ms_flip_have_sides() -> None:
+    for short_sides, message in (
+        ([], "short_sides is empty; list at least one"),
+        ([0], r"\[0\]; it must be at least 1"),
+    ):
+        views = {"short_sides": short_sides, "long_side_max": 64}
+        with pytest.raises(ValueError, match=message):
+            parse_params(changed("rows", "camvid_tiny", "test", "ms_flip", value=views))
+
+
+def test_an_instance_row_needs_a_dataset_with_things() -> None:
+    with pytest.raises(
+        ValueError, match=r"rows.shapes_tiny has no class to train on; a row of the task instance needs"
+    ):
+        parse_params(
+            {
+                **changed("rows", "shapes_tiny", "task", value="instance"),
+                "datasets": {**TREE["datasets"], "shapes": {**TREE["datasets"]["shapes"], "thing_classes": []}},
+            }
+        )
+
+
 def test_num_classes_follows_from_dataset_and_task_and_may_be_given() -> None:
     panoptic = parse_params(changed("rows", "shapes_tiny", "task", value="panoptic"))
     instance = parse_params(changed("rows", "shapes_tiny", "task", value="instance"))

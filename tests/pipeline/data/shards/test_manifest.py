@@ -6,8 +6,8 @@ from pathlib import Path
 from pipeline.data.shards import writer
 from pipeline.data.shards.manifest import class_table, counted, manifest_digest
 from pipeline.storage.files import sha256
-from pipeline.storage.results import EmptyThings, ImageSides, Manifest, Samples, Source
-from tests.helpers.images import write_folder
+from pipeline.storage.results import EmptyThings, ExtremeSizes, ImageSides, Manifest, Samples, SharedImages, Source
+from tests.helpers.images import encoded, image, labels, put, write_folder
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.shard_folders import build, facts_of
 
@@ -38,6 +38,30 @@ def test_the_manifest_counts_pixels_pictures_and_bytes(tmp_path: Path, storage: 
     # neither how samples are painted nor how the terms are worded changes what is trained on
     others = Samples(path="elsewhere.png", bytes=1, sha256="5a")
     assert manifest.digest == manifest_digest(dataclasses.replace(manifest, samples=others, terms="others"))
+
+
+def test_a_manifest_notes_what_trains_nothing_without_another_digest(tmp_path: Path, storage: Path) -> None:
+    manifest = build(write_folder(tmp_path / "d"), thing_classes=("car",))
+    # the images p0 and p1 of both splits are the same files, and all are of 12 x 16
+    assert manifest.shared_images == SharedImages(count=2, first=("p0", "p1"))
+    assert manifest.extreme_sizes["val"] == ExtremeSizes(smallest=(12, 16), largest=(12, 16), narrowest=(12, 16))
+    assert manifest.settings["class_names"] == ["sky", "road", "car"] and "on_error" not in manifest.settings
+    unknown = dataclasses.replace(manifest, settings={}, extreme_sizes={}, shared_images=SharedImages())
+    assert manifest_digest(unknown) == manifest.digest
+
+
+def test_images_of_two_splits_are_the_same_by_their_bytes_whatever_they_are_called(
+    tmp_path: Path, storage: Path
+) -> None:
+    folder = write_folder(tmp_path / "d", train=5, val=0)
+    for name, other in (("p1", "p1"), ("q", "p4"), ("r", "p0"), ("s", "p2")):
+        for top, suffix in (("images", ".jpg"), ("annotations", ".png")):
+            data = (folder / top / f"training/{other}{suffix}").read_bytes()
+            put(folder / top / f"validation/{name}{suffix}", data)
+    put(folder / "images/validation/new.jpg", encoded(image(seed=9), ".jpg"))
+    put(folder / "annotations/validation/new.png", encoded(labels()))
+    shared = build(folder).shared_images
+    assert shared == SharedImages(count=4, first=("p1", "q = p4 in training", "r = p0 in training"))
 
 
 def test_a_manifests_digest_is_that_of_its_values_as_json() -> None:
@@ -83,11 +107,14 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
         sizes=((5, 9, 3),),
         labels=None,
         skipped=(),
+        image_digests={"a": "01", "b": "02", "c": "03"},
     )
-    other = dataclasses.replace(facts, things_per_image={2: 1, 10: 1}, sizes=((4, 7, 1), (6, 9, 1)))
+    other = dataclasses.replace(facts, things_per_image={2: 1, 10: 1}, sizes=((8, 4, 1), (6, 9, 1)))
     counts = counted([facts, other])
-    # heights 4 5 5 5 6, widths 7 9 9 9 9
-    assert counts.image_sizes == ImageSides(height=(4, 5, 6), width=(7, 9, 9))
+    # heights 5 5 5 6 8, widths 4 9 9 9 9
+    assert counts.image_sizes == ImageSides(height=(5, 5, 8), width=(4, 9, 9))
+    # 5 x 9, 8 x 4 and 6 x 9: 45, 32 and 54 pixels, one side 1.8, 2 and 1.5 times the other
+    assert counts.extreme_sizes == ExtremeSizes(smallest=(8, 4), largest=(6, 9), narrowest=(8, 4))
     assert list(counts.things_per_image.items()) == [(0, 1), (2, 1), (10, 3)]
     assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
     assert (counts.instances, counts.bytes) == ((8, 0), 20)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ import pytest
 from pipeline.data.records import Instance, Labelled, Record
 from pipeline.data.shards import build
 from pipeline.data.shards.writer import verify
+from pipeline.params.schema import DatasetConfig
 from pipeline.storage.results import EmptyThings, Manifest, manifest_digest
 from tests.helpers.coco_files import CONFIG, INSTANCES, write_coco
 from tests.helpers.images import encoded, image
 from tests.helpers.shard_folders import facts_of, rows
 
 
-def built(folder: Path, objects: list[dict[str, Any]]) -> Manifest:
+def built(folder: Path, objects: list[dict[str, Any]], config: DatasetConfig = CONFIG) -> Manifest:
     """Of two pictures of 6 x 8, whose objects are in picture a."""
     annotations = [{**INSTANCES["annotations"][0], "id": place, **fields} for place, fields in enumerate(objects)]
     write_coco(folder, {**INSTANCES, "annotations": annotations}, None)
-    return build.build("mine", CONFIG, [folder], facts=facts_of(folder))
+    return build.build("mine", config, [folder], facts=facts_of(folder))
 
 
 EMPTY: dict[str, Any] = {"segmentation": []}
@@ -62,6 +64,11 @@ def test_a_split_of_objects_that_can_be_no_targets_is_an_error(
     with pytest.raises(ValueError, match=message):
         built(tmp_path / "d", objects)
     assert not list(storage.glob("shards/*/build.json"))
+
+
+def test_crowds_alone_are_allowed_where_a_split_may_be_empty(tmp_path: Path, storage: Path) -> None:
+    allowed = dataclasses.replace(CONFIG, on_empty="allow")
+    assert built(tmp_path / "d", [CROWD], allowed).instances == {"val": (0, 0, 0, 0)}
 
 
 def test_a_split_without_any_object_is_left_to_the_looks_at_its_classes(tmp_path: Path, storage: Path) -> None:
