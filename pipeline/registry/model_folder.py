@@ -33,7 +33,11 @@ def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
         "kernels": row.train.kernels,
         "class_names": list(manifest.class_names_of(row.task)),
         "thing_ids": manifest.thing_ids_of(row.task),
-        "max_pixels": row.max_served_pixels,
+        "reading": {
+            "exif": manifest.settings.get("exif", "apply"),
+            "value_range": manifest.settings.get("value_range"),
+            "max_pixels": row.max_served_pixels,
+        },
         "code": code_digest(PREDICTING),
     }
 

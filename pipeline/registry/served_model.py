@@ -31,7 +31,7 @@ from m2f.kernels.build import use
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
 from pipeline.data.images.codecs import IGNORE_WIDE, decode_image, encode_masks, encode_segments
-from pipeline.data.images.files import check_image
+from pipeline.data.images.image_files import ImageReading, stored_image
 from pipeline.data.images.resize import network_image
 from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.parse import parse
@@ -74,7 +74,7 @@ MODULES = (
     "pipeline.data",
     "pipeline.data.images",
     "pipeline.data.images.codecs",
-    "pipeline.data.images.files",
+    "pipeline.data.images.image_files",
     "pipeline.data.images.resize",
     "pipeline.evaluation",
     "pipeline.evaluation.predict",
@@ -153,7 +153,7 @@ class RegisteredModel(PythonModel):
         self.test = parse(TestConfig, settings["test"], "test")
         self.class_names: list[str] = settings["class_names"]
         self.thing_ids: list[int] = settings["thing_ids"]
-        self.max_pixels: int = settings["max_pixels"]
+        self.reading = parse(ImageReading, settings["reading"], "reading")
         self.model = build_model(parse(ModelConfig, settings["model"], "model"))
         self.model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +181,7 @@ class RegisteredModel(PythonModel):
         predictions = []
         for number, image in enumerate(images, start=1):
             try:
-                predictions.append(self._predict(_decoded(image, self.max_pixels), png))
+                predictions.append(self._predict(_decoded(image, self.reading), png))
             except ValueError as error:
                 raise Refusal(f"image {number} of {len(images)} {error}") from None
         return predictions
@@ -266,13 +266,13 @@ def _images(model_input: Any) -> list[Any]:
     return images
 
 
-def _decoded(image: Any, max_pixels: int) -> np.ndarray:
+def _decoded(image: Any, reading: ImageReading) -> np.ndarray:
     """(h, w, 3) uint8 RGB; ValueError, which goes on from "image 1 of 2", when it is none or is too large."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             shape = " x ".join(map(str, image.shape))
             raise ValueError(f"is an array of {shape} {image.dtype}; give height x width x 3 uint8, RGB")
-        _check_size((image.shape[0], image.shape[1]), max_pixels)
+        _check_size((image.shape[0], image.shape[1]), reading.max_pixels)
         return image
     if isinstance(image, str):
         data = _bytes_of(image)
@@ -282,12 +282,11 @@ def _decoded(image: Any, max_pixels: int) -> np.ndarray:
         missing = image is None or image is pd.NA or (isinstance(image, float) and math.isnan(image))  # of data frames
         raise ValueError(f"is {'null' if missing else _named_type(image)}; {_GIVE}")
     size = _size_of(data)
-    _check_size(size, max_pixels)
+    _check_size(size, reading.max_pixels)
     try:
-        check_image(data, "")
-        return decode_image(data, "")
-    except ValueError:
-        raise ValueError(f"is {_pixels(size)}, and does not decode; it is cut off or damaged") from None
+        return decode_image(stored_image(data, "it", reading), "it")
+    except ValueError as error:
+        raise ValueError(f"is {_pixels(size)}, but {error}") from None
 
 
 _GIVE = f"give the bytes of a file ({', '.join(FORMATS)}), in JSON as base64, or a uint8 RGB array"

@@ -175,8 +175,8 @@ def png_of_size(width: int, height: int) -> bytes:
         ("data:image/png;base64,", f"is empty, which is no image; {GIVE}"),
         (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode(), "is 23 bytes that begin with b'%!PS-Ado', which is no"),
         # a torn file would be filled with grey
-        (encoded(image(64, 96), ".jpg")[:-300], "is 96 x 64 pixels, and does not decode; it is cut off or damaged"),
-        (TEXT[: len(TEXT) // 2], "is 96 x 64 pixels, and does not decode; it is cut off or damaged"),
+        (encoded(image(64, 96), ".jpg")[:-300], "is 96 x 64 pixels, but it does not decode ("),
+        (TEXT[: len(TEXT) // 2], "is 96 x 64 pixels, but it does not decode ("),
         (TEXT[:401], "is base64 that is cut off: 401 characters stand for no bytes"),
         ("no base64!", f"is text and no base64 ('no base64!'); {GIVE}"),
         ("http://here/a.png", "is text and no base64 ('http://here/a.png'); give the bytes of a file"),
