@@ -62,16 +62,16 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path: Path) -> N
     done = run(SHOWN.format("auto"), path=path, cache=tmp_path / "cache")
     assert done.stdout == "plain\n"
     assert "cc cannot compile cpu.c (cpu.c:1: unknown word): PyTorch's own operations are used" in done.stderr
-    assert list((tmp_path / "cache" / "m2f").iterdir()) == []
+    assert list((tmp_path / "cache" / "m2f-kernels").iterdir()) == []
 
 
 @pytest.mark.skipif(loops() is None, reason="needs a C compiler")
 def test_the_library_is_made_once_and_found_again(tmp_path: Path) -> None:
     assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"
-    (made,) = (tmp_path / "m2f").iterdir()
+    (made,) = (tmp_path / "m2f-kernels").iterdir()
     before = made.stat().st_mtime_ns
     assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "m2f").iterdir()] == [before]
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "m2f-kernels").iterdir()] == [before]
 
 
 @pytest.mark.skipif(loops() is None, reason="needs a C compiler")
@@ -86,5 +86,5 @@ def test_a_library_that_counts_wrong_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(loops() is None, reason="needs a C compiler")
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "m2f").write_text("in the way")
+    (tmp_path / "m2f-kernels").write_text("in the way")
     assert run(SHOWN.format("compiled"), cache=tmp_path).stdout == "compiled\n"
