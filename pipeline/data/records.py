@@ -34,8 +34,8 @@ class Labelled(NamedTuple):
     image: bytes
     """The file as published."""
     segments: np.ndarray | None
-    """(h, w) integers: segment ids from 0; 255 (65535 where there are more than 255 ids) is nothing. None: the dataset
-    has instances only."""
+    """(h, w) integers: segment ids, or class ids, from 0; 255, or 65535 where there are more than 255 segments or
+    classes, is nothing. None: the dataset has instances only."""
     segment_classes: tuple[int, ...] | None
     """Class of every segment id; None: ids are class ids."""
     segment_crowd: tuple[bool, ...] = ()

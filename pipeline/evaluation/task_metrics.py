@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
+from pipeline.data.images.codecs import IGNORE
 from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES, MS_FLIP, primary
@@ -26,8 +28,10 @@ class TaskMetrics:
         self.task = row.task
         self.class_names = manifest.class_names_of(row.task)
         self.thing_ids = manifest.thing_ids_of(row.task)
-        self.semantic = SemanticMetric(num_classes=classes) if row.task != "instance" else None
-        self.ms_flip = SemanticMetric(num_classes=classes) if row.test.ms_flip is not None else None
+        nothing = IGNORE if classes <= IGNORE else -1  # in ValImage.label_map
+        pixels = partial(SemanticMetric, num_classes=classes, ignore_label=nothing)
+        self.semantic = pixels() if row.task != "instance" else None
+        self.ms_flip = pixels() if row.test.ms_flip is not None else None
         self.panoptic = (
             PanopticMetric(num_classes=classes, thing_ids=self.thing_ids) if row.task == "panoptic" else None
         )

@@ -45,6 +45,44 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
             )
 
 
+def check_labels(data: DatasetConfig, at: str) -> None:
+    """Of label maps: where they lie, and what their ids or colours mean."""
+    of_maps = data.layout == "folder"
+    for key, off in (("label_suffix", ""), ("palette", {}), ("label_offset", 0), ("ignore_label", 255)):
+        if getattr(data, key) != off and not of_maps:
+            raise ValueError(f"{at}.{key} is for the layout folder; take it out, layout {data.layout} has none")
+    if "/" in data.label_suffix or data.label_suffix.lower().endswith((".png", ".tif", ".tiff", ".bmp", ".webp")):
+        raise ValueError(f"{at}.label_suffix is {data.label_suffix!r}; give it without folder and without .png")
+    if data.palette:
+        _check_palette(data, at)
+    elif of_maps and len(data.class_names) > 255 and 255 in data.ignore_labels:
+        raise ValueError(
+            f"{at}.ignore_label is 255, which is the class {data.class_names[255]!r}; of more than 255 classes, set it "
+            "to a label that is no class, such as 65535, or to [] if there is none"
+        )
+
+
+def _check_palette(data: DatasetConfig, at: str) -> None:
+    if missing := [name for name in data.class_names if not data.palette.get(name)]:
+        raise ValueError(f"{at}.palette has no colour for {missing[0]!r}; every class of class_names needs one")
+    if unknown := data.palette.keys() - {*data.class_names, "ignore"}:
+        raise ValueError(
+            f"{at}.palette names {min(unknown)!r}, which is not among class_names; colours of no class go to `ignore`"
+        )
+    if data.label_offset or data.ignore_labels != (255,):
+        raise ValueError(
+            f"{at} has a palette, so its labels have no ids; take out label_offset and ignore_label, and give colours "
+            "of no class to the palette's entry `ignore`"
+        )
+    of: dict[tuple[int, int, int], str] = {}
+    for name, colours in data.palette.items():
+        for colour in colours:
+            if any(not 0 <= value <= 255 for value in colour):
+                raise ValueError(f"{at}.palette.{name} holds {list(colour)}; red, green and blue are 0 to 255")
+            if of.setdefault(colour, name) != name:
+                raise ValueError(f"{at}.palette gives {list(colour)} to both {of[colour]!r} and {name!r}")
+
+
 def check_verdict(verdict: VerdictConfig, at: str) -> None:
     for key in ("margin_points", "assumed_spread_points"):
         if not 0 < getattr(verdict, key) < 100:

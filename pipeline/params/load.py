@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.params.checks import check_dataset, check_limits, check_row, check_verdict
+from pipeline.params.checks import check_dataset, check_labels, check_limits, check_row, check_verdict
 from pipeline.params.parse import names_given, parse, pick
 from pipeline.params.schema import Params, PublishedConfig, Row, WeightsConfig
 from pipeline.params.shorthand import (
     check_preset,
     trained_classes,
     with_class_names,
+    with_colours,
     with_num_classes,
     with_preset,
     with_site,
@@ -90,13 +91,14 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: expected the sections {names_given(Params)}, found {type(tree).__name__}")
     datasets = {
-        name: with_class_names(data, f"{where}: datasets.{name}")
+        name: with_class_names(with_colours(data), f"{where}: datasets.{name}")
         for name, data in _section(tree, "datasets", where).items()
     }
     settings = {**tree, "datasets": datasets, "rows": {}, "weights": {}, "checkpoints": {}}
     params = parse(Params, settings, where, in_file=True)
     for name, data in params.datasets.items():
         check_dataset(data, f"{where}: datasets.{name}")
+        check_labels(data, f"{where}: datasets.{name}")
     check_verdict(params.verdict, f"{where}: verdict")
     for name, preset in _section(tree, "presets", where).items():
         check_preset(name, preset, f"{where}: presets.{name}")

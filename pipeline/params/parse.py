@@ -56,7 +56,7 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
+        return _build(_alternative([each for each in arguments if each is not type(None)], value), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} is {value!r}; expected a list")
@@ -81,6 +81,12 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
         hint = "; YAML reads 1e-4 as text, write 1.0e-4" if expected_type is float and isinstance(value, str) else ""
         raise ValueError(f"{where} is {value!r}; expected {expected_type.__name__}{hint}")
     return value
+
+
+def _alternative(expected_types: list[Any], value: Any) -> Any:
+    """Which of them `value` is meant as: the tuple if it is a list, else the first."""
+    tuples = [each for each in expected_types if typing.get_origin(each) is tuple]
+    return tuples[0] if tuples and isinstance(value, (list, tuple)) else expected_types[0]
 
 
 def _key(expected_type: Any, key: Any, where: str) -> Any:

@@ -24,7 +24,7 @@ class DatasetConfig:
     """Where pictures come from and what their labels mean."""
 
     layout: Literal["folder", "cityscapes", "coco", "shapes"]
-    """How images and labels are found; `folder` is ADE20K's: images/<split>, annotations/<split>."""
+    """How images and labels are found. folder: as ADE20K, images/<split> and annotations/<split>."""
     sources: tuple[str, ...] = ()
     """Archives (zip, or tar, which may be compressed), a folder, or http(s) URLs of archives; relative paths start at
     params.yaml. A URL that does not end with the archive's name is followed by it:
@@ -45,10 +45,17 @@ class DatasetConfig:
     """`coco` only: where `instances`, `panoptic` and `panoptic_maps` (a folder of PNGs) are if not where COCO has them
     (ANNOTATION_FILES). {folder} and {split} stand for a split's folder and name."""
     class_names: tuple[str, ...] = ()
-    ignore_label: int = 255
-    """Label of pixels that belong to no class, after `label_offset`."""
+    ignore_label: int | tuple[int, ...] = 255
+    """Label, or labels, of pixels that belong to no class, after `label_offset`."""
     label_offset: int = 0
-    """Added to every stored label id; -1 for ADE20K, whose 0 (becoming 255) is "unlabelled"."""
+    """Added to every stored label id. Below 0, 256 is added too, or 65536 where there are more than 255 classes: with
+    -1, ADE20K's 0 for "unlabelled" becomes 255."""
+    label_suffix: str = field(default="", metadata={OFF: ""})
+    """What label files' names have after their pictures': _mask for a_mask.png of a.jpg. Files without it are left
+    alone."""
+    palette: Mapping[str, tuple[tuple[int, int, int], ...]] = field(default_factory=dict, metadata={OFF: {}})
+    """Red, green and blue of every class, where label files hold colours: one colour or a list of them, 0 to 255. The
+    entry `ignore` lists those of no class."""
     thing_classes: tuple[str, ...] = ()
     """Classes with countable instances, for panoptic labels."""
     terms: str = ""
@@ -81,6 +88,11 @@ class DatasetConfig:
         """Where the annotation file `name` of a split is in a source, in COCO's layout."""
         path = {**ANNOTATION_FILES, **self.annotation_files}[name]
         return path.replace("{folder}", self.splits[split]).replace("{split}", split)
+
+    @property
+    def ignore_labels(self) -> tuple[int, ...]:
+        """`ignore_label` as a list."""
+        return (self.ignore_label,) if isinstance(self.ignore_label, int) else self.ignore_label
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

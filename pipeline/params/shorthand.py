@@ -1,4 +1,5 @@
-"""What params.yaml does not write out is filled in: a row's preset, an entry's site, lists of class names.
+"""What params.yaml does not write out is filled in: a row's preset, an entry's site, lists of class names
+and colours.
 
 Everything here is of parsed YAML, before it becomes dataclasses. What is not a mapping is left for the parser to name.
 """
@@ -23,6 +24,17 @@ def with_class_names(dataset: Any, at: str) -> Any:
     named = {key: value for key in ("class_names", "thing_classes") if isinstance(value := dataset.get(key), str)}
     lists = {key: pick(CLASS_NAMES, name, "list of class names", f"{at}.{key}") for key, name in named.items()}
     return {**dataset, **lists}
+
+
+def with_colours(dataset: Any) -> Any:
+    """A dataset whose `palette` has lists of colours, also where it gives one colour of a class."""
+    if not isinstance(dataset, Mapping) or not isinstance(palette := dataset.get("palette"), Mapping):
+        return dataset
+    return {**dataset, "palette": {name: [entry] if _is_colour(entry) else entry for name, entry in palette.items()}}
+
+
+def _is_colour(entry: Any) -> bool:
+    return isinstance(entry, list) and not any(isinstance(each, list) for each in entry)
 
 
 def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> Any:

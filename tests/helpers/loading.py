@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import AugmentationConfig, TestConfig
 from pipeline.storage.results import Manifest
-from tests.helpers.images import image, instance, rectangle, stored
+from tests.helpers.images import image, instance, rectangle, stored, write_shards
 
 TEST = TestConfig(short_side=24, long_side_max=100)
 LAYOUTS = ("encoded", "raw")
@@ -89,3 +89,21 @@ def crossing() -> dict[str, Any]:
 
 def shard_path(storage: Path, manifest: Manifest) -> Path:
     return storage / manifest.splits["train"].shards[0].path
+
+
+def wide(storage: Path, task: str, layout: Literal["encoded", "raw"] = "encoded") -> Manifest:
+    """Two pictures of 32 x 48 for each split, of 300 classes: 255 above, 299 below, the first column is nothing."""
+    lower = np.zeros((32, 48), bool)
+    lower[16:] = True
+    if task == "semantic":
+        ids, classes = np.where(lower, 299, 255).astype(np.uint16), None
+        ids[:, 0] = 65535
+    else:
+        ids, classes = lower.astype(np.uint8), [255, 299]
+        ids[:, 0] = 255
+    records = [stored(f"p{index}", image(32, 48, seed=index), ids, classes) for index in range(2)]
+    names = [f"class {index}" for index in range(300)]
+    labels = ("semantic",) if task == "semantic" else ("instances", "panoptic", "semantic")
+    things = names[299:] if task == "panoptic" else ()
+    splits = {"train": records, "val": records}
+    return write_shards(storage, splits, labels=labels, classes=names, things=things, layout=layout)

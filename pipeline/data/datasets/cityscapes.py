@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.archives import below, file_names, read_file
 from pipeline.data.images.codecs import IGNORE
-from pipeline.data.images.files import class_ids, read_labels
+from pipeline.data.images.label_files import class_ids, read_labels
 from pipeline.data.records import Labelled, Record
 
 if TYPE_CHECKING:
@@ -66,10 +66,12 @@ def _find(sources: Sequence[Path], top: str, folder: str, suffix: str) -> tuple[
 
 
 def _read(image_source: Path, image: str, label_source: Path, label: str, max_pixels: int) -> Labelled:
-    import numpy as np
-
-    lookup = np.full(256, IGNORE, np.int16)
-    lookup[list(TRAIN_IDS)] = np.arange(len(TRAIN_IDS))
     file = f"{label_source.name}: {label}"
     labels = read_labels(read_file(label_source, label), file, max_pixels)
-    return Labelled(read_file(image_source, image), class_ids(labels, lookup, file, known="0 to 255"), None)
+    ids = class_ids(labels, _class_of, file, nothing=IGNORE, known=lambda _: "which is no label id: 0 to 255")
+    return Labelled(read_file(image_source, image), ids, None)
+
+
+def _class_of(label: int) -> int | None:
+    """The class of a label id; None: there is no such id."""
+    return (TRAIN_IDS.index(label) if label in TRAIN_IDS else IGNORE) if 0 <= label <= 255 else None

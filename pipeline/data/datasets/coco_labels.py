@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.archives import read_file
-from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE
-from pipeline.data.images.files import read_colours
+from pipeline.data.images.codecs import nothing_for
 from pipeline.data.images.image_files import ImageReading, image_size, turned_hint
+from pipeline.data.images.label_files import read_colours
 from pipeline.data.images.masks import OUTSIDE, Extent, mask_extent, run_lengths, shown
 from pipeline.data.records import Instance, Labelled
 
@@ -280,6 +280,6 @@ def _segments(
         number = np.full(len(infos) + 1, -1)  # the last one is read through -1
         number[[place for place, _, _ in kept]] = range(len(kept))
         index = number[index]
-    index[index < 0] = IGNORE if len(kept) <= IGNORE else IGNORE_WIDE
+    index[index < 0] = nothing_for(len(kept))
     crowd = tuple(crowd for _, _, crowd in kept)
     return index, tuple(class_id for _, class_id, _ in kept), crowd if any(crowd) else ()

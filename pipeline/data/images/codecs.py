@@ -15,6 +15,11 @@ IGNORE_WIDE = 65535
 """What segments of more than 255 ids hold where a pixel belongs to nothing."""
 
 
+def nothing_for(count: int) -> int:
+    """What segments of `count` ids, or label maps of `count` classes, hold where a pixel belongs to nothing."""
+    return IGNORE if count <= IGNORE else IGNORE_WIDE
+
+
 def nothing_of(ids: np.ndarray) -> int:
     """What segment ids of this type, uint8 or uint16, hold where a pixel belongs to nothing."""
     return IGNORE if ids.dtype == np.uint8 else IGNORE_WIDE

@@ -44,7 +44,8 @@ class ValImage:
     original_size: tuple[int, int]
     """(height, width) of the labels."""
     label_map: Tensor | None
-    """(h, w) uint8 class ids, crowds included, 255: nothing. None without segments."""
+    """(h, w) class ids, crowds included; uint8 with 255 or, of more than 255 classes, int32 with -1 for nothing. None
+    without segments."""
     segments: Tensor | None
     """(h, w) index into `labels`; uint8 with 255, or int32 with -1, for nothing. None without segments."""
     labels: Tensor

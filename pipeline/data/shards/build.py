@@ -26,7 +26,7 @@ import numpy as np
 
 from pipeline.compute.resources import share
 from pipeline.data.datasets import cityscapes, coco, folder, shapes
-from pipeline.data.images.codecs import IGNORE
+from pipeline.data.images.codecs import IGNORE_WIDE
 from pipeline.data.images.image_files import ImageReading, memory_said
 from pipeline.data.records import Record
 from pipeline.data.shards.build_folder import bring_together, finished_builds, take_up
@@ -51,7 +51,12 @@ if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig
 
 
-LAYOUTS: Mapping[str, ModuleType] = {"folder": folder, "cityscapes": cityscapes, "coco": coco, "shapes": shapes}
+LAYOUTS: Mapping[str, ModuleType] = {
+    "folder": folder,
+    "cityscapes": cityscapes,
+    "coco": coco,
+    "shapes": shapes,
+}
 """Modules whose `records(config, sources, split)` lists the records of a split."""
 
 FEW_RECORDS = 1500
@@ -118,9 +123,9 @@ def build(
 
 def _check_classes(dataset: str, config: DatasetConfig) -> None:
     """ValueError unless the dataset has some classes, not too many, and its things are among them."""
-    if not config.class_names or len(config.class_names) >= IGNORE:
+    if not config.class_names or len(config.class_names) > IGNORE_WIDE:
         raise ValueError(
-            f"datasets.{dataset}.class_names lists {len(config.class_names)} classes; 1 to 254 are possible"
+            f"datasets.{dataset}.class_names lists {len(config.class_names)} classes; 1 to 65,535 are possible"
         )
     unknown = set(config.thing_classes) - set(config.class_names)
     if unknown:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.data.images.codecs import IGNORE
+from pipeline.data.images.codecs import nothing_for
 from pipeline.data.shards.look import record_settings
 from pipeline.data.shards.writer import (
     NAMED,
@@ -199,7 +199,7 @@ def make_manifest(
         digest="",
         class_names=config.class_names,
         thing_classes=config.thing_classes,
-        ignore_label=IGNORE,
+        ignore_label=nothing_for(len(config.class_names)),
         labels=shards.labels.label_types if shards.labels else (),
         pixel_layout=config.pixels,
         splits={name: placed(split) for name, split in splits.items()},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, decode_image, decode_masks, decode_segments
+from pipeline.data.images.codecs import decode_image, decode_masks, decode_segments, nothing_of
 from pipeline.data.images.draw import class_colours, painted, segment_colours, stacked
 
 SAMPLES = 8
@@ -103,18 +103,17 @@ def _tile(row: Mapping[str, Any], layout: str, num_classes: int) -> tuple[np.nda
 
 
 def _labels(row: Mapping[str, Any], layout: str) -> tuple[np.ndarray, list[int]]:
-    """(h, w) int16 indices, -1 for nothing, and the class of every index; of overlapping instances the smallest."""
+    """(h, w) int32 indices, -1 for nothing, and the class of every index; of overlapping instances the smallest."""
     size = row["height"], row["width"]
     if row["segments"] is None:
         instances = sorted(row["instances"], key=lambda instance: float(instance["area"]))
         masks = decode_masks([{"size": list(size), "counts": each["counts"]} for each in instances], size)
-        return stacked(masks, size).astype(np.int16), [each["class"] for each in instances]
+        return stacked(masks, size), [each["class"] for each in instances]
     class_ids = row["segment_classes"]
     if layout == "raw":
         wide = len(row["segments"]) > size[0] * size[1]
-        ids = np.frombuffer(row["segments"], "<u2" if wide else np.uint8).reshape(size).astype(np.int32)
-        ids[ids == (IGNORE_WIDE if wide else IGNORE)] = -1
+        ids = np.frombuffer(row["segments"], "<u2" if wide else np.uint8).reshape(size)
     else:
-        ids = decode_segments(row["segments"], row["name"]).astype(np.int32)
-        ids[ids == IGNORE] = -1 if class_ids is None or len(class_ids) <= IGNORE else IGNORE
-    return ids.astype(np.int16), list(range(IGNORE)) if class_ids is None else class_ids
+        ids = decode_segments(row["segments"], row["name"])
+    nothing = nothing_of(ids)
+    return np.where(ids == nothing, -1, ids.astype(np.int32)), list(range(nothing)) if class_ids is None else class_ids

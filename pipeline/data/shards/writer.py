@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.images.codecs import IGNORE, IGNORE_WIDE, encode_segments
+from pipeline.data.images.codecs import IGNORE, encode_segments, nothing_for
 from pipeline.data.images.image_files import (
     AS_FILES_SAY,
     ImageReading,
@@ -168,10 +168,10 @@ def _segments(
             raise ValueError(f"{record.label_file} has neither segments nor instances")
         return dict.fromkeys(("segments", "segment_classes", "segment_crowd", "segment_boxes")), pixels
     known = num_classes if classes is None else len(classes)
-    nothing = IGNORE if known <= IGNORE else IGNORE_WIDE
+    nothing = nothing_for(known)
     if ids.min() < 0 or ids.max() > nothing:
         raise ValueError(f"{record.label_file} holds segments {ids.min()} to {ids.max()}; it has {known}")
-    ids = ids.astype(np.uint8 if known <= IGNORE else "<u2")
+    ids = ids.astype(np.uint8 if nothing == IGNORE else "<u2")
     counts = np.bincount(ids.ravel(), minlength=nothing + 1)
     wrong = np.flatnonzero(counts[known:nothing]) + known
     if len(wrong):
@@ -215,7 +215,7 @@ def expected_bytes(record: Record, pixels: Pixels, reading: ImageReading = AS_FI
     height, width = image_size(labelled.image, record.image_file, reading)
     size = 1024 + (3 * height * width if pixels == "raw" else len(labelled.image))  # 1024: frame and other columns
     if labelled.segments is not None:
-        wide = len(labelled.segment_classes or ()) > IGNORE
+        wide = len(labelled.segment_classes or ()) > IGNORE or bool(labelled.segments.max(initial=0) > IGNORE)
         ids = labelled.segments.astype(np.uint16 if wide else np.uint8)
         size += ids.nbytes if pixels == "raw" else len(encode_segments(ids))
         size += 20 * len(labelled.segment_classes or ())  # class and box

@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from pipeline.params.load import load_params, parse_params
+from pipeline.params.schema import DatasetConfig
+from pipeline.provenance.run_key import settings_facts
 from tests.helpers.shared import shared
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -420,6 +422,63 @@ def test_an_instance_row_needs_a_dataset_with_things() -> None:
                 "datasets": {**TREE["datasets"], "shapes": {**TREE["datasets"]["shapes"], "thing_classes": []}},
             }
         )
+
+
+RED, BLUE = [200, 0, 0], [0, 0, 200]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ignore_label": "none"}, ".ignore_label is 'none'; expected int"),
+        ({"ignore_label": [0, "x"]}, ".ignore_label[1] is 'x'; expected int"),
+        ({"ignore_label": True}, ".ignore_label is True; expected int"),
+        ({"label_suffix": "_mask.png"}, ".label_suffix is '_mask.png'; give it without folder and without .png"),
+        ({"label_suffix": "masks/x"}, ".label_suffix is 'masks/x'; give it without folder"),
+        ({"palette": {"a": RED}}, ".palette has no colour for 'b'; every class of class_names needs one"),
+        ({"palette": {"a": RED, "b": []}}, ".palette.b[0] has 0 entries; expected 3"),
+        ({"palette": {"a": RED, "b": BLUE, "c": [1, 1, 1]}}, ".palette names 'c', which is not among class_names"),
+        ({"palette": {"a": RED, "b": RED}}, ".palette gives [200, 0, 0] to both 'a' and 'b'"),
+        ({"palette": {"a": [BLUE, RED], "b": [1, 1, 1], "ignore": RED}}, "gives [200, 0, 0] to both 'a' and 'ignore'"),
+        ({"palette": {"a": RED, "b": [0, 0, 256]}}, ".palette.b holds [0, 0, 256]; red, green and blue are 0 to 255"),
+        ({"palette": {"a": RED, "b": [0, 0]}}, ".palette.b[0] has 2 entries; expected 3"),
+        ({"palette": {"a": RED, "b": "blue"}}, ".palette.b is 'blue'; expected a list"),
+        ({"palette": {"a": RED, "b": BLUE}, "label_offset": -1}, " has a palette, so its labels have no ids; take out"),
+        ({"palette": {"a": RED, "b": BLUE}, "ignore_label": 0}, " has a palette, so its labels have no ids; take out"),
+        (
+            {"class_names": [f"c{index}" for index in range(256)]},
+            ".ignore_label is 255, which is the class 'c255'; of more than 255 classes, set it to a label that is no",
+        ),
+        ({"layout": "coco", "label_offset": -1}, ".label_offset is for the layout folder; take it out"),
+        ({"layout": "cityscapes", "palette": {"a": RED, "b": BLUE}}, ".palette is for the layout folder"),
+    ],
+)
+def test_what_label_maps_mean_is_checked_in_one_sentence(settings: dict[str, Any], message: str) -> None:
+    data = {"layout": "folder", "class_names": ["a", "b"], **settings}
+    with pytest.raises(ValueError, match=r"^params.yaml: datasets.mine") as caught:
+        parse_params({"datasets": {"mine": data}, "rows": {}})
+    assert message in str(caught.value)
+
+
+def test_label_maps_may_have_several_ignored_ids_colours_and_many_classes() -> None:
+    def parsed(**settings: Any) -> DatasetConfig:
+        data = {"layout": "folder", "class_names": ["a", "b"], **settings}
+        return parse_params({"datasets": {"mine": data}, "rows": {}}).dataset("mine")
+
+    assert (parsed().ignore_labels, parsed(ignore_label=0).ignore_labels) == ((255,), (0,))
+    assert parsed(ignore_label=[0, 255]).ignore_labels == (0, 255)
+    palette = parsed(palette={"a": RED, "b": [BLUE, [1, 1, 1]], "ignore": [0, 0, 0]}).palette
+    assert palette == {"a": ((200, 0, 0),), "b": ((0, 0, 200), (1, 1, 1)), "ignore": ((0, 0, 0),)}
+    many = [f"c{index}" for index in range(300)]
+    assert [parsed(class_names=many, ignore_label=value).ignore_labels for value in (65535, [])] == [(65535,), ()]
+
+
+def test_settings_of_label_maps_that_are_not_used_are_in_no_key() -> None:
+    camvid = parse_params(TREE).dataset("camvid")
+    facts = settings_facts(camvid)
+    assert {"ignore_label": 11, "label_offset": 0}.items() <= facts.items()
+    assert not facts.keys() & {"label_suffix", "palette"}
+    assert settings_facts(replace(camvid, label_suffix="_mask"))["label_suffix"] == "_mask"
 
 
 def test_num_classes_follows_from_dataset_and_task_and_may_be_given() -> None:

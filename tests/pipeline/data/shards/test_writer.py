@@ -38,9 +38,9 @@ def test_a_host_that_does_not_see_the_sources_skips_nothing(tmp_path: Path, stor
 
 @pytest.mark.parametrize("pixels", ["encoded", "raw"])
 def test_the_bytes_that_are_expected_of_a_record_are_about_those_it_takes(tmp_path: Path, pixels: Any) -> None:
-    for index, read in enumerate((many_segments, two_cars, partial(_objects, (HALF,) * 40))):
+    for index, read in enumerate((many_segments, two_cars, partial(_objects, (HALF,) * 40), many_classes)):
         record = Record("a", "a.png", "a.txt", read)
-        job = writer.ShardJob(f"a-{index}", "a", [record] * 30, 3, frozenset({1, 2}), pixels, "stop", ())
+        job = writer.ShardJob(f"a-{index}", "a", [record] * 30, 300, frozenset({1, 2}), pixels, "stop", ())
         taken = writer.make_shard(job, tmp_path).bytes / 30
         assert 0.6 * taken < writer.expected_bytes(record, pixels) < 1.4 * taken
 
@@ -67,6 +67,20 @@ def many_segments() -> Labelled:
     ids = np.arange(400, dtype=np.int32).reshape(20, 20) % 300
     ids[0, 0] = 65535
     return Labelled(encoded(image(20, 20)), ids, tuple(range(3)) * 100)
+
+
+def many_classes() -> Labelled:
+    """Class ids 0 to 299, and nothing in the first pixel."""
+    return many_segments()._replace(segment_classes=None)
+
+
+@pytest.mark.parametrize("pixels", ["encoded", "raw"])
+def test_class_ids_of_more_than_255_classes_are_stored_wide(pixels: Any) -> None:
+    stored = writer.verify(Record("a", "a.png", "a.txt", many_classes), 300, pixels=pixels)
+    data = stored.row["segments"]
+    ids = np.frombuffer(data, "<u2").reshape(20, 20) if pixels == "raw" else decode_segments(data, "")
+    np.testing.assert_array_equal(ids, many_classes().segments)
+    assert (stored.pixels[0], stored.pixels[255], stored.pixels[300]) == (1, 1, 1)  # 0: also at 300, 255: once
 
 
 def test_more_than_255_segments_are_stored_wide() -> None:
