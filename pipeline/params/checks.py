@@ -47,10 +47,12 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
 
 def check_labels(data: DatasetConfig, at: str) -> None:
     """Of label maps: where they lie, and what their ids or colours mean."""
-    of_maps = data.layout == "folder"
+    of_maps = data.layout in ("folder", "voc")
     for key, off in (("label_suffix", ""), ("palette", {}), ("label_offset", 0), ("ignore_label", 255)):
         if getattr(data, key) != off and not of_maps:
-            raise ValueError(f"{at}.{key} is for the layout folder; take it out, layout {data.layout} has none")
+            raise ValueError(
+                f"{at}.{key} is for the layouts folder and voc; take it out, layout {data.layout} has none"
+            )
     if "/" in data.label_suffix or data.label_suffix.lower().endswith((".png", ".tif", ".tiff", ".bmp", ".webp")):
         raise ValueError(f"{at}.label_suffix is {data.label_suffix!r}; give it without folder and without .png")
     if data.palette:

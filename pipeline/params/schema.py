@@ -23,8 +23,9 @@ ANNOTATION_FILES: Mapping[str, str] = {
 class DatasetConfig:
     """Where pictures come from and what their labels mean."""
 
-    layout: Literal["folder", "cityscapes", "coco", "shapes"]
-    """How images and labels are found. folder: as ADE20K, images/<split> and annotations/<split>."""
+    layout: Literal["folder", "voc", "cityscapes", "coco", "shapes"]
+    """How images and labels are found. folder: as ADE20K, images/<split> and annotations/<split>; voc: as Pascal VOC,
+    JPEGImages, SegmentationClass and ImageSets/Segmentation/<split>.txt."""
     sources: tuple[str, ...] = ()
     """Archives (zip, or tar, which may be compressed), a folder, or http(s) URLs of archives; relative paths start at
     params.yaml. A URL that does not end with the archive's name is followed by it:

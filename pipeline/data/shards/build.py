@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.compute.resources import share
-from pipeline.data.datasets import cityscapes, coco, folder, shapes
+from pipeline.data.datasets import cityscapes, coco, folder, shapes, voc
 from pipeline.data.images.codecs import IGNORE_WIDE
 from pipeline.data.images.image_files import ImageReading, memory_said
 from pipeline.data.records import Record
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 LAYOUTS: Mapping[str, ModuleType] = {
     "folder": folder,
+    "voc": voc,
     "cityscapes": cityscapes,
     "coco": coco,
     "shapes": shapes,

@@ -449,8 +449,8 @@ RED, BLUE = [200, 0, 0], [0, 0, 200]
             {"class_names": [f"c{index}" for index in range(256)]},
             ".ignore_label is 255, which is the class 'c255'; of more than 255 classes, set it to a label that is no",
         ),
-        ({"layout": "coco", "label_offset": -1}, ".label_offset is for the layout folder; take it out"),
-        ({"layout": "cityscapes", "palette": {"a": RED, "b": BLUE}}, ".palette is for the layout folder"),
+        ({"layout": "coco", "label_offset": -1}, ".label_offset is for the layouts folder and voc; take it out"),
+        ({"layout": "cityscapes", "palette": {"a": RED, "b": BLUE}}, ".palette is for the layouts folder and voc"),
     ],
 )
 def test_what_label_maps_mean_is_checked_in_one_sentence(settings: dict[str, Any], message: str) -> None:
