@@ -164,6 +164,8 @@ def _look_at(config: DatasetConfig) -> str:
     """The settings that decide which pixels and objects belong to a class."""
     if config.layout == "coco":
         return "the annotations, class_names and thing_classes"
+    if config.palette:
+        return "the labels, palette and class_names"
     return f"the labels, ignore_label ({config.ignore_label}), label_offset ({config.label_offset}) and class_names"
 
 

@@ -60,6 +60,12 @@ def test_two_classes_with_pixels_are_enough_and_the_third_is_warned_of() -> None
     assert errors == [] and "1 of 3 classes have no training pixel: car; 20.0% of" in warning
 
 
+def test_labels_in_colours_are_looked_for_in_the_palette() -> None:
+    colours = dataclasses.replace(CONFIG, palette={"sky": ((0, 0, 200),)})
+    _, (warning,) = look(of_pixels((40, 40, 0)), colours)
+    assert warning.endswith("; look at the labels, palette and class_names")
+
+
 @pytest.mark.parametrize(("ignored", "said"), [(119, 0), (120, 1)])
 def test_half_of_the_pixels_ignored_is_worth_a_warning_though_no_class_is_missing(ignored: int, said: int) -> None:
     _, warnings = look(of_pixels((40, 40, 40), ignored=ignored), CONFIG)
