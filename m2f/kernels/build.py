@@ -99,12 +99,12 @@ def _processor() -> str:
 
 def _cache_folder() -> Path:
     """A folder that only this user writes to: code is loaded from it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2f-kernels"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2f-kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         pass
     return Path(tempfile.mkdtemp(prefix="m2f-"))
 
