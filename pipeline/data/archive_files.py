@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.archives import is_zip, opened_tar
+from pipeline.params.sentences import error_shown
 from pipeline.storage.progress import Progress
 from pipeline.storage.stores import StoredPath
 
@@ -97,7 +98,7 @@ def _blocks(path: Path, opener: Callable[[Any], Any], name: str) -> Iterator[byt
                 yield block
                 progress.add(packed.tell() - progress.count)
     except Exception as error:  # zlib.error has no public base class
-        raise ValueError(f"{name} does not decompress ({error}); {_ADVICE}") from None
+        raise ValueError(f"{name} does not decompress ({error_shown(error)}); {_ADVICE}") from None
     progress.done(brief=True)
 
 
@@ -105,7 +106,7 @@ def _check_tar(path: Path, name: str) -> None:
     try:
         opened_tar(path).close()
     except tarfile.TarError as error:
-        raise ValueError(f"{name} is not a whole tar archive ({error}); {_ADVICE}") from None
+        raise ValueError(f"{name} is not a whole tar archive ({error_shown(error)}); {_ADVICE}") from None
 
 
 def _check_zip(path: Path, name: str) -> None:
@@ -121,8 +122,10 @@ def _check_zip(path: Path, name: str) -> None:
                         progress.add(len(block))
             progress.done(brief=True)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{name} is not a whole zip archive ({error}); {_ADVICE}") from None
+        raise ValueError(f"{name} is not a whole zip archive ({error_shown(error)}); {_ADVICE}") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
-        raise ValueError(f"{name} cannot be read ({error}); give a plain zip archive or a folder") from None
+        raise ValueError(
+            f"{name} cannot be read ({error_shown(error)}); give a plain zip archive or a folder"
+        ) from None
     except Exception as error:  # zlib.error has no public base class
-        raise ValueError(f"{name} does not decompress ({error}); {_ADVICE}") from None
+        raise ValueError(f"{name} does not decompress ({error_shown(error)}); {_ADVICE}") from None

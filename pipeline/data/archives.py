@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.params.sentences import error_shown
+
 
 @dataclass(frozen=True)
 class _Archive:
@@ -60,7 +62,7 @@ def _archive(path: Path) -> _Archive:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # the libraries' own, and what a torn header makes them raise
-            raise ValueError(f"{path} is not a whole archive ({error}); fetch or copy it again") from None
+            raise ValueError(f"{path} is not a whole archive ({error_shown(error)}); fetch or copy it again") from None
         _open_archives[key] = _Archive(file, _by_plain_name(entries, str(path)))
     return _open_archives[key]
 
@@ -229,12 +231,14 @@ def read_file(source: Path, name: str) -> bytes:
         with archive.open(name) as file:
             return file.read()
     except (OSError, KeyError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else error
+        said = error.args[0] if isinstance(error, KeyError) else error_shown(error)
         raise ValueError(f"{source.name}: {name} cannot be read ({said})") from None
     except MemoryError:
         raise
     except Exception as error:  # torn, encrypted, odd method: the libraries' own, and zlib.error
-        raise ValueError(f"{source.name}: {name} cannot be read ({error}); fetch or copy the archive again") from None
+        raise ValueError(
+            f"{source.name}: {name} cannot be read ({error_shown(error)}); copy the archive again"
+        ) from None
 
 
 def _in_folder(folder: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pipeline.params.parse import pick
 from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Row, VerdictConfig
+from pipeline.params.sentences import shown
 
 MOST_PIXELS = 2**30
 """Of an image that OpenCV decodes."""
@@ -34,7 +35,7 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
     for key in ("class_names", "thing_classes"):
         twice = [name for name, count in Counter(getattr(data, key)).items() if count > 1]
         if twice:
-            raise ValueError(f"{at}.{key} has {twice[0]!r} more than once; name every class once")
+            raise ValueError(f"{at}.{key} has {shown(twice[0])} more than once; name every class once")
     if data.annotation_files and data.layout != "coco":
         raise ValueError(f"{at}.annotation_files is for the layout coco; the layout here is {data.layout}")
     for key, path in data.annotation_files.items():

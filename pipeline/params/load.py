@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.params.checks import check_dataset, check_labels, check_limits, check_row, check_verdict
 from pipeline.params.parse import names_given, parse, pick
 from pipeline.params.schema import Params, PublishedConfig, Row, WeightsConfig
+from pipeline.params.sentences import error_shown, shown
 from pipeline.params.shorthand import (
     check_preset,
     trained_classes,
@@ -42,7 +43,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {error_shown(error)}") from None
     if isinstance(tree, Mapping) and (path.parent / "dvc.yaml").exists():
         _check_for_dvc(tree, str(path))
     return parse_params(tree, str(path))
@@ -116,13 +117,13 @@ def _section(tree: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     """A section's entries by name. ValueError where DVC or a file system cannot take a name."""
     section = {} if tree.get(key) is None else tree[key]
     if not isinstance(section, Mapping):
-        raise ValueError(f"{where}: {key} is {section!r}; expected a mapping")
+        raise ValueError(f"{where}: {key} is {shown(section)}; expected a mapping")
     alike: dict[str, str] = {}
     for name in section:
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             quotes = "" if isinstance(name, str) else ", in quotes if YAML reads it as something else than text"
             raise ValueError(
-                f"{where}: {key} has an entry called {name!r}; begin with a letter, and go on with at most 99 "
+                f"{where}: {key} has an entry called {shown(name)}; begin with a letter, and go on with at most 99 "
                 f"letters a-z, digits, _ and -{quotes}"
             )
         other = alike.setdefault(name.lower().replace("_", "-"), name)
@@ -138,7 +139,7 @@ def _weights(name: str, entry: Any, params: Params, where: str) -> WeightsConfig
     at = f"{where}: weights.{name}"
     if name == "none" and entry != {}:
         raise ValueError(
-            f"{at} is {entry!r}; none stands for random weights, so write none: {{}} or choose another name"
+            f"{at} is {shown(entry)}; none stands for random weights, so write none: {{}} or choose another name"
         )
     return parse(WeightsConfig, with_site(entry, params.sites, at), at)
 
@@ -168,5 +169,5 @@ def _checkpoint(name: str, entry: Any, params: Params, where: str) -> PublishedC
     checkpoint = parse(PublishedConfig, with_site(entry, params.sites, at), at)
     dataset = pick(params.rows, name, "row", f"{where}: checkpoints").dataset
     if checkpoint.dataset != dataset:
-        raise ValueError(f"{at}.dataset is {checkpoint.dataset!r}, but row {name} is on {dataset!r}")
+        raise ValueError(f"{at}.dataset is {shown(checkpoint.dataset)}, but row {name} is on {dataset!r}")
     return checkpoint

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal
 
+from pipeline.params.sentences import shown
+
 _T = typing.TypeVar("_T")
 
 
 def pick(table: Mapping[str, _T], name: str, what: str, where: str) -> _T:
     """`table[name]`, or a ValueError that lists the nearest known names."""
     if name not in table:
-        raise ValueError(f"{where}: no {what} is called {name!r}; {_nearest(name, table)}")
+        raise ValueError(f"{where}: no {what} is called {shown(name)}; {_nearest(name, table)}")
     return table[name]
 
 
@@ -49,9 +51,9 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if isinstance(value, bool):
             known = ", ".join(f'"{argument}"' for argument in arguments)
-            raise ValueError(f"{where} is {value!r}; write one of {known} (YAML reads a bare off as false)")
+            raise ValueError(f"{where} is {shown(value)}; write one of {known} (YAML reads a bare off as false)")
         if value not in arguments:
-            raise ValueError(f"{where} is {value!r}; {_nearest(str(value), map(str, arguments))}")
+            raise ValueError(f"{where} is {shown(value)}; {_nearest(str(value), map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -59,14 +61,14 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
         return _build(_alternative([each for each in arguments if each is not type(None)], value), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} is {value!r}; expected a list")
+            raise ValueError(f"{where} is {shown(value)}; expected a list")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ValueError(f"{where} has {len(value)} entries; expected {len(arguments)}")
         item_types = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(item_types, value, strict=True)))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} is {value!r}; expected a mapping")
+            raise ValueError(f"{where} is {shown(value)}; expected a mapping")
         return {_key(arguments[0], k, where): _build(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if expected_type is Any:
         return value
@@ -79,7 +81,7 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} is a number of {len(str(value))} digits, which is too large") from None
     if not isinstance(value, expected_type) or (expected_type is not bool and isinstance(value, bool)):
         hint = "; YAML reads 1e-4 as text, write 1.0e-4" if expected_type is float and isinstance(value, str) else ""
-        raise ValueError(f"{where} is {value!r}; expected {expected_type.__name__}{hint}")
+        raise ValueError(f"{where} is {shown(value)}; expected {expected_type.__name__}{hint}")
     return value
 
 
@@ -96,13 +98,13 @@ def _key(expected_type: Any, key: Any, where: str) -> Any:
     with contextlib.suppress(TypeError, ValueError):
         if str(int(key)) == str(key):
             return int(key)
-    raise ValueError(f"{where} has the key {key!r}; expected int")
+    raise ValueError(f"{where} has the key {shown(key)}; expected int")
 
 
 def _build_dataclass(expected_type: Any, value: Any, where: str, separator: str) -> Any:
     """`separator`: between `where` and a key, in messages."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}; expected the keys {names_given(expected_type)}")
+        raise ValueError(f"{where} is {shown(value)}; expected the keys {names_given(expected_type)}")
     field_types = _known_field_types(expected_type, value, where)
     for entry in dataclasses.fields(expected_type):
         required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
@@ -118,7 +120,7 @@ def _known_field_types(expected_type: Any, value: Mapping[str, Any], where: str)
     field_types = _field_types(expected_type)
     for key in value:
         if key not in field_types:
-            raise ValueError(f"{where}: unknown key {key!r}; {_nearest(str(key), field_types)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}; {_nearest(str(key), field_types)}")
     return field_types
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.parse import parse_part, pick
 from pipeline.params.schema import DatasetConfig, Row
+from pipeline.params.sentences import shown
 
 _OF_THE_ROW = ("name", "dataset", "weights", "preset")
 """Settings that a preset cannot hold: dvc.yaml reads them from each row."""
@@ -48,7 +49,7 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
     named = {key: entry[key] for key in ("site", "name", "stamp") if key in entry}
     for key, value in named.items():
         if not isinstance(value, str):
-            raise ValueError(f"{at}.{key} is {value!r}; expected text, in quotes if it looks like a number")
+            raise ValueError(f"{at}.{key} is {shown(value)}; expected text, in quotes if it looks like a number")
     site = pick(sites, named.pop("site"), "site", at)
     date, _, digest = named.get("stamp", named.get("name", "")).rpartition("-")
     filled = {}
@@ -56,7 +57,7 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
         try:
             filled[key] = text.format(**named, date=date, digest=digest)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{at}: its site's {key} is {text!r}, and the entry has no {error}") from None
+            raise ValueError(f"{at}: its site's {key} is {shown(text)}, and the entry has no {error}") from None
     return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
 
 
@@ -76,7 +77,7 @@ def with_preset(row: Any, presets: Mapping[str, Mapping[str, Any]], at: str) -> 
         return row
     name = row.get("preset", "none")
     if not isinstance(name, str):
-        raise ValueError(f"{at}.preset is {name!r}; expected the name of a preset, or none")
+        raise ValueError(f"{at}.preset is {shown(name)}; expected the name of a preset, or none")
     preset = {} if name == "none" else pick(presets, name, "preset", at)
     return _merged(preset, {key: value for key, value in row.items() if key != "preset"})
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.data.archives import file_names, plain_name, read_file
 from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
 from pipeline.data.images.image_files import ImageReading
-from pipeline.data.images.masks import shown
 from pipeline.data.records import Record
+from pipeline.params.sentences import shown
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig

@@ -11,8 +11,9 @@ from pipeline.data.archives import read_file
 from pipeline.data.images.codecs import nothing_for
 from pipeline.data.images.image_files import ImageReading, image_size, turned_hint
 from pipeline.data.images.label_files import read_colours
-from pipeline.data.images.masks import OUTSIDE, Extent, mask_extent, run_lengths, shown
+from pipeline.data.images.masks import OUTSIDE, Extent, mask_extent, run_lengths
 from pipeline.data.records import Instance, Labelled
+from pipeline.params.sentences import shown
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pipeline.data.images.codecs import decode_image, decoded
+from pipeline.params.sentences import error_shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,8 +99,7 @@ def opened(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
     except MemoryError:
         raise
     except Exception as error:  # decoders raise exceptions of all types
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file} does not decode ({said}); it is truncated or not a picture") from None
+        raise ValueError(f"{file} does not decode ({error_shown(error)}); it is truncated or not a picture") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -232,7 +232,9 @@ def _tiff_header(data: bytes, file: str, max_pixels: int) -> _Header:
             orientation = tags.get(ExifTags.Base.Orientation, 1)
             smaller = sum(bool(page.get(ExifTags.Base.NewSubfileType, 0) & 5) for page in pages[1:])  # or masks
     except Exception as error:  # as decoders raise them
-        raise ValueError(f"{file} does not decode (its tags: {error!r}); it is truncated or not a picture") from None
+        raise ValueError(
+            f"{file} does not decode (its tags: {error_shown(error)}); it is truncated or not a picture"
+        ) from None
     if wrong := _wrong_size(size, max_pixels):
         raise ValueError(f"{file} {wrong}")
     return _Header("TIFF", size, orientation if orientation in range(1, 9) else 1, len(pages) - smaller)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.params.sentences import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,11 +97,6 @@ def _lengths(counts: bytes, size: tuple[int, int]) -> np.ndarray:
     if lengths.min() < 0 or lengths.sum() != size[0] * size[1]:
         raise ValueError(f"its run lengths do not cover {size[0]} x {size[1]} (height x width) pixels")
     return lengths
-
-
-def shown(value: Any) -> str:
-    """A value for a message, shortened."""
-    return reprlib.repr(value)
 
 
 def _of_polygons(polygons: Sequence[list[Any]], size: tuple[int, int]) -> bytes:

@@ -4,12 +4,13 @@ import bz2
 import gzip
 import lzma
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.data.archive_files import archive_stem
+from pipeline.data.archive_files import archive_stem, check_archive
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.shards.build import build
 from pipeline.storage.files import sha256
@@ -73,6 +74,18 @@ def test_what_is_no_archive_is_said(tmp_path: Path, storage: Path) -> None:
         (tmp_path / "mine.x").write_bytes(data)
         with pytest.raises(ValueError, match=message):
             fetch("mine", config(sources=("mine.x",)), base=tmp_path)
+
+
+def test_an_archive_whose_error_would_quote_its_bytes_is_refused_in_one_short_sentence(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", bytes(1000))
+    data = bytearray(archive.read_bytes())
+    data[26:28] = (900).to_bytes(2, "little")  # length of the name, in the header before the file (APPNOTE 4.3.7)
+    archive.write_bytes(data)
+    with pytest.raises(ValueError, match=r"^a\.zip is not a whole zip archive \(File name.*\.\.\.\); it is") as caught:
+        check_archive(archive, archive.name)
+    assert len(str(caught.value)) < 300  # the library's own has more than 3,600 characters
 
 
 def test_a_folder_that_was_unpacked_is_called_as_its_archive_without_suffix() -> None:
