@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,14 @@ from pipeline.data.archives import file_names, plain_name, read_file
 from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
 from pipeline.data.images.image_files import ImageReading
 from pipeline.data.records import Record
-from pipeline.params.sentences import shown
+from pipeline.params.sentences import error_shown, shown
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig
 
+
+_LISTS = ("categories", "images", "annotations")
+"""What an annotation file must hold."""
 
 _ALIKE = 0.85
 """How alike (difflib's ratio) names of a category and a class are that are meant to be the same."""
@@ -252,18 +255,25 @@ def _entries(place: Place) -> Iterator[tuple[str, int, Any, str]]:
     """Every category, picture and annotation of a file: key of its list, number from 1, entry, the entry's own text.
     ValueError for a file that is not JSON, or not COCO's."""
     data = read_file(*place)
-    number, list_key = 0, ""
+    number, lists = 0, Counter[str]()
     try:
         for key, entry, text in _elements(data.decode("utf-8-sig")):
-            number, list_key = number + 1 if key == list_key else 1, key
-            if key in ("categories", "images", "annotations"):
+            number = number + 1 if text else 0
+            if not text:
+                lists[key] += 1
+            elif key in _LISTS:
                 yield key, number, entry, text
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON ({error}); fetch or copy it again") from None
+        raise ValueError(f"{place} is not JSON ({error_shown(error)}); fetch or copy it again") from None
+    for key in _LISTS:
+        if lists[key] != 1:
+            said = f"{lists[key]} lists" if lists[key] else "no list"
+            raise ValueError(f"{place} has {said} called {key}; COCO's files hold one each of {', '.join(_LISTS)}")
 
 
 def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
-    """Every element of the lists in a JSON object: key of the list, element, the element's own text.
+    """Every element of the lists in a JSON object: key of the list, element, the element's own text. Before the first
+    element of a list, its key with no text.
 
     One at a time: the whole of COCO's instances would be gigabytes of Python objects.
     """
@@ -282,11 +292,15 @@ def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
 
     mark, at = past(0, "{")
     while mark != "}":
-        key, at = decode(text, at)
+        start = at
+        key, at = decode(text, start)
+        if not isinstance(key, str):
+            raise json.JSONDecodeError("Expecting a name", text, start)
         at = past(at, ":")[1]
         if not text.startswith("[", at):
             at = decode(text, at)[1]
         else:
+            yield key, None, ""
             mark, at = past(at, "[")
             if text.startswith("]", at):
                 mark, at = past(at, "]")
@@ -296,3 +310,5 @@ def _elements(text: str) -> Iterator[tuple[str, Any, str]]:
                 yield key, entry, text[start:at]
                 mark, at = past(at, ",]")
         mark, at = past(at, ",}")
+    if skip(at) < len(text):
+        raise json.JSONDecodeError("Extra data", text, skip(at))

@@ -121,7 +121,24 @@ def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
         (wrong_json(lambda data: b"<html>"), r"instances_val2017\.json is not JSON \(Expecting \{"),
         (wrong_json(lambda data: b"[]"), r"instances_val2017\.json is not JSON"),
         (wrong_json(lambda data: b"{}"), r"instances_val2017\.json is not JSON"),
-        (wrong_json(lambda data: b'{"images": []}'), r"instances_val2017\.json lists no pictures"),
+        (wrong_json(lambda data: data + data), r"instances_val2017\.json is not JSON \(Extra data"),
+        (wrong_json(lambda data: b"{[]: []}"), r"instances_val2017\.json is not JSON \(Expecting a name"),
+        (
+            wrong_json(lambda data: b'{"categories": [], "images": [], "annotations": []}'),
+            r"instances_val2017\.json lists no pictures",
+        ),
+        (
+            wrong_json(lambda data: json.dumps({**INSTANCES, "annotations": None}).encode()),
+            "has no list called annotations; COCO's files hold one each of categories, images, annotations",
+        ),
+        (
+            wrong_json(lambda data: json.dumps({**INSTANCES, "images": {}}).encode()),
+            "has no list called images",
+        ),
+        (
+            wrong_json(lambda data: data.replace(b'"licenses"', b'"annotations"')),
+            "has 2 lists called annotations",
+        ),
         (wrong_json(lambda data: b"\xff"), r"instances_val2017\.json is not JSON"),
         (
             wrong_json(lambda data: b'{"images": ' + b"[" * 100_000),
