@@ -55,22 +55,23 @@ def check_labels(data: DatasetConfig, at: str) -> None:
                 f"{at}.{key} is for the layouts folder and voc; take it out, layout {data.layout} has none"
             )
     if "/" in data.label_suffix or data.label_suffix.lower().endswith((".png", ".tif", ".tiff", ".bmp", ".webp")):
-        raise ValueError(f"{at}.label_suffix is {data.label_suffix!r}; give it without folder and without .png")
+        raise ValueError(f"{at}.label_suffix is {shown(data.label_suffix)}; give it without folder and without .png")
     if data.palette:
         _check_palette(data, at)
     elif of_maps and len(data.class_names) > 255 and 255 in data.ignore_labels:
         raise ValueError(
-            f"{at}.ignore_label is 255, which is the class {data.class_names[255]!r}; of more than 255 classes, set it "
-            "to a label that is no class, such as 65535, or to [] if there is none"
+            f"{at}.ignore_label is 255, which is the class {shown(data.class_names[255])}; of more than 255 classes, "
+            "set it to a label that is no class, such as 65535, or to [] if there is none"
         )
 
 
 def _check_palette(data: DatasetConfig, at: str) -> None:
     if missing := [name for name in data.class_names if not data.palette.get(name)]:
-        raise ValueError(f"{at}.palette has no colour for {missing[0]!r}; every class of class_names needs one")
+        raise ValueError(f"{at}.palette has no colour for {shown(missing[0])}; every class of class_names needs one")
     if unknown := data.palette.keys() - {*data.class_names, "ignore"}:
         raise ValueError(
-            f"{at}.palette names {min(unknown)!r}, which is not among class_names; colours of no class go to `ignore`"
+            f"{at}.palette names {shown(min(unknown))}, which is not among class_names; colours of no class go to "
+            "`ignore`"
         )
     if data.label_offset or data.ignore_labels != (255,):
         raise ValueError(
@@ -83,7 +84,7 @@ def _check_palette(data: DatasetConfig, at: str) -> None:
             if any(not 0 <= value <= 255 for value in colour):
                 raise ValueError(f"{at}.palette.{name} holds {list(colour)}; red, green and blue are 0 to 255")
             if of.setdefault(colour, name) != name:
-                raise ValueError(f"{at}.palette gives {list(colour)} to both {of[colour]!r} and {name!r}")
+                raise ValueError(f"{at}.palette gives {list(colour)} to both {shown(of[colour])} and {shown(name)}")
 
 
 def check_verdict(verdict: VerdictConfig, at: str) -> None:

@@ -61,7 +61,7 @@ def _loader() -> Any:
                 mark: Any = key.start_mark
                 if (first := marks.setdefault(key.value, mark)) is not mark:
                     lines = f"lines {first.line + 1} and {mark.line + 1}"
-                    raise yaml.YAMLError(f"{lines} give one mapping the key {key.value!r} twice; take one out")
+                    raise yaml.YAMLError(f"{lines} give one mapping the key {shown(key.value)} twice; take one out")
             return super().construct_mapping(node, deep=deep)
 
     return Loader
@@ -148,7 +148,9 @@ def _row(name: str, tree: Any, params: Params, where: str) -> Row:
     """One row with all that its preset and its dataset say, checked."""
     at = f"{where}: rows.{name}"
     full = with_num_classes(with_preset(tree, params.presets, at), params.datasets)
-    if isinstance(full, Mapping) and isinstance(full.get("dataset"), str):
+    if isinstance(full, Mapping) and "dataset" in full:
+        if not isinstance(full["dataset"], str):
+            raise ValueError(f"{at}.dataset is {shown(full['dataset'])}; expected the name of a dataset")
         pick(params.datasets, full["dataset"], "dataset", at)  # the number of classes is of a dataset that there is
     row = parse(Row, {"name": name, **full} if isinstance(full, Mapping) else full, at)
     if row.weights != "none":

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.parse import parse_part, pick
 from pipeline.params.schema import DatasetConfig, Row
-from pipeline.params.sentences import shown
+from pipeline.params.sentences import error_shown, shown
 
 _OF_THE_ROW = ("name", "dataset", "weights", "preset")
 """Settings that a preset cannot hold: dvc.yaml reads them from each row."""
@@ -56,8 +56,10 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
     for key, text in site.items():
         try:
             filled[key] = text.format(**named, date=date, digest=digest)
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{at}: its site's {key} is {shown(text)}, and the entry has no {error}") from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{at}: its site's {key} is {shown(text)}, and the entry has no {error_shown(error)}"
+            ) from None
     return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
 
 
@@ -86,9 +88,10 @@ def with_num_classes(row: Any, datasets: Mapping[str, DatasetConfig]) -> Any:
     """A row whose network has as many classes as its dataset, unless the row gives their number."""
     if not isinstance(row, Mapping) or not isinstance(model := row.get("model"), Mapping):
         return row
-    if "num_classes" in model or row.get("dataset") not in datasets:
+    name = row.get("dataset")
+    if "num_classes" in model or not isinstance(name, str) or name not in datasets:
         return row
-    _, names = trained_classes(datasets[row["dataset"]], row.get("task", "semantic"))
+    _, names = trained_classes(datasets[name], row.get("task", "semantic"))
     return {**row, "model": {"num_classes": len(names), **model}}
 
 

@@ -549,6 +549,7 @@ def test_without_a_preset_a_row_says_all_itself() -> None:
     [
         (("rows", "first", "preset"), "smal", "rows.first: no preset is called 'smal'; did you mean 'small'?"),
         (("rows", "first", "preset"), ["small"], "rows.first.preset is ['small']; expected the name"),
+        (("rows", "first", "dataset"), ["mine"], "rows.first.dataset is ['mine']; expected the name of a dataset"),
         (("presets", "small"), 3, "presets.small is 3; expected a mapping"),
         (("presets", "small", "trian"), {}, "presets.small: unknown key 'trian'; did you mean 'train'?"),
         (("presets", "small", "train", "step"), 1, "presets.small.train: unknown key 'step'; did you mean 'steps'?"),
@@ -592,6 +593,13 @@ def test_a_sites_address_is_filled_with_an_entrys_name_and_stamp() -> None:
     assert params.weights["w"].terms == "ours"  # an entry's own comes first
     del tree["checkpoints"]["first"]["stamp"]
     with pytest.raises(ValueError, match=r"checkpoints.first: its site's url is .*, and the entry has no 'stamp'$"):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize("url", ["{name.x}", "{name[a]}", "{0}", "{", "{name:d}"])
+def test_a_sites_address_that_cannot_be_filled_is_one_sentence(url: str) -> None:
+    tree = {**small_tree(), "sites": {"here": {"url": url}}, "weights": {"w": {"site": "here", "name": "net"}}}
+    with pytest.raises(ValueError, match=r"^params.yaml: weights.w: its site's url is '.*', and the entry has no "):
         parse_params(tree)
 
 
