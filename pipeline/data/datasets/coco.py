@@ -71,13 +71,13 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         entries = {listing.file: listing.images[identity] for listing in listings if identity in listing.images}
         lister, (file_name, height, width) = next(iter(entries.items()))
         if len(set(entries.values())) > 1:
-            said = " and ".join(f"{file} has {' '.join(map(str, entry))}" for file, entry in entries.items())
+            said = " and ".join(f"{file} has {' '.join(map(shown, entry))}" for file, entry in entries.items())
             raise ValueError(f"picture {identity} differs (name, height, width): {said}")
         if file_name not in images:
-            raise ValueError(f"{lister} lists {file_name}, but no source has {folder}/{file_name}")
+            raise ValueError(f"{lister} lists {shown(file_name)}, but no source has it in {folder}/")
         name = file_name.rpartition(".")[0] or file_name
         if name in found:
-            raise ValueError(f"{lister} lists two pictures called {name}; keep one of them")
+            raise ValueError(f"{lister} lists two pictures called {shown(name)}; keep one of them")
         segments = objects = None
         if instances is not None and identity in instances.images:
             text = ",".join(instances.annotations.pop(identity, []))
@@ -124,8 +124,8 @@ def _check_some_classes(listings: Sequence[_Listing]) -> None:
     left_out = list(dict.fromkeys(name for listing in listings for name in listing.categories.left_out.values()))
     if left_out and not any(listing.categories.classes for listing in listings):
         raise ValueError(
-            f"{listings[0].file} has the categories {', '.join(left_out[:10])}, none of which is among class_names in "
-            "params.yaml"
+            f"{listings[0].file} has the categories {', '.join(map(shown, left_out[:5]))}, none of which is among "
+            "class_names in params.yaml"
         )
 
 
@@ -153,11 +153,12 @@ def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, Place], folde
     texts = listing.annotations.pop(identity, [])
     if len(texts) != 1 or identity not in listing.maps:
         raise ValueError(
-            f"{listing.file} has {len(texts)} annotations of {file_name}; panoptic pictures have one with segments_info"
+            f"{listing.file} has {len(texts)} annotations of {shown(file_name)}; panoptic pictures have one with "
+            "segments_info"
         )
     png = listing.maps[identity]
     if png not in maps:
-        raise ValueError(f"{listing.file} lists {png}, but no source has {folder}/{png}")
+        raise ValueError(f"{listing.file} lists {shown(png)}, but no source has it in {folder}/")
     return Panoptic(listing.file, listing.categories, texts[0], maps[png])
 
 
@@ -185,12 +186,16 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
                 # the categories of instances do not say so, but all are things
                 category = _Category(whole(entry, "id"), words(entry, "name"), flag(entry, "isthing", default=True))
                 if category.id in categories:
-                    raise ValueError(f"the category {categories[category.id].name!r} has its id too; give each its own")
+                    raise ValueError(
+                        f"the category {shown(categories[category.id].name)} has its id too; give each its own"
+                    )
                 categories[category.id] = category
             elif key == "images":
                 identity = whole(entry, "id")
                 if identity in listing.images:
-                    raise ValueError(f"the picture {listing.images[identity][0]} has its id too; give each its own")
+                    raise ValueError(
+                        f"the picture {shown(listing.images[identity][0])} has its id too; give each its own"
+                    )
                 listing.images[identity] = (
                     plain_name(words(entry, "file_name")),
                     whole(entry, "height"),
@@ -233,21 +238,21 @@ def _check_names(categories: Sequence[_Category], used: set[int], file: str, con
         twice = [other.id for other in categories if other.name == name and other.id in used]
         if len(twice) > 1:
             raise ValueError(
-                f"{file} has objects of two categories called {name!r}, with the ids {twice[0]} and {twice[1]}; "
+                f"{file} has objects of two categories called {shown(name)}, with the ids {twice[0]} and {twice[1]}; "
                 "give them one id, or two names"
             )
         if name in config.class_names and thing != (name in config.thing_classes):
             raise ValueError(
-                f"{file} has {name!r} as a {'thing' if thing else 'stuff'} category, but thing_classes in params.yaml "
-                f"{'does not list' if thing else 'lists'} it"
+                f"{file} has {shown(name)} as a {'thing' if thing else 'stuff'} category, but thing_classes in "
+                f"params.yaml {'does not list' if thing else 'lists'} it"
             )
         if name not in config.class_names:
             same_kind = (other for other in config.class_names if (other in config.thing_classes) == thing)
             alike = {other.casefold(): other for other in same_kind if other not in names}
             if near := difflib.get_close_matches(name.strip().casefold(), alike, n=1, cutoff=_ALIKE):
                 raise ValueError(
-                    f"{file} has the category {name!r}, and class_names in params.yaml has {alike[near[0]]!r}, which "
-                    "is no category; write both alike"
+                    f"{file} has the category {shown(name)}, and class_names in params.yaml has "
+                    f"{shown(alike[near[0]])}, which is no category; write both alike"
                 )
 
 

@@ -145,7 +145,7 @@ def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
             r"_val2017\.json is not JSON \(.*recursion",
         ),
         (wrong_json(lambda data: b'{"images": [' + b"1" * 5_000), r"instances_val2017\.json is not JSON \(Exceeds"),
-        (lambda folder: (folder / "val2017/b.jpg").unlink(), r"lists b\.jpg, but no source has val2017/b\.jpg"),
+        (lambda folder: (folder / "val2017/b.jpg").unlink(), r"lists 'b\.jpg', but no source has it in val2017/"),
         (
             lambda folder: (folder / "annotations/instances_val2017.json").unlink(),
             r"split val has neither annotations/panoptic_val2017\.json nor .*instances_val2017\.json in coco",
@@ -161,7 +161,7 @@ def test_wrong_and_missing_files_are_named(tmp_path: Path, spoil: Callable[[Path
 
 def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", changed(INSTANCES, "images", 1, "width", value=9))
-    with pytest.raises(ValueError, match=r"picture 2 differs .* has a\.jpg 6 8 and .*instances.* has a\.jpg 6 9"):
+    with pytest.raises(ValueError, match=r"picture 2 differs .* has 'a\.jpg' 6 8 and .*instances.* has 'a\.jpg' 6 9"):
         coco.records(CONFIG, [folder], "val")
 
 
@@ -183,16 +183,16 @@ def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
         (("images", 0, "height"), None, r"entry 1 of images \(id 7\): it has no height"),
         (("images", 0, "height"), "6", r"entry 1 of images \(id 7\): its height is '6'; .* number, without quotes"),
         (("images", 0, "width"), float("inf"), r"entry 1 of images \(id 7\): its width is inf; it must be a whole"),
-        (("images", 0, "id"), 2, r"entry 2 of images \(id 2\): the picture b\.jpg has its id too; give each its own"),
+        (("images", 0, "id"), 2, r"entry 2 of images \(id 2\): the picture 'b\.jpg' has its id too; give each its own"),
         (("images", 0, "id"), "7", r"entry 1 of images \(id '7'\): its id is '7'; it must be a whole number, without"),
-        (("images", 0, "file_name"), "c.jpg", r"lists c\.jpg, but no source has val2017/c\.jpg"),
+        (("images", 0, "file_name"), "c.jpg", r"lists 'c\.jpg', but no source has it in val2017/"),
         (
             ("images", 0, "file_name"),
             ["b.jpg"],
             r"entry 1 of images \(id 7\): its file_name is \['b.jpg'\]; it",
         ),
         (("images", 0, "file_name"), "b\ud800.jpg", r"its file_name is 'b\\ud800\.jpg'; it must be text"),
-        (("images", 0, "file_name"), "a.jpg", "lists two pictures called a; keep one"),
+        (("images", 0, "file_name"), "a.jpg", "lists two pictures called 'a'; keep one"),
         (("images", 0), [7], r"entry 1 of images: it is \[7\]; it must be a mapping"),
         ((*FIRST, "image_id"), 4, "has annotations of picture 4, which its `images` do not list"),
         (
@@ -224,7 +224,7 @@ def test_a_category_that_no_object_has_may_have_the_name_of_another(tmp_path: Pa
 
 def test_class_names_that_name_no_category_are_an_error(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, class_names=("bus", "tram"), thing_classes=("bus", "tram"))
-    with pytest.raises(ValueError, match="has the categories car, dog, sky, none of which is among class_names"):
+    with pytest.raises(ValueError, match="has the categories 'car', 'dog', 'sky', none of which is among class_names"):
         coco.records(config, [write_coco(tmp_path)], "val")
 
 

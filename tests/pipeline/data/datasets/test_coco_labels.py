@@ -181,9 +181,9 @@ def test_what_is_wrong_with_instances_is_named(tmp_path: Path, path: tuple[Any, 
     [
         (("categories", 2, "isthing"), "1", "'sky' as a thing category, but thing_classes .* does not list it"),
         (("categories", 1, "isthing"), 0, "'dog' as a stuff category, but thing_classes in params.yaml lists it"),
-        ((*FIRST, "file_name"), "c.png", r"lists c\.png, but no source has annotations/panoptic_val2017/c\.png"),
-        (("annotations", 1, "image_id"), 2, r"has 2 annotations of a\.jpg; panoptic pictures have one"),
-        ((*FIRST, "segments_info"), None, r"has 1 annotations of a\.jpg; panoptic .* with segments_info"),
+        ((*FIRST, "file_name"), "c.png", r"lists 'c\.png', but no source has it in annotations/panoptic_val2017/"),
+        (("annotations", 1, "image_id"), 2, r"has 2 annotations of 'a\.jpg'; panoptic pictures have one"),
+        ((*FIRST, "segments_info"), None, r"has 1 annotations of 'a\.jpg'; panoptic .* with segments_info"),
         (
             (*FIRST, "segments_info", 0, "category_id"),
             1,
