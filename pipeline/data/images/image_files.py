@@ -122,6 +122,10 @@ def _check_bytes(data: bytes, file: str) -> None:
         raise ValueError(f"{file} does not decode: it is empty; fetch or copy it again")
     if data.startswith(b"version https://git-lfs"):
         raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run: git lfs pull")
+    if data.startswith(b"\x89PNG") and data[12:16] != b"IHDR":  # Pillow looks for it, at any place
+        raise ValueError(
+            f"{file} does not decode: a PNG begins with the chunk IHDR, and this one does not; it is altered"
+        )
 
 
 def _wrong_size(size: tuple[int, int], max_pixels: int) -> str:

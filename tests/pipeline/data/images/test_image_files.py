@@ -198,6 +198,12 @@ def test_previews_are_no_pages() -> None:
         assert stored_image(data, "a") == data
 
 
+GREY = encoded(image(4, 4)[..., 0])
+
+BEFORE_HEADER = GREY[:8] + GREY[33:-12] + GREY[8:]
+"""Its pixels come before the chunk IHDR (bytes 8 to 33), and once more after it."""
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -221,6 +227,7 @@ def test_previews_are_no_pages() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid", "a.tif is a pointer of Git LFS.*; run: git lfs pull"),
         (b"II*\0\x08\0\0\0", "a.tif does not decode"),
         (b"II*\0\xff\xff\xff\x7f", "a.tif does not decode"),
+        (BEFORE_HEADER, "a.tif does not decode: a PNG begins with the chunk IHDR, and this one does not"),
         (encoded(image(100, 100))[:-5000], "a.tif does not decode"),
         (encoded(image(100, 100), ".jpg")[:-500], "a.tif does not decode"),
         (encoded(image(100, 100), ".tif")[:-500], "a.tif does not decode"),

@@ -214,3 +214,11 @@ def test_colours_become_classes_and_an_unknown_one_is_named_with_its_pixels() ->
         match=r"^a holds the colour \[200, 0, 1\] on 2 pixels \(and 1 other unknown colours\), which `palette`",
     ):
         colour_ids(colours, class_of, "a", nothing=255)
+
+
+def test_a_png_whose_pixels_come_before_its_header_is_refused() -> None:
+    data = saved(IDS, "PNG")  # after 8 bytes of signature, 25 of IHDR
+    with pytest.raises(
+        ValueError, match="^a.png does not decode: a PNG begins with the chunk IHDR, and this one does not"
+    ):
+        read_labels(data[:8] + data[33:-12] + data[8:], "a.png")
