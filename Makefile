@@ -86,4 +86,4 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 clean:
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
