@@ -100,7 +100,8 @@ def check_limits(row: Row, at: str) -> None:
     model, test, augmentation = row.model, row.test, row.train.augmentation
     pixel, query, views = model.pixel_decoder, model.query_decoder, test.ms_flip
     if model.num_classes < 1:
-        raise ValueError(f"{at} has no class to train on; a row of the task {row.task} needs a dataset that names some")
+        names = "thing_classes" if row.task == "instance" else "class_names"
+        raise ValueError(f"{at} has no class to train on; the task {row.task} needs `{names}` in dataset {row.dataset}")
     counts: dict[str, int | tuple[int, ...]] = {
         **{f"model.pixel_decoder.{key}": getattr(pixel, key) for key in ("channels", "heads", "points", "feedforward")},
         **{f"model.query_decoder.{key}": getattr(query, key) for key in ("queries", "heads", "feedforward")},

@@ -413,9 +413,8 @@ def test_the_views_of_ms_flip_have_sides() -> None:
 
 
 def test_an_instance_row_needs_a_dataset_with_things() -> None:
-    with pytest.raises(
-        ValueError, match=r"rows.shapes_tiny has no class to train on; a row of the task instance needs"
-    ):
+    message = r"rows.shapes_tiny has no class to train on; the task instance needs `thing_classes` in dataset shapes$"
+    with pytest.raises(ValueError, match=message):
         parse_params(
             {
                 **changed("rows", "shapes_tiny", "task", value="instance"),
