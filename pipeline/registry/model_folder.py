@@ -104,13 +104,12 @@ def _example() -> Any:
 
 
 def copy_code(folder: Path) -> None:
-    """The modules that a registered model needs, in their packages below `folder`."""
+    """The modules that a registered model needs, in their packages below `folder`, and the files that they read."""
     from pipeline.provenance.sources import PROJECT, source_file
-    from pipeline.registry.served_model import MODULES
+    from pipeline.registry.served_model import MODULES, READ_BY_MODULES
 
-    for module in MODULES:
-        source = source_file(module)
-        assert source is not None, module
+    for source in (*map(source_file, MODULES), *(PROJECT / file for file in READ_BY_MODULES)):
+        assert source is not None
         target = folder / source.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -94,6 +94,9 @@ MODULES = (
 )
 """What a registered model brings of the project: all that this module imports."""
 
+READ_BY_MODULES = ("m2f/kernels/cpu.c",)
+"""Files of the project that these modules read."""
+
 LIBRARIES = (
     "mlflow",
     "torch",

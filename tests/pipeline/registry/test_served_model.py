@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException
 from pycocotools import mask as coco_mask
 from safetensors import safe_open
 
+from m2f.kernels.build import use
 from pipeline.evaluation.predict import Predictions
 from pipeline.evaluation.task_metrics import predict_images
 from pipeline.params.schema import MsFlipConfig, Row
@@ -280,10 +281,11 @@ import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 (served,) = model.predict([open(sys.argv[2], "rb").read()])
 import m2f, pipeline.evaluation.predict
+from m2f.kernels.build import use
 files = [m2f.__file__, pipeline.evaluation.predict.__file__]
 heavy = ("ray", "albumentations", "dvc", "pipeline.data.loader.train_batches")
 loaded = [name for name in heavy if name in sys.modules]
-print(json.dumps({"segments": served["segments"].tolist(), "files": files, "loaded": loaded}))
+print(json.dumps({"segments": served["segments"].tolist(), "files": files, "loaded": loaded, "kernels": use("auto")}))
 """
 
 
@@ -303,6 +305,7 @@ def test_it_loads_where_this_project_is_not_and_unpickles_nothing(
     assert np.array_equal(seen["segments"], expected["segments"])
     assert seen["files"] == [str(folder / "code/m2f/__init__.py"), str(folder / "code/pipeline/evaluation/predict.py")]
     assert seen["loaded"] == []
+    assert seen["kernels"] == use("auto"), answer.stderr  # compiled where there is a C compiler, as in evaluation
 
 
 def test_a_model_holds_weights_settings_and_code_and_nothing_else(
