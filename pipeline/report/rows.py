@@ -127,7 +127,7 @@ class PublishedFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """Where the median of all seeds there could be lies, with `coverage` percent confidence."""
+    """Where the median over all possible seeds lies, with `coverage` percent confidence."""
 
     low: float
     high: float

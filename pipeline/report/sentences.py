@@ -159,7 +159,7 @@ def interval_sentence(facts: Facts) -> str:
     if not interval:
         return ""
     return (
-        f"The median of all seeds there could be lies between {interval.low:.2f} and {interval.high:.2f} "
+        f"The median over all possible seeds lies between {interval.low:.2f} and {interval.high:.2f} "
         f"with {interval.coverage:g} % confidence."
     )
 

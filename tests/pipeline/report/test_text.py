@@ -197,7 +197,7 @@ def test_verdicts_are_counted_and_told_with_their_reason(params: Params, tmp_pat
     text = markdown(rows, RULE)
     assert "Of 3 published rows: 1 reproduced, 2 not run.\n" in text
     assert "\nThe median of 3 seeds, 80.30, is 0.14 below the published 80.44; " in text
-    assert "\nThe median of all seeds there could be lies between 80.20 and 80.40 with 75 % confidence.\n" in text
+    assert "\nThe median over all possible seeds lies between 80.20 and 80.40 with 75 % confidence.\n" in text
 
 
 def test_rows_that_have_not_been_run_are_folded_below_the_finished_ones_which_come_first(
