@@ -30,8 +30,7 @@ def main() -> None:
     if (arguments.action == "copy") != (arguments.to is not None):
         parser.error("copy needs the other storage root, and only copy takes one")
 
-    from pipeline.storage.inventory import copy_named, inventory, named_digests, prune, wrong_file
-    from pipeline.storage.results import every_result
+    from pipeline.storage.inventory import copy_named, inventory, named_digests, wrong_file
     from pipeline.storage.root import root_at, storage_root
 
     root = storage_root()
@@ -51,37 +50,48 @@ def main() -> None:
         if problems:
             raise ValueError(f"{len(problems)} files under {root} are missing or altered")
         return
-    if arguments.action == "prune" and not any(every_result()):
+    if arguments.action == "prune":
+        _prune(arguments.params, runs=arguments.runs, delete=arguments.yes)
+        return
+    items = inventory()
+    for item in items:
+        print(f"{item.bytes / 2**20:12,.1f} MiB  {'named  ' if item.named else 'unnamed'}  {item.path}")
+    print(f"{sum(item.bytes for item in items) / 2**20:12,.1f} MiB  in all, under {root}")
+
+
+def _prune(params: str, *, runs: bool, delete: bool) -> None:
+    """Delete what no result names, or say what would be deleted. ValueError where there is no result."""
+    from pipeline.storage.inventory import inventory, prune
+    from pipeline.storage.results import every_result
+
+    if not any(every_result()):
         raise ValueError(
             "results/ holds no result here, and without one everything would count as unnamed; run prune in the "
             "project's folder"
         )
-    items = inventory()
-    if arguments.action == "list":
-        for item in items:
-            print(f"{item.bytes / 2**20:12,.1f} MiB  {'named  ' if item.named else 'unnamed'}  {item.path}")
-        print(f"{sum(item.bytes for item in items) / 2**20:12,.1f} MiB  in all, under {root}")
-        return
-    folders, kept = ["archives", "shards", "weights"], dict[str, str]()
-    if arguments.runs:
+    folders, kept, unneeded = ["archives", "shards", "weights"], dict[str, str](), 0
+    if runs:
         from pipeline.params.load import load_params
         from pipeline.registry.kept import kept_runs
 
         folders.append("runs")
-        kept = kept_runs(load_params(arguments.params))
-    for item in items:
-        going_on = item.path.startswith("shards/.building-") and not arguments.runs  # or to be gone on with
+        kept = kept_runs(load_params(params))
+    for item in inventory():
+        going_on = item.path.startswith("shards/.building-") and not runs  # or to be gone on with
         if going_on or item.path.split("/")[0] not in folders:
             continue
         size = f"{item.path} ({item.bytes / 2**20:,.1f} MiB)"
         if why := f"{item.named_in} names it" if item.named else kept.get(item.path):
-            if not arguments.yes:
+            if not delete:
                 print(f"would keep {size}: {why}")
             continue
-        print(f"{'deleted' if arguments.yes else 'would delete'} {size}: nothing names it")
-        if arguments.yes:
+        unneeded += 1
+        print(f"{'deleted' if delete else 'would delete'} {size}: nothing names it")
+        if delete:
             prune(item)
-    if not arguments.yes:
+    if not unneeded:
+        print("there is nothing to delete")
+    elif not delete:
         print("nothing was deleted; add --yes to delete")
 
 

@@ -135,6 +135,8 @@ def test_prune_says_of_each_run_why_it_is_kept_or_goes(
     ]
     assert prune(capsys, monkeypatch, "--runs", "--yes") == ["deleted runs/gone1 (0.0 MiB): nothing names it"]
     assert sorted(path.name for path in (storage / "runs").iterdir()) == ["best1", "new1", "old1"]
+    assert prune(capsys, monkeypatch, "--runs")[-1] == "there is nothing to delete"
+    assert prune(capsys, monkeypatch, "--runs", "--yes") == ["there is nothing to delete"]
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text("nothing of the kind"), None])
