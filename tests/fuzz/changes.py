@@ -37,11 +37,12 @@ ODD: Sequence[Any] = (
     *([[1, 2, 3, 4, 5, 6]], [[0, 0, 8, 6]], [[0, 0, 8, 0, 8]], {"size": [6, 8], "counts": [48]}),
     *(
         {"size": [6, 8], "counts": "0"},
+        {"size": [6, 8], "counts": "Oa1"},
         {"size": [10**9, 10**9], "counts": [10**18]},
         {"size": [6, 8], "counts": [0, 48]},
     ),
 )
-"""Values that files hold by mistake."""
+"""Values that files hold by mistake; the compressed run lengths "Oa1" are -1 and 49."""
 
 
 def inputs(count: int) -> settings:

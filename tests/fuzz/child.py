@@ -36,7 +36,7 @@ class Child:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.calls), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -67,7 +67,8 @@ class Child:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, _: int) -> None:
+def _serve(pipe: Connection) -> None:
+    """Answer calls until the other end is closed: the kind of end, and the value or text that it gave."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     quiet = os.open(os.devnull, os.O_WRONLY)

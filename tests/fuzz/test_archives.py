@@ -74,7 +74,7 @@ def test_a_whole_archive_holds_the_files_that_were_packed(child: Child, tmp_path
     assert child.run(runs.archive_files, archive) == FILES
 
 
-@inputs(120)
+@inputs(500)
 @given(changed=changed_archives)
 def test_changed_archives_give_their_files_or_a_sentence(child: Child, changed: tuple[str, bytes]) -> None:
     ends_well(child, *changed)

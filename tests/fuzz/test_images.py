@@ -112,13 +112,13 @@ def as_pillow(file: ImageFile) -> np.ndarray:
     return TURNED.get(orientation, TURNED[1])(pixels)
 
 
-@inputs(60)
+@inputs(200)
 @given(file=image_files())
 def test_images_of_every_format_mode_and_orientation_are_read_as_they_were_saved(child: Child, file: ImageFile) -> None:
     ends_well(child, file)
 
 
-@inputs(120)
+@inputs(500)
 @given(file=changed_image_files())
 def test_changed_image_files_give_an_image_or_a_sentence(child: Child, file: ImageFile) -> None:
     ends_well(child, file)

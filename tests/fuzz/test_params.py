@@ -132,7 +132,7 @@ def test_the_file_that_is_changed_is_right(child: Child, tree: dict[str, Any]) -
     assert ends_well(child, yaml.safe_dump(tree).encode())
 
 
-@inputs(80)
+@inputs(300)
 @given(data=changed_params())
 def test_a_changed_params_yaml_gives_its_settings_or_a_sentence(child: Child, data: bytes) -> None:
     ends_well(child, data)
