@@ -67,9 +67,11 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
         raise ValueError(f"{at}.annotation_files is for the layout coco; the layout here is {data.layout}")
     for key, path in data.annotation_files.items():
         pick(ANNOTATION_FILES, key, "annotation file", f"{at}.annotation_files")
-        if unknown := set(re.findall(r"\{.*?\}", path)) - {"{folder}", "{split}"}:
+        if not path:
+            raise ValueError(f"{at}.annotation_files.{key} is empty; name a file in a source, or take it out")
+        if marks := re.findall(r"\{.*?\}|[{}]", re.sub(r"\{(folder|split)\}", "", path)):
             raise ValueError(
-                f"{at}.annotation_files.{key} has {min(unknown)}; {{folder}} and {{split}} are what it may have"
+                f"{at}.annotation_files.{key} has {min(marks)}; {{folder}} and {{split}} are what it may have"
             )
 
 

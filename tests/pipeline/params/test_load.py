@@ -138,6 +138,14 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.nuclei.annotation_files.instances has {fold}; {folder} and {split} are what it may have",
         ),
         (
+            changed("datasets", "nuclei", "annotation_files", value={"instances": "{folder}/{a.json"}),
+            "datasets.nuclei.annotation_files.instances has {; {folder} and {split} are what it may have",
+        ),
+        (
+            changed("datasets", "nuclei", "annotation_files", value={"panoptic": ""}),
+            "datasets.nuclei.annotation_files.panoptic is empty; name a file in a source, or take it out",
+        ),
+        (
             changed("datasets", "ade20k", "annotation_files", value={"instances": "a.json"}),
             "datasets.ade20k.annotation_files is for the layout coco; the layout here is folder",
         ),
