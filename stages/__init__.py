@@ -29,6 +29,8 @@ def run(main: Callable[[], None]) -> None:
         raise KeyboardInterrupt  # which Ray hands on where it would turn a SystemExit into its own
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    # warns of image files that are read in another way then, or refused in a sentence
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         main()
     except KeyboardInterrupt:

@@ -22,7 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", metavar="row", help="entries of `rows`; default: the published tables' rows")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="row",
+        help="entries of `rows`; default: the published tables' rows, or else all",
+    )
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs at hand; default: %(default)s")
     parser.add_argument(

@@ -70,13 +70,15 @@ class Settings:
 
 
 def make_plan(params: Params, names: Sequence[str], settings: Settings, *, results: Path) -> dict[str, Any]:
-    """What rows cost, as JSON values. No names: all rows of the published tables.
+    """What rows cost, as JSON values. No names: all rows of the published tables, or all where there are no such.
 
     Every figure that rests on a duration is [least, expected, greatest]. ValueError names an unknown row.
     """
-    rows = [params.row(name) for name in dict.fromkeys(names)] or [
-        row for row in params.rows.values() if row.published or row.published_authors
-    ]
+    rows = [params.row(name) for name in dict.fromkeys(names)]
+    rows = rows or [row for row in params.rows.values() if row.published or row.published_authors]
+    rows = rows or list(params.rows.values())
+    if not rows:
+        raise ValueError("params.yaml has no rows, so there is nothing to plan; add one to `rows`")
     entries = [_entry(row, settings, results) for row in rows]
     datasets = _storage(params, list(dict.fromkeys(row.dataset for row in rows)), results)
     gpu_hours = _summed(entry["gpu_hours"] for entry in entries)

@@ -192,7 +192,10 @@ def _wanted(config: DatasetConfig) -> list[_Wanted]:
 
 
 def _path(source: str, base: Path) -> Path:
-    return (base / Path(source).expanduser()).absolute()
+    try:
+        return (base / Path(source).expanduser()).absolute()
+    except RuntimeError:
+        raise ValueError(f"{source} names the home folder of a user that there is not; give the whole path") from None
 
 
 def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path], base: Path) -> FetchedSource | None:
@@ -235,6 +238,8 @@ def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, n
         needed = [f"{top}/{split}" for top in ("images", "annotations") for split in splits]
     elif config.layout == "cityscapes":
         needed = [f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits]
+    elif config.layout == "voc":
+        needed = ["JPEGImages", "SegmentationClass", *(f"ImageSets/Segmentation/{split}.txt" for split in splits)]
     else:
         label_types = (
             ("instances", "panoptic") if set(config.class_names) - set(config.thing_classes) else ("instances",)
@@ -309,6 +314,12 @@ def _archive(path: Path, wanted: _Wanted) -> FetchedSource:
 
 def _folder(path: Path, expected: str) -> FetchedSource:
     """A folder that is read where it is, with a file under the storage root that says where."""
+    inside = [str(place) for place in (RESULTS, storage_root()) if Path(str(place)).absolute().is_relative_to(path)]
+    if inside:
+        raise ValueError(
+            f"{path} is to be read as a dataset, but holds {inside[0]}, which changes with every command; move the "
+            "dataset's files to a folder of their own"
+        )
     state, size = _folder_state(path)
     digest = known_digest(path, lambda _: folder_digest(path)[0], state=state)
     check_digest(str(path), digest, expected)
@@ -332,12 +343,23 @@ def _as_source(found: Fetched) -> FetchedSource:
     return FetchedSource(name=found.path.name, bytes=path.stat().st_size, sha256=digest, path=relative)
 
 
-def _folder_state(folder: Path) -> tuple[str, int]:
-    """A digest of the names, sizes and modification times of a folder's visible files, and their bytes."""
+def _names(folder: Path) -> list[str]:
+    """A folder's visible files, sorted. ValueError names one whose name is not UTF-8."""
     from pipeline.data.archives import folder_files
 
+    names = folder_files(folder)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{folder} holds a file whose name is not UTF-8, {name!r}; rename it") from None
+    return names
+
+
+def _folder_state(folder: Path) -> tuple[str, int]:
+    """A digest of the names, sizes and modification times of a folder's visible files, and their bytes."""
     state, total = hashlib.sha256(), 0
-    for name in folder_files(folder):
+    for name in _names(folder):
         status = (folder / name).stat()
         state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         total += status.st_size
@@ -346,9 +368,7 @@ def _folder_state(folder: Path) -> tuple[str, int]:
 
 def folder_digest(folder: Path) -> tuple[str, int]:
     """SHA-256 over the sorted relative names, sizes and contents of a folder's visible files, and their bytes."""
-    from pipeline.data.archives import folder_files
-
-    names = folder_files(folder)
+    names = _names(folder)
     if not names:
         raise ValueError(f"folder {folder} is empty")
     whole, total = hashlib.sha256(), 0

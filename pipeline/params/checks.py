@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections import Counter
 from urllib.parse import urlsplit
 
 from pipeline.params.parse import pick
 from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Row, VerdictConfig
 from pipeline.params.sentences import shown
+from pipeline.params.tasks import LABELS
 
 MOST_PIXELS = 2**30
 """Of an image that OpenCV decodes."""
+
+
+_PUBLISHED_COSTS = ("inf_fps", "train_mem_gib", "train_mem_gb_as_printed")
+_PUBLISHED_TEXTS = ("device", "protocol")
+"""What `published` may hold beside figures."""
 
 
 def check_dataset(data: DatasetConfig, at: str) -> None:
@@ -21,13 +29,32 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
             raise ValueError(f"{at}.{key} lists {count} {unit} for {len(data.sources)} sources; give one each, or none")
     if any(size < 0 for size in data.bytes):
         raise ValueError(f"{at}.bytes is {list(data.bytes)}; a length is above 0, or 0 where it is not known")
-    if data.value_range is not None and data.value_range[0] >= data.value_range[1]:
+    if data.value_range is not None and not 0 < data.value_range[1] - data.value_range[0] < math.inf:
         raise ValueError(f"{at}.value_range is {list(data.value_range)}; it must be two numbers that rise")
+    if data.shard_mib < 1:
+        raise ValueError(f"{at}.shard_mib is {data.shard_mib}; it must be at least 1")
+    if not data.splits:
+        raise ValueError(f"{at}.splits is empty; name the folders, such as train: training, or take it out")
+    for name, folder in data.splits.items():
+        if any(part in ("", ".", "..") for part in folder.split("/")):
+            raise ValueError(f"{at}.splits.{name} is {shown(folder)}; give the folder without / at its ends, . and ..")
+        # the name is a part of shards' names
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            raise ValueError(
+                f"{at}.splits has a split called {shown(name)}; begin with a letter, and go on with letters a-z, "
+                "digits, _ and -; its folder may have any name"
+            )
     if not 0 < data.max_pixels <= MOST_PIXELS:
         raise ValueError(f"{at}.max_pixels is {data.max_pixels}; it must be 1 to {MOST_PIXELS} (OpenCV's limit)")
     for key in ("sources", "mirrors"):
         for index, place in enumerate(getattr(data, key)):
-            if "://" in place and "@" in urlsplit(place).netloc:  # not quoted: this message may be logged
+            if not place.strip():
+                raise ValueError(f"{at}.{key}[{index}] is empty; name an archive, a folder or a URL, or take it out")
+            try:
+                host = urlsplit(place).netloc if "://" in place else ""
+            except ValueError as error:
+                raise ValueError(f"{at}.{key}[{index}] is {shown(place)}, which is no URL ({error})") from None
+            if "@" in host:  # not quoted: this message may be logged
                 raise ValueError(
                     f"{at}.{key}[{index}] holds a user name or password, and params.yaml is for everybody to read; "
                     "take it out (docs/data.md says where credentials belong)"
@@ -40,9 +67,11 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
         raise ValueError(f"{at}.annotation_files is for the layout coco; the layout here is {data.layout}")
     for key, path in data.annotation_files.items():
         pick(ANNOTATION_FILES, key, "annotation file", f"{at}.annotation_files")
-        if unknown := set(re.findall(r"\{.*?\}", path)) - {"{folder}", "{split}"}:
+        if not path:
+            raise ValueError(f"{at}.annotation_files.{key} is empty; name a file in a source, or take it out")
+        if marks := re.findall(r"\{.*?\}|[{}]", re.sub(r"\{(folder|split)\}", "", path)):
             raise ValueError(
-                f"{at}.annotation_files.{key} has {min(unknown)}; {{folder}} and {{split}} are what it may have"
+                f"{at}.annotation_files.{key} has {min(marks)}; {{folder}} and {{split}} are what it may have"
             )
 
 
@@ -85,6 +114,22 @@ def _check_palette(data: DatasetConfig, at: str) -> None:
                 raise ValueError(f"{at}.palette.{name} holds {list(colour)}; red, green and blue are 0 to 255")
             if of.setdefault(colour, name) != name:
                 raise ValueError(f"{at}.palette gives {list(colour)} to both {shown(of[colour])} and {shown(name)}")
+
+
+def check_published(row: Row, at: str) -> None:
+    """ValueError where a published figure has an unknown name, or is no number."""
+    known = dict.fromkeys((*LABELS, *_PUBLISHED_COSTS, *_PUBLISHED_TEXTS))
+    for key in ("published", "published_authors"):
+        for name, value in getattr(row, key).items():
+            pick(known, name, "published figure", f"{at}.{key}")
+            if name in _PUBLISHED_TEXTS:
+                if not isinstance(value, str):
+                    raise ValueError(f"{at}.{key}.{name} is {shown(value)}; expected text")
+            elif type(value) not in (int, float) or not 0 <= value <= (100 if name in LABELS else sys.float_info.max):
+                expected = "a number of percent, 0 to 100" if name in LABELS else "a number, 0 or more"
+                raise ValueError(
+                    f"{at}.{key}.{name} is {shown(value)}; expected {expected}; leave out what is not known"
+                )
 
 
 def check_verdict(verdict: VerdictConfig, at: str) -> None:

@@ -9,7 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.params.checks import check_dataset, check_labels, check_limits, check_row, check_verdict
+from pipeline.params.checks import (
+    check_dataset,
+    check_labels,
+    check_limits,
+    check_published,
+    check_row,
+    check_verdict,
+)
 from pipeline.params.parse import names_given, parse, pick
 from pipeline.params.schema import Params, PublishedConfig, Row, WeightsConfig
 from pipeline.params.sentences import error_shown, shown
@@ -51,18 +58,31 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 @cache
 def _loader() -> Any:
-    """PyYAML's safe loader, which refuses a key that a mapping has twice: it would drop the first without a word."""
+    """PyYAML's safe loader, with an error of its own for two things that it lets pass: a key that a mapping has twice,
+    of which it would drop the first, and what Python's types make of a value, such as a date 2026-02-30."""
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C: ten times as fast
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             marks: dict[str, Any] = {}
-            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            for key in (key for key, _ in pairs if isinstance(key, yaml.ScalarNode)):
                 mark: Any = key.start_mark
                 if (first := marks.setdefault(key.value, mark)) is not mark:
                     lines = f"lines {first.line + 1} and {mark.line + 1}"
                     raise yaml.YAMLError(f"{lines} give one mapping the key {shown(key.value)} twice; take one out")
             return super().construct_mapping(node, deep=deep)
+
+        def construct_object(self, node: Any, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep=deep)
+            except (ValueError, LookupError, AttributeError):
+                if not isinstance(node, yaml.ScalarNode):
+                    raise
+                what = f"{shown(node.value)}, which looks like a date or a number and is none"
+                raise yaml.YAMLError(
+                    f"line {node.start_mark.line + 1} holds {what}; correct it, or put it in quotes if it is text"
+                ) from None
 
     return Loader
 
@@ -162,6 +182,7 @@ def _row(name: str, tree: Any, params: Params, where: str) -> Row:
         )
     check_row(row, at)
     check_limits(row, at)
+    check_published(row, at)
     return row
 
 

@@ -6,16 +6,20 @@ Everything here is of parsed YAML, before it becomes dataclasses. What is not a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.parse import parse_part, pick
 from pipeline.params.schema import DatasetConfig, Row
-from pipeline.params.sentences import error_shown, shown
+from pipeline.params.sentences import shown
 
 _OF_THE_ROW = ("name", "dataset", "weights", "preset")
 """Settings that a preset cannot hold: dvc.yaml reads them from each row."""
+
+_PLACE = re.compile(r"\{([^{}]*)\}|[{}]")
+"""In a site's texts: what an entry fills in, or a brace alone, which it cannot."""
 
 
 def with_class_names(dataset: Any, at: str) -> Any:
@@ -52,14 +56,12 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
             raise ValueError(f"{at}.{key} is {shown(value)}; expected text, in quotes if it looks like a number")
     site = pick(sites, named.pop("site"), "site", at)
     date, _, digest = named.get("stamp", named.get("name", "")).rpartition("-")
+    known = {**named, "date": date, "digest": digest}
     filled = {}
     for key, text in site.items():
-        try:
-            filled[key] = text.format(**named, date=date, digest=digest)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{at}: its site's {key} is {shown(text)}, and the entry has no {error_shown(error)}"
-            ) from None
+        if unknown := [part for part in _PLACE.findall(text) if part not in known]:
+            raise ValueError(f"{at}: its site's {key} is {shown(text)}, and the entry has no {shown(unknown[0])}")
+        filled[key] = _PLACE.sub(lambda place: known[place[1]], text)
     return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
 
 

@@ -1,4 +1,4 @@
-"""What a stage knows of the `dvc repro` that has started it."""
+"""What a stage knows of the `dvc repro` that has started it, and what it keeps from its output."""
 
 from __future__ import annotations
 
@@ -55,3 +55,22 @@ def test_a_stage_finds_the_dvc_that_has_started_it(tmp_path: Path, named: tuple[
     subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
     answer = subprocess.run([*dvc, "repro", *named], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"found {found}\n" in answer.stdout
+
+
+def test_opencvs_own_warnings_do_not_come_between_the_sentences() -> None:
+    code = (
+        "import io, sys\n"
+        "from stages import run\n"
+        "def main():\n"
+        "    import cv2, numpy as np\n"
+        "    from PIL import Image\n"
+        "    Image.fromarray(np.ones((8, 8), np.float32)).save(file := io.BytesIO(), 'TIFF')\n"
+        "    assert cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR) is None\n"
+        "main() if sys.argv[1:] else run(main)\n"
+    )
+    said = [
+        subprocess.run([sys.executable, "-c", code, *alone], cwd=PROJECT, capture_output=True, text=True)
+        for alone in ((), ("alone",))
+    ]
+    assert [process.returncode for process in said] == [0, 0]
+    assert said[0].stderr == "" and "TIFF" in said[1].stderr

@@ -166,7 +166,8 @@ def _look_at(config: DatasetConfig) -> str:
         return "the annotations, class_names and thing_classes"
     if config.palette:
         return "the labels, palette and class_names"
-    return f"the labels, ignore_label ({config.ignore_label}), label_offset ({config.label_offset}) and class_names"
+    ignored = ", ".join(map(str, config.ignore_labels)) or "none"
+    return f"the labels, ignore_label ({ignored}), label_offset ({config.label_offset}) and class_names"
 
 
 def _shared(manifest: Manifest) -> list[str]:

@@ -191,6 +191,15 @@ def test_without_names_all_rows_of_the_tables_are_planned(params: Params, tmp_pa
     assert "On 8 GPUs that are always busy: " in shown
 
 
+def test_without_names_and_tables_all_rows_are_planned_and_without_rows_there_is_one_sentence(
+    params: Params, tmp_path: Path
+) -> None:
+    own = dataclasses.replace(params, rows={"shapes_tiny": params.row("shapes_tiny")})
+    assert [entry["row"] for entry in make_plan(own, [], Settings(), results=tmp_path)["rows"]] == ["shapes_tiny"]
+    with pytest.raises(ValueError, match=r"^params.yaml has no rows, so there is nothing to plan; add one to `rows`$"):
+        make_plan(dataclasses.replace(params, rows={}), [], Settings(), results=tmp_path)
+
+
 def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_path: Path) -> None:
     plan = make_plan(params, ["shapes_tiny", "cityscapes_r50"], Settings(), results=tmp_path)
     alone = make_plan(params, ["cityscapes_r50"], Settings(), results=tmp_path)

@@ -43,6 +43,9 @@ def archive(tmp_path: Path) -> Path:
     return zipped(write_folder(tmp_path / "d"), tmp_path / "made/data.zip")
 
 
+VOC = {"train": "train", "val": "val"}
+
+
 def published(server: Server, archive: Path, **settings: Any) -> DatasetConfig:
     """A dataset entry for an archive that the server has, with its length and digest."""
     server.files[archive.name] = archive.read_bytes()
@@ -186,6 +189,18 @@ def test_unpacked_coco_and_cityscapes_are_known_by_their_folders(tmp_path: Path,
     assert open_sources(facts) == [tmp_path / "data/coco"]
 
 
+def test_unpacked_voc_is_known_by_its_folders_and_lists(tmp_path: Path, storage: Path, server: Server) -> None:
+    entry = config(layout="voc", sources=(server.url("voc.tar"),), mirrors=("data",), terms="research", splits=VOC)
+    put(tmp_path / "data/voc/JPEGImages/a.jpg", b"x")
+    put(tmp_path / "data/voc/SegmentationClass/a.png", b"x")
+    put(tmp_path / "data/voc/ImageSets/Segmentation/train.txt", b"a")
+    with pytest.raises(ValueError, match="accept_terms"):  # without the list of the split val
+        fetch("mine", entry, base=tmp_path)
+    put(tmp_path / "data/voc/ImageSets/Segmentation/val.txt", b"a")
+    assert open_sources(fetch("mine", entry, base=tmp_path)) == [tmp_path / "data/voc"]
+    assert server.requests == []
+
+
 # Before a download
 
 
@@ -305,9 +320,29 @@ def test_a_folder_is_read_in_place_and_known_by_names_sizes_and_contents(tmp_pat
         open_sources(facts)
 
 
+def test_a_folder_that_holds_storage_or_results_is_no_dataset(
+    tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(storage.parent / "d")
+    assert fetch("mine", config(sources=(str(storage.parent / "d"),)), base=tmp_path).sources[0].name == "d"
+    with pytest.raises(ValueError, match=rf"^{storage.parent} is to be read as a dataset, but holds .*{storage.name},"):
+        fetch("mine", config(sources=(str(storage.parent),)), base=tmp_path)
+    monkeypatch.chdir(write_folder(tmp_path / "elsewhere/project"))
+    with pytest.raises(ValueError, match="holds results, which changes with every command; move"):
+        fetch("mine", config(sources=(".",)), base=Path.cwd())
+
+
+def test_a_name_that_is_not_utf8_is_said_when_a_folder_is_fetched(tmp_path: Path, storage: Path) -> None:
+    put(write_folder(tmp_path / "d") / os.fsdecode(b"images/training/\xff.png"), b"x")
+    with pytest.raises(ValueError, match=r"d holds a file whose name is not UTF-8, 'images/training/\\udcff.png'; ren"):
+        fetch("mine", config(sources=("d",)), base=tmp_path)
+
+
 def test_what_is_missing_is_said_with_what_to_do(tmp_path: Path, storage: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.zip does not exist; put the archive or folder there, or change"):
         fetch("mine", config(sources=("gone.zip",)), base=tmp_path)
+    with pytest.raises(ValueError, match="~nobody-of-this-name/a.zip names the home folder of a user that"):
+        fetch("mine", config(sources=("~nobody-of-this-name/a.zip",)), base=tmp_path)
     with pytest.raises(ValueError, match=r"datasets\.mine\.sources is empty"):
         fetch("mine", config(), base=tmp_path)
     with pytest.raises(ValueError, match="s3://bucket/a.zip cannot be downloaded"):

@@ -138,6 +138,14 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "datasets.nuclei.annotation_files.instances has {fold}; {folder} and {split} are what it may have",
         ),
         (
+            changed("datasets", "nuclei", "annotation_files", value={"instances": "{folder}/{a.json"}),
+            "datasets.nuclei.annotation_files.instances has {; {folder} and {split} are what it may have",
+        ),
+        (
+            changed("datasets", "nuclei", "annotation_files", value={"panoptic": ""}),
+            "datasets.nuclei.annotation_files.panoptic is empty; name a file in a source, or take it out",
+        ),
+        (
             changed("datasets", "ade20k", "annotation_files", value={"instances": "a.json"}),
             "datasets.ade20k.annotation_files is for the layout coco; the layout here is folder",
         ),
@@ -294,6 +302,10 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         (b"rows: {a: {task: a, seeds: [1], task: b}}", "is not YAML: lines 1 and 1 give one mapping the key 'task'"),
         ("terms: für alle".encode("latin-1"), r"is not UTF-8 text \(byte 8\); save it as UTF-8"),
         ("terms: für alle".encode("utf-16"), r"is not UTF-8 text \(byte 0\); save it as UTF-8"),
+        (b"rows:\n  first: 2026-02-30", r"is not YAML: line 2 holds '2026-02-30', which looks like a date or a number"),
+        (b"rows: !!int x", "is not YAML: line 1 holds 'x', which looks like a date or a number and is none; correct"),
+        (b"rows: !!bool x", "is not YAML: line 1 holds 'x'"),
+        (b"rows: !!set x", "is not YAML: expected a mapping node"),
         (b"", "expected the sections datasets, rows, weights, .*, found NoneType"),
         (b"- rows", "expected the sections datasets, rows, weights, .*, found list"),
     ):  # fmt: skip
@@ -400,6 +412,50 @@ def test_a_number_that_cannot_be_what_it_stands_for_is_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         parse_params(changed("rows", "shapes_tiny", *keys, value=value))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("published", "miuo"), 47.9, "published: no published figure is called 'miuo'; did you mean 'miou'?"),
+        (("published", "miou"), "47.9", "published.miou is '47.9'; expected a number of percent, 0 to 100; leave out"),
+        (("published", "miou"), None, "published.miou is None; expected a number of percent, 0 to 100; leave out what"),
+        (("published", "miou"), float("nan"), "published.miou is nan; expected a number of percent"),
+        (("published_authors", "pq"), 479, "published_authors.pq is 479; expected a number of percent, 0 to 100"),
+        (("published", "inf_fps"), "9", "published.inf_fps is '9'; expected a number, 0 or more"),
+        (("published", "device"), 100, "published.device is 100; expected text"),
+    ],
+)  # fmt: skip
+def test_a_published_figure_has_a_known_name_and_is_a_number(keys: tuple[str, str], value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml: rows.shapes_tiny.published") as caught:
+        parse_params(changed("rows", "shapes_tiny", keys[0], value={keys[1]: value}))
+    assert message in str(caught.value)
+
+
+def test_a_published_figure_may_be_100_or_0_and_have_a_speed_and_its_device() -> None:
+    published = {"pq": 100, "ap": 0.0, "inf_fps": 120.5, "device": "A100"}
+    assert parse_params(changed("rows", "shapes_tiny", "published", value=published)).row("shapes_tiny").published
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"splits": {}}, ".splits is empty; name the folders, such as train: training, or take it out"),
+        ({"splits": {"../x": "training"}}, ".splits has a split called '../x'; begin with a letter, and go on with"),
+        ({"splits": {"": "training"}}, ".splits has a split called ''; begin with a letter"),
+        ({"splits": {"train": "training/"}}, ".splits.train is 'training/'; give the folder without / at its ends"),
+        ({"splits": {"train": "../training"}}, ".splits.train is '../training'; give the folder without"),
+        ({"splits": {"train": ""}}, ".splits.train is ''; give the folder without"),
+        ({"sources": ["data/a.zip", ""]}, ".sources[1] is empty; name an archive, a folder or a URL"),
+        ({"sources": ["http://[::1/a.zip"]}, ".sources[0] is 'http://[::1/a.zip', which is no URL (Invalid IPv6 URL)"),
+        ({"value_range": [-1.0e308, 1.0e308]}, ".value_range is [-1e+308, 1e+308]; it must be two numbers that rise"),
+        ({"shard_mib": 0}, ".shard_mib is 0; it must be at least 1"),
+    ],
+)
+def test_a_datasets_files_and_values_are_checked_in_one_sentence(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^params.yaml: datasets.mine") as caught:
+        parse_params({"datasets": {"mine": {"layout": "folder", **settings}}, "rows": {}})
+    assert message in str(caught.value)
 
 
 def test_the_views_of_ms_flip_have_sides() -> None:
@@ -555,6 +611,8 @@ def test_without_a_preset_a_row_says_all_itself() -> None:
         (("presets", "small", "train", "steps"), "many", "presets.small.train.steps is 'many'; expected int"),
         (("presets", "small", "train"), [], "presets.small.train is []; expected the keys steps, augmentation"),
         (("presets", "small", "dataset"), "mine", "presets.small holds 'dataset', which each row says for itself"),
+        (("rows", "first", "dataset"), ["mine"], "rows.first.dataset is ['mine']; expected the name"),
+        (("rows", "first", "dataset"), {}, "rows.first.dataset is {}; expected the name"),
         (("rows", "first", "train"), 5, "rows.first.train is 5; expected the keys steps, augmentation"),
         (("datasets", "mine", "class_names"), "coc", "no list of class names is called 'coc'; did you mean 'coco'?"),
         (("rows",), "all", "params.yaml: rows is 'all'; expected a mapping"),
@@ -593,6 +651,10 @@ def test_a_sites_address_is_filled_with_an_entrys_name_and_stamp() -> None:
     del tree["checkpoints"]["first"]["stamp"]
     with pytest.raises(ValueError, match=r"checkpoints.first: its site's url is .*, and the entry has no 'stamp'$"):
         parse_params(tree)
+    for text, lacking in (("{stmp}", "stmp"), ("{name.real}", "name.real"), ("{}", ""), ("{name:9}", "name:9")):
+        sites["plain"]["url"] = text
+        with pytest.raises(ValueError, match=rf"weights.w: its site's url is '.*', and the entry has no '{lacking}'$"):
+            parse_params(tree)
 
 
 @pytest.mark.parametrize("url", ["{name.x}", "{name[a]}", "{0}", "{", "{name:d}"])

@@ -55,6 +55,12 @@ def test_every_class_without_a_training_pixel_is_named_with_the_share_of_ignored
     ]
 
 
+def test_ignored_labels_are_listed_as_a_user_writes_them() -> None:
+    for labels, said in (((0, 254), "0, 254"), ((), "none"), (7, "7")):
+        (error,), _ = look(of_pixels((40, 0, 0)), dataclasses.replace(CONFIG, ignore_label=labels))
+        assert f"ignore_label ({said}), label_offset (0)" in error
+
+
 def test_two_classes_with_pixels_are_enough_and_the_third_is_warned_of() -> None:
     errors, (warning,) = look(of_pixels((40, 40, 0), ignored=20), CONFIG)
     assert errors == [] and "1 of 3 classes have no training pixel: car; 20.0% of" in warning
