@@ -59,12 +59,11 @@ def _evaluated(row: Row, seed: TrainedSeed, manifest: Manifest, resources: Resou
     """A seed with the figures of its checkpoints, the one that decides first; without any if it did not finish."""
     checkpoints = None
     if seed.checkpoints is not None:
-        others: tuple[Which, ...] = ("last", "best")
-        found = {
-            which: evaluate(_job(row, seed, which, manifest, resources), resources)
-            for which in sorted(others, key=lambda which: which != decides)
-        }
-        checkpoints = EvaluatedCheckpoints(**found)
+        other: Which = "best" if decides == "last" else "last"
+        found = {decides: evaluate(_job(row, seed, decides, manifest, resources), resources)}
+        same = seed.checkpoints[other].sha256 == seed.checkpoints[decides].sha256
+        found[other] = found[decides] if same else evaluate(_job(row, seed, other, manifest, resources), resources)
+        checkpoints = EvaluatedCheckpoints(last=found["last"], best=found["best"])
     return EvaluatedSeed(
         seed=seed.seed,
         run_key=seed.run_key,

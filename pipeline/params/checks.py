@@ -63,6 +63,9 @@ def check_dataset(data: DatasetConfig, at: str) -> None:
         twice = [name for name, count in Counter(getattr(data, key)).items() if count > 1]
         if twice:
             raise ValueError(f"{at}.{key} has {shown(twice[0])} more than once; name every class once")
+    for name in data.thing_classes:
+        if name not in data.class_names:
+            raise ValueError(f"{at}.thing_classes has {shown(name)}, which is not among class_names")
     if data.annotation_files and data.layout != "coco":
         raise ValueError(f"{at}.annotation_files is for the layout coco; the layout here is {data.layout}")
     for key, path in data.annotation_files.items():

@@ -165,7 +165,7 @@ def finished_result(run_dir: StoredPath) -> Finished | None:
 def note_of(run_dir: StoredPath, note_type: type[_Note]) -> _Note | None:
     """What the folder's file of this kind says; None without it. ValueError when it is torn or of another layout."""
     path = run_dir / _FILES[note_type]
-    return _parsed(note_type, read_json(path, made_by=_AGAIN), path) if path.exists() else None
+    return _parsed(note_type, read_json(path, made_by=_again(path)), path) if path.exists() else None
 
 
 def write_note(run_dir: StoredPath, note: Any) -> None:
@@ -188,7 +188,7 @@ def worker_groups_of(run_dir: StoredPath) -> tuple[WorkerGroupSpan, ...]:
     path = run_dir / _WORKER_GROUPS
     if not path.exists():
         return ()
-    content = read_json(path, made_by=_AGAIN)
+    content = read_json(path, made_by=_again(path))
     if not isinstance(content, list):
         raise ValueError(f"{path} is no list of worker groups; {_foreign(path)}")
     return tuple(_parsed(WorkerGroupSpan, entry, path, f"[{place}]") for place, entry in enumerate(content))
@@ -199,7 +199,8 @@ def write_worker_groups(run_dir: StoredPath, worker_groups: Sequence[WorkerGroup
     write_json(run_dir / _WORKER_GROUPS, [dataclasses.asdict(span) for span in worker_groups])
 
 
-_AGAIN = "training the row again (first delete what is there)"
+def _again(path: StoredPath) -> str:
+    return f"training the row again (first delete its folder, runs/{path.parent.name} in the storage root)"
 
 
 def _parsed(note_type: type[_Note], content: Any, path: StoredPath, place: str = "") -> _Note:

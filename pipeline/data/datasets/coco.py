@@ -73,8 +73,11 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         if len(set(entries.values())) > 1:
             said = " and ".join(f"{file} has {' '.join(map(shown, entry))}" for file, entry in entries.items())
             raise ValueError(f"picture {identity} differs (name, height, width): {said}")
+        listed_name = file_name
+        if file_name not in images:  # some exporters write the folder too
+            file_name = file_name.removeprefix(f"{folder}/")
         if file_name not in images:
-            raise ValueError(f"{lister} lists {shown(file_name)}, but no source has it in {folder}/")
+            raise ValueError(f"{lister} lists {shown(listed_name)}, but no source has it in {folder}/")
         name = file_name.rpartition(".")[0] or file_name
         if name in found:
             raise ValueError(f"{lister} lists two pictures called {shown(name)}; keep one of them")

@@ -36,6 +36,9 @@ SHAPES_NO_RECORD = (
 MIN_SIDE = 32
 """Pixels of the shortest side of training images `with_things` (mmdetection's min_size)."""
 
+NAMED = 10
+"""Classes that a warning names at most; the manifest and the table beside it have all."""
+
 MOSTLY = 0.5
 """Share of ignored pixels from which on they are warned of."""
 
@@ -148,7 +151,8 @@ def _without_pixels(manifest: Manifest, config: DatasetConfig) -> list[str]:
     said = []
     if missing:
         of = f"{len(missing)} of {len(manifest.class_names)} classes"
-        said.append(f"{of} have no training {'pixel' if has_pixels else 'object'}: {', '.join(missing)}")
+        names = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        said.append(f"{of} have no training {'pixel' if has_pixels else 'object'}: {names}")
     if has_pixels and (missing or ignored >= MOSTLY):
         said.append(f"{ignored:.1%} of the training pixels are ignored")
     return [f"dataset {manifest.dataset}: {'; '.join(said)}; look at {_look_at(config)}"] if said else []

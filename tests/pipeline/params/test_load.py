@@ -488,6 +488,7 @@ RED, BLUE = [200, 0, 0], [0, 0, 200]
         ({"ignore_label": "none"}, ".ignore_label is 'none'; expected int"),
         ({"ignore_label": [0, "x"]}, ".ignore_label[1] is 'x'; expected int"),
         ({"ignore_label": True}, ".ignore_label is True; expected int"),
+        ({"thing_classes": ["a", "bus"]}, ".thing_classes has 'bus', which is not among class_names"),
         ({"label_suffix": "_mask.png"}, ".label_suffix is '_mask.png'; give it without folder and without .png"),
         ({"label_suffix": "masks/x"}, ".label_suffix is 'masks/x'; give it without folder"),
         ({"palette": {"a": RED}}, ".palette has no colour for 'b'; every class of class_names needs one"),

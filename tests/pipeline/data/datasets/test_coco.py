@@ -43,6 +43,17 @@ def test_a_file_is_found_whose_accent_or_slash_the_annotations_spell_otherwise(t
         assert (record.name, record.read().size) == ("\u00e9", (6, 8))
 
 
+def test_a_file_name_may_begin_with_the_splits_folder(tmp_path: Path) -> None:
+    listing = {**INSTANCES, "images": [{**IMAGES[1], "file_name": "val2017/a.jpg"}], "annotations": []}
+    put(tmp_path / "annotations/instances_val2017.json", json.dumps(listing).encode())
+    put(tmp_path / "val2017/a.jpg", encoded(image(6, 8), ".jpg"))
+    (record,) = coco.records(CONFIG, [tmp_path], "val")
+    assert record.name == "a"
+    (tmp_path / "val2017/a.jpg").unlink()
+    with pytest.raises(ValueError, match="lists 'val2017/a.jpg', but no source has it in val2017/"):
+        coco.records(CONFIG, [tmp_path], "val")
+
+
 @pytest.mark.parametrize("image_format", ["TIFF", "PNG"])
 def test_masks_lie_on_their_objects_in_turned_pictures(tmp_path: Path, storage: Path, image_format: str) -> None:
     """A picture of 6 x 8 pixels that is stored turned left, with a white object whose mask was drawn on it as shown."""
