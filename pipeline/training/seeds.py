@@ -91,10 +91,12 @@ def train_row(
         what = "to be trained" if seed in pending else _in_words(_run_dir(keys[seed]))
         what += f", reused instead of {notes[seed].instead_of}" if seed in notes else ""
         _say(f"{row.name}: seed {seed} ({number} of {len(seeds)}), run {keys[seed]}: {what}")
+    if pending and before_training is not None:
+        before_training(row)
     with owned([_run_dir(keys[seed]) for seed in pending]):
         pending = [seed for seed in pending if not _has_ended(row, _run_dir(keys[seed]))]  # another had them until now
         if pending:
-            _train(row, pending, keys, manifest, weights, published, before_training)
+            _train(row, pending, keys, manifest, weights, published)
     # Also where all were found finished: a driver that was lost with its node did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
     mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
@@ -190,7 +192,6 @@ def _train(
     manifest: Manifest,
     weights: ConvertedWeights,
     published: PublishedEvaluation | None,
-    before_training: Callable[[Row], None] | None,
 ) -> None:
     """Train some seeds to their ends, in this process or as trials."""
     from pipeline.compute.resources import cluster_resources
@@ -198,8 +199,6 @@ def _train(
     from pipeline.tracking.experiments import check_database
     from pipeline.training.worker_group import train_seed
 
-    if before_training is not None:
-        before_training(row)
     resources = cluster_resources(row)
     initial = stored(weights.path, made_by=made_by(ConvertedWeights, row.weights)) if weights.path else None
     curve = _published_curve(row, published)
