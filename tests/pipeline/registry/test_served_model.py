@@ -421,7 +421,7 @@ def test_a_served_model_answers_a_real_picture_over_http(
         assert np.array_equal(np.where(read == 65535, -1, read), expected["segments"])
         for content, sentence in (
             ({"dataframe_split": {"data": [[text[:100]]]}}, "image 1 of 1 is 75 bytes that begin with b'\\xff\\xd8"),
-            ({"inputs": [text, text[:-10]]}, "image 2 of 2 is 1088 x 884 pixels, and does not decode"),
+            ({"inputs": [text, text[:-10]]}, "image 2 of 2 is 1088 x 884 pixels, but it does not decode"),
             ({"instances": [{"image": text[1:]}]}, "image 1 of 1 is "),
             ({"dataframe_records": [{"picture": text}]}, "the request has 'picture'; it must have one column, called"),
             ({"inputs": [None]}, "image 1 of 1 is null; give"),
