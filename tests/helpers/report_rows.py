@@ -38,7 +38,7 @@ ROW = {
 PARAMS = parse_params(
     {
         "datasets": {
-            "d": {"layout": "folder", "class_names": ["road", "<sky>"], "thing_classes": ["car", "cup"]},
+            "d": {"layout": "folder", "class_names": ["road", "<sky>"], "thing_classes": ["road", "<sky>"]},
         },
         "rows": {
             "ours": {**ROW, "seeds": [0, 1, 2]},
