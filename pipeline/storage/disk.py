@@ -65,12 +65,19 @@ def _is_at(path: Path, handle: IO[str]) -> bool:
     return False
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path is there and neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary file in the same folder, which becomes `path` if the block ends without an error.
 
-    ValueError where the disk is full.
+    ValueError where the disk is full; OSError for a device, a pipe or a socket: root could replace /dev/null.
     """
+    if is_special(path):
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, which no file replaces", str(path))
     with full_disk_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.storage.disk import locked, partial_files, written_whole
+from pipeline.storage.disk import is_special, locked, partial_files, written_whole
 
 if TYPE_CHECKING:
     from pipeline.storage.stores import StoredPath
@@ -80,6 +80,8 @@ def _check(database: Path) -> None:
 
 def _contents(database: Path) -> tuple[set[str], set[str]]:
     """Names of the tables of a database and the revisions that they are at; both empty: there is none yet."""
+    if is_special(database):  # it might never answer, or be replaced
+        raise UnusableDatabase(f"it is a device, a pipe or a socket; correct MLFLOW_TRACKING_URI, {_OR_A_NEW_ONE}")
     if not database.exists() or (database.is_file() and not database.stat().st_size):
         return set(), set()
     uri = f"file:{quote(str(database))}?mode=rw"

@@ -136,6 +136,11 @@ def a_folder(database: Path) -> None:
     database.mkdir()
 
 
+def a_pipe(database: Path) -> None:
+    database.unlink()
+    os.mkfifo(database)
+
+
 def of_another_program(database: Path) -> None:
     database.unlink()
     change(database, "create table notes (text text)")
@@ -151,6 +156,7 @@ def of_another_program(database: Path) -> None:
         (garbage, "it is no database that MLflow can use (file is not a database); "),
         (cut_short, "it is no database that MLflow can use (database disk image is malformed); "),
         (a_folder, "it is no database that MLflow can use (unable to open database file); "),
+        (a_pipe, "it is a device, a pipe or a socket; "),
         (of_another_program, "it is a database of another program; "),
     ],
 )
@@ -177,6 +183,7 @@ def test_a_database_that_cannot_be_used_is_warned_of_once_and_left_as_it_is(
         assert f"take a backup of it, then run 'mlflow db upgrade sqlite:///{database}'" in printed
     assert "another program" in printed or "move the database away: python -m stages.track then makes a new" in printed
     assert (database.read_bytes() if database.is_file() else None) == before
+    assert database.is_fifo() == (spoil is a_pipe)
 
 
 def test_a_database_is_found_again_once_it_is_mended(database: Path, empty_mlflow: Path) -> None:
