@@ -8,6 +8,9 @@ INSTALLED := $(VENV)/.installed
 # Two processes run the tests. The one that has none left takes half of what the other has left.
 AT_ONCE := -n 2 --dist worksteal
 
+# DVC wants to be told where there is no Git, as in an unpacked archive of the project.
+WITHOUT_GIT := [ -e .git ] || dvc config --local core.no_scm true
+
 # `dvc repro` calls `python`: that of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
@@ -28,15 +31,16 @@ help:
 
 demo: export M2F_WORKERS ?= 1
 demo: $(INSTALLED)
-	@dvc repro evaluate@shapes_tiny
+	@$(WITHOUT_GIT)
+	@dvc repro register@shapes_tiny
 	@echo
 	@python -m stages.report
 	@echo
 	@echo "What to do next, after . $(VENV)/bin/activate:"
 	@echo "  the report     open reports/index.html: table, curves, pictures, and where each figure comes from"
 	@echo "  every curve    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri" \
-	  "sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	@echo "  your pictures  docs/own-data.md: lay them out, name them in params.yaml, dvc repro evaluate@<row>"
+	  "sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=panoptic-rows"
+	@echo "  your pictures  docs/own-data.md: lay them out, name them in params.yaml, dvc repro register@<row>"
 
 test: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20
@@ -67,6 +71,7 @@ audit:
 	  --ignore-vuln CVE-2025-69872
 
 install: $(INSTALLED)
+	@$(WITHOUT_GIT)
 
 # Written last, so that an interrupted installation is repeated.
 $(INSTALLED): requirements.lock pyproject.toml

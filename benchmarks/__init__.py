@@ -1,0 +1,1 @@
+"""Comparisons with other implementations, and what each part of this one costs."""

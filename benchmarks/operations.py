@@ -10,10 +10,8 @@ only, and its count holds the sum of class scores over queries at the input's si
 
 from __future__ import annotations
 
-import torch
+import argparse
 
-from m2f import build_model
-from pipeline.cost.benchmark import forward_flops
 from pipeline.data.images.sizes import PUBLISHED, Size, area, input_size
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
@@ -47,12 +45,18 @@ validation pictures (tables I and III). Cityscapes' are not printed."""
 
 def parameters(row: Row) -> int:
     """Of the whole network."""
+    import torch
+
+    from m2f import build_model
+
     with torch.device("meta"):  # shapes only
         return sum(parameter.numel() for parameter in build_model(row.model).parameters())
 
 
 def counted_like_the_paper(row: Row, size: Size) -> float:
     """Multiply-adds with the nine other predictions' masks and the sum of scores."""
+    from pipeline.cost.benchmark import forward_flops
+
     decoder = row.model.query_decoder
     masks = decoder.layers * decoder.queries * row.model.pixel_decoder.channels * area(size) / 16
     scores = 0 if row.task == "instance" else decoder.queries * row.model.num_classes * area(size)
@@ -68,6 +72,13 @@ def compared_size(row: Row) -> Size:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.operations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    from pipeline.cost.benchmark import forward_flops
+
     print("| row | M parameters | paper | size | G multiply-adds | with those | paper |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, row in load_params("params.yaml").rows.items():

@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from m2f import Target, build_model
-from m2f.inference import semantic_scores
-from m2f.losses import set_losses
-from m2f.metrics import SemanticMetric
-from m2f.model import Mask2Former, normalise, pad
-from m2f.types import Prediction
-from m2f.weights import from_reference, reference_name
 from pipeline.params.load import load_params
-from tests.reference.seeded_weights import seeded_state_dict
+from pipeline.params.schema import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from m2f.model import Mask2Former
 
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = PROJECT / "tests" / "reference"
-ROWS = load_params(PROJECT / "params.yaml").rows
+
+
+@cache
+def rows() -> dict[str, Row]:
+    """Of params.yaml."""
+    return dict(load_params(PROJECT / "params.yaml").rows)
 
 
 def seeded_model(row: str, drop_path_rate: float | None = None) -> Mask2Former:
     """The row's network with the weights behind the recorded values."""
-    model = build_model(ROWS[row].model, drop_path_rate)
-    model.load_state_dict(from_reference(seeded_state_dict(row, REFERENCE), ROWS[row].model))
+    from m2f import build_model
+    from m2f.weights import from_reference
+    from tests.reference.seeded_weights import seeded_state_dict
+
+    model = build_model(rows()[row].model, drop_path_rate)
+    model.load_state_dict(from_reference(seeded_state_dict(row, REFERENCE), rows()[row].model))
     return model
 
 
 def rgb(image_bgr: np.ndarray) -> Tensor:
     """(..., H, W, 3) BGR to (..., 3, H, W) RGB."""
+    import torch
+
     return torch.from_numpy(image_bgr[..., ::-1].copy()).movedim(-1, -3)
 
 
@@ -48,6 +56,12 @@ def line(what: str, figure: float, unit: str = "") -> None:
 
 def forward(row: str) -> None:
     """Largest differences of one forward pass."""
+    import numpy as np
+    import torch
+
+    from m2f.inference import semantic_scores
+    from m2f.model import normalise, pad
+
     values = np.load(REFERENCE / "forward" / f"{row}.npz")
     images = pad(normalise(rgb(values["image_bgr"])[None]))
     with torch.inference_mode():
@@ -65,6 +79,13 @@ def forward(row: str) -> None:
 
 def losses(draws: int) -> None:
     """Largest relative difference of the losses on recorded logits, mean over draws."""
+    import numpy as np
+    import torch
+
+    from m2f import Target
+    from m2f.losses import set_losses
+    from m2f.types import Prediction
+
     values, expected = np.load(REFERENCE / "losses.npz"), json.loads((REFERENCE / "losses.json").read_text())
     height, width = values["mask_shape"]
     targets = []
@@ -82,7 +103,7 @@ def losses(draws: int) -> None:
             prediction,
             targets,
             num_masks=sum(len(target) for target in targets),
-            config=ROWS["cityscapes_r50"].model.loss,
+            config=rows()["cityscapes_r50"].model.loss,
             seeds=[2 * draw, 2 * draw + 1],
         )
         for name, value in step.items():
@@ -94,6 +115,14 @@ def losses(draws: int) -> None:
 
 def training_step(row: str, draws: int) -> None:
     """Relative differences of a whole training step without drop path, mean over draws."""
+    import numpy as np
+    import torch
+
+    from m2f import Target
+    from m2f.losses import set_losses
+    from m2f.model import normalise
+    from m2f.weights import reference_name
+
     expected = json.loads((REFERENCE / f"gradients_{row}.json").read_text())
     values = np.load(REFERENCE / f"gradients_{row}.npz")
     images = normalise(rgb(values["image_bgr"]))
@@ -126,6 +155,10 @@ def training_step(row: str, draws: int) -> None:
 
 def miou() -> None:
     """Difference of mIoU on recorded label maps."""
+    import numpy as np
+
+    from m2f.metrics import SemanticMetric
+
     values, expected = np.load(REFERENCE / "miou.npz"), json.loads((REFERENCE / "miou.json").read_text())
     metric = SemanticMetric(num_classes=19)
     metric.update(values["prediction"], values["label"])
@@ -139,7 +172,7 @@ def main() -> None:
     draws = parser.parse_args().draws
     print("| compared | difference |\n|---|---|")
     recorded = {path.stem for path in (REFERENCE / "forward").glob("*.npz")}
-    for row in ROWS:
+    for row in rows():
         if row in recorded:
             forward(row)
     losses(5 * draws)

@@ -18,18 +18,10 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
-import numpy as np
-import psutil
-
-from pipeline.compute.ray_session import connect
-from pipeline.data.archives import file_names, read_file
-from pipeline.data.shards import build
-from pipeline.params.schema import DatasetConfig
-from pipeline.storage.files import sha256
-from pipeline.storage.results import FetchedSource
+if TYPE_CHECKING:
+    import psutil
 
 FORMATS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG": (512, 683, ".jpg", 5)}
 """Height, width, suffix, and how many times as many pictures as asked for, since they are smaller."""
@@ -37,6 +29,11 @@ FORMATS = {"cityscapes-sized PNG": (1024, 2048, ".png", 1), "ade20k-sized JPEG":
 
 def enlarged(source: Path, target: Path, count: int, height: int, width: int, suffix: str) -> None:
     """Write an archive of `count` pictures with labels, the source's first ones again and again, at another size."""
+    import cv2
+    import numpy as np
+
+    from pipeline.data.archives import file_names, read_file
+
     names = [name for name in file_names(source) if "images/" in name]
     options = [cv2.IMWRITE_JPEG_QUALITY, 90] if suffix == ".jpg" else []
     with zipfile.ZipFile(target, "w") as archive:
@@ -53,6 +50,8 @@ def enlarged(source: Path, target: Path, count: int, height: int, width: int, su
 
 def ours() -> list[psutil.Process]:
     """This process and Ray's workers below it."""
+    import psutil
+
     found = [psutil.Process()]
     for process in found[0].children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
@@ -75,6 +74,8 @@ class Ready:
         self.thread = threading.Thread(target=self._sample)
 
     def _sample(self) -> None:
+        import psutil
+
         workers, place = ours()[1:], 0
         while not self.over.wait(0.05):
             if place % 20 == 0:
@@ -99,6 +100,13 @@ def measured(
     archive: Path, classes: int, ignore_label: int, pixels: Literal["encoded", "raw"], processes: int
 ) -> dict[str, Any]:
     """Shard an archive; pictures, seconds, CPU seconds and bytes written."""
+    import numpy as np
+
+    from pipeline.data.shards import build
+    from pipeline.params.schema import DatasetConfig
+    from pipeline.storage.files import sha256
+    from pipeline.storage.results import FetchedSource
+
     config = DatasetConfig(
         layout="folder",
         splits={"train": "train"},
@@ -132,6 +140,10 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where archives and shards are written for the time being")
     arguments = parser.parse_args()
+
+    from pipeline.compute.ray_session import connect
+    from pipeline.data.shards import build
+
     build.FEW_RECORDS = 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         os.environ["M2F_STORAGE"] = f"{folder}/storage"

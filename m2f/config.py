@@ -69,6 +69,9 @@ class LossConfig:
     dice_weight: float = 5.0
     no_object_weight: float = 0.1
     """Weight of a query without an object in the class loss's weighted mean."""
+    class_weights: tuple[float, ...] = field(default=(), metadata={OFF: ()})
+    """Weight of every class in the class loss, by class id; empty: 1 each (all published rows). params.yaml may give
+    class names instead; classes that it leaves out have 1."""
     points: int = 12_544
     """Points at which masks are compared, per mask (112 * 112)."""
     oversample: float = 3.0

@@ -8,13 +8,40 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2f.constants import constant
+from m2f.deterministic_sampling import grid_sample
 from m2f.kernels import cpu
+from m2f.layers import Linear
 
 Shapes = tuple[tuple[int, int], ...]
 """(height, width) of every level."""
+
+
+def attend(
+    value_BSKD: Tensor, shapes: Shapes, positions_N2: Tensor, offsets_BNKLP2: Tensor, logits_BNKLP: Tensor
+) -> Tensor:
+    """What every query gets from all levels, (B, N, C): `sample_and_sum` at its normalised (x, y) plus the offsets.
+
+    Offsets are in pixels of their level; the logits' softmax over levels and points are the weights.
+    """
+    # never in less than the positions' float32: bf16 would move a location by up to a quarter of a pixel
+    dtype = torch.promote_types(value_BSKD.dtype, positions_N2.dtype)
+    value, positions, offsets, logits = (t.to(dtype) for t in (value_BSKD, positions_N2, offsets_BNKLP2, logits_BNKLP))
+    fits = value.shape[3] <= cpu.MOST_CHANNELS and logits[0, 0, 0].numel() <= cpu.MOST_POINTS
+    form = cpu.deformable_attention if fits and cpu.takes(value, positions, offsets, logits) else plain_attend
+    return form(value, shapes, positions, offsets, logits)
+
+
+def plain_attend(
+    value_BSKD: Tensor, shapes: Shapes, positions_N2: Tensor, offsets_BNKLP2: Tensor, logits_BNKLP: Tensor
+) -> Tensor:
+    """`attend` by PyTorch's own operations: the definition that faster ones are compared with."""
+    sizes_L2 = constant(tuple((w, h) for h, w in shapes), positions_N2, positions_N2.dtype)
+    locations_BNKLP2 = positions_N2[None, :, None, None, None] + offsets_BNKLP2 / sizes_L2[:, None]
+    weights_BNKLP = logits_BNKLP.flatten(3).softmax(-1).view_as(logits_BNKLP)
+    return sample_and_sum(value_BSKD, shapes, locations_BNKLP2, weights_BNKLP)
 
 
 def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor, weights_BNKLP: Tensor) -> Tensor:
@@ -22,25 +49,12 @@ def sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor,
 
     Locations are normalised (x, y), 0 and 1 at the outer edges of the map; outside is zero.
     """
-    if cpu.takes(value_BSKD, locations_BNKLP2, weights_BNKLP) and value_BSKD.shape[3] <= cpu.MOST_CHANNELS:
-        return cpu.deformable_attention(value_BSKD, shapes, locations_BNKLP2, weights_BNKLP)
-    return plain_sample_and_sum(value_BSKD, shapes, locations_BNKLP2, weights_BNKLP)
-
-
-def plain_sample_and_sum(value_BSKD: Tensor, shapes: Shapes, locations_BNKLP2: Tensor, weights_BNKLP: Tensor) -> Tensor:
-    """`sample_and_sum` by PyTorch's own operations: the definition that faster ones are compared with."""
     B, _, K, D = value_BSKD.shape
     N = locations_BNKLP2.shape[1]
     grids = (2 * locations_BNKLP2 - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*K, N, P, 2)
     levels = value_BSKD.split([h * w for h, w in shapes], dim=1)
     sampled = [
-        F.grid_sample(
-            level.permute(0, 2, 3, 1).reshape(B * K, D, h, w),
-            grid,
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
+        grid_sample(level.permute(0, 2, 3, 1).reshape(B * K, D, h, w), grid)
         for level, (h, w), grid in zip(levels, shapes, grids.unbind(0), strict=True)
     ]
     weights = weights_BNKLP.transpose(1, 2).reshape(B * K, 1, N, -1)  # levels and points, level first
@@ -56,10 +70,10 @@ class DeformableAttention(nn.Module):
         if channels % heads:
             raise ValueError(f"{channels} channels cannot be split over {heads} attention heads")
         self.heads, self.levels, self.points = heads, levels, points
-        self.offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.weights = nn.Linear(channels, heads * levels * points)
-        self.value = nn.Linear(channels, channels)
-        self.output = nn.Linear(channels, channels)
+        self.offsets = Linear(channels, heads * levels * points * 2)
+        self.weights = Linear(channels, heads * levels * points)
+        self.value = Linear(channels, channels)
+        self.output = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,11 +95,6 @@ class DeformableAttention(nn.Module):
         B, N, _ = query_BNC.shape
         K, L, P = self.heads, self.levels, self.points
         value = self.value(source_BSC).unflatten(-1, (K, -1))
-        sizes_L2 = torch.tensor([(w, h) for h, w in shapes], dtype=positions_N2.dtype, device=query_BNC.device)
-        offsets = self.offsets(query_BNC).view(B, N, K, L, P, 2).to(positions_N2.dtype) / sizes_L2[:, None]
-        weights = self.weights(query_BNC).view(B, N, K, L * P).softmax(-1).view(B, N, K, L, P)
-        locations = positions_N2[None, :, None, None, None] + offsets
-        # locations never in less than float32: bf16 would move them by up to a quarter of a pixel
-        dtype = torch.promote_types(value.dtype, locations.dtype)
-        mixed = sample_and_sum(value.to(dtype), shapes, locations.to(dtype), weights.to(dtype))
-        return self.output(mixed)
+        offsets = self.offsets(query_BNC).view(B, N, K, L, P, 2)
+        logits = self.weights(query_BNC).view(B, N, K, L, P)
+        return self.output(attend(value, shapes, positions_N2, offsets, logits))

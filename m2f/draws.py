@@ -50,11 +50,15 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
-def keys_of(seeds: Sequence[int], stream: int, device: torch.device | str = "cpu") -> Tensor:
-    """What `uniform` draws from, (2, B) int32: the low and the high word of every row's key."""
-    keys = [mix(seed, stream) for seed in seeds]
+def words_of(keys: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """What `uniform_of` draws from, (2, R) int32: the low and the high word of every row's key (see `mix`)."""
     halves = [[_signed32(key) for key in keys], [_signed32(key >> 32) for key in keys]]
     return to_device(torch.tensor(halves, dtype=torch.int32), device)
+
+
+def keys_of(seeds: Sequence[int], stream: int, device: torch.device | str = "cpu") -> Tensor:
+    """The words of the keys that `uniform` makes of seeds and a stream, (2, B) int32."""
+    return words_of([mix(seed, stream) for seed in seeds], device)
 
 
 def uniform(seeds: Sequence[int], stream: int, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -63,15 +67,19 @@ def uniform(seeds: Sequence[int], stream: int, count: int, device: torch.device 
     `seeds`: one int per row (a picture, or a mask of one: see `mix`). `stream` tells apart the uses of
     one seed: same seed and stream, same numbers; a longer draw begins with the shorter one.
     """
-    keys_2R = keys_of(seeds, stream, device)
-    if cpu.takes(keys_2R):
-        return cpu.draw(keys_2R, count)
-    low, high = keys_2R.unsqueeze(-1)
+    return uniform_of(keys_of(seeds, stream, device), count)
+
+
+def uniform_of(words_2R: Tensor, count: int) -> Tensor:
+    """`uniform` for the words of keys, (R, count): one call for rows of several streams."""
+    if cpu.takes(words_2R):
+        return cpu.draw(words_2R, count)
+    low, high = words_2R.unsqueeze(-1)
+    device, total = words_2R.device, words_2R.shape[1]
     counter = torch.arange(count, dtype=torch.int32, device=device)
-    result = torch.empty(len(seeds), count, device=device)
-    on_cpu = result.device.type == "cpu"
-    rows = max(1, _CPU_BLOCK // max(1, count)) if on_cpu else max(1, len(seeds))
-    for start in range(0, len(seeds), rows):
+    result = torch.empty(total, count, device=device)
+    rows = max(1, _CPU_BLOCK // max(1, count)) if device.type == "cpu" else max(1, total)
+    for start in range(0, total, rows):
         bits = counter ^ low[start : start + rows]
         scratch = torch.empty_like(bits)
         _finalise_(bits, scratch)

@@ -1,15 +1,36 @@
 """Parts shared by the two decoders.
 
-B pictures, N queries, M keys, C channels, K heads
+B pictures, N queries, M keys, C channels, K heads, H hidden channels
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from m2f.recompute import cheap
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that on a CPU adds its bias to the product in place.
+
+    PyTorch's own first writes the bias to every row of the result, one more pass over memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None or not _plain_floats(x):
+            return super().forward(x)
+        return (x @ self.weight.T).add_(self.bias)
+
+
+def _plain_floats(x: Tensor) -> bool:
+    """Whether to take a form for a CPU; autocast and compiling know PyTorch's own operations better."""
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 class Attention(nn.Module):
@@ -43,9 +64,65 @@ class Attention(nn.Module):
         return self.out_proj(mixed_BKND.transpose(1, 2).flatten(2))
 
 
-def feedforward(channels: int, hidden: int) -> nn.Sequential:
-    """Linear, ReLU, linear."""
-    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
+class FeedForward(nn.Sequential):
+    """Linear, ReLU or GELU, linear; on a CPU `_ROWS_AT_ONCE` rows at a time: what is between stays in its cache.
+
+    What is between is the largest tensor of a layer; of more rows it is not kept: the backward pass makes it again.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, gelu: bool = False) -> None:
+        activation = nn.GELU() if gelu else nn.ReLU(inplace=True)
+        super().__init__(Linear(channels, hidden), activation, Linear(hidden, channels))
+        self._gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        widen, activation, narrow = self
+        if _plain_floats(x) and x.shape[:-1].numel() > _ROWS_AT_ONCE:
+            weights = widen.weight, widen.bias, narrow.weight, narrow.bias
+            result: Tensor = _FeedForward.apply(x.flatten(0, -2), *weights, self._gelu)
+            return result.view_as(x)
+        hidden = widen(x)
+        result = narrow(cheap(activation, hidden) if self._gelu else activation(hidden))
+        return result
+
+
+_ROWS_AT_ONCE = 2048
+"""Their hidden channels fit into a processor's cache. Fewer rows are neither cut nor made again: that costs time,
+and they take little memory."""
+
+
+class _FeedForward(torch.autograd.Function):
+    """Shapes: x (N, C), weights (H, C), (H,), (C, H), (C,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gelu: bool) -> Tensor:
+        result = torch.empty_like(x)
+        for rows, into in zip(x.split(_ROWS_AT_ONCE), result.split(_ROWS_AT_ONCE), strict=True):
+            widened = (rows @ w1.T).add_(b1)
+            torch.mm(F.gelu(widened) if gelu else widened.relu_(), w2.T, out=into).add_(b2)
+        ctx.save_for_backward(x, w1, b1, w2)
+        ctx.gelu = gelu
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, b1, w2 = ctx.saved_tensors
+        to_x, to_w1, to_b1, to_w2 = torch.empty_like(x), *(torch.zeros_like(t) for t in (w1, b1, w2))
+        parts = (t.split(_ROWS_AT_ONCE) for t in (x, gradient, to_x))
+        for rows, given, into in zip(*parts, strict=True):
+            widened = (rows @ w1.T).add_(b1)
+            activated = F.gelu(widened) if ctx.gelu else widened.relu_()
+            to_w2.addmm_(given.T, activated)
+            to_widened = given @ w2
+            if ctx.gelu:
+                to_widened = torch.ops.aten.gelu_backward(to_widened, widened)
+            else:
+                to_widened = torch.ops.aten.threshold_backward(to_widened, activated, 0)
+            to_w1.addmm_(to_widened.T, rows)
+            to_b1 += to_widened.sum(0)
+            torch.mm(to_widened, w1, out=into)
+        return to_x, to_w1, to_b1, to_w2, gradient.sum(0), None
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from m2f.config import LossConfig
 from m2f.draws import mix, to_device
-from m2f.matcher import Divergence, match
+from m2f.kernels import cpu
+from m2f.mask_product import matched_masks
+from m2f.matcher import Divergence, match, without_autocast
 from m2f.points import TrueMasks, sample_logits, uncertain_points
 from m2f.types import Prediction, Target
 
@@ -34,15 +36,23 @@ class GroupTotals(NamedTuple):
     """Matched masks, a picture without any counted as one: the group's part in the divisor of the mask losses."""
 
 
-def group_totals(mask_counts: Sequence[int], *, queries: int, config: LossConfig) -> GroupTotals:
+def group_totals(
+    mask_counts: Sequence[int], *, queries: int, config: LossConfig, labels: Sequence[Tensor] = ()
+) -> GroupTotals:
     """Totals of a group from the number of true masks of each of its pictures, before any matching.
 
-    A picture with T masks has min(T, queries) matched queries of weight 1; the others weigh `no_object_weight`.
-    Source of the count of at least one: mmdetection 3.3, MaskSamplingResult.
+    A picture with T masks has min(T, queries) matched queries of weight 1, or of their classes' `class_weights`; the
+    others weigh `no_object_weight`. Source of the count of at least one: mmdetection 3.3, MaskSamplingResult.
+    `labels`: the classes of each picture's masks, (T,) int64 on the host, which `class_weights` need. Which of more
+    masks than queries are matched is not known yet: their mean weight counts.
     """
     matched = [min(count, queries) for count in mask_counts]
     unmatched = len(matched) * queries - sum(matched)
-    return GroupTotals(sum(matched) + config.no_object_weight * unmatched, sum(max(count, 1) for count in matched))
+    weight: float = sum(matched)
+    if config.class_weights:
+        means = [sum(config.class_weights[c] for c in of.tolist()) / max(len(of), 1) for of in labels]
+        weight = sum(count * mean for count, mean in zip(matched, means, strict=True))
+    return GroupTotals(weight + config.no_object_weight * unmatched, sum(max(count, 1) for count in matched))
 
 
 def set_losses(
@@ -75,14 +85,15 @@ def set_losses(
     if not len(targets) == len(seeds) == batch_size:
         raise ValueError(f"{batch_size} pictures need as many targets and seeds, got {len(targets)} and {len(seeds)}")
     if class_weight_totals is None:
-        totals = group_totals([len(target) for target in targets], queries=queries, config=config)
+        labels = [target.labels for target in targets] if config.class_weights else ()
+        totals = group_totals([len(target) for target in targets], queries=queries, config=config, labels=labels)
         class_weight_totals = [totals.class_weight] * batch_size
     elif len(class_weight_totals) != batch_size:
         raise ValueError(f"{batch_size} pictures need as many class_weight_totals, got {len(class_weight_totals)}")
     device = prediction.mask_logits.device
 
     pairs_LM3 = match(predictions, targets, config=config, seeds=seeds)
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         loss_class_L = _class_losses(predictions, targets, pairs_LM3, class_weight_totals, config)
         loss_mask_L, loss_dice_L = _mask_losses(predictions, targets, pairs_LM3, seeds, config)
         weighted_L3 = torch.stack(
@@ -124,6 +135,8 @@ def _class_losses(
     classes[slots_LM] = torch.cat([target.labels for target in targets])[labels_LM]
 
     weight_C1 = torch.ones(no_object + 1, device=device)
+    if config.class_weights:
+        weight_C1[:no_object] = to_device(torch.tensor(config.class_weights), device)
     weight_C1[no_object] = config.no_object_weight
     loss = F.cross_entropy(logits_LBQC1.flatten(0, 2), classes, weight=weight_C1, reduction="none")
     totals_B = to_device(torch.tensor(class_weight_totals, dtype=torch.float32), device)
@@ -146,7 +159,7 @@ def _mask_losses(
         x.view_as(image_LM) for x in to_device(torch.stack((image_LM * queries + query_LM, image_LM, mask_LM)), device)
     )
     logits_Rhw = torch.cat(
-        [p.mask_logits.flatten(0, 1).index_select(0, row_M) for p, row_M in zip(predictions, row_LM, strict=True)]
+        [matched_masks(p.mask_logits, row_M) for p, row_M in zip(predictions, row_LM, strict=True)]
     ).float()
 
     mask_seeds_R = [
@@ -162,10 +175,16 @@ def _mask_losses(
         importance=config.importance,
     )
     true_RP = TrueMasks.of(targets).at_own_points(image_R.flatten(), mask_R.flatten(), points_RP2)
-    logits_RP = sample_logits(logits_Rhw.unsqueeze(1), points_RP2).squeeze(1)
+    if cpu.takes(logits_Rhw, points_RP2, true_RP):
+        loss_mask_R, loss_dice_R = cpu.mask_losses(logits_Rhw, points_RP2, true_RP)
+    else:
+        loss_mask_R, loss_dice_R = point_losses(sample_logits(logits_Rhw.unsqueeze(1), points_RP2).squeeze(1), true_RP)
+    return loss_mask_R.view(layers, matched).sum(1), loss_dice_R.view(layers, matched).sum(1)
 
+
+def point_losses(logits_RP: Tensor, true_RP: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross entropy (mean over points) and dice of R pairs of masks at the same points, (R,) and (R,)."""
     loss_mask_R = F.binary_cross_entropy_with_logits(logits_RP, true_RP, reduction="none").mean(1)
     inside_RP = logits_RP.sigmoid()
     overlap_R = (inside_RP * true_RP).sum(1)
-    loss_dice_R = 1 - (2 * overlap_R + 1) / (inside_RP.sum(1) + true_RP.sum(1) + 1)
-    return loss_mask_R.view(layers, matched).sum(1), loss_dice_R.view(layers, matched).sum(1)
+    return loss_mask_R, 1 - (2 * overlap_R + 1) / (inside_RP.sum(1) + true_RP.sum(1) + 1)

@@ -7,6 +7,7 @@ M matched pairs of one prediction
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from m2f.config import LossConfig
 from m2f.draws import mix
+from m2f.kernels import cpu
 from m2f.points import TrueMasks, sample_logits, uniform_points
 from m2f.types import Prediction, Target
 
@@ -25,6 +27,12 @@ _STREAM = 101
 
 class Divergence(FloatingPointError):
     """The network no longer gives finite numbers. A retry would give the same."""
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where operations keep the precision of their inputs. Some devices (meta) know no other."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @torch.no_grad()
@@ -45,28 +53,20 @@ def match(
     if not any(counts):
         return torch.zeros(len(predictions), 0, 3, dtype=torch.int64)
     device = predictions[0].mask_logits.device
-    with torch.autocast(device.type, enabled=False):
+    with without_autocast(device):
         true_masks = TrueMasks.of(targets)
         labels_BT = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
-        costs = []
-        for layer, prediction in enumerate(predictions):
-            points_BP2 = uniform_points(
-                [mix(seed, _STREAM, layer) for seed in seeds], points=config.points, device=device
-            )
-            costs.append(
-                pair_cost(
-                    prediction.class_logits,
-                    sample_logits(prediction.mask_logits, points_BP2),
-                    labels_BT,
-                    true_masks.at_shared_points(points_BP2),
-                    config=config,
-                )
-            )
-        costs_LBQT = torch.stack(costs).cpu().numpy()
+        keys = [mix(seed, _STREAM, layer) for layer in range(len(predictions)) for seed in seeds]
+        points_LBP2 = uniform_points(keys, points=config.points, device=device).unflatten(0, (-1, len(seeds)))
+        masks_LBTP = true_masks.at_shared_points(points_LBP2)
+        entropy_LBQT, dice_LBQT = _sampled_mask_costs(predictions, points_LBP2, masks_LBTP)
+        class_logits_LBQC1 = torch.stack([prediction.class_logits for prediction in predictions])
+        costs_LBQT = _weighted(class_logits_LBQC1, labels_BT, entropy_LBQT, dice_LBQT, config)
+        costs = costs_LBQT.cpu().numpy()
     pairs = []
     for layer in range(len(predictions)):
         for image, count in enumerate(counts):
-            cost_QT = costs_LBQT[layer, image, :, :count]
+            cost_QT = costs[layer, image, :, :count]
             if not np.isfinite(cost_QT).all():
                 raise Divergence(_explain(predictions, layer, image))
             query, mask = linear_sum_assignment(cost_QT)
@@ -84,19 +84,46 @@ def pair_cost(
     class_weight * -(probability of the mask's class) + mask_weight * (binary cross entropy, mean over the
     points) + dice_weight * (1 - (2ab + 1) / (a + b + 1)), `mask_logits` and `masks` (0 to 1) at the same points.
     """
+    return _weighted(class_logits_BQC1, labels_BT, *_mask_costs(mask_logits_BQP.float(), masks_BTP), config)
+
+
+def _weighted(
+    class_logits_BQC1: Tensor, labels_BT: Tensor, entropy_BQT: Tensor, dice_BQT: Tensor, config: LossConfig
+) -> Tensor:
+    """All may have leading dimensions, but for the labels."""
     probability_BQC1 = class_logits_BQC1.float().softmax(-1)
-    class_cost = -probability_BQC1.gather(2, labels_BT.unsqueeze(1).expand(-1, probability_BQC1.shape[1], -1))
+    class_cost_BQT = -probability_BQC1.gather(-1, labels_BT.unsqueeze(1).expand(entropy_BQT.shape))
+    return config.class_weight * class_cost_BQT + config.mask_weight * entropy_BQT + config.dice_weight * dice_BQT
 
-    logits_BQP = mask_logits_BQP.float()
-    masks_BPT = masks_BTP.transpose(1, 2)
+
+def _mask_costs(logits_BQP: Tensor, masks_BTP: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross entropy and dice cost of every query and mask, twice (..., B, Q, T)."""
+    masks_BPT = masks_BTP.transpose(-1, -2)
     # -t log(s) - (1 - t) log(1 - s) with s = sigmoid(x) is softplus(x) - t x: one product instead of two
-    mask_cost = (F.softplus(logits_BQP).sum(2, keepdim=True) - logits_BQP @ masks_BPT) / logits_BQP.shape[2]
-
+    entropy = (F.softplus(logits_BQP).sum(-1, keepdim=True) - logits_BQP @ masks_BPT) / logits_BQP.shape[-1]
     inside_BQP = logits_BQP.sigmoid()
-    overlap = inside_BQP @ masks_BPT
-    area = inside_BQP.sum(2, keepdim=True) + masks_BTP.sum(2).unsqueeze(1)
-    dice_cost = 1 - (2 * overlap + 1) / (area + 1)
-    return config.class_weight * class_cost + config.mask_weight * mask_cost + config.dice_weight * dice_cost
+    area = inside_BQP.sum(-1, keepdim=True) + masks_BTP.sum(-1).unsqueeze(-2)
+    return entropy, 1 - (2 * (inside_BQP @ masks_BPT) + 1) / (area + 1)
+
+
+def _sampled_mask_costs(
+    predictions: Sequence[Prediction], points_LBP2: Tensor, masks_LBTP: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_mask_costs` of every prediction's logits at its points, twice (L, B, Q, T)."""
+    logits = [prediction.mask_logits.float() for prediction in predictions]
+    if points_LBP2.device.type != "cpu":
+        sampled_LBQP = torch.stack([sample_logits(*layer) for layer in zip(logits, points_LBP2, strict=True)])
+        return _mask_costs(sampled_LBQP, masks_LBTP)
+    # one layer after the other stays in the processor's cache
+    layers = [_layer_mask_costs(*layer) for layer in zip(logits, points_LBP2, masks_LBTP, strict=True)]
+    entropies, dices = zip(*layers, strict=True)
+    return torch.stack(entropies), torch.stack(dices)
+
+
+def _layer_mask_costs(logits_BQhw: Tensor, points_BP2: Tensor, masks_BTP: Tensor) -> tuple[Tensor, Tensor]:
+    if cpu.takes(logits_BQhw, points_BP2, masks_BTP):
+        return cpu.mask_costs(logits_BQhw, points_BP2, masks_BTP)
+    return _mask_costs(sample_logits(logits_BQhw, points_BP2), masks_BTP)
 
 
 def _explain(predictions: Sequence[Prediction], layer: int, image: int) -> str:

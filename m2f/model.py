@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from m2f.backbones import build_backbone
 from m2f.config import ModelConfig
+from m2f.constants import constant
 from m2f.pixel_decoder import LEVELS, PixelDecoder
 from m2f.query_decoder import QueryDecoder
+from m2f.recompute import recomputing
 from m2f.types import Prediction
 
 MEAN_RGB = (123.675, 116.28, 103.53)
@@ -48,7 +50,8 @@ class Mask2Former(nn.Module):
             )
         if seeds is not None and len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
-        mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))
+        with recomputing(images.device.type == "cpu"):
+            mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))
         return self.query_decoder(mask_features, maps, auxiliary=auxiliary)
 
 
@@ -69,9 +72,7 @@ def normalise(images: Tensor, sizes: Tensor | None = None) -> Tensor:
     `sizes`: (B, 2) valid (height, width); what lies right of or below it becomes 0, as in the reference,
     which pads after normalising.
     """
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor(MEAN_RGB, device=images.device).view(shape)
-    std = torch.tensor(STD_RGB, device=images.device).view(shape)
+    mean, std = (constant(rgb, images).view(1, 3, 1, 1) for rgb in (MEAN_RGB, STD_RGB))
     normalised = (images.float() - mean) / std
     if sizes is None:
         return normalised

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from m2f.config import PixelDecoderConfig
 from m2f.deformable_attention import DeformableAttention, Shapes
-from m2f.layers import feedforward, sine_positions, xavier_normal_matrices
+from m2f.layers import FeedForward, sine_positions, xavier_normal_matrices
+from m2f.recompute import cheap
 
 LEVELS = 3
 """Levels with attention: strides 32, 16 and 8, in this order everywhere."""
@@ -36,8 +37,8 @@ class Projection(nn.Module):
             nn.init.kaiming_uniform_(self.conv.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        return F.relu(x, inplace=True) if self.relu else x
+        x = self.conv(x)
+        return cheap(lambda x: F.relu(self.norm(x), inplace=True), x) if self.relu else self.norm(x)
 
 
 class EncoderLayer(nn.Module):
@@ -47,12 +48,13 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = DeformableAttention(config.channels, heads=config.heads, levels=LEVELS, points=config.points)
         self.norm1 = nn.LayerNorm(config.channels)
-        self.feedforward = feedforward(config.channels, config.feedforward)
+        self.feedforward = FeedForward(config.channels, config.feedforward)
         self.norm2 = nn.LayerNorm(config.channels)
 
     def forward(self, x_BSC: Tensor, encoding_SC: Tensor, positions_S2: Tensor, shapes: Shapes) -> Tensor:
-        x_BSC = self.norm1(x_BSC + self.attention(x_BSC + encoding_SC, x_BSC, positions_S2, shapes))
-        return self.norm2(x_BSC + self.feedforward(x_BSC))
+        query_BSC = cheap(torch.add, x_BSC, encoding_SC)
+        x_BSC = cheap(self.norm1, x_BSC + self.attention(query_BSC, x_BSC, positions_S2, shapes))
+        return cheap(self.norm2, x_BSC + self.feedforward(x_BSC))
 
 
 class PixelDecoder(nn.Module):
@@ -95,7 +97,8 @@ class PixelDecoder(nn.Module):
             x_BSC = layer(x_BSC, encoding_SC, positions_S2, shapes)
         parts = x_BSC.split([h * w for h, w in shapes], dim=1)
         levels = tuple(part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
-        finest = F.interpolate(levels[-1], size=stride4.shape[2:], mode="bilinear", align_corners=False)
+        # contiguous, or all maps from here on have their channels last, and each resizing copies them
+        finest = F.interpolate(levels[-1].contiguous(), size=stride4.shape[2:], mode="bilinear", align_corners=False)
         return self.mask_features(self.output(self.lateral(stride4) + finest)), levels
 
 
@@ -103,4 +106,4 @@ def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     """Normalised (x, y) of every pixel's centre, row by row, (height * width, 2)."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-    return torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=1)
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)), dim=2).flatten(0, 1)

@@ -3,19 +3,21 @@
 A point (x, y) in [0, 1] runs over the whole picture, borders included: pixel j of W has its centre at
 (j + 0.5) / W. Outside the picture a mask is 0 (`grid_sample` with align_corners=False and zero padding).
 
-B pictures, Q queries, T most masks of a picture, R rows (picked masks), P points, h x w logits, H x W pictures
+L predictions, B pictures, Q queries, T most masks of a picture, R rows (picked masks), P points, h x w logits,
+H x W pictures
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from m2f.deterministic_sampling import grid_sample
 from m2f.draws import keys_of, to_device, uniform
 from m2f.kernels import cpu
 from m2f.types import Target
@@ -24,7 +26,7 @@ from m2f.types import Target
 def sample_logits(logits_BQhw: Tensor, points_BP2: Tensor) -> Tensor:
     """Mask logits at points, (B, Q, P) float32: the Q maps of a picture at the same P points."""
     grid_B1P2 = (2 * points_BP2 - 1).unsqueeze(1)
-    return F.grid_sample(logits_BQhw.float(), grid_B1P2, align_corners=False).squeeze(2)
+    return grid_sample(logits_BQhw.float(), grid_B1P2).squeeze(2)
 
 
 def sample_masks(target: Target, points: Tensor) -> Tensor:
@@ -77,15 +79,16 @@ class TrueMasks:
             value = torch.ones_like(map_index, dtype=torch.int32)
         return cls(maps_MHW, map_index, value)
 
-    def at_shared_points(self, points_BP2: Tensor) -> Tensor:
-        """All masks of each picture at the picture's points, (B, T, P) float32; rows beyond a picture's masks
-        mean nothing."""
-        if cpu.takes(points_BP2):
-            map_BT = self.map_index.expand_as(self.value)
-            return cpu.equal(self.maps, map_BT.flatten(), self.value.flatten(), points_BP2).unflatten(
-                0, self.value.shape
-            )
-        return self._read(self.map_index, self.value, points_BP2.unsqueeze(1))
+    def at_shared_points(self, points_LBP2: Tensor) -> Tensor:
+        """All masks of each picture at the picture's points, (..., B, T, P) float32; rows beyond a picture's masks
+        mean nothing. `points`: (..., B, P, 2)."""
+        if cpu.takes(points_LBP2):
+            *leading, images, points, _ = points_LBP2.shape
+            map_BT, layers = self.map_index.expand_as(self.value), math.prod(leading)
+            map_R, value_R = (x.flatten().repeat(layers) for x in (map_BT, self.value))
+            masks_RP = cpu.equal(self.maps, map_R, value_R, points_LBP2.reshape(-1, points, 2))
+            return masks_RP.view(*leading, images, self.value.shape[1], points)
+        return self._read(self.map_index, self.value, points_LBP2.unsqueeze(-3))
 
     def at_own_points(self, image_R: Tensor, mask_R: Tensor, points_RP2: Tensor) -> Tensor:
         """Mask `mask_R[r]` of picture `picture_R[r]` at its own points, (R, P) float32."""

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2f.config import QueryDecoderConfig
-from m2f.layers import Attention, feedforward, sine_positions, xavier_normal_matrices
+from m2f.layers import Attention, FeedForward, sine_positions, xavier_normal_matrices
+from m2f.mask_product import masks_of
 from m2f.types import Prediction
 
 
@@ -25,7 +26,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.self_attention = Attention(channels, config.heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.feedforward = feedforward(channels, config.feedforward)
+        self.feedforward = FeedForward(channels, config.feedforward)
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(
@@ -68,19 +69,21 @@ class QueryDecoder(nn.Module):
         # Shrinking the logits, as the paper does, equals taking logits of shrunk features: both are
         # linear. The second needs three small maps in all instead of a full-size one per layer.
         with torch.no_grad():
+            # a CPU resizes with the channels last: without this each of the three calls would copy them
+            cpu = mask_features.device.type == "cpu"
+            features = mask_features.contiguous(memory_format=torch.channels_last) if cpu else mask_features
             shrunk = [
-                F.interpolate(mask_features, size=x.shape[2:], mode="bilinear", align_corners=False).flatten(2)
-                for x in maps
+                F.interpolate(features, size=x.shape[2:], mode="bilinear", align_corners=False).flatten(2) for x in maps
             ]
 
-        query = self.query_feature.weight.expand(len(mask_features), -1, -1)
+        query = self.query_feature.weight.expand(mask_features.shape[0], -1, -1)
         predictions = []
         for i in range(len(self.layers) + 1):
             last = i == len(self.layers)
             normed = self.norm(query)
             embedding_BQC = self.mask_head(normed)
             if auxiliary or last:
-                mask_logits = torch.einsum("bqc,bchw->bqhw", embedding_BQC, mask_features)
+                mask_logits = masks_of(embedding_BQC, mask_features)
                 predictions.append(Prediction(self.class_head(normed), mask_logits))
             if last:
                 break

@@ -1,14 +1,16 @@
 """Rows on a cluster: what `ray submit` runs on its head, and what a laptop calls around it.
 
 On the laptop:
-  python -m pipeline.submit check cluster.yaml                 what is wrong with the file; nothing is started
+  python -m pipeline.submit check cluster.yaml                 what is wrong with the file, and with the AWS account
   python -m pipeline.submit up cluster.yaml                    check, then `ray up`
-  python -m pipeline.submit run cluster.yaml repro TARGET...   send code, `ray submit`, results
+  python -m pipeline.submit run cluster.yaml repro TARGET...   `ray up` if it is down, code, `ray submit`, results;
+                                                               --down: and `ray down`
   python -m pipeline.submit results cluster.yaml               results/, reports/, dvc.lock home; newer ones win
   python -m pipeline.submit down cluster.yaml                  results, then `ray down`, on all machines
 
 On the head, through `ray submit cluster.yaml pipeline/submit.py -- ...`, or `run cluster.yaml ...` as above:
-  repro TARGET... [M2F_WORKERS=2 ...]   like `dvc repro`, as a job that outlives the connection; wildcards work
+  repro TARGET... [M2F_WORKERS=2 ...]   like `dvc repro`, as a job that outlives the connection; wildcards work;
+                                        the target preflight@<row> rehearses a row first (stages.preflight)
   attach [JOB]                          join a job: its log, and its exit code
   status                                the jobs
   stop [JOB]                            end a job; what it has finished stays
@@ -26,9 +28,7 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ from typing import Any
 JOB_SERVER = "http://127.0.0.1:8265"
 """The head's own; it is not shown to the network."""
 _SETTING = re.compile(r"(M2F_\w+)=(.*)")
-_HEAD_COMMANDS = ("repro", "attach", "status", "stop")
+_LAPTOP_COMMANDS = ("check", "up", "run", "results", "down")
 _SILENCE_S = 60.0
 """How long the job server may be silent while a log is followed."""
 _INSIDE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -50,136 +50,19 @@ def main(words: Sequence[str]) -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return 0
+    if command in _LAPTOP_COMMANDS:
+        from pipeline.cluster import laptop
+
+        return int(getattr(laptop, command)(rest))
     actions: dict[str, Callable[[list[str]], int]] = {
-        "check": check,
-        "up": up,
-        "run": run,
-        "results": results,
-        "down": down,
         "repro": drive if _INSIDE in os.environ else repro,
         "attach": attach,
         "status": status,
         "stop": stop,
     }
     if command not in actions:
-        raise ValueError(f"{command} is no command; there are {', '.join(actions)}")
+        raise ValueError(f"{command} is no command; there are {', '.join([*_LAPTOP_COMMANDS, *actions])}")
     return actions[command](rest)
-
-
-# On the laptop
-
-
-def check(words: list[str]) -> int:
-    """Say what is wrong with a cluster file."""
-    from pipeline.cluster.check import problems
-
-    path = _cluster(words, "check")
-    found = problems(path)
-    for sentence in found:
-        print(f"{path}: {sentence}")
-    if not found:
-        print(f"{path}: nothing wrong that can be known before `ray up`")
-    return 1 if found else 0
-
-
-def up(words: list[str]) -> int:
-    """`ray up` of a checked file."""
-    if check(words):
-        return 1
-    _hide_token(words[0])
-    return _ray("up", "--yes", "--no-config-cache", *words, path=words[0])
-
-
-def run(words: list[str]) -> int:
-    """Send the code, run a head's command, bring the results home."""
-    path, *rest = words or ["cluster.yaml"]
-    if not rest or rest[0] not in _HEAD_COMMANDS:
-        raise ValueError(f"say what to run: run {path} repro evaluate@<row>, or {', '.join(_HEAD_COMMANDS[1:])}")
-    if rest[0] == "repro":
-        _hide_token(path)
-        if code := _ray("rsync-up", path, path=path):
-            return code
-        rest += _commit(rest)
-    code = _ray("submit", path, str(Path(__file__).resolve()), "--", *rest, path=path)
-    if rest[0] in ("repro", "attach"):
-        results([path])
-    return 1 if code else 0
-
-
-def results(words: list[str]) -> int:
-    """Bring home what the head has made: results newer than ours with their entries of dvc.lock, and the report."""
-    from pipeline.cluster.workspace import LOCK, add_newer_results
-
-    path = _cluster(words, "results")
-    here = Path.cwd()
-    if not (here / "dvc.yaml").is_file():
-        raise ValueError(f"{here} is not the project (no dvc.yaml); call this where cluster.yaml lies")
-    with tempfile.TemporaryDirectory(prefix="m2f-results-") as folder:
-        for name in ("results/", "reports/", LOCK):
-            failed = _ray("rsync-down", path, f"~/m2f/{name}", f"{folder}/{name}", path=path, quiet=True)
-            if failed and name == "results/":  # the others need not be there
-                raise ValueError("no results could be brought from the head; is the cluster up, and has a job run?")
-        taken = add_newer_results(Path(folder), here)
-    print(f"{len(taken)} results brought home{': ' + ', '.join(taken) if taken else ''}")
-    if taken:
-        print("the table with them: python -m stages.report")
-    return 0
-
-
-def down(words: list[str]) -> int:
-    """Results home, then `ray down`; on machines of one's own also Ray on the workers, which `ray down` leaves."""
-    from pipeline.cluster.config import read_cluster_file
-
-    path = _cluster(words, "down")
-    try:
-        results([path])
-    except ValueError as error:
-        print(f"warning: {error}", file=sys.stderr)
-    code = _ray("down", "--yes", path, path=path)
-    config = read_cluster_file(path)
-    if config["provider"]["type"] == "local":
-        key, user = config["auth"].get("ssh_private_key"), config["auth"]["ssh_user"]
-        options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10"]
-        options += ["-o", "LogLevel=ERROR", *(["-i", os.path.expanduser(key)] if key else [])]
-        for address in config["provider"]["worker_ips"]:
-            stop_ray = ["ssh", *options, f"{user}@{address}", "bash --login -i -c 'ray stop --force'"]
-            if subprocess.run(stop_ray, stdin=subprocess.DEVNULL, capture_output=True).returncode != 0:
-                print(f"warning: Ray may still run on {address}, which did not answer", file=sys.stderr)
-                code = code or 1
-    return code
-
-
-def _cluster(words: list[str], command: str) -> str:
-    if len(words) != 1:
-        raise ValueError(f"name one cluster file: python -m pipeline.submit {command} cluster.yaml")
-    return words[0]
-
-
-def _commit(words: Sequence[str]) -> list[str]:
-    """The checkout's commit as a setting of the job, whose code is a copy without it; none where the words have one."""
-    from pipeline.provenance.environment import commit_word
-
-    word = None if any(word.startswith("M2F_GIT_COMMIT=") for word in words) else commit_word()
-    return [f"M2F_GIT_COMMIT={word}"] if word else []
-
-
-def _hide_token(path: str) -> None:
-    """Ray writes its token for everybody on this machine to read, and the machines' copies get the same permissions."""
-    from pipeline.cluster.config import read_cluster_file, token_file
-
-    if (token := token_file(read_cluster_file(path))) and token.is_file():
-        token.chmod(0o600)
-
-
-def _ray(command: str, *words: str, path: str, quiet: bool = False) -> int:
-    """Ray's own command line, with this environment's Ray; its exit code."""
-    from pipeline.cluster.config import read_cluster_file
-
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
-    if read_cluster_file(path).get("provider", {}).get("type") == "local":
-        environment["RAY_UP_enable_autoscaler_v2"] = "0"  # the newer one starts a worker too few here
-    plain = ["--log-style", "pretty"]  # without it, every ssh command line where the output is no terminal
-    return subprocess.run(["ray", command, *plain, *words], env=environment, capture_output=quiet).returncode
 
 
 # On the head, outside a job
@@ -217,7 +100,7 @@ def attach(words: list[str]) -> int:
     client = _client()
     jobs = _jobs(client)
     if not jobs:
-        raise ValueError("there is no job; start one with: repro evaluate@<row>")
+        raise ValueError("there is no job; start one with: repro register@<row>")
     return _follow(client, _chosen(words, jobs))
 
 
@@ -356,9 +239,9 @@ def parse_targets(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     targets = [word for word in words if not _SETTING.fullmatch(word)]
     for word in targets:
         if word.startswith("-") or "=" in word:
-            raise ValueError(f"{word} is neither a target like evaluate@ade20k_swin-s nor a setting like M2F_WORKERS=2")
+            raise ValueError(f"{word} is neither a target like register@ade20k_swin-s nor a setting like M2F_WORKERS=2")
     if not targets:
-        raise ValueError("name what to make: repro evaluate@ade20k_swin-s")
+        raise ValueError("name what to make: repro register@ade20k_swin-s")
     return targets, settings
 
 

@@ -1,4 +1,4 @@
-"""One thin script per DVC stage: `python -m stages.<stage> --help`."""
+"""One thin script per DVC stage: `m2f <stage> --help`, or `python -m stages.<stage> --help`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from pipeline.params.schema import Params
 
 
-def run(main: Callable[[], None]) -> None:
+GOES_ON = "the same command goes on with what is finished by now"
+
+
+def run(main: Callable[[], None], *, stopped: str = GOES_ON) -> None:
     """Call a stage's `main`; what the user can mend (ValueError, OSError, a store that fails) ends in one line and
     exit code 1.
 
-    Ctrl-C and SIGTERM end it with the exit codes of a process that they kill, 130 and 143, after it has tidied up.
+    Ctrl-C and SIGTERM end it with the exit codes of a process that they kill, 130 and 143, after it has tidied up;
+    `stopped` says what becomes of its work then.
     """
     received = signal.SIGINT
 
@@ -34,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is finished by now", file=sys.stderr)
+        print(f"stopped; {stopped}", file=sys.stderr)
         sys.exit(128 + received)
     except BrokenPipeError:  # of `... | head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(
             f"error: {sys.executable} has no module {error.name}; activate the project's environment first "
-            "(. .venv/bin/activate), or make it with: make demo",
+            "(. .venv/bin/activate), or make it: `make install` in a clone, `pip install` of the package elsewhere",
             file=sys.stderr,
         )
         sys.exit(1)
@@ -60,6 +64,11 @@ def run(main: Callable[[], None]) -> None:
         if not (said := store_failure(error)):
             raise
         _end(said)
+
+
+def called(stage: str) -> str:
+    """What the usage line of a stage calls it: as the user did."""
+    return f"m2f {stage}" if sys.argv[0] == f"m2f {stage}" else f"python -m stages.{stage}"
 
 
 def targets() -> list[str] | None:
@@ -128,22 +137,30 @@ def asked_rows(params: Params) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for target in targets() or ():
         stage, _, name = target.rpartition(":")[2].partition("@")
+        if stage == "published" and name in params.checkpoints:
+            name = params.checkpoints[name].row
         if name in params.rows and stage not in ("fetch", "shard", "weights"):  # those are of datasets and weights
             found.setdefault(name, set()).add(stage)
     return found
 
 
-def waits(result_type: type, row: str) -> bool:
+def waits(result_type: type, row: str, *, name: str = "") -> bool:
     """Whether a row's stage has nothing to do now, as `stages.ready` has found out; its result then says what is
-    missing, unless it holds more than that."""
+    missing, unless it holds more than that.
+
+    `name`: the result's, if it is not the row's: a second published checkpoint, which is made when it is asked for.
+    """
     if targets() != []:
         return False
     from pipeline.storage.results import Ready, read_result, write_waiting
 
     ready = read_result(Ready, row)
-    if not ready.run:
-        write_waiting(result_type, row, "; ".join(ready.needs))
-    return not ready.run
+    needs = list(ready.needs) if not ready.run else []
+    if name not in ("", row):
+        needs.append("being asked for by name")
+    if needs:
+        write_waiting(result_type, name or row, "; ".join(needs))
+    return bool(needs)
 
 
 def _end(error: object) -> NoReturn:

@@ -1,5 +1,5 @@
-"""Say what keeps a row from being made here: missing data, terms, GPUs or GPU-hours, and, once its data is sharded, all
-that would end one of its later stages. Nothing is started.
+"""Say what keeps a row from being made here: missing data, terms, GPUs, GPU-hours or another row that it starts from,
+and, once its data is sharded, all that would end one of its later stages. Nothing is started.
 """
 
 from __future__ import annotations
@@ -8,27 +8,34 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages import run
+from stages import called, run
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("check"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
 
-    from pipeline.cost.needs import needs
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
+
+    from pipeline.cost.needs import needs, untrained_weights
     from pipeline.cost.preconditions import preconditions
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.storage.results import Manifest, find_result
+    from pipeline.storage.root import in_project
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    missing = needs(row, params, base=Path(arguments.params).absolute().parent, trained_counts=True)
+    missing = needs(row, params, base=in_project(Path(arguments.params).parent), trained_counts=True)
+    missing += untrained_weights(row, params)
     errors = list[str]()
     if find_result(Manifest, row.dataset) is None:
         print(f"{row.name}: what its data holds is checked when it is sharded: dvc repro shard@{row.dataset}")
@@ -47,7 +54,7 @@ def main() -> None:
         print(f"{row.name}: {problem}")
     if missing or errors:
         sys.exit(1)
-    print(f"{row.name} has all it needs; make it with: dvc repro evaluate@{row.name}")
+    print(f"{row.name} has all it needs; make it with: dvc repro register@{row.name}")
 
 
 if __name__ == "__main__":

@@ -11,24 +11,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from stages import asked_rows, run, targets
+from stages import asked_rows, called, run, targets
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("fetch"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="an entry of `datasets` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     from pipeline.cost.needs import any_ready, refuse_asked
     from pipeline.data.fetch import fetch, gone
     from pipeline.params.load import load_params
     from pipeline.storage.results import FetchedDataset, Manifest, sound_result, write_result, write_waiting
+    from pipeline.storage.root import in_project
 
-    params, base = load_params(arguments.params), Path(arguments.params).absolute().parent
+    params, base = load_params(arguments.params), in_project(Path(arguments.params).parent)
     config = params.dataset(arguments.dataset)
     asked, before = targets(), sound_result(FetchedDataset, arguments.dataset)
     if asked == []:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 
-from stages import run
+from stages import called, run
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("plan"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "rows",
@@ -39,7 +39,12 @@ def main() -> None:
     )
     parser.add_argument("--price-per-gpu-hour", type=float, help="an instance's price divided by its GPUs")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     import json
 

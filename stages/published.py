@@ -1,4 +1,4 @@
-"""Evaluate a row's published checkpoint with our own code: results/published/<row>.json."""
+"""Evaluate a row's published checkpoint with our own code: results/published/<name>.json."""
 
 from __future__ import annotations
 
@@ -6,43 +6,47 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stages import run, waits
+from stages import called, run, waits
 
 if TYPE_CHECKING:
     from pipeline.storage.results import PaddedEvaluation
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.published", description=__doc__)
-    parser.add_argument("row", help="an entry of `checkpoints` in params.yaml")
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
+    parser = argparse.ArgumentParser(prog=called("published"), description=__doc__)
+    parser.add_argument("name", help="an entry of `checkpoints` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
 
-    from pipeline.storage.results import PublishedEvaluation
 
-    if waits(PublishedEvaluation, arguments.row):
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
+
+    from pipeline.params.load import load_params
+    from pipeline.params.parse import pick
+    from pipeline.storage.results import PublishedEvaluation, write_result
+
+    name, params = arguments.name, load_params(arguments.params)
+    config = pick(params.checkpoints, name, "published checkpoint", arguments.params)
+    row = params.row(config.row)
+    if waits(PublishedEvaluation, row.name, name=name):
         return
 
     from pipeline.data.shards.look import current_manifest
-    from pipeline.params.load import load_params
-    from pipeline.params.parse import pick
-    from pipeline.storage.results import write_result
 
-    params = load_params(arguments.params)
-    config = pick(params.checkpoints, arguments.row, "published checkpoint", arguments.params)
-    row = params.row(arguments.row)
     manifest = current_manifest(params, row.dataset)
 
     from pipeline.evaluation.published import evaluate_published
     from pipeline.tracking.mlflow_runs import track_published
 
-    result = evaluate_published(row, config, manifest=manifest)
-    write_result(result, row.name)
-    if run_id := track_published(row, config, result):
+    result = evaluate_published(row, config, manifest=manifest, name=name)
+    write_result(result, name)
+    if run_id := track_published(row, config, result, manifest=manifest):
         result = replace(result, mlflow_run_id=run_id)
-        write_result(result, row.name)
-    print(f"{row.name}: the published checkpoint has {_compared(result.evaluated, row.task)} here")
+        write_result(result, name)
+    print(f"{name}: the published checkpoint has {_compared(result.evaluated, row.task)} here")
     if (other := result.other_padding) is not None:
         nearer = {1: "unpadded", 32: "padded", None: "neither"}[result.agrees]
         print(f"padded to a multiple of {other.pad_multiple}: {_compared(other, row.task)}; nearer: {nearer}")

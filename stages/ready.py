@@ -11,17 +11,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages import run, targets
+from stages import called, run, targets
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.ready", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("ready"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     import dataclasses
     import hashlib
@@ -31,13 +36,15 @@ def main() -> None:
     from pipeline.cost.preconditions import known_errors
     from pipeline.params.load import load_params
     from pipeline.storage.results import Ready, write_result
+    from pipeline.storage.root import in_project
 
     params = load_params(arguments.params)
-    row, base = params.row(arguments.row), Path(arguments.params).absolute().parent
+    row, base = params.row(arguments.row), in_project(Path(arguments.params).parent)
     asked = targets()
     found = needs(row, params, base=base, by_name=asked != [])
     errors = known_errors(row, params)
-    settings = hashlib.sha256(json.dumps(dataclasses.asdict(row), sort_keys=True).encode()).hexdigest()
+    shaping = {name: value for name, value in dataclasses.asdict(row).items() if name != "registry"}
+    settings = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
     if asked == []:
         found += [f"a correction ({error})" for error in errors]
         write_result(Ready(row=row.name, run=not found, needs=tuple(found), settings=settings), row.name)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stages import run
+from stages import called, run
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
+    parser = argparse.ArgumentParser(prog=called("report"), description=__doc__)
+    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
+    parser.add_argument("--out", default="reports", help="folder; default: %(default)s")
+    return parser
 
 
 def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.report", description=__doc__)
-    parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    parser.add_argument("--out", default="reports", help="folder; default: %(default)s")
-    arguments = parser.parse_args()
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     from pipeline.params.load import load_params
     from pipeline.report.write import write_report

@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import argparse
 
-from stages import run
+from stages import called, run
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.reuse", description=__doc__)
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
+    parser = argparse.ArgumentParser(prog=called("reuse"), description=__doc__)
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("seed", type=int)
     parser.add_argument("run_key", help="of the earlier training: a folder below runs/ in the storage root")
     parser.add_argument("--because", required=True, metavar="REASON", help="why it is as good; the report shows it")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params

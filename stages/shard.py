@@ -1,7 +1,7 @@
 """Turn a dataset's verified archives into Arrow files of verified records.
 
-Writes results/shard/<dataset>.json, the manifest, and <dataset>.csv beside it: pixels, pictures and instances of every
-class (`dvc plots show` draws them). Run again after an interruption it goes on where it stopped.
+Writes results/shard/<dataset>.json, the manifest, and results/plots/classes/<dataset>.csv: pixels, pictures and
+instances of every class (`dvc plots show` draws them). Run again after an interruption it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stages import run, targets
+from stages import called, run, targets
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.shard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("shard"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="an entry of `datasets` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
@@ -25,14 +25,19 @@ def main() -> None:
         metavar="N",
         help="shards made at once by Ray, here or on the cluster at RAY_ADDRESS (default: one per core; 0: no Ray)",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     from pipeline.storage.results import (
         FetchedDataset,
         Manifest,
         read_result,
-        result_path,
         sound_result,
+        write_plot,
         write_result,
         write_waiting,
     )
@@ -45,9 +50,9 @@ def main() -> None:
     from pipeline.data.fetch import open_sources
     from pipeline.data.shards.build import build
     from pipeline.data.shards.look import look
-    from pipeline.data.shards.manifest import class_table
+    from pipeline.data.shards.manifest import class_lines
     from pipeline.params.load import load_params
-    from pipeline.storage.files import write_text
+    from pipeline.params.sentences import how_many
 
     config = load_params(arguments.params).dataset(dataset)
     fetched = read_result(FetchedDataset, dataset)
@@ -57,16 +62,20 @@ def main() -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if found.errors:
         raise ValueError("; ".join(found.errors))
-    write_text(result_path(Manifest, dataset).with_suffix(".csv"), class_table(manifest))
+    write_plot("classes", dataset, class_lines(manifest))
     write_result(manifest, dataset)
     for split, skipped in manifest.skipped.items():
         if skipped:
-            print(f"{dataset} {split}: {len(skipped)} records skipped, listed in the manifest", file=sys.stderr)
+            print(
+                f"{dataset} {split}: {how_many(len(skipped), 'record')} skipped, listed in the manifest",
+                file=sys.stderr,
+            )
     if manifest.left_out:
         print(f"{dataset}: class_names leaves out the categories {', '.join(manifest.left_out)}", file=sys.stderr)
     for split, entry in manifest.splits.items():
         size = manifest.bytes[split] / 2**20
-        print(f"{dataset} {split}: {entry.records} pictures, {len(entry.shards)} shards, {size:.1f} MiB")
+        counts = f"{how_many(entry.records, 'picture')}, {how_many(len(entry.shards), 'shard')}"
+        print(f"{dataset} {split}: {counts}, {size:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,30 @@ from __future__ import annotations
 
 import argparse
 
-from stages import run
+from stages import called, run
 
 
-def main() -> None:
-    """Command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=called("storage"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("list", "verify", "prune", "copy"))
     parser.add_argument("to", nargs="?", metavar="ROOT", help="copy: the other storage root, as in M2F_STORAGE")
     parser.add_argument("--yes", action="store_true", help="prune: delete, do not only list")
     parser.add_argument("--runs", action="store_true", help="prune: runs and unfinished shards too")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     if (arguments.action == "copy") != (arguments.to is not None):
-        parser.error("copy needs the other storage root, and only copy takes one")
+        command_line().error("copy needs the other storage root, and only copy takes one")
 
+    from pipeline.params.sentences import how_many
     from pipeline.storage.inventory import copy_named, inventory, named_digests, wrong_file
     from pipeline.storage.root import root_at, storage_root
 
@@ -48,7 +54,7 @@ def main() -> None:
             print(problem)
         print(f"{len(named) - len(problems)} of {len(named)} files that results/ names are whole, under {root}")
         if problems:
-            raise ValueError(f"{len(problems)} files under {root} are missing or altered")
+            raise ValueError(f"missing or altered under {root}: {how_many(len(problems), 'file')}")
         return
     if arguments.action == "prune":
         _prune(arguments.params, runs=arguments.runs, delete=arguments.yes)

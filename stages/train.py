@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from stages import run, waits
+from stages import called, run, waits
 
 if TYPE_CHECKING:
     from pipeline.storage.results import TrainedSeed
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+def command_line() -> argparse.ArgumentParser:
+    """What can be said after the command."""
+    parser = argparse.ArgumentParser(prog=called("train"), description=__doc__)
     parser.add_argument("row", help="an entry of `rows` in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     parser.add_argument("--seed", type=int, help="only this seed, without writing results; default: the row's seeds")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    arguments = command_line().parse_args()
 
     from pipeline.storage.results import TrainingResult
 

@@ -509,7 +509,7 @@ class Soak:
         ask = (
             "from mlflow import MlflowClient; c = MlflowClient('http://10.77.0.10:5000'); import json;"
             "e = [x.experiment_id for x in c.search_experiments()];"
-            "h = lambda r: [m.step for m in c.get_metric_history(r.info.run_id, 'loss')];"
+            "h = lambda r: [m.step for m in c.get_metric_history(r.info.run_id, 'train/loss')];"
             "print(json.dumps({r.data.tags['m2f.run_key']: h(r) for r in c.search_runs(e)"
             " if 'm2f.run_key' in r.data.tags}))"
         )

@@ -1,4 +1,4 @@
-"""How often the rule of pipeline.report.verdict errs, by simulation: studies/verdicts.md shows and explains the tables.
+"""How often the rule of pipeline.comparison.verdict errs, by simulation; studies/verdicts.md explains the tables.
 
 Draws seeds and published figures whose true difference and spread are known, and asks the rule itself (`judge`). Equal
 settings print equal tables, under a minute's worth.
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from pipeline.comparison.verdict import Verdict, judge, median_interval, predictive_interval
 from pipeline.params.schema import VerdictConfig
-from pipeline.report.verdict import Verdict, judge, median_interval, predictive_interval
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 

@@ -17,7 +17,15 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-for name in ("MLFLOW_TRACKING_URI", "M2F_STORAGE", "M2F_SHARD_CACHE", "M2F_WORKERS", "RAY_ADDRESS", "AWS_PROFILE"):
+for name in (
+    "MLFLOW_TRACKING_URI",
+    "M2F_STORAGE",
+    "M2F_SHARD_CACHE",
+    "M2F_WORKERS",
+    "RAY_ADDRESS",
+    "AWS_PROFILE",
+    "DVC_ROOT",
+):
     os.environ.pop(name, None)  # a test never touches the user's results, server or cluster
 
 from collections.abc import Iterator  # noqa: E402
@@ -52,8 +60,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
-PRECISION = ("none", "tf32")
-"""Of matrix products and of convolutions: torch's own choice."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +70,7 @@ def _every_test_begins_alike() -> Iterator[None]:
         torch.set_num_threads(THREADS)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
-        torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = PRECISION
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False  # torch's own choice
         torch.manual_seed(0)
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(THREADS)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.comparison.verdict import judge
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row, VerdictConfig
 from pipeline.params.tasks import LABELS, MS_FLIP
-from pipeline.report.verdict import judge
 from tests.helpers.shared import PROJECT
 
 PARAMS = load_params(PROJECT / "params.yaml")

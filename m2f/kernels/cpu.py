@@ -18,11 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from m2f.kernels.build import loops
 
-LOOPS = "e3a43798b13519d9ce6e37bff6b3a35835a34ac83ab73794c301716f684bbda2"
+LOOPS = "677685963d529ddf5e425c4ad4d21a20a15251d915013d0568317df93e26133e"
 """`m2f.kernels.build.source_digest()`, by which the loops count in digests of the code; a test holds it."""
 
 MOST_CHANNELS = 256
+MOST_POINTS = 64
 """Of one head, in the attention: cpu.c's."""
+
+_QUERIES_AT_ONCE = 4
+"""In the matching costs: cpu.c's."""
 
 Sizes = tuple[tuple[int, int], ...]
 """(height, width) of every level."""
@@ -31,7 +35,7 @@ Sizes = tuple[tuple[int, int], ...]
 def takes(*tensors: Tensor) -> bool:
     """Whether the loops can be used for these tensors, of 32 bits on a CPU."""
     right = all(t.device.type == "cpu" and t.dtype in _TYPES and type(t) in _REAL for t in tensors)
-    return right and not torch.compiler.is_compiling() and loops() is not None
+    return right and not torch.compiler.is_compiling() and loops(LOOPS) is not None
 
 
 _TYPES = (torch.float32, torch.int32)
@@ -42,9 +46,11 @@ _REAL = (Tensor, torch.nn.Parameter)
 # Calls
 
 
-def deformable_attention(value_BSKD: Tensor, sizes: Sizes, locations_BNKLP2: Tensor, weights_BNKLP: Tensor) -> Tensor:
-    """`m2f.deformable_attention.sample_and_sum`, (B, N, C)."""
-    return _Attention.apply(value_BSKD, sizes, locations_BNKLP2, weights_BNKLP)
+def deformable_attention(
+    value_BSKD: Tensor, sizes: Sizes, positions_N2: Tensor, offsets_BNKLP2: Tensor, logits_BNKLP: Tensor
+) -> Tensor:
+    """`m2f.deformable_attention.attend`, (B, N, C); the positions have no gradient."""
+    return _Attention.apply(value_BSKD, sizes, positions_N2, offsets_BNKLP2, logits_BNKLP)
 
 
 def equal(maps_MHW: Tensor, map_R: Tensor, value_R: Tensor, points_GP2: Tensor) -> Tensor:
@@ -80,32 +86,68 @@ def uncertain_points(maps_Rhw: Tensor, keys_2R: Tensor, *, candidates: int, cert
     return output
 
 
+def mask_costs(logits_BQhw: Tensor, points_BP2: Tensor, masks_BTP: Tensor) -> tuple[Tensor, Tensor]:
+    """`m2f.matcher.mask_costs` of logits read at the points of their image, twice (B, Q, T)."""
+    B, Q, h, w = logits_BQhw.shape
+    T, P = masks_BTP.shape[1:]
+    parts = B * -(-Q // _QUERIES_AT_ONCE)
+    sums = torch.zeros(parts, 2 * _QUERIES_AT_ONCE * T, dtype=torch.float64)
+    entropy_BQT, dice_BQT = torch.empty(2, B, Q, T)
+    tensors = (logits_BQhw.contiguous(), points_BP2.contiguous(), masks_BTP.contiguous(), masks_BTP.sum(2), sums)
+    _call("mask_costs", *tensors, entropy_BQT, dice_BQT, Q, T, h, w, P, work=parts)
+    return entropy_BQT, dice_BQT
+
+
+def mask_losses(logits_Rhw: Tensor, points_RP2: Tensor, masks_RP: Tensor) -> tuple[Tensor, Tensor]:
+    """`m2f.losses.point_losses` of logits read at their points, twice (R,); the points have no gradient."""
+    return _MaskLosses.apply(logits_Rhw, points_RP2, masks_RP)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-        value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    def forward(ctx: Any, value: Tensor, sizes: Sizes, positions: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        value, positions, offsets, logits = (t.contiguous() for t in (value, positions, offsets, logits))
         B, S, K, D = value.shape
-        _, N, _, L, P, _ = locations.shape
+        _, N, _, L, P, _ = offsets.shape
         levels = torch.tensor(sizes, dtype=torch.int64)
         output = value.new_empty(B, N, K * D)
-        _call("deformable_forward", value, levels, locations, weights, output, S, N, K, L, P, D, work=B * N)
-        ctx.save_for_backward(value, levels, locations, weights)
+        _call("deformable_forward", value, levels, positions, offsets, logits, output, S, N, K, L, P, D, work=B * N)
+        ctx.save_for_backward(value, levels, positions, offsets, logits)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        value, levels, locations, weights = ctx.saved_tensors
+        value, levels, positions, offsets, logits = ctx.saved_tensors
         B, S, K, D = value.shape
-        _, N, _, L, P, _ = locations.shape
-        to_value, to_locations, to_weights = (
-            torch.zeros_like(value),
-            torch.empty_like(locations),
-            torch.empty_like(weights),
-        )
-        tensors = (value, levels, locations, weights, gradient.contiguous(), to_value, to_locations, to_weights)
+        _, N, _, L, P, _ = offsets.shape
+        made = torch.zeros_like(value), torch.empty_like(offsets), torch.empty_like(logits)
+        tensors = (value, levels, positions, offsets, logits, gradient.contiguous(), *made)
         _call("deformable_backward", *tensors, S, N, K, L, P, D, work=B * K)
-        return to_value, None, to_locations, to_weights
+        to_value, to_offsets, to_logits = made
+        return to_value, None, None, to_offsets, to_logits
+
+
+class _MaskLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, points: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        logits, points, masks = logits.contiguous(), points.contiguous(), masks.contiguous()
+        R, h, w = logits.shape
+        entropy, dice = torch.empty(2, R)
+        sums = torch.empty(R, 2, dtype=torch.float64)
+        _call("mask_losses", logits, points, masks, entropy, dice, sums, h, w, masks.shape[1], work=R)
+        ctx.save_for_backward(logits, points, masks, sums)
+        return entropy, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_entropy: Tensor, to_dice: Tensor) -> tuple[Tensor | None, ...]:
+        logits, points, masks, sums = ctx.saved_tensors
+        R, h, w = logits.shape
+        to_logits = torch.zeros_like(logits)
+        tensors = (logits, points, masks, sums, to_entropy.contiguous(), to_dice.contiguous(), to_logits)
+        _call("mask_losses_backward", *tensors, h, w, masks.shape[1], work=R)
+        return to_logits, None, None
 
 
 @cache

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +24,9 @@ Masks = Tensor | NDArray[np.bool_] | NDArray[np.uint8] | RunLengths
 """(N, H, W) bool, or the masks' run lengths."""
 Values = Tensor | NDArray[Any] | Sequence[float]
 """(N,) numbers."""
+
+_PART = 1 << 28
+"""Pixels of the masks whose run lengths a GPU makes at once: a byte each, and as much again in between."""
 
 
 class InstanceResult(TypedDict):
@@ -93,6 +98,7 @@ class InstanceMetric:
         if image_id in self._images:
             raise ValueError(f"picture {image_id} was added before")
         predicted_runs, true_runs = _run_lengths(masks, "masks"), _run_lengths(true_masks, "true_masks")
+        labels, scores = _on_host(labels, scores)
         sizes = {(int(run["size"][0]), int(run["size"][1])) for run in (*predicted_runs, *true_runs)}
         sizes |= {tuple(dense.shape[1:]) for dense in (masks, true_masks) if isinstance(dense, Tensor | np.ndarray)}
         sizes |= set() if size is None else {(size[0], size[1])}
@@ -203,11 +209,38 @@ def run_lengths(masks: Tensor | NDArray[np.bool_] | NDArray[np.uint8]) -> list[d
     """Compressed run lengths of (N, H, W) masks, as pycocotools writes them: counts are bytes."""
     from pycocotools import mask as coco
 
-    array = masks.cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
-    if array.ndim != 3 or array.dtype not in (np.bool_, np.uint8):
-        raise ValueError(f"masks must be bool of shape (N, H, W), got {array.dtype} of shape {array.shape}")
+    on_gpu = isinstance(masks, Tensor) and masks.is_cuda
+    array = masks if on_gpu else np.asarray(masks)
+    if array.ndim != 3 or array.dtype not in (np.bool_, np.uint8, torch.bool, torch.uint8):
+        raise ValueError(f"masks must be bool of shape (N, H, W), got {array.dtype} of shape {tuple(array.shape)}")
+    if isinstance(array, Tensor):
+        parts = array.split(max(1, _PART // max(1, array.shape[1] * array.shape[2])))
+        return [run for part_NHW in parts for run in _runs_of_changes(part_NHW)]
     # one by one: a Fortran-ordered copy of all would double what a picture needs
     return [coco.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in array]
+
+
+def _runs_of_changes(masks_NHW: Tensor) -> list[dict[str, Any]]:
+    """`run_lengths` on a GPU: only the places where a mask's pixels, column by column, change go to the host."""
+    from pycocotools import mask as coco
+
+    masks, height, width = masks_NHW.shape
+    if not masks:
+        return []
+    pixels = height * width
+    before_NP = masks_NHW.bool().transpose(1, 2).reshape(masks, pixels)
+    change_NP = before_NP.clone()
+    change_NP[:, 1:] ^= before_NP[:, :-1]
+    places = change_NP.flatten().nonzero()[:, 0].cpu().numpy()
+    bounds = np.searchsorted(places, np.arange(masks + 1) * pixels)
+    runs = [
+        {
+            "size": [height, width],
+            "counts": np.diff(places[first:last] - n * pixels, prepend=0, append=pixels).tolist(),
+        }
+        for n, (first, last) in enumerate(itertools.pairwise(bounds))
+    ]
+    return coco.frPyObjects(runs, height, width)
 
 
 def _run_lengths(masks: Masks, name: str) -> list[dict[str, Any]]:
@@ -232,6 +265,16 @@ def _from_json(annotations: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any]
 
 def _with_run(annotation: Mapping[str, Any], **run: Any) -> dict[str, Any]:
     return {**annotation, "segmentation": {**annotation["segmentation"], **run}}
+
+
+def _on_host(labels: Values, scores: Values) -> tuple[Values, Values]:
+    """Both on the CPU; in one copy, so that the host waits once, if they lie on one GPU. Doubles hold both exactly."""
+    if not (isinstance(labels, Tensor) and isinstance(scores, Tensor) and labels.is_cuda and scores.is_cuda):
+        return labels, scores
+    if labels.shape != scores.shape:  # refused by who compares them with the masks
+        return labels.cpu(), scores.cpu()
+    labels, scores = torch.stack((labels.double(), scores.double())).cpu()
+    return labels, scores
 
 
 def _areas(runs: list[dict[str, Any]]) -> list[float]:

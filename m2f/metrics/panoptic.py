@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2f.counting import clipped, counts
 from m2f.metrics.semantic import as_integers
 
 Integers = Tensor | NDArray[np.integer] | Sequence[int]
@@ -82,7 +83,7 @@ class PanopticMetric:
         *,
         crowd: Sequence[bool] | Tensor | NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count one picture.
+        """Count one picture: pixels on the prediction's device, segments on the host, which waits for the device once.
 
         `prediction` and `truth`: (H, W) maps of segment indices; values outside [0, P) and [0, T) are void.
         `predicted_labels`, `true_labels`: (P,) and (T,) classes. `crowd`: (T,) flags of true segments that
@@ -96,18 +97,21 @@ class PanopticMetric:
         ValueError when shapes differ, when a value is no integer, when a label is no class, or when a predicted
         segment has no pixels.
         """
-        predicted, true = as_integers(prediction, "prediction"), as_integers(truth, "truth")
+        predicted = as_integers(prediction, "prediction")
+        true = as_integers(truth, "truth", device=predicted.device)
         if predicted.shape != true.shape or true.dim() != 2:
             raise ValueError(
                 f"prediction and truth must have one shape (H, W), got {tuple(predicted.shape)} and {tuple(true.shape)}"
             )
-        label_P = self._labels(predicted_labels, "predicted_labels")
-        label_T = self._labels(true_labels, "true_labels")
+        label_P = _labels(predicted_labels, "predicted_labels")
+        label_T = _labels(true_labels, "true_labels").cpu()
+        overlap_TP, label_P = _on_host(_overlaps(true, len(label_T), predicted, len(label_P)), label_P)
+        self._check(label_P, "predicted_labels")
+        self._check(label_T, "true_labels")
         crowd_T = torch.zeros(len(label_T), dtype=torch.bool) if crowd is None else torch.as_tensor(crowd).cpu().bool()
         if crowd_T.shape != label_T.shape:
             raise ValueError(f"crowd must hold one flag for each of {len(label_T)} true segments, got {len(crowd_T)}")
 
-        overlap_TP = _overlaps(true, len(label_T), predicted.to(true.device), len(label_P))
         area_T, area_P = overlap_TP.sum(1)[:-1], overlap_TP.sum(0)[:-1]
         if not area_P.all():
             raise ValueError(f"predicted segment {int((area_P == 0).nonzero()[0])} of {len(area_P)} has no pixels")
@@ -177,23 +181,34 @@ class PanopticMetric:
             "per_class": {"pq": pq, "sq": sq, "rq": rq, "tp": tp, "fp": fp, "fn": fn},
         }
 
-    def _labels(self, labels: Integers, name: str) -> Tensor:
-        """As (segments,) int64 on the CPU; ValueError when one is no class."""
-        ids = as_integers(labels, name).cpu()
-        if ids.dim() != 1:
-            raise ValueError(f"{name} must hold one class per segment, got shape {tuple(ids.shape)}")
-        outside = ids[(ids < 0) | (ids >= self.num_classes)]
+    def _check(self, labels: Tensor, name: str) -> None:
+        """ValueError when one of the labels is no class."""
+        outside = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(outside):
             raise ValueError(f"{name}: {int(outside[0])} is outside the classes 0 to {self.num_classes - 1}")
-        return ids
+
+
+def _labels(labels: Integers, name: str) -> Tensor:
+    """As (segments,) int64."""
+    ids = as_integers(labels, name)
+    if ids.dim() != 1:
+        raise ValueError(f"{name} must hold one class per segment, got shape {tuple(ids.shape)}")
+    return ids
 
 
 def _overlaps(true: Tensor, true_segments: int, predicted: Tensor, predicted_segments: int) -> Tensor:
-    """Pixels by true and predicted segment, (T + 1, P + 1) int64 on the CPU; void is last."""
+    """Pixels by true and predicted segment, (T + 1, P + 1) int64; void is last."""
     rows, columns = true_segments + 1, predicted_segments + 1
-    true = torch.where((true < 0) | (true >= true_segments), true_segments, true)
-    predicted = torch.where((predicted < 0) | (predicted >= predicted_segments), predicted_segments, predicted)
-    return (true * columns + predicted).flatten().bincount(minlength=rows * columns).view(rows, columns).cpu()
+    true, predicted = clipped(true, true_segments), clipped(predicted, predicted_segments)
+    return counts(true.mul_(columns).add_(predicted), rows * columns).view(rows, columns)
+
+
+def _on_host(overlap_TP: Tensor, label_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU; in one copy, so that the host waits once, if they lie on one device."""
+    if label_P.device != overlap_TP.device:
+        return overlap_TP.cpu(), label_P.cpu()
+    overlaps, labels = torch.cat((overlap_TP.flatten(), label_P)).cpu().split((overlap_TP.numel(), len(label_P)))
+    return overlaps.view(overlap_TP.shape), labels
 
 
 def _mean(values: list[float | None], classes: Collection[int]) -> float | None:

@@ -6,12 +6,15 @@ C classes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from m2f.counting import clipped, counts
+from m2f.draws import to_device
 
 Labels = Tensor | NDArray[np.integer]
 """Class ids, any integer type and shape."""
@@ -37,7 +40,7 @@ class SemanticResult(TypedDict):
 class SemanticMetric:
     """Counts pixels by true and predicted class over any number of pictures.
 
-    The state is `confusion`: (C, C) int64, rows the true class, columns the predicted one.
+    The state is `confusion`: (C, C) int64, rows the true class, columns the predicted one, on the predictions' device.
     Counts are exact, so states of parts of a data set add up to the whole's, in any order:
     `merge` them, or sum `confusion` over workers and build a metric from the sum.
     """
@@ -55,28 +58,44 @@ class SemanticMetric:
         self.confusion = confusion.clone()
 
     def update(self, prediction: Labels, label: Labels) -> None:
-        """Count pictures. Pixels whose label is `ignore_label` do not count, whatever was predicted there.
+        """Count pictures, on the prediction's device. Pixels whose label is `ignore_label` do not count, whatever was
+        predicted there. The host waits for the device once.
 
         ValueError when shapes differ, when a value is no integer, or when a label or a prediction that
         counts is not a class.
         """
-        predicted, true = as_integers(prediction, "prediction"), as_integers(label, "label")
+        predicted = as_integers(prediction, "prediction")
+        true = as_integers(label, "label", device=predicted.device)
         if predicted.shape != true.shape:
             raise ValueError(
                 f"prediction and label must have one shape, got {tuple(predicted.shape)} and {tuple(true.shape)}"
             )
-        counts = true != self.ignore_label
-        true = true[counts]
-        predicted = predicted.to(true.device)[counts]
-        for name, ids in (("label", true), ("prediction", predicted)):
+        # One place more for each side's values that are no class, and one row for labels that do not count.
+        classes, side = self.num_classes, self.num_classes + 1
+        row = clipped(true, classes).masked_fill_(true == self.ignore_label, side)
+        cells = counts(row.mul_(side).add_(clipped(predicted, classes)), (side + 1) * side).view(side + 1, side)
+        confusion = cells[:classes, :classes]
+        if int(cells[:side].sum() - confusion.sum()):
+            self._refuse(predicted, true)
+        if confusion.device != self.confusion.device:
+            self.confusion = to_device(self.confusion, confusion.device)
+        self.confusion += confusion
+
+    def _refuse(self, predicted: Tensor, true: Tensor) -> NoReturn:
+        """The ValueError for a label or a prediction that counts and is not a class."""
+        counted = true != self.ignore_label
+        for name, ids in (("label", true[counted]), ("prediction", predicted[counted])):
             outside = ids[(ids < 0) | (ids >= self.num_classes)]
             if len(outside):
                 raise ValueError(
                     f"{name} {int(outside[0])} is outside the classes 0 to {self.num_classes - 1} "
                     f"({len(outside)} of {len(ids)} pixels that count)"
                 )
-        cells = torch.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
-        self.confusion += cells.view_as(self.confusion).to(self.confusion.device)
+        raise AssertionError("every value is a class")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be sent to another process, which may not have the device."""
+        return {**self.__dict__, "confusion": self.confusion.cpu()}
 
     def merge(self, other: SemanticMetric) -> None:
         """Add the counts of another metric of the same classes, in place."""
@@ -118,8 +137,8 @@ class SemanticMetric:
         }
 
 
-def as_integers(values: Labels | Sequence[int], name: str) -> Tensor:
-    """As an int64 tensor on its device; ValueError, naming the values, for anything but integers."""
+def as_integers(values: Labels | Sequence[int], name: str, *, device: torch.device | None = None) -> Tensor:
+    """As an int64 tensor on a device (None: on its own); ValueError, naming the values, for anything but integers."""
     if isinstance(values, Tensor):
         tensor = values
     else:
@@ -129,6 +148,8 @@ def as_integers(values: Labels | Sequence[int], name: str) -> Tensor:
         tensor = torch.from_numpy(array.astype(np.int64))
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        tensor = to_device(tensor, device)  # as it is: int64 would be up to eight times as much to copy
     return tensor.long()
 
 

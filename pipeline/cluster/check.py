@@ -1,4 +1,4 @@
-"""Everything wrong with a cluster file that can be known offline, one sentence each."""
+"""Everything wrong with a cluster file, one sentence each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.config import node_groups, read_cluster_file
+from pipeline.cluster.aws import FILLED_IN, MODULE, Account, Provider, look
+from pipeline.cluster.config import PLACEHOLDER, node_groups, placeholders, read_cluster_file, texts
 from pipeline.tracking.client import LOGIN
 
-PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
-"""What is to be filled in stands in angle brackets: <id of the private subnet>."""
-
-PROVIDERS = ("aws", "local")
-"""Of the cluster files that there are here."""
+PROVIDERS = ("external", "aws", "local")
+"""Of the cluster files that there are here, and Ray's `aws` for one with every name in it."""
 
 WORKER_GROUP_GPUS = 8
 """GPUs of one training of a published row: its groups."""
@@ -23,42 +21,35 @@ WORKER_GROUP_GPUS = 8
 def problems(path: str | Path) -> list[str]:
     """Everything wrong with a cluster file that can be known offline, one sentence each."""
     config = read_cluster_file(path)
-    found = [f"{place}: fill in {text}" for place, text in placeholders(config)]
     provider = config.get("provider")
     provider_type = provider.get("type") if isinstance(provider, dict) else None
+    by_ray_up = FILLED_IN if provider_type == "external" else ()
+    found = [f"{place}: fill in {text}" for place, text in placeholders(config) if text not in by_ray_up]
     if not isinstance(provider, dict) or provider_type not in PROVIDERS:
-        return [*found, f"provider.type is {provider_type!r}; this project knows {' and '.join(PROVIDERS)}"]
+        return [*found, f"provider.type is {provider_type!r}; this project knows {', '.join(PROVIDERS)}"]
+    if provider_type == "external" and provider.get("module") != MODULE:
+        return [*found, f"provider.module is {provider.get('module')!r}; this project has {MODULE}"]
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")
-    found += _aws_problems(config) if provider_type == "aws" else _local_problems(config)
+    found += _local_problems(config) if provider_type == "local" else _aws_problems(config)
     found += _secrecy_problems(config)
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
-        if provider_type == "aws":
+        if provider_type != "local":
             found += _node_problems(config)
     return found
 
 
-def placeholders(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(where, text) of everything that is still to be filled in, each text once."""
-    seen: set[str] = set()
-    for where, text in _texts(value, place):
-        for found in PLACEHOLDER.findall(text):
-            if found not in seen:
-                seen.add(found)
-                yield where, found
-
-
-def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _texts(entry, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list):
-        for i, entry in enumerate(value):
-            yield from _texts(entry, f"{place}[{i}]")
+def account_problems(path: str | Path) -> tuple[list[str], list[str]]:
+    """(what the AWS account lacks, what else is known of it), one sentence each; nothing for machines of one's own."""
+    config = read_cluster_file(path)
+    if config["provider"]["type"] == "local":
+        return [], []
+    try:
+        return look(Account(config))
+    except ValueError as error:
+        return [], [f"quota and zones are not known, because AWS was not asked: {error}"]
 
 
 def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -128,7 +119,7 @@ def _local_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    commands = " ".join(text for key in config if key.endswith("_commands") for _, text in _texts(config[key], key))
+    commands = " ".join(text for key in config if key.endswith("_commands") for _, text in texts(config[key], key))
     if "RAY_AUTH_MODE=token" not in commands:
         yield "no command sets RAY_AUTH_MODE=token; without it whoever reaches the head may run code there"
     if not any(str(target).endswith(".ray/auth_token") for target in config.get("file_mounts") or {}):
@@ -141,7 +132,7 @@ def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
     for source in (config.get("file_mounts") or {}).values() if key and not PLACEHOLDER.search(key) else ():
         if Path(key).expanduser().resolve().is_relative_to(Path(str(source)).expanduser().resolve()):
             yield f"auth.ssh_private_key lies in {source}, which goes to every machine; keep it in ~/.ssh"
-    if any(login[2] for _, text in _texts(config, "") for login in LOGIN.finditer(text)):
+    if any(login[2] for _, text in texts(config, "") for login in LOGIN.finditer(text)):
         yield "a password stands in an address; the file goes to every machine and into logs: see docs/security.md"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AKIA[0-9A-Z]{16}", str(dict(config))):
         yield "an AWS key stands in the file; give the machines an instance profile (IamInstanceProfile) instead"
@@ -149,12 +140,17 @@ def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _rays_problems(config: dict[str, Any]) -> Iterator[str]:
     import copy
+    import logging
 
     import click
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler._private.util").setLevel("ERROR")  # it warns of fields that Ray itself adds
     try:
-        validate_config(prepare_config(copy.deepcopy(config)))
+        prepared = prepare_config(copy.deepcopy(config))
+        if config["provider"]["type"] == "external":
+            prepared = Provider.fillout_available_node_types_resources(prepared)
+        validate_config(prepared)
     except click.ClickException as error:
         yield f"Ray: {error.message}"
     except Exception as error:  # jsonschema's and Ray's own, of many classes

@@ -1,13 +1,20 @@
-"""cluster.yaml as it is written, and which machines it gives or may add. Nothing here needs a network."""
+"""A cluster file as it is written, and which machines it gives or may add. Nothing here needs a network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
+"""What is to be filled in stands in angle brackets: <address of the head>."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +35,8 @@ def read_cluster_file(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"{path} does not exist; the project's examples are cluster.yaml and cluster.onprem.yaml"
+            f"{path} does not exist; the project's examples are cluster.yaml, cluster.private.yaml and "
+            "cluster.onprem.yaml"
         ) from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
@@ -43,6 +51,45 @@ def token_file(config: Mapping[str, Any]) -> Path | None:
         if str(target).endswith(".ray/auth_token"):
             return Path(str(source)).expanduser()
     return None
+
+
+def make_token(config: Mapping[str, Any]) -> None:
+    """See to it that there is a token, which nobody else on this machine can read.
+
+    Ray writes it for everybody to read, and the machines' copies get the same permissions.
+    """
+    token = token_file(config)
+    if token is None:
+        return
+    if not token.exists() and token == Path("~/.ray/auth_token").expanduser():
+        ray = Path(sys.executable).parent / "ray"
+        # with a token in the environment no file would be written
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+        subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True, env=environment)
+    if token.is_file():
+        token.chmod(0o600)
+
+
+def placeholders(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(where, text) of everything that is still to be filled in, each text once."""
+    seen: set[str] = set()
+    for where, text in texts(value, place):
+        for found in PLACEHOLDER.findall(text):
+            if found not in seen:
+                seen.add(found)
+                yield where, found
+
+
+def texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """(where, text) of every string in a value; `place`: where the value itself is."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from texts(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for i, entry in enumerate(value):
+            yield from texts(entry, f"{place}[{i}]")
 
 
 def node_groups(config: Mapping[str, Any]) -> list[NodeGroup]:

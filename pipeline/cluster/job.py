@@ -16,16 +16,20 @@ from typing import Any
 import yaml
 
 from pipeline.cluster.config import NodeGroup, node_groups
-from pipeline.cluster.stages import plan, run_plan, say
+from pipeline.cluster.stages import Plan, plan, run_command, run_plan, say
 from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
+from pipeline.storage.results import RESULTS, Registration, sound_result
+from pipeline.tracking.client import LOGIN
 
 JOIN_WAIT_S = 180.0
 """How long machines that `ray up` has started may take to join."""
 WORKER_GROUP_WAIT_S = 1800.0
 """How long the first worker group may take to start before the job gives up (M2F_WORKER_GROUP_WAIT_S); a cloud may be
 out of GPUs."""
+PREFLIGHT = "preflight@"
+"""Before a row in a target: its rehearsal (stages.preflight), which is no stage of dvc.yaml and comes first."""
 
 
 # What it needs
@@ -106,7 +110,7 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
 
     `others`: jobs that work in the workspace now, and their targets. ValueError with everything the user can mend.
     """
-    from pipeline.cluster.workspace import add_missing_results, code_changes, take_code
+    from pipeline.cluster.workspace import add_missing_results, code_changes, take_code, without_git
 
     if others:
         names = ", ".join(others)
@@ -117,26 +121,67 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
             )
     else:
         take_code(upload, workspace)
+        without_git(workspace)
     add_missing_results(upload, workspace)
 
     params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
     pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    todo = plan(targets, pipeline, params)
+    rehearsed = [target.removeprefix(PREFLIGHT) for target in targets if target.startswith(PREFLIGHT)]
+    asked = _stages(targets)
+    todo = plan(asked, pipeline, params) if asked else Plan((), {}, (), {})
     for job, theirs in others.items():
-        if both := sorted(set(plan(theirs, pipeline, params).rows) & set(todo.rows)):
+        running = _stages(theirs)
+        if running and (both := sorted(set(plan(running, pipeline, params).rows) & set(todo.rows))):
             raise ValueError(f"{job} works on {', '.join(both)}; join it with: attach {job}")
     rows = load_params(workspace / "params.yaml")
-    side_by_side = _prepare([need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()])
+    needed = [need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()]
+    side_by_side = _prepare([*needed, *(need(rows.row(row)) for row in rehearsed)])
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # dvc calls `python`
+    environment = {**os.environ, "PATH": path}
+    for row in rehearsed:
+        command = [sys.executable, "-m", "stages.preflight", row]
+        if code := run_command(command, workspace, f"preflight {row}", environment):
+            say(f"the rehearsal of {row} failed, so nothing else is run; its page is in reports/preflight")
+            return code
+    if not asked:
+        say(f"\nwhat the rehearsal found: {workspace}/reports/preflight of the head; home: {_home()}")
+        return 0
 
     say(f"shared stages: {' '.join(todo.shared) or 'none'}")
     for row, stages in todo.rows.items():
         say(f"row {row}: {' '.join(stage.partition('@')[0] for stage in stages)}")
     if len(todo.rows) > 1:
         say(f"{min(side_by_side, len(todo.rows))} of {len(todo.rows)} rows side by side")
-    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # dvc calls `python`
-    code = run_plan(todo, workspace, side_by_side=side_by_side, environment={**os.environ, "PATH": path})
-    say("\nbring the results home with: python -m pipeline.submit results cluster.yaml")
+    code = run_plan(todo, workspace, side_by_side=side_by_side, environment=environment)
+    say("\n" + "\n".join(where_things_are(workspace, list(todo.rows))))
     return code
+
+
+def where_things_are(workspace: Path, rows: Sequence[str]) -> list[str]:
+    """Where results, curves and registered models of rows are after a job, and how they come home; lines to print."""
+    storage = os.environ.get("M2F_STORAGE") or "the storage root"
+    lines = [f"results    {workspace}/results on the head; checkpoints and overlays: {storage}/runs"]
+    report = workspace / "reports" / "index.html"
+    if report.is_file():
+        lines.append(f"report     {report} on the head; at home: python -m stages.report")
+    else:
+        lines.append("report     at home: python -m stages.report")
+    if tracking := os.environ.get("MLFLOW_TRACKING_URI"):
+        lines.append(f"curves     {LOGIN.sub('', tracking)} (MLflow; docs/cluster.md has the way there)")
+    for row in rows:
+        if model := sound_result(Registration, row, results=workspace / RESULTS):
+            best, median = model.aliases.best.version, model.aliases.median.version
+            lines.append(f"model      models:/{model.model}@best (version {best}), @median (version {median})")
+    return [*lines, f"bring home {_home()}"]
+
+
+def _home() -> str:
+    return f"python -m pipeline.submit results {os.environ.get('M2F_CLUSTER_FILE') or 'cluster.yaml'}"
+
+
+def _stages(targets: Sequence[str]) -> list[str]:
+    """Targets without rehearsals."""
+    return [target for target in targets if not target.startswith(PREFLIGHT)]
 
 
 def _prepare(needs: Sequence[Need]) -> int:

@@ -63,7 +63,7 @@ def plan(targets: Sequence[str], pipeline: Mapping[str, Any], params: Mapping[st
         if not key:
             last.append(stage)
         elif _section(pipeline[name]) in _ROW_SECTIONS:
-            rows.setdefault(key, []).append(stage)
+            rows.setdefault(params[_section(pipeline[name])][key].get("row", key), []).append(stage)
         else:
             shared.append(stage)
 
@@ -122,8 +122,19 @@ def run_stages(
     # Upstream stages are named before those that read them, so each is looked at alone: `dvc repro` of two rows would
     # both lock the stages they share. The lock that remains is short: wait for it.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages]
+    return run_command(command, workspace, prefix, environment, write)
+
+
+def run_command(
+    command: Sequence[str],
+    workspace: Path,
+    prefix: str,
+    environment: Mapping[str, str],
+    write: Callable[[str], None] = say,
+) -> int:
+    """Run a command; its output, every line after the prefix. The exit code."""
     process = subprocess.Popen(
-        command,
+        list(command),
         cwd=workspace,
         env=dict(environment),
         stdin=subprocess.DEVNULL,

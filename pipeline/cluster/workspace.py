@@ -9,6 +9,8 @@ import filecmp
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,13 @@ _OURS = GitIgnoreSpec.from_lines(
     ]
 )
 """What no upload replaces or removes in a workspace; what .gitignore names is not either."""
+
+
+def without_git(workspace: Path) -> None:
+    """Tell DVC in its local settings that a copy of the project has no Git, as `make install` does."""
+    if not (workspace / ".git").exists():
+        command = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+        subprocess.run(command, cwd=workspace, check=True)
 
 
 def code_changes(upload: Path, workspace: Path) -> list[str]:

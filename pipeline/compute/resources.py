@@ -55,17 +55,22 @@ def accelerator_type() -> str | None:
 
 def gpus_here(row: Row) -> bool:
     """Whether a row would find a GPU: in the Ray cluster at RAY_ADDRESS, or else in this machine."""
-    import ctypes
-
     if os.environ.get("RAY_ADDRESS") or accelerator_type():
         return cluster_resources(row).use_gpu
+    return _gpus_of_this_machine() > 0
+
+
+def _gpus_of_this_machine() -> int:
+    """Those that torch can use."""
+    import ctypes
+
     try:
         ctypes.CDLL("libcuda.so.1")  # of the driver; without it there is no need to import torch, which takes seconds
     except OSError:
-        return False
+        return 0
     import torch
 
-    return torch.cuda.device_count() > 0
+    return torch.cuda.device_count()
 
 
 def resources_of_gpu_type(gpu_type: str | None) -> dict[str, float]:
@@ -172,8 +177,8 @@ def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
         )
     if workers > 1 and not use_gpu and needs_synchronised_norm(row):
         raise ValueError(
-            f"row {row.name} normalises with statistics of the whole step, which needs SyncBatchNorm, "
-            f"which the CPU lacks; set M2F_WORKERS=1"
+            f"row {row.name} normalises with statistics of the whole step, which workers on CPUs do not share; "
+            "set M2F_WORKERS=1"
         )
     at_once, groups = environment_int("M2F_GROUPS_AT_ONCE"), math.ceil(row.train.groups / max(1, workers))
     if at_once and at_once < groups and needs_synchronised_norm(row):
@@ -199,7 +204,5 @@ def cluster_resources(row: Row, *, training: bool = True) -> Resources:
         connect()
         nodes = [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     else:
-        import torch
-
-        nodes = [Node(torch.cuda.device_count(), len(os.sched_getaffinity(0)))]
+        nodes = [Node(_gpus_of_this_machine(), len(os.sched_getaffinity(0)))]
     return resources_for(row, nodes, training=training)

@@ -5,22 +5,25 @@ Needs torch alone where the dataset has no shards; with shards, what reads them.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from m2f import build_model
+from m2f.draws import to_device
 from m2f.kernels.build import use
 from m2f.model import normalise, pad
+from m2f.weights.start import freeze
 from pipeline.compute.precision import allow_tf32
+from pipeline.cost.batches import batches_of, masks_of
+from pipeline.cost.kept_queries import SEGMENTS, TypicalClasses
 from pipeline.data.images.sizes import Size, counted, input_size, shown_size
 from pipeline.evaluation.predict import PredictConfig, single_scale
 from pipeline.params.schema import DatasetConfig, Row
@@ -29,24 +32,23 @@ from pipeline.provenance.environment import environment
 from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
-from pipeline.training.step import Training, build, training_step
+from pipeline.training.step import build, training_step
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.data.loader.train_batches import Batch
     from pipeline.storage.results import Manifest
 
 WARM_UP, IMAGES = 5, 195
-"""Pictures that do not count, and that do, as in the tables (mmsegmentation, tools/analysis_tools/benchmark.py)."""
+"""Pictures that do not count, and that do, as for the published speeds (mmsegmentation 1.2.2,
+tools/analysis_tools/benchmark.py)."""
 
 STEPS = 20
 """Training steps that count, after as many as WARM_UP that do not."""
 
+_ALONE = Worker(0, 1, torch.device("cpu"))
+
 LEAST = 3
 """Pictures and steps that count, however long they take."""
-
-MASKS = 10
-"""True masks of a generated training picture. ADE20K's pictures hold 10.5 classes on average, COCO's 7.3 objects."""
 
 CODE = Code(
     roots=("pipeline.cost.benchmark.benchmark",),
@@ -70,8 +72,8 @@ _COUNTED = (
 
 _ANSWERS: Mapping[str, str] = {
     "semantic": "the label map (class scores, resized to the picture's own size, and their argmax)",
-    "panoptic": "the panoptic segments at the picture's own size (fresh weights leave fewer than trained ones)",
-    "instance": "the instances at the picture's own size",
+    "panoptic": f"the panoptic segments at the picture's own size, {SEGMENTS} queries competing",
+    "instance": "the instances at the picture's own size, each of a query of its own",
 }
 
 
@@ -120,25 +122,35 @@ class _Subject:
     usual: Size
     """Of the dataset's pictures, for random ones."""
     timer: Timer
+    worker: Worker
     seconds: float
     """For inference and for training each."""
 
 
 def benchmark(
     row: Row, dataset: DatasetConfig, *, manifest: Manifest | None, seconds: float = 60.0, groups: int = 1
-) -> Benchmark:
+) -> Benchmark | None:
     """Measure a row on this machine's GPU, or its CPU.
+
+    In several processes (pipeline.cost.torchrun) each is a worker of a training step, and one measures inference; that
+    one, of rank 0, has the result, the others None.
 
     `manifest`: of the dataset's shards, whose pictures are then read; None: random pictures of the published sizes.
     `seconds`: for inference and for training each; fewer pictures and steps are measured where they take longer,
-    but at least LEAST. `groups`: of pictures per training step on this device; the recipe's GPUs have one each.
+    but at least LEAST. `groups`: of pictures per training step on each device; the recipe's GPUs have one each.
 
-    ValueError where there are neither shards nor published sizes, or groups are not 1 to those of the row.
+    ValueError where there are neither shards nor published sizes, or all workers' groups are not 1 to those of the row.
     """
     images = counted(row.dataset, manifest)
     if images is None:
         raise ValueError(
             f"the picture sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
+        )
+    worker = Worker.here()
+    if worker.size > 1 and groups * worker.size > row.train.groups:
+        raise ValueError(
+            f"row {row.name} has {row.train.groups} groups; {worker.size} workers of {groups} each need "
+            f"{groups * worker.size}; measure with fewer workers, or fewer groups"
         )
     if not 1 <= groups <= row.train.groups:
         raise ValueError(f"row {row.name} has {row.train.groups} groups; measure 1 to {row.train.groups}, not {groups}")
@@ -151,18 +163,27 @@ def benchmark(
         )
     allow_tf32(row.train.tf32)
     kernels = use(row.train.kernels)
-    worker = Worker.here()
     timer = Timer(worker.device)
-    training = build(row, worker, seed=0)
-    model = training.model
+    subject = _Subject(
+        row=row,
+        dataset=dataset,
+        manifest=manifest,
+        usual=images.usual,
+        timer=timer,
+        worker=worker,
+        seconds=seconds,
+    )
+    cost = _training(subject, groups)
+    if worker.rank != 0:
+        return None
+    # after the training, and on a network of its own: gradients and moments are no part of inference's memory
+    model = build_model(row.model).to(worker.device)
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    subject = _Subject(row=row, dataset=dataset, manifest=manifest, usual=images.usual, timer=timer, seconds=seconds)
     size = input_size(images.usual, row.test)
     inference = _inference(model, subject)
-    cost = _training(training, subject, groups)
     return Benchmark(
-        key=benchmark_key(row, manifest=manifest, seconds=seconds, groups=groups),
+        key=benchmark_key(row, manifest=manifest, seconds=seconds, groups=groups, workers=worker.size),
         row=row.name,
         dataset=row.dataset,
         task=row.task,
@@ -179,7 +200,7 @@ def benchmark(
     )
 
 
-def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups: int) -> str:
+def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups: int, workers: int = 1) -> str:
     """The name of a measurement, 16 hexadecimal digits: of the row's settings, the pictures, how it is measured, the
     definitions that decide how long it takes, this machine's device and the libraries that compute."""
     facts = environment(tf32=row.train.tf32)
@@ -191,6 +212,7 @@ def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups
         data=manifest and manifest.digest,
         seconds=seconds,
         groups=groups,
+        workers=workers,
         code=code_digest(CODE),
         device=facts.device,
         cuda=facts.cuda,
@@ -222,19 +244,20 @@ def forward_flops(row: Row, size: Size) -> int:
 @torch.inference_mode()
 def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
     row, dataset, timer = subject.row, subject.dataset, subject.timer
-    model.eval()
+    timed = model if row.task == "semantic" else TypicalClasses(model, row).to(timer.device)
+    timed.eval()
     timer.forget_peak()
     shown = _validation(row, subject.manifest, subject.usual)
     things = [place for place, name in enumerate(dataset.class_names) if name in dataset.thing_classes]
-    config = PredictConfig(test=row.test, task=row.task, thing_ids=things, segments_only=True)
+    config = PredictConfig(test=row.test, task=row.task, thing_ids=things, panoptic="segments")
     sizes: list[Size] = []
 
     def one() -> float:
         image_3HW, size = next(shown)
         sizes.append(size)
-        images = pad(normalise(image_3HW[None].to(timer.device)), row.test.pad_multiple)
+        images = pad(normalise(to_device(image_3HW[None], timer.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
-        return timer.seconds(lambda: single_scale(model, images, valid, size, config))
+        return timer.seconds(lambda: single_scale(timed, images, valid, size, config))
 
     taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="pictures", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
@@ -250,7 +273,20 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
         seconds=_spread(taken_s),
         protocol=f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
         f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted",
+        differs=_differences(row, real=real, images=len(taken_s)),
     )
+
+
+def _differences(row: Row, *, real: bool, images: int) -> str:
+    """How a measurement of inference differs from the published one."""
+    found = ["fresh weights instead of trained ones"]
+    if row.task != "semantic":
+        found.append("no speed is published for this task; measured as for semantic segmentation")
+    if not real:
+        found.append("random pictures of one size instead of the validation split's")
+    if images != IMAGES:
+        found.append(f"{images} pictures timed instead of {IMAGES}")
+    return "; ".join(found)
 
 
 def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tuple[Tensor, Size]]:
@@ -270,33 +306,42 @@ def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tu
 # Training
 
 
-def _training(training: Training, subject: _Subject, groups: int) -> TrainingCost | str:
-    """The cost of a training step; text: why it could not be measured."""
-    row, config, timer = subject.row, subject.row.train, subject.timer
-    training.model.train()
+def _training(subject: _Subject, groups: int) -> TrainingCost | str:
+    """The cost of a training step, of the slowest worker; text: why it could not be measured."""
+    row, config, timer, worker = subject.row, subject.row.train, subject.timer, subject.worker
     timer.forget_peak()
-    batches = enumerate(_batches(row, subject.manifest, groups))
-
-    def one() -> float:
-        count, batch = next(batches)
-        step = min(count, config.steps - 1)  # the schedule may be shorter
-        return timer.seconds(lambda: training_step(training, batch, step=step))
-
     try:
-        taken_s = _repeated(f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds)
+        training = build(row, worker, seed=0)
+        training.model.train()
+        freeze(training.model, config.freeze)
+        batches = enumerate(batches_of(row, subject.manifest, groups, worker, steps=WARM_UP + STEPS))
+
+        def one() -> float:
+            count, batch = next(batches)
+            step = min(count, config.steps - 1)  # the schedule may be shorter
+            worker.largest(0.0)  # all begin when the last one has its batch
+            return worker.largest(timer.seconds(lambda: training_step(training, batch, step=step)))
+
+        taken_s = _repeated(
+            f"{row.name}: training", one, count=STEPS, unit="steps", seconds=subject.seconds, worker=worker
+        )
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(timer.device).total_memory / 2**30
-        return f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
+        why = f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
+        if worker.size > 1:  # an error, with which torchrun ends the others: they wait for this one's sums
+            raise ValueError(f"row {row.name}: {why}") from None
+        return why
     if subject.manifest is not None:
         source = "random crops of the training split"
     else:
-        source = f"random pictures with {_masks(row)} masks each"
-    spread, (memory_mib, reserved_mib) = _spread(taken_s), timer.peak_mib()
+        source = f"random pictures with {masks_of(row)} masks each"
+    spread = _spread(taken_s)
+    memory_mib, reserved_mib = (None if mib is None else worker.largest(mib) for mib in timer.peak_mib())
     return TrainingCost(
         step_s=spread.median,
         seconds=spread,
         steps=len(taken_s),
-        workers=1,
+        workers=worker.size,
         groups=groups,
         images=groups * config.group_size,
         crop=config.augmentation.crop,
@@ -304,70 +349,30 @@ def _training(training: Training, subject: _Subject, groups: int) -> TrainingCos
         reserved_mib=reserved_mib,
         precision=config.precision,
         protocol=f"{source}; copying to the device, forward, matching, losses, backward, clipping and optimiser; "
-        "loading not counted",
+        f"loading not counted{_together(worker)}",
     )
 
 
-def _batches(row: Row, manifest: Manifest | None, groups: int) -> Iterator[Batch]:
-    """Batches of this many groups."""
-    count = groups * row.train.group_size
-    if manifest is None:
-        for step in itertools.count():
-            yield cast("Batch", _Generated.of(row, count, step))
-        return
-    from pipeline.data.loader.train_batches import TrainingOrder, training_batches
-
-    order = TrainingOrder.of(row, manifest, seed=0)
-    yield from training_batches(order, first_step=0, steps=WARM_UP + STEPS, image_range=range(count))
-
-
-def _masks(row: Row) -> int:
-    return min(MASKS, row.model.num_classes)
-
-
-@dataclass(frozen=True)
-class _Generated:
-    """A batch of noise, with horizontal bands for masks; the fields of pipeline.data.loader.train_batches.Batch that a
-    step reads."""
-
-    images: Tensor
-    sizes: Tensor
-    segments: Tensor | None
-    masks: tuple[Tensor, ...] | None
-    labels: tuple[Tensor, ...]
-    seeds: tuple[int, ...]
-
-    @classmethod
-    def of(cls, row: Row, count: int, step: int) -> _Generated:
-        height, width = row.train.augmentation.crop
-        draws = torch.Generator().manual_seed(step)
-        masks = _masks(row)
-        bands_HW = (torch.arange(height) * masks // height).to(torch.uint8)[:, None].expand(height, width).contiguous()
-        labels = tuple(torch.randperm(row.model.num_classes, generator=draws)[:masks] for _ in range(count))
-        apart_THW = bands_HW == torch.arange(masks)[:, None, None]
-        return cls(
-            images=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=draws),
-            sizes=torch.tensor([[height, width]] * count),
-            segments=None if row.task == "instance" else bands_HW.repeat(count, 1, 1),
-            masks=(apart_THW,) * count if row.task == "instance" else None,
-            labels=labels,
-            seeds=tuple(step * count + place for place in range(count)),
-        )
+def _together(worker: Worker) -> str:
+    return f"; of the slowest of {worker.size} workers, sums over them included" if worker.size > 1 else ""
 
 
 # Time
 
 
-def _repeated(what: str, one: Callable[[], float], *, count: int, unit: str, seconds: float) -> list[float]:
+def _repeated(
+    what: str, one: Callable[[], float], *, count: int, unit: str, seconds: float, worker: Worker = _ALONE
+) -> list[float]:
     """What `one` gives, `count` times or until the seconds are over, but at least LEAST times.
 
-    WARM_UP earlier ones do not count; where even they would take a third of the time, a single one.
+    WARM_UP earlier ones do not count; where even they would take a third of the time, a single one. As often on every
+    worker that is given.
     """
     begun_s = time.monotonic()
-    progress = Progress(what, 0, unit=unit)
+    progress = Progress(what, 0, unit=unit) if worker.rank == 0 else None
 
     def passed_s() -> float:
-        return time.monotonic() - begun_s
+        return worker.largest(time.monotonic() - begun_s)
 
     for _ in range(WARM_UP):
         one()
@@ -376,8 +381,11 @@ def _repeated(what: str, one: Callable[[], float], *, count: int, unit: str, sec
     taken_s: list[float] = []
     while len(taken_s) < LEAST or (len(taken_s) < count and passed_s() < seconds):
         taken_s.append(one())
-        progress.add()
-    print(f"{what}: {len(taken_s)} {unit} timed, median {_spread(taken_s).median:.3g} s", file=sys.stderr, flush=True)
+        if progress is not None:
+            progress.add()
+    if progress is not None:
+        median_s = _spread(taken_s).median
+        print(f"{what}: {len(taken_s)} {unit} timed, median {median_s:.3g} s", file=sys.stderr, flush=True)
     return taken_s
 
 

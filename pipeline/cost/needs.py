@@ -40,6 +40,17 @@ def needs(
     return found
 
 
+def untrained_weights(row: Row, params: Params, *, results: Path = RESULTS) -> list[str]:
+    """The seed of another row whose network the row starts from, where `results` do not say that it is finished."""
+    source = params.weights.get(row.weights)
+    if source is None or not source.row:
+        return []
+    trained = sound_result(TrainingResult, source.row, results=results)
+    if trained is not None and any(seed.seed == source.seed and seed.status == "finished" for seed in trained.seeds):
+        return []
+    return [f"a finished seed {source.seed} of row {source.row}, from which it starts (dvc repro train@{source.row})"]
+
+
 def refuse(row: Row, params: Params, stages: Collection[str], *, base: Path) -> None:
     """ValueError where stages of a row, asked for by name, cannot work here. No stages: all of them."""
     if (asked := set(stages) - {"ready"}) and asked <= WITHOUT_TRAINING:

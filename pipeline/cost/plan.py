@@ -113,7 +113,7 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
     workers = min(row.train.groups, settings.gpus) if on_gpu else 1
     step_s = seed_s = tests_s = 0.0
     if speed is not None:
-        alone = speed.evidence in ("benchmark", "published")  # of one device
+        alone = speed.evidence in ("benchmark", "published") and speed.devices == 1
         efficiency = settings.efficiency if alone and workers > 1 else 1.0
         groups = math.ceil(row.train.groups / workers)  # of the worker that has most
         step_s = groups * row.train.group_size * speed.train_s / efficiency

@@ -75,6 +75,8 @@ class Speed:
     device_type: Literal["cuda", "cpu"]
     """cpu: a device is a whole machine."""
     source: str
+    devices: int = 1
+    """That were measured together; of 1, sums over workers are not in `train_s`."""
 
 
 def estimated_gpu_hours(row: Row, results: Path) -> Estimate | None:
@@ -140,6 +142,7 @@ def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
         device=found.environment.device,
         device_type=found.device_type,
         source=f"benchmark@{row.name} on {found.environment.device}",
+        devices=found.training.workers,
     )
 
 

@@ -52,7 +52,18 @@ def evaluate_row(row: Row, *, manifest: Manifest, trained: TrainingResult) -> Ev
         median={name: _median([figures[name] for figures in finished]) for name in finished[0]},
         baseline=commonest_class(manifest) if row.task != "instance" and "train" in manifest.splits else None,
         overlays=_overlays(seeds, decides),
+        parameters=_parameters(row),
     )
+
+
+def _parameters(row: Row) -> int:
+    """Of the row's network, those that do not learn included; no memory is taken."""
+    import torch
+
+    from m2f.model import build_model
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(row.model).parameters())
 
 
 def _evaluated(row: Row, seed: TrainedSeed, manifest: Manifest, resources: Resources, decides: Which) -> EvaluatedSeed:

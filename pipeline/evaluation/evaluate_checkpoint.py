@@ -2,7 +2,8 @@
 
 runs/<run key>/evaluations/<key>/ in the storage root holds
 
-parts/<first>-<last>.json  what the metrics have counted on some neighbouring pictures, until all are there
+parts/<first>-<last>.json  what the metrics have counted on some neighbouring pictures, until all are there; beside it
+                           <first>-<last>.images.json, every picture's own figures
 overlays/<index>.png       some pictures with prediction and truth
 result.json                the figures; it is written last, and says that the evaluation is finished
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from m2f.kernels.build import use
+from pipeline.evaluation.image_figures import ImageLine, images_file, merged_lines
 from pipeline.params.parse import parse
 from pipeline.params.schema import Row, Task
 from pipeline.params.tasks import FIGURES
@@ -56,7 +58,7 @@ CODE = Code(
         "pipeline.evaluation.evaluate_checkpoint._shown": "says which pictures are shown",
         "pipeline.evaluation.evaluate_checkpoint.Job": "its values are in the key, or say where bytes lie",
     },
-    sinks=PROGRESS,
+    sinks=(*PROGRESS, "pipeline.evaluation.image_figures.ImageFigures"),  # it watches
     settings=SETTINGS,
 )
 """The definitions that make predictions and figures of a checkpoint."""
@@ -163,7 +165,8 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
         if (found := finished_evaluation(job.folder, job.row.task)) is not None:
             return found
         raise
-    found = keep(job.run_dir, job.key, metrics, step=job.step, title=job.what)
+    images = merged_lines([images_file(job.folder, part) for part in parts])
+    found = keep(job.run_dir, job.key, metrics, step=job.step, title=job.what, images=images)
     with contextlib.suppress(OSError):  # another process deletes them, or writes one that nobody needs any more
         delete(job.folder / "parts")
     return found
@@ -181,6 +184,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
 
     from m2f.model import build_model
     from pipeline.compute.precision import allow_tf32
+    from pipeline.evaluation.image_figures import ImageFigures
     from pipeline.evaluation.overlays import write_overlay
     from pipeline.evaluation.task_metrics import TaskMetrics, predict_images
     from pipeline.runs.checkpoints import load_checkpoint
@@ -199,12 +203,15 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
     val_images = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
         metrics = TaskMetrics(job.row, job.manifest)
+        images = ImageFigures(job, part)
         for val_image, predictions in itertools.islice(val_images, len(part)):
             metrics.update(val_image, predictions)
+            images.add(val_image, metrics)
             if val_image.index in shown:
                 path = job.folder / "overlays" / f"{val_image.index:05d}.png"
                 write_overlay(path, val_image, predictions, job.row.model.num_classes)
             on_image()
+        images.save(metrics)
         write_json(_part_file(job, part), metrics.state())
 
 
@@ -262,11 +269,22 @@ def _merged(job: Job, parts: Sequence[range]) -> TaskMetrics:
     return metrics
 
 
-def keep(run_dir: StoredPath, key: str, metrics: TaskMetrics, *, step: int, title: str) -> EvaluatedCheckpoint:
-    """Write what is shown of an evaluation, and last its result, which this returns."""
+def keep(
+    run_dir: StoredPath,
+    key: str,
+    metrics: TaskMetrics,
+    *,
+    step: int,
+    title: str,
+    images: Sequence[ImageLine] = (),
+) -> EvaluatedCheckpoint:
+    """Write what is shown of an evaluation, and last its result, which this returns. images: the pictures' own
+    figures."""
     folder = evaluation_dir(run_dir, key)
     found = EvaluatedCheckpoint(key=key, step=step, figures=metrics.figures(), per_class=metrics.per_class())
     _show(folder, found, metrics, title)
+    if images:
+        write_json(folder / "images.json", list(images))
     write_json(folder / "result.json", dataclasses.asdict(found))
     return found
 
@@ -281,7 +299,7 @@ def _show(folder: StoredPath, found: EvaluatedCheckpoint, metrics: TaskMetrics, 
     write_text(folder / "per_class.csv", _table(found.per_class))
     draw_per_class(folder / "per_class.png", found.per_class, title)
     if metrics.semantic is not None:
-        confusion = metrics.semantic.confusion.numpy()
+        confusion = metrics.semantic.confusion.cpu().numpy()
         pixels = {"class_names": metrics.class_names, "true_by_predicted": confusion.tolist()}
         write_text(folder / "confusion.json", json.dumps(pixels, ensure_ascii=False) + "\n")
         draw_confusion(folder / "confusion.png", confusion, metrics.class_names, title)

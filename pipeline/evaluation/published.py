@@ -7,6 +7,8 @@ import json
 import re
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.compute.resources import Resources, cluster_resources
 from pipeline.data.download import Fetched, downloaded
@@ -22,8 +24,14 @@ from pipeline.storage.results import EvaluatedCheckpoint, Manifest, PaddedEvalua
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 
-CODE = dataclasses.replace(PLAIN_CODE, roots=(*PLAIN_CODE.roots, "m2f.weights.from_reference"))
-"""The definitions that make figures of a published checkpoint."""
+CONVERTED_BY = {"reference": "from_reference", "detectron2": "from_detectron2", "huggingface": "from_huggingface"}
+"""The function of m2f.weights for each layout of a checkpoint."""
+
+CODES = {
+    layout: dataclasses.replace(PLAIN_CODE, roots=(*PLAIN_CODE.roots, f"m2f.weights.{function}"))
+    for layout, function in CONVERTED_BY.items()
+}
+"""The definitions that make figures of a published checkpoint, by its layout."""
 
 _TRAINING = {
     "loss": "loss",
@@ -36,8 +44,8 @@ _VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pix
 """Names in the published logs (percent) and ours (fractions)."""
 
 
-def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest) -> PublishedEvaluation:
-    """Fetch, convert and evaluate a row's published checkpoint.
+def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest, name: str = "") -> PublishedEvaluation:
+    """Fetch, convert and evaluate a row's published checkpoint; `name`: its entry, if not called as the row.
 
     Our figures less the published ones should be within the last digit. A row that is tested unpadded is also evaluated
     padded to a multiple of 32, and `agrees` says which is nearer. The training log becomes a curve like ours. The
@@ -46,17 +54,18 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
     """
     source = downloaded(config.url, sha256_prefix=digest_prefix(config.url))
     resources = cluster_resources(row, training=False)
-    evaluated = _compared(_evaluated(row, source, manifest, resources), row)
+    published = getattr(row, config.figures)
+    evaluated = _compared(_evaluated(row, config, source, manifest, resources), row, published)
     other: PaddedEvaluation | None = None
     agrees = None
     if row.test.pad_multiple == 1:
         padded = dataclasses.replace(row, test=dataclasses.replace(row.test, pad_multiple=32, ms_flip=None))
-        other = _compared(_evaluated(padded, source, manifest, resources), padded)
+        other = _compared(_evaluated(padded, config, source, manifest, resources), padded, published)
         if (first := primary(row.task)) in evaluated.difference:
             agrees = 1 if abs(evaluated.difference[first]) <= abs(other.difference[first]) else 32
-    run_dir = _run_dir(source)
+    folder = run_dir(source.sha256)
     if config.log_url:
-        write_log(config.log_url, run_dir)
+        write_log(config.log_url, folder)
     return PublishedEvaluation(
         row=row.name,
         dataset=row.dataset,
@@ -64,35 +73,39 @@ def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest)
         primary=primary(row.task),
         url=config.url,
         sha256=source.sha256,
-        published=dict(row.published),
+        published=dict(published),
         evaluated=evaluated,
         other_padding=other,
         agrees=agrees,
         mlflow_run_id=None,
         step_s=logged_step_s(downloaded(config.log_url).path) if config.log_url else None,
-        curve=f"runs/{run_dir.name}/curve.jsonl" if config.log_url else None,
+        curve=f"runs/{folder.name}/curve.jsonl" if config.log_url else None,
+        checkpoint="" if name == row.name else name,
     )
 
 
-def _evaluated(row: Row, source: Fetched, manifest: Manifest, resources: Resources) -> EvaluatedCheckpoint:
+def _evaluated(
+    row: Row, config: PublishedConfig, source: Fetched, manifest: Manifest, resources: Resources
+) -> EvaluatedCheckpoint:
     """The figures of a published checkpoint, found or made; it is converted only if they are to be made."""
-    run_dir = _run_dir(source)
-    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_type, code=CODE)
-    if (found := finished_evaluation(evaluation_dir(run_dir, key), row.task)) is not None:
+    folder = run_dir(source.sha256)
+    key = evaluation_key(row, manifest, sha256=source.sha256, device=resources.device_type, code=CODES[config.layout])
+    if (found := finished_evaluation(evaluation_dir(folder, key), row.task)) is not None:
         return found
-    from m2f.weights import from_reference, read_checkpoint
+    from m2f import weights
 
+    convert = getattr(weights, CONVERTED_BY[config.layout])
     with local_file(source.path, source.sha256) as file:
-        tensors = from_reference(read_checkpoint(file), row.model)
-    path = save_model(run_dir, step=row.train.steps, run_key=run_dir.name, tensors=tensors)
+        tensors = convert(weights.read_checkpoint(file), row.model)
+    path = save_model(folder, step=row.train.steps, run_key=folder.name, tensors=tensors)
     job = Job(
         row=row,
         manifest=manifest,
         checkpoint=path,
         sha256=sha256(path),
-        run_key=run_dir.name,
+        run_key=folder.name,
         step=row.train.steps,
-        run_dir=run_dir,
+        run_dir=folder,
         key=key,
         what=f"published {row.name}",
         processes=resources.loader_processes,
@@ -100,18 +113,18 @@ def _evaluated(row: Row, source: Fetched, manifest: Manifest, resources: Resourc
     return evaluate(job, resources)
 
 
-def _run_dir(source: Fetched) -> StoredPath:
+def run_dir(sha256: str) -> StoredPath:
     """The run folder of a published training: published-<the beginning of its checkpoint's SHA-256>."""
-    return storage_root() / "runs" / f"published-{source.sha256[:16]}"
+    return storage_root() / "runs" / f"published-{sha256[:16]}"
 
 
-def _compared(checkpoint: EvaluatedCheckpoint, row: Row) -> PaddedEvaluation:
-    """A checkpoint's figures beside the row's published ones."""
-    both = {name: value for name, value in checkpoint.figures.items() if name in row.published and value is not None}
+def _compared(checkpoint: EvaluatedCheckpoint, row: Row, published: Mapping[str, Any]) -> PaddedEvaluation:
+    """A checkpoint's figures beside the published ones."""
+    both = {name: value for name, value in checkpoint.figures.items() if name in published and value is not None}
     return PaddedEvaluation(
         pad_multiple=row.test.pad_multiple,
         checkpoint=checkpoint,
-        difference={name: 100 * value - row.published[name] for name, value in both.items()},
+        difference={name: 100 * value - published[name] for name, value in both.items()},
     )
 
 

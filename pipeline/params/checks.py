@@ -6,16 +6,19 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from pipeline.params.parse import pick
-from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Row, VerdictConfig
+from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Params, Row, VerdictConfig, WeightsConfig
 from pipeline.params.sentences import shown
 from pipeline.params.tasks import LABELS
 
 MOST_PIXELS = 2**30
 """Of an image that OpenCV decodes."""
 
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1_000_000
+"""Of a loss or a class. Sums of others could leave float32."""
 
 _PUBLISHED_COSTS = ("inf_fps", "train_mem_gib", "train_mem_gb_as_printed")
 _PUBLISHED_TEXTS = ("device", "protocol")
@@ -183,6 +186,50 @@ def check_limits(row: Row, at: str) -> None:
             raise ValueError(f"{at}.{key} is {share}; it must be between 0 and 1")
 
 
+def check_window(window: Mapping[str, int], at: str) -> None:
+    """ValueError where there can be no such windows."""
+    if window.keys() != {"size", "overlap"}:
+        raise ValueError(f"{at} has the keys {', '.join(window) or 'none'}; give size and overlap")
+    size, overlap = window["size"], window["overlap"]
+    if size < 32:
+        raise ValueError(f"{at} has windows of {size} pixels; they must have 32 or more")
+    if not 0 <= overlap <= size // 2:
+        raise ValueError(f"{at} has windows of {size} pixels that overlap by {overlap}; give 0 to {size // 2}")
+
+
+def check_weights(weights: WeightsConfig, at: str) -> None:
+    sources = [key for key in ("url", "path", "row") if getattr(weights, key)]
+    if len(sources) > 1:
+        raise ValueError(f"{at} names a {' and a '.join(sources)}; give one source")
+    if weights.layout != "mask2former":
+        default = WeightsConfig()
+        for key in ("path", "row", "seed", "partial", "classes", "class_names"):
+            if getattr(weights, key) != getattr(default, key):
+                raise ValueError(f"{at}.{key} is for whole networks; write layout: mask2former, or take it out")
+    elif not sources:
+        raise ValueError(f"{at} has layout mask2former and no source; give a url, a path or a row")
+    if weights.seed is not None and not weights.row:
+        raise ValueError(f"{at}.seed is a row's; take it out, or give the row instead of the {sources[0]}")
+    if weights.class_names and weights.classes != "match":
+        raise ValueError(f"{at}.class_names is for classes: match, and classes is {weights.classes}; take one out")
+    twice = [name for name, count in Counter(weights.class_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{at}.class_names has {shown(twice[0])} more than once; name every class once")
+    if weights.sha256_prefix and not weights.url:
+        raise ValueError(f"{at}.sha256_prefix is for a url; take it out")
+    if weights.classes == "match" and not weights.class_names and not weights.row:
+        raise ValueError(f"{at}.classes is match, which needs the file's class_names; list them, or name a list")
+
+
+def check_origin(params: Params, name: str, at: str) -> None:
+    """ValueError where weights are those of a row that does not exist, or of one that starts from them."""
+    passed = [name]
+    while row := params.weights[passed[-1]].row:
+        passed.append(pick(params.rows, row, "row", at).weights)
+        if passed[-1] in passed[:-1]:
+            raise ValueError(f"{at}.row is {row}, which itself starts from these weights; name another row")
+
+
 def check_row(row: Row, at: str) -> None:
     train, augmentation, crop = row.train, row.train.augmentation, row.train.augmentation.crop
     if any(side <= 0 or side % 32 for side in crop):
@@ -207,13 +254,19 @@ def check_row(row: Row, at: str) -> None:
         ("model.loss.points", loss.points, loss.points >= 1, "at least 1"),
         ("model.loss.oversample", loss.oversample, loss.oversample >= 1, "at least 1"),
         ("model.loss.importance", loss.importance, 0 <= loss.importance <= 1, "between 0 and 1"),
-        ("model.loss.class_weight", loss.class_weight, loss.class_weight >= 0, "0 or more"),
-        ("model.loss.mask_weight", loss.mask_weight, loss.mask_weight >= 0, "0 or more"),
-        ("model.loss.dice_weight", loss.dice_weight, loss.dice_weight >= 0, "0 or more"),
-        ("model.loss.no_object_weight", loss.no_object_weight, loss.no_object_weight > 0, "above 0"),
+        ("model.loss.class_weight", loss.class_weight, 0 <= loss.class_weight <= MOST_WEIGHT, f"0 to {MOST_WEIGHT:,}"),
+        ("model.loss.mask_weight", loss.mask_weight, 0 <= loss.mask_weight <= MOST_WEIGHT, f"0 to {MOST_WEIGHT:,}"),
+        ("model.loss.dice_weight", loss.dice_weight, 0 <= loss.dice_weight <= MOST_WEIGHT, f"0 to {MOST_WEIGHT:,}"),
+        (
+            "model.loss.no_object_weight",
+            loss.no_object_weight,
+            LEAST_WEIGHT <= loss.no_object_weight <= MOST_WEIGHT,
+            f"{LEAST_WEIGHT:f} to {MOST_WEIGHT:,}",
+        ),
     ):
         if not right:
             raise ValueError(f"{at}.{key} is {value}; it must be {need}")
+    _check_balance(row, at)
     milestones = train.schedule.milestones
     if list(milestones) != sorted(set(milestones)) or (train.schedule.name == "multistep") != bool(milestones):
         raise ValueError(
@@ -237,5 +290,28 @@ def check_row(row: Row, at: str) -> None:
         raise ValueError(f"{at}.seeds is {list(row.seeds)}; it must list at least one seed, none twice")
     if row.test.pad_multiple != 1 and (row.test.pad_multiple < 1 or row.test.pad_multiple % 32):
         raise ValueError(f"{at}.test.pad_multiple is {row.test.pad_multiple}; it must be 1 or a multiple of 32")
+    if (window := row.test.window) is not None:
+        check_window(window, f"{at}.test.window")
+        if row.test.ms_flip is not None:
+            raise ValueError(f"{at}.test has both window and ms_flip, which shows every picture whole; take one out")
     if row.test.ms_flip is not None and row.task != "semantic":
         raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")
+
+
+def _check_balance(row: Row, at: str) -> None:
+    """Of what weighs rare classes more: class weights and the sampling of images."""
+    weights, sampling = row.model.loss.class_weights, row.train.sampling
+    if weights and len(weights) != row.model.num_classes:
+        raise ValueError(
+            f"{at}.model.loss.class_weights lists {len(weights)} weights for {row.model.num_classes} classes; give one "
+            "for each class, or class names with their weights"
+        )
+    if wrong := [weight for weight in weights if not LEAST_WEIGHT <= weight <= MOST_WEIGHT]:
+        raise ValueError(
+            f"{at}.model.loss.class_weights has {wrong[0]}; every weight must be {LEAST_WEIGHT:f} to {MOST_WEIGHT:,}"
+        )
+    if sampling is not None and not 0 < sampling.repeat_threshold <= 1:
+        raise ValueError(
+            f"{at}.train.sampling.repeat_threshold is {sampling.repeat_threshold}; it is a share of the training "
+            "images, above 0 and at most 1"
+        )

@@ -13,9 +13,11 @@ from pipeline.params.checks import (
     check_dataset,
     check_labels,
     check_limits,
+    check_origin,
     check_published,
     check_row,
     check_verdict,
+    check_weights,
 )
 from pipeline.params.parse import names_given, parse, pick
 from pipeline.params.schema import Params, PublishedConfig, Row, WeightsConfig
@@ -24,6 +26,7 @@ from pipeline.params.shorthand import (
     check_preset,
     trained_classes,
     with_class_names,
+    with_class_weights,
     with_colours,
     with_num_classes,
     with_preset,
@@ -46,7 +49,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; run from the project's folder or give --params") from None
+        raise ValueError(
+            f"{path} does not exist; run from the project's folder, give --params, or begin a project with: m2f init"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -96,6 +101,10 @@ def _check_for_dvc(tree: Mapping[str, Any], where: str) -> None:
             raise ValueError(
                 f"{where} has no section {section!r}, or an empty one; dvc.yaml reads it: write {section}: {{}}"
             )
+    checkpoints = tree["checkpoints"] if isinstance(tree["checkpoints"], Mapping) else {}
+    for name, entry in checkpoints.items():
+        if isinstance(entry, Mapping) and "row" not in entry:
+            raise ValueError(f"{where}: checkpoints.{name} has no 'row', which dvc.yaml reads; write row: {name}")
     rows = tree["rows"] if isinstance(tree["rows"], Mapping) else {}
     for name, row in rows.items():
         for key, section in (("weights", "weights"), ("preset", "presets")):
@@ -127,6 +136,8 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
     params = dataclasses.replace(params, weights=weights)
     rows = {name: _row(name, row, params, where) for name, row in _section(tree, "rows", where).items()}
     params = dataclasses.replace(params, rows=rows)
+    for name in params.weights:
+        check_origin(params, name, f"{where}: weights.{name}")
     checkpoints = _section(tree, "checkpoints", where)
     return dataclasses.replace(
         params, checkpoints={name: _checkpoint(name, entry, params, where) for name, entry in checkpoints.items()}
@@ -161,13 +172,16 @@ def _weights(name: str, entry: Any, params: Params, where: str) -> WeightsConfig
         raise ValueError(
             f"{at} is {shown(entry)}; none stands for random weights, so write none: {{}} or choose another name"
         )
-    return parse(WeightsConfig, with_site(entry, params.sites, at), at)
+    weights = parse(WeightsConfig, with_class_names(with_site(entry, params.sites, at), at), at)
+    check_weights(weights, at)
+    return weights
 
 
 def _row(name: str, tree: Any, params: Params, where: str) -> Row:
     """One row with all that its preset and its dataset say, checked."""
     at = f"{where}: rows.{name}"
     full = with_num_classes(with_preset(tree, params.presets, at), params.datasets)
+    full = with_class_weights(full, params.datasets, at)
     if isinstance(full, Mapping) and "dataset" in full:
         if not isinstance(full["dataset"], str):
             raise ValueError(f"{at}.dataset is {shown(full['dataset'])}; expected the name of a dataset")
@@ -175,6 +189,13 @@ def _row(name: str, tree: Any, params: Params, where: str) -> Row:
     row = parse(Row, {"name": name, **full} if isinstance(full, Mapping) else full, at)
     if row.weights != "none":
         pick(params.weights, row.weights, "weights entry", at)
+    if "pixel_decoder" in row.train.freeze and params.weights[row.weights].layout != "mask2former":
+        raise ValueError(
+            f"{at}.train.freeze holds pixel_decoder, which begins at random; start from a whole network (layout: "
+            "mask2former), or take it out"
+        )
+    if row.train.freeze and row.weights == "none":
+        raise ValueError(f"{at}.train.freeze holds {row.train.freeze[0]}, which begins at random; name weights")
     called, names = trained_classes(params.datasets[row.dataset], row.task)
     if len(names) != row.model.num_classes:
         raise ValueError(
@@ -189,8 +210,11 @@ def _row(name: str, tree: Any, params: Params, where: str) -> Row:
 def _checkpoint(name: str, entry: Any, params: Params, where: str) -> PublishedConfig:
     """One published checkpoint, of a row that there is."""
     at = f"{where}: checkpoints.{name}"
-    checkpoint = parse(PublishedConfig, with_site(entry, params.sites, at), at)
-    dataset = pick(params.rows, name, "row", f"{where}: checkpoints").dataset
+    filled = with_site(entry, params.sites, at)
+    checkpoint = parse(PublishedConfig, {"row": name, **filled} if isinstance(filled, Mapping) else filled, at)
+    dataset = pick(params.rows, checkpoint.row, "row", f"{where}: checkpoints").dataset
+    if not name.startswith(checkpoint.row):
+        raise ValueError(f"{at} is of row {checkpoint.row}; begin its name with the row's, as {checkpoint.row}_authors")
     if checkpoint.dataset != dataset:
-        raise ValueError(f"{at}.dataset is {shown(checkpoint.dataset)}, but row {name} is on {dataset!r}")
+        raise ValueError(f"{at}.dataset is {shown(checkpoint.dataset)}, but row {checkpoint.row} is on {dataset!r}")
     return checkpoint

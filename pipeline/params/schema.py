@@ -83,7 +83,8 @@ class DatasetConfig:
     """What happens where a split holds nothing to learn from or to measure: pixels of fewer than two classes, or no
     object. allow: a warning; a row still trains only if its validation has something to measure."""
     generate: Mapping[str, int] = field(default_factory=dict)
-    """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`."""
+    """`shapes` only: pictures per split (`train`, `val`), `height`, `width`, `seed`. `class_names` decide what is
+    drawn: a street or a coast."""
 
     def annotation_path(self, name: str, split: str) -> str:
         """Where the annotation file `name` of a split is in a source, in COCO's layout."""
@@ -98,12 +99,26 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightsConfig:
-    """Published weights a backbone starts from."""
+    """Weights that a backbone or, with layout mask2former, the whole network starts from. Without a source: random."""
 
     url: str = ""
-    """Where they are published; empty: none, and the backbone starts at random."""
-    layout: Literal["torchvision", "swin"] = "torchvision"
-    """Whose names the file uses; swin: the original's or mmsegmentation's."""
+    """Where they are published."""
+    path: str = ""
+    """mask2former: a file or folder here instead."""
+    row: str = ""
+    """mask2former: a row trained here instead; its checkpoint that decides, of `seed`."""
+    seed: int | None = None
+    """Of `row`; None: 0."""
+    layout: Literal["torchvision", "swin", "mask2former"] = "torchvision"
+    """Whose names the file uses; swin: the original's or mmsegmentation's; mask2former: a whole network by whomever
+    (m2f.weights.load_any)."""
+    partial: bool = False
+    """mask2former: whether entries outside the class head may be missing; they begin anew."""
+    classes: Literal["same", "anew", "match"] = "same"
+    """mask2former: what becomes of the class head. same: it is taken over, and must fit; anew: it begins anew; match:
+    classes of the same name are taken over."""
+    class_names: tuple[str, ...] = ()
+    """match: the file's classes, in order; of a row, its own."""
     sha256_prefix: str = ""
     """First digits of the file's SHA-256, as published in its name."""
     terms: str = ""
@@ -131,6 +146,15 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """Images of rare classes are shown more often (LVIS, arXiv 1908.03195)."""
+
+    repeat_threshold: float
+    """Share of the training images, above 0 and at most 1. A class in a smaller share f of them is rare: its images
+    are shown sqrt(repeat_threshold / f) times as often, those of several rare classes as often as the rarest's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One training run. A step is `groups` groups of `group_size` pictures, however many workers there are."""
 
@@ -142,6 +166,8 @@ class TrainConfig:
     """Pictures per group."""
     images: Literal["all", "with_things"] = "all"
     """with_things: only those with an annotated thing and both sides of at least 32 px (the COCO rows)."""
+    sampling: SamplingConfig | None = field(default=None, metadata={OFF: None})
+    """How often images are shown; None: all equally often (all published rows)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     val_interval: int = 5000
@@ -157,6 +183,10 @@ class TrainConfig:
     PyTorch does unless told otherwise, and so the published trainings."""
     kernels: Kernels = field(default="auto", metadata={OFF: "auto"})
     """How a CPU makes some operations of network and losses; they differ in rounding and speed."""
+    deterministic: bool = field(default=False, metadata={OFF: False})
+    """Whether a GPU's training gives the same bits again, as a CPU's always does; it is slower."""
+    freeze: tuple[Literal["backbone", "pixel_decoder"], ...] = field(default=(), metadata={OFF: ()})
+    """Parts of the network that do not learn; their batch norm uses its running statistics."""
 
     @property
     def global_batch(self) -> int:
@@ -182,6 +212,10 @@ class TestConfig:
     """Pictures are padded right and bottom to a multiple of this; 1: not at all (the 640 x 640 rows)."""
     ms_flip: MsFlipConfig | None = None
     """The second column of the semantic tables; None: left out."""
+    window: Mapping[str, int] | None = field(default=None, metadata={OFF: None})
+    """Larger pictures are shown in overlapping square windows, each like a picture, instead of scaled down to one
+    input: `size`, a window's side in pixels of the picture as it is, and `overlap`, the pixels, at most half of them,
+    that neighbours share at least. None: every picture whole."""  # no dataclass of its own: it would change run keys
     score_threshold: float = 0.8
     """Panoptic: class probability below which a query is left out."""
     overlap_threshold: float = 0.8
@@ -224,6 +258,8 @@ class Row:
     max_served_pixels: int = 50_000_000
     """Pixels of the largest image that the row's registered model takes; a larger one is refused before it is decoded.
     At most 178,956,970."""
+    registry: bool = True
+    """Whether register@<row> puts the row's best and median checkpoint into MLflow's model registry."""
     early_warning: EarlyWarningConfig = field(default_factory=EarlyWarningConfig)
     published: Mapping[str, Any] = field(default_factory=dict)
     """The published figures, metrics in percent; empty: none."""
@@ -237,10 +273,16 @@ class Row:
 class PublishedConfig:
     """A row's published checkpoint: the fastest check that network, conversion, test sizes and metric are right."""
 
+    row: str = ""
+    """The row whose network it is, with whose name the entry's begins; empty: the entry is called as the row."""
     dataset: str
     """The row's dataset (DVC cannot look it up)."""
     url: str
-    """The .pth; the last part of its name is the beginning of its SHA-256, as mmsegmentation publishes them."""
+    """The file. Of mmsegmentation's, the last part of the name is the beginning of its SHA-256."""
+    layout: Literal["reference", "detectron2", "huggingface"] = "reference"
+    """Whose names it uses: mmsegmentation's and mmdetection's, the authors', or Hugging Face's."""
+    figures: Literal["published", "published_authors"] = "published"
+    """The row's figures that it should repeat."""
     log_url: str = ""
     """The training log, JSON lines; empty: none."""
 
@@ -267,7 +309,7 @@ class Params:
     rows: Mapping[str, Row]
     weights: Mapping[str, WeightsConfig] = field(default_factory=dict)
     checkpoints: Mapping[str, PublishedConfig] = field(default_factory=dict)
-    """By row."""
+    """By name: the row's for the one whose training is compared with, others with something after it."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that several rows share, by the name a row's `preset` gives; the row's own come first."""
     sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

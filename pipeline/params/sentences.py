@@ -17,6 +17,11 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def how_many(count: int, noun: str) -> str:
+    """1 picture, 2 pictures, 1,000 pictures."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def error_shown(error: BaseException) -> str:
     """What a library's error says, shortened; its type where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__

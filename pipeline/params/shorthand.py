@@ -97,9 +97,31 @@ def with_num_classes(row: Any, datasets: Mapping[str, DatasetConfig]) -> Any:
     return {**row, "model": {"num_classes": len(names), **model}}
 
 
+def with_class_weights(row: Any, datasets: Mapping[str, DatasetConfig], at: str) -> Any:
+    """A row whose `model.loss.class_weights` are a list, also where it gives weights by class name; a class that it
+    leaves out has 1. ValueError for a class that its dataset does not train."""
+    if not isinstance(row, Mapping) or not isinstance(model := row.get("model"), Mapping):
+        return row
+    loss, name = model.get("loss"), row.get("dataset")
+    if not isinstance(loss, Mapping) or not isinstance(weights := loss.get("class_weights"), Mapping):
+        return row
+    if not isinstance(name, str) or name not in datasets:
+        return row
+    _, names = trained_classes(datasets[name], row.get("task", "semantic"))
+    for given in weights:
+        if not isinstance(given, str):
+            raise ValueError(f"{at}.model.loss.class_weights has the key {shown(given)}; expected the name of a class")
+        pick(dict.fromkeys(names), given, "class", f"{at}.model.loss.class_weights")
+    listed = [weights.get(each, 1.0) for each in names]
+    return {**row, "model": {**model, "loss": {**loss, "class_weights": listed}}}
+
+
 def trained_classes(dataset: DatasetConfig, task: Any) -> tuple[str, tuple[str, ...]]:
-    """What the classes that a task trains on are called, and their names."""
-    return ("thing classes", dataset.thing_classes) if task == "instance" else ("classes", dataset.class_names)
+    """What the classes that a task trains on are called, and their names in the order of the network's ids, which is
+    that of class_names."""
+    if task != "instance":
+        return "classes", dataset.class_names
+    return "thing classes", tuple(name for name in dataset.class_names if name in dataset.thing_classes)
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import overload
 
 FIGURES: Mapping[str, tuple[str, ...]] = {
     "semantic": ("miou", "mean_accuracy", "pixel_accuracy"),
@@ -56,7 +57,24 @@ def primary(task: str) -> str:
     return FIGURES[task][0]
 
 
+def headline(task: str) -> tuple[str, ...]:
+    """The figures that a task is known by."""
+    return ("pq", "ap", "miou") if task == "panoptic" else (primary(task),)
+
+
+@overload
+def percent(fraction: float) -> float: ...
+@overload
+def percent(fraction: None) -> None: ...
+@overload
+def percent(fraction: float | None) -> float | None: ...
+def percent(fraction: float | None) -> float | None:
+    """A figure as tables, MLflow and DVC show it: 0.5 -> 50.0; code keeps fractions. Decimals that only rounding has
+    made are left out."""
+    return None if fraction is None else round(100 * fraction, 6)
+
+
 def in_words(figures: Mapping[str, float | None], task: str) -> str:
     """The figures that a task is known by, in percent: "PQ 52.00, AP 41.80, mIoU 61.70"."""
-    shown = ("pq", "ap", "miou") if task == "panoptic" else (primary(task),)
-    return ", ".join(f"{LABELS[name]} {'-' if (x := figures[name]) is None else f'{100 * x:.2f}'}" for name in shown)
+    shown = {LABELS[name]: percent(figures[name]) for name in headline(task)}
+    return ", ".join(f"{label} {'-' if value is None else f'{value:.2f}'}" for label, value in shown.items())

@@ -49,7 +49,8 @@ class Code:
     roots: tuple[str, ...]
     """Where it starts."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Definitions, or modules with all of theirs, whose bodies do not count, and why not."""
+    """Definitions, or modules with all of theirs, whose bodies do not count, and why not; by the place of the
+    definition, or by the name that it is imported by."""
     sinks: tuple[str, ...] = ()
     """Classes and functions to which a program only tells things; left out too."""
     settings: str = ""
@@ -202,7 +203,8 @@ class _Writer:
         found, rest = self.sources.resolve(dotted)
         if not isinstance(found, Definition):
             return found if found.partition(".")[0] not in PACKAGES else "a module"
-        if entry := entry_of(str(found), (*self.code.left_out, *self.code.sinks)):
+        entries = (*self.code.left_out, *self.code.sinks)
+        if entry := entry_of(str(found), entries) or entry_of(dotted, entries):  # a package may pass a name on
             self.left_out_seen.add(entry)
             return ".".join([f"~{found.name}", *rest])
         return ".".join([self._place(found), *rest])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.provenance.package import DISTRIBUTION
 from pipeline.provenance.sources import PROJECT
 
 LIBRARIES = (
@@ -25,8 +26,9 @@ LIBRARIES = (
     "pyarrow",
     "ray",
     "mlflow",
+    DISTRIBUTION,
 )
-"""Libraries whose versions are recorded beside a result."""
+"""Libraries whose versions are recorded beside a result, and this package's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +47,19 @@ class Environment:
     """The row's setting; None: no GPU was used."""
     kernels: str | None = None
     """plain or compiled (m2f.kernels.build); None: made before there was a choice."""
+    deterministic: bool | None = None
+    """The row's setting; None: no GPU was used, or made before there was a choice."""
     git_commit: str | None
     """None: nobody knows."""
     git_changed: bool | None
     """Whether files differed from the commit; None: nobody knows."""
 
 
-def environment(*, tf32: str, kernels: str | None = None) -> Environment:
+def environment(*, tf32: str, kernels: str | None = None, deterministic: bool | None = None) -> Environment:
     """What a result may depend on besides its run key: versions, device, kernels, git commit (None: nobody knows).
 
-    `tf32`: the row's choice, which means nothing without a GPU. The commit is that of the checkout, or what
-    M2F_GIT_COMMIT says, as `commit_word` has it: on a cluster the code is a copy without one.
+    `tf32`, `deterministic`: the row's choices, which mean nothing without a GPU. The commit is that of the checkout, or
+    what M2F_GIT_COMMIT says, as `commit_word` has it: on a cluster the code is a copy without one.
     """
     import torch
 
@@ -68,6 +72,7 @@ def environment(*, tf32: str, kernels: str | None = None) -> Environment:
         cuda=torch.version.cuda if cuda else None,
         tf32=tf32 if cuda else None,
         kernels=kernels,
+        deterministic=deterministic if cuda else None,
         **_git(),
     )
 

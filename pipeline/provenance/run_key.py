@@ -24,7 +24,7 @@ KEEPS_BYTES: Mapping[str, str] = {
 }
 """What every kind of work leaves out."""
 
-COMPILES: Mapping[str, str] = {"m2f.kernels.build": "compiles loops whose digest counts (m2f.kernels.cpu.LOOPS)"}
+COMPILES: Mapping[str, str] = {"m2f.kernels.build": "compiles loops whose digests count (LOOPS where they are called)"}
 """What all that runs the network leaves out."""
 
 READS_SHARDS: Mapping[str, str] = {
@@ -35,8 +35,11 @@ READS_SHARDS: Mapping[str, str] = {
 }
 """What work on a dataset's shards leaves out besides."""
 
-PROGRESS = ("pipeline.storage.progress.Progress",)
-"""Whose lines may be added anywhere."""
+FREEZE = "m2f.weights.start.freeze"
+"""Does nothing in a row that freezes nothing."""
+
+PROGRESS = ("pipeline.storage.progress.Progress", FREEZE)
+"""Calls of these may be added anywhere: they print, or do nothing unless the row has a setting that is in its key."""
 
 TRAINING = Code(
     roots=("pipeline.training.loop.train",),
@@ -55,12 +58,24 @@ TRAINING = Code(
         "pipeline.training.loop.peak_memory_mib": "watches",
         "pipeline.training.loop.why_stopped": "says why a training was stopped",
         "pipeline.training.loop.refuse_if_too_long": "a training that it stops has no result",
+        "pipeline.training.loop.StepTime": "tells refuse_if_too_long the time",
         "pipeline.training.loop.summary": "says what a training left",
     },
-    sinks=(*PROGRESS, "pipeline.tracking.curve.Curve", "pipeline.training.loop_progress"),
+    sinks=(
+        *PROGRESS,
+        "pipeline.tracking.curve.Curve",
+        "pipeline.training.loop_progress",
+        # puts a file's tensors where their names say; the digest of the initial weights is in the key
+        "pipeline.training.loop.start_from_network",
+    ),
     settings=SETTINGS,
 )
 """The definitions that decide the weights a training ends with, and which of them are kept."""
+
+TRAINING_WITH_FROZEN_PARTS = dataclasses.replace(
+    TRAINING, sinks=tuple(sink for sink in TRAINING.sinks if sink != FREEZE)
+)
+"""Those of a row with `train.freeze`."""
 
 _SHAPES_NOTHING = ("log_every", "checkpoint_interval")
 """Fields of TrainConfig that say only how often a run logs and saves."""
@@ -79,7 +94,7 @@ def run_key(row: Row, *, seed: int, data_digest: str, weights_sha256: str | None
         seed=seed,
         data=data_digest,
         weights=weights_sha256,
-        code=code_digest(TRAINING),
+        code=code_digest(TRAINING_WITH_FROZEN_PARTS if row.train.freeze else TRAINING),
     )
 
 

@@ -85,11 +85,34 @@ def save_model(
             artifacts={"weights": str(weights), "settings": str(served)},
             code_paths=[str(code / "m2f"), str(code / "pipeline")],
             # no schema of what comes in: the model looks itself, and its refusals are shorter than MLflow's
-            signature=ModelSignature(params=ParamSchema([ParamSpec("png", "boolean", False)])),
+            signature=ModelSignature(
+                outputs=_predictions(settings["task"]), params=ParamSchema([ParamSpec("png", "boolean", False)])
+            ),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
             metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
             input_example=_example(),
         )
+
+
+def _predictions(task: str) -> Any:
+    """MLflow's schema of what the model predicts for an image (served_model.RegisteredModel.predict); the parameter png
+    makes text of the maps."""
+    from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+
+    def thing(**types: Any) -> Array:
+        return Array(Object([Property(name, dtype) for name, dtype in types.items()]))
+
+    whole, real, text, yes = DataType.long, DataType.double, DataType.string, DataType.boolean
+    if task == "semantic":
+        columns = {"labels": Array(Array(whole)), "class_names": Array(text)}
+    elif task == "panoptic":
+        info = thing(**{"class": text}, class_id=whole, is_thing=yes, score=real)
+        columns = {"segments": Array(Array(whole)), "segments_info": info}
+    else:
+        mask = Object([Property("size", Array(whole)), Property("counts", text)])
+        found = thing(**{"class": text}, class_id=whole, score=real, box=Array(real), mask=mask)
+        columns = {"instances": found, "size": Array(whole)}
+    return Schema([ColSpec(dtype, name) for name, dtype in columns.items()])
 
 
 def _example() -> Any:

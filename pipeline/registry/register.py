@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
-from pipeline.params.tasks import LABELS
-from pipeline.registry.candidates import Candidate, candidates, chosen
+from pipeline.params.tasks import percent
+from pipeline.registry.candidates import Candidate, candidates, chosen, published_candidate
+from pipeline.registry.description import figure_tags, model_description, version_description
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
 from pipeline.registry.versions import REGISTERING, delete_model, delete_unfinished, registering_tag, versions_of
 from pipeline.storage.results import (
@@ -27,6 +28,7 @@ from pipeline.storage.results import (
     BestVersion,
     Evaluation,
     Manifest,
+    PublishedEvaluation,
     RegisteredVersion,
     Registration,
     TrainingResult,
@@ -34,10 +36,14 @@ from pipeline.storage.results import (
 from pipeline.tracking.client import mlflow_client, shown_uri, tracking_uri
 from pipeline.tracking.database import UnusableDatabase
 from pipeline.tracking.experiments import experiment_id
+from pipeline.tracking.models import model_metrics
+from pipeline.tracking.rows import tracked_data
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+    from pipeline.comparison.verdict import Verdict
 
 
 UPLOAD_TIMEOUT_S = 300
@@ -56,12 +62,14 @@ def register(
     evaluated: Evaluation,
     trained: TrainingResult,
     weights_terms: str,
+    verdict: Verdict | None = None,
     force: bool = False,
 ) -> Registration:
     """Register a row's best and median checkpoint.
 
-    A checkpoint that is registered already, with the same settings and code, is found again. force: `best` may leave
-    a version whose figure is not comparable. ValueError when the server does not answer or a checkpoint is gone.
+    A checkpoint that is registered already, with the same settings and code, is found again. verdict: on the
+    row beside its published figures, for the description. force: `best` may leave a version whose figure is not
+    comparable. ValueError when the server does not answer or a checkpoint is gone.
     """
     ranked = candidates(evaluated, trained)
     try:
@@ -70,24 +78,68 @@ def register(
         raise _unregistered(row.name, error) from None
     settings = served_settings(row, manifest)
     figure, name = evaluated.primary, model_name(row.name)
-    facts = {
-        "row": row.name,
-        "task": row.task,
-        "metric": figure,
-        "dataset_digest": manifest.digest,
-        "licence": licence(manifest.terms, weights_terms),
-    }
-    with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+    terms = licence(manifest.terms, weights_terms)
+    tags = _tags_of_row(row, figure, manifest, terms)
+    if verdict:
+        tags["verdict"] = verdict.decision
+    with _answering(row.name):
         _refuse_foreign(client, name, row)
-        delete_unfinished(client, experiment_id(client, row.dataset), name)
+        delete_unfinished(client, experiment_id(client), name)
         versions = {
-            alias: _registered(client, name, row, candidate, settings, facts)
+            alias: _registered(client, name, row, candidate, settings, tags, manifest)
             for alias, candidate in chosen(ranked).items()
         }
         client.set_registered_model_alias(name, "median", versions["median"].version)
         best, kept = _set_best(client, name, versions["best"], force=force)
+        shown = {alias: (each.version, each.tags) for alias, each in (("best", best), ("median", versions["median"]))}
+        client.update_registered_model(name, model_description(row, name, shown, verdict, licence=terms))
     aliases = Aliases(best=BestVersion(**asdict(_described(best)), kept=kept), median=_described(versions["median"]))
     return Registration(row=row.name, model=name, aliases=aliases, tracking_uri=shown_uri())
+
+
+def register_published(
+    row: Row, result: PublishedEvaluation, *, manifest: Manifest, terms: str = ""
+) -> tuple[str, RegisteredVersion]:
+    """Register a published checkpoint with the figure that it has here: its model's name and its version, which gets
+    the alias "published". The model is its own, so that no training of the row is compared with it.
+
+    ValueError when the server does not answer or the converted checkpoint is gone.
+    """
+    candidate = published_candidate(result)
+    try:
+        client = mlflow_client()
+    except Exception as error:
+        raise _unregistered(row.name, error) from None
+    name = f"{model_name(result.name)}-published"
+    terms = licence(manifest.terms, terms)
+    tags = {**_tags_of_row(row, result.primary, manifest, terms), "url": result.url}
+    with _answering(row.name), _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+        _refuse_foreign(client, name, row)
+        delete_unfinished(client, experiment_id(client), name)
+        version = _registered(client, name, row, candidate, served_settings(row, manifest), tags, manifest)
+        client.set_registered_model_alias(name, "published", version.version)
+        client.update_registered_model(
+            name, version_description(row, candidate, licence=terms, made_by=_made_by(row, candidate))
+        )
+    return name, _described(version)
+
+
+def _tags_of_row(row: Row, figure: str, manifest: Manifest, terms: str) -> dict[str, str]:
+    return {
+        "row": row.name,
+        "task": row.task,
+        "dataset": row.dataset,
+        "backbone": row.model.backbone.name,
+        "metric": figure,
+        "dataset_digest": manifest.digest,
+        "licence": terms,
+    }
+
+
+def _made_by(row: Row, candidate: Candidate) -> str:
+    if candidate.seed is None:
+        return "python -m stages.register --published"
+    return f"dvc repro register@{row.name}"
 
 
 def licence(dataset_terms: str, weights_terms: str) -> str:
@@ -130,15 +182,16 @@ def _registered(
     row: Row,
     candidate: Candidate,
     settings: Mapping[str, Any],
-    facts: Mapping[str, str],
+    of_row: Mapping[str, str],
+    manifest: Manifest,
 ) -> ModelVersion:
     """The version of a checkpoint with these settings: found again, or made."""
     text = json.dumps({"checkpoint": candidate.sha256, **settings}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     tags = {
-        **facts,
-        "value": repr(candidate.value),
-        "seed": str(candidate.seed),
+        **of_row,
+        **figure_tags(candidate.figures),
+        **({} if candidate.seed is None else {"seed": str(candidate.seed)}),
         "run_key": candidate.run_key,
         "checkpoint_sha256": candidate.sha256,
         "git_commit": candidate.git_commit or "unknown",
@@ -150,7 +203,7 @@ def _registered(
         client.set_model_version_tag(name, found.version, "digest", f"{digest} (its files are gone)")
         found = None
     if found is None:
-        made = _make(client, name, row, candidate, settings, tags)
+        made = _make(client, name, row, candidate, settings, tags, manifest)
         found = _first(client, name, digest) or made
         if found.version != made.version:  # another process was quicker
             client.delete_model_version(name, made.version)
@@ -159,6 +212,10 @@ def _registered(
         if found.tags.get(key) != value:  # evaluated again, or found under other terms
             client.set_model_version_tag(name, found.version, key, value)
     found.tags.update(tags)
+    made_by = _made_by(row, candidate)
+    client.update_model_version(
+        name, found.version, version_description(row, candidate, licence=of_row["licence"], made_by=made_by)
+    )
     return found
 
 
@@ -181,16 +238,17 @@ def _make(
     candidate: Candidate,
     settings: Mapping[str, Any],
     tags: Mapping[str, str],
+    manifest: Manifest,
 ) -> ModelVersion:
     """Log the model to the run that trained it, if the server knows it, and make it a version: both or nothing."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.entities.logged_model_status import LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
-    print(f"{row.name}: registering seed {candidate.seed}, run {candidate.run_key}", file=sys.stderr, flush=True)
+    print(f"{row.name}: registering {candidate.description}, run {candidate.run_key}", file=sys.stderr, flush=True)
     network = trained_network(row, candidate)
     run = _known_run(client, candidate.mlflow_run_id)
-    experiment = run.info.experiment_id if run else experiment_id(client, row.dataset)
+    experiment = run.info.experiment_id if run else experiment_id(client)
     run_id = run.info.run_id if run else None
     model = client.create_logged_model(
         experiment, name=name, source_run_id=run_id, tags={**tags, **registering_tag()}, model_type="mask2former"
@@ -205,6 +263,7 @@ def _make(
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if run_id is not None:
             client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, step=0)])
+            client.log_batch(run_id, metrics=model_metrics(model, candidate.figures, tracked_data(manifest)))
         new = _open_model(client, name, row)
         made = client.create_model_version(
             name,
@@ -212,7 +271,6 @@ def _make(
             run_id=run_id,
             tags=dict(tags),
             model_id=model.model_id,
-            description=f"{LABELS[tags['metric']]} {100 * candidate.value:.2f}, seed {candidate.seed} of {row.name}",
         )
     except BaseException:  # an interruption too
         with suppress(MlflowException):  # a server that has gone: the next registration cleans up
@@ -220,6 +278,8 @@ def _make(
             if new and not versions_of(client, name):
                 client.delete_registered_model(name)
         raise
+    version = json.dumps([{"name": name, "version": made.version}])  # as MLflow's list of models shows it
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": version})
     client.delete_logged_model_tag(model.model_id, REGISTERING)
     return made
 
@@ -259,7 +319,7 @@ def _set_best(
             return holder, kept
         first = {version.tags.get("digest"): version for version in reversed(versions)}  # a twin may be deleted soon
         comparable = [version for version in first.values() if _measured(version) == _measured(candidate)]
-        best = max(comparable, key=lambda version: (float(version.tags["value"]), int(version.version)))
+        best = max(comparable, key=lambda version: (_percent(version) or 0.0, int(version.version)))
         if holder is not None and holder.version == best.version:
             return holder, None
         client.set_registered_model_alias(name, "best", best.version)
@@ -270,14 +330,22 @@ def _measured(version: ModelVersion) -> tuple[str | None, str | None]:
     return version.tags.get("metric"), version.tags.get("dataset_digest")
 
 
-def _described(version: ModelVersion) -> RegisteredVersion:
+def _percent(version: ModelVersion) -> float | None:
+    """A version's figure; None: it was made by hand. Earlier ones have the tag `value`, a fraction."""
     tags = version.tags
+    if (figure := tags.get("metric")) in tags:
+        return float(tags[figure])
+    return percent(float(tags["value"])) if "value" in tags else None
+
+
+def _described(version: ModelVersion) -> RegisteredVersion:
+    tags, value = version.tags, _percent(version)
     return RegisteredVersion(
         version=int(version.version),
         seed=int(tags["seed"]) if "seed" in tags else None,
         run_key=tags.get("run_key"),
         figure=tags.get("metric"),
-        value=float(tags["value"]) if "value" in tags else None,
+        value=None if value is None else round(value / 100, 6),
     )
 
 

@@ -52,21 +52,32 @@ PREDICTING = Code(
 
 MODULES = (
     "m2f",
-    "m2f.augmented_inference",
     "m2f.backbones",
     "m2f.backbones.resnet",
     "m2f.backbones.swin",
     "m2f.config",
+    "m2f.constants",
+    "m2f.counting",
     "m2f.deformable_attention",
+    "m2f.deterministic_sampling",
     "m2f.draws",
     "m2f.inference",
+    "m2f.inference.augmented",
+    "m2f.inference.bands",
+    "m2f.inference.instance",
+    "m2f.inference.panoptic",
+    "m2f.inference.semantic",
+    "m2f.inference.windowed",
+    "m2f.inference.windowed_objects",
     "m2f.kernels",
     "m2f.kernels.build",
     "m2f.kernels.cpu",
     "m2f.layers",
+    "m2f.mask_product",
     "m2f.model",
     "m2f.pixel_decoder",
     "m2f.query_decoder",
+    "m2f.recompute",
     "m2f.types",
     "pipeline",
     "pipeline.compute",
@@ -102,7 +113,6 @@ READ_BY_MODULES = ("m2f/kernels/cpu.c",)
 LIBRARIES = (
     "mlflow",
     "torch",
-    "torchvision",
     "numpy",
     "pandas",
     "opencv-python-headless",
@@ -201,8 +211,9 @@ class RegisteredModel(PythonModel):
             )
         with self.one_at_a_time:
             allow_tf32(self.tf32)
-            config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, segments_only=True)
-            predictions = predict(self.model, shown, size, config)
+            config = PredictConfig(test=self.test, task=self.task, thing_ids=self.thing_ids, panoptic="segments")
+            original = None if self.test.window is None else torch.from_numpy(image).permute(2, 0, 1)
+            predictions = predict(self.model, shown, size, config, original=original)
         if self.task == "instance":
             return {"instances": self._instances(predictions), "size": list(size)}
         if self.task == "panoptic":

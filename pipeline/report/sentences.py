@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from pipeline.params.schema import VerdictConfig
-from pipeline.params.tasks import LABELS
-from pipeline.report.rows import (
+from pipeline.comparison.rows import (
     CHECKPOINTS,
     ENDED_BADLY,
     Facts,
     PaddedFacts,
+    PublishedFacts,
     SeedFacts,
     counts,
 )
-from pipeline.report.tables import figure_names, percent, signed
-from pipeline.report.verdict import judge, points
+from pipeline.comparison.tables import figure_names, figure_text, signed
+from pipeline.comparison.verdict import judge, points
+from pipeline.params.schema import VerdictConfig
+from pipeline.params.tasks import LABELS
 
 LEGEND = (
     "Figures are percent, single scale, on the validation pictures. A row shows the median over its seeds, and the "
@@ -127,15 +128,16 @@ def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
     ]
 
 
-def published_sentence(name: str, facts: Facts) -> str:
-    """What the published checkpoint scores here, and under which padding it agrees better; empty: not evaluated."""
-    checked = facts.published_checkpoint
-    if not checked:
-        return ""
+def published_sentences(name: str, facts: Facts) -> list[str]:
+    """What the row's published checkpoints score here, and under which padding each agrees better."""
+    own = {name: facts.published_checkpoint} if facts.published_checkpoint else {}
+    return [_published_sentence(each, checked, facts) for each, checked in {**own, **facts.other_checkpoints}.items()]
 
+
+def _published_sentence(name: str, checked: PublishedFacts, facts: Facts) -> str:
     def told(figure: str, of: PaddedFacts, words: str = "") -> str:
         difference = of.difference.get(figure)
-        return percent(of.figures.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
+        return figure_text(of.figures.get(figure)) + ("" if difference is None else f" ({signed(difference)}{words})")
 
     first, words, ours = facts.primary, " from the published figure", checked.evaluated
     figures = [figure for figure in figure_names(facts) if ours.figures.get(figure) is not None]

@@ -5,25 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline.params.schema import VerdictConfig
-from pipeline.report.rows import (
+from pipeline.comparison.rows import (
     Facts,
     published_rows,
 )
-from pipeline.report.sentences import (
-    LEGEND,
-    LEGENDS,
-    RULE,
-    attention,
-    baseline_sentence,
-    checkpoint_notes,
-    how_to_read,
-    interval_sentence,
-    not_run_sentence,
-    published_sentence,
-    summary,
-)
-from pipeline.report.tables import (
+from pipeline.comparison.tables import (
     TITLES,
     Cell,
     Column,
@@ -35,6 +21,20 @@ from pipeline.report.tables import (
     split,
     table_line,
     used_columns,
+)
+from pipeline.params.schema import VerdictConfig
+from pipeline.report.sentences import (
+    LEGEND,
+    LEGENDS,
+    RULE,
+    attention,
+    baseline_sentence,
+    checkpoint_notes,
+    how_to_read,
+    interval_sentence,
+    not_run_sentence,
+    published_sentences,
+    summary,
 )
 
 
@@ -54,7 +54,7 @@ def markdown(rows: Mapping[str, Facts], settings: VerdictConfig, unknown: str = 
         if idle:
             lines += ["<details>", f"<summary>{_escaped(not_run_sentence(idle))}</summary>", ""]
             lines += [*_rows_table(idle, published_columns(idle, task), left=1), "", "</details>", ""]
-        if checked := [sentence for name, facts in of_task.items() if (sentence := published_sentence(name, facts))]:
+        if checked := [sentence for name, facts in of_task.items() for sentence in published_sentences(name, facts)]:
             lines += [*(_escaped(f"- {sentence}") for sentence in checked), ""]
     if any(facts.seeds for facts in rows.values()):
         lines += ["## Seeds", ""]

@@ -1,6 +1,6 @@
 """The report: every row of params.yaml beside its published figures, from what exists in results/.
 
-rows.py reads and compares, tables.py and sentences.py make cells and sentences of it, text.py and html/ write them.
+pipeline.comparison reads and compares, sentences.py makes sentences of it, text.py and html/ write them.
 Here the three files are written, and what lies under the storage root is read for the page.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.comparison.rows import Facts, counts, of_row, row_facts
 from pipeline.params.schema import Params, Row
 from pipeline.report.html.page import page
 from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS, panel_limit, panels
 from pipeline.report.paths import without_folders
-from pipeline.report.rows import Facts, counts, of_row, row_facts
 from pipeline.report.text import markdown, text_table
 from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import write_json, write_text

@@ -161,11 +161,19 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors:
     saved = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved["state"] = {
-        index: {key: tensors[f"optimizer.{key}.{names[parameter]}"] for key in _STATES}
+        index: {key: _laid_out_as(parameter, tensors[f"optimizer.{key}.{names[parameter]}"]) for key in _STATES}
         for index, parameter in enumerate(ordered)
         if f"optimizer.step.{names[parameter]}" in tensors
     }
     optimizer.load_state_dict(saved)
+
+
+def _laid_out_as(parameter: Tensor, state: Tensor) -> Tensor:
+    """A parameter's state with its strides: a file has none, and the fused optimiser goes through both in the order of
+    their memory."""
+    if state.shape != parameter.shape or state.stride() == parameter.stride():
+        return state
+    return torch.empty_like(parameter).copy_(state)
 
 
 def _all(run_dir: StoredPath) -> list[tuple[int, StoredPath]]:

@@ -9,9 +9,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 from pipeline.storage.stores import StoredPath
+
+CURVE_POINTS = 120
+"""A longer curve is drawn as the means of this many pieces."""
 
 
 def point_line(step: int, metrics: Mapping[str, float], time_ms: int) -> str:
@@ -42,3 +46,13 @@ def lines_of(path: StoredPath) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
+
+
+def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """At most `limit` points: means of consecutive pieces, as equal as can be; the last point stays as it is."""
+    if len(points) <= limit:
+        return list(points)
+    *rest, last = points
+    bounds = [round(i * len(rest) / (limit - 1)) for i in range(limit)]
+    pieces = [rest[a:b] for a, b in pairwise(bounds)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in pieces] + [last]

@@ -87,6 +87,32 @@ class Launch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedSplit:
+    """A split of the data set that a run trains or is measured on, as MLflow lists it."""
+
+    name: str
+    digest: str
+    """The first digits of the manifest's."""
+    split: str
+    source: str
+    """Where its shards lie: a folder or a URL."""
+    images: int
+    facts: Mapping[str, Any]
+    """What else is told of it: archives with their digests, classes, terms."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedRow:
+    """What a run folder knows of its row, to show the row's own run in MLflow."""
+
+    settings: str
+    """Which settings of the row these are: rows of one name and other settings are compared like other rows."""
+    params: Mapping[str, Any]
+    """The settings by which rows are compared."""
+    data: tuple[TrackedSplit, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrackedRun:
     """The arguments of `pipeline.tracking.mlflow_runs.open_run`, and when it was first opened."""
 
@@ -97,6 +123,8 @@ class TrackedRun:
     params: Mapping[str, Any]
     tags: Mapping[str, str]
     opened_ms: int
+    of_row: TrackedRow | None = None
+    """None: an earlier version of this project wrote the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

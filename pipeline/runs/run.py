@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
+from pipeline.params.tasks import LABELS, headline, percent
 from pipeline.storage.stores import StoredPath
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Run:
     manifest: Manifest
     weights: StoredPath | None = None
     """Converted initial weights of the backbone."""
+    network: StoredPath | None = None
+    """Those of the whole network instead (m2f.weights.start)."""
     mlflow_run_id: str | None = None
     loader_processes: int = 0
     groups_at_once: int | None = None
@@ -48,3 +51,9 @@ def say(run: Run, text: str) -> None:
 def run_name(run: Run) -> str:
     """How progress lines call a run."""
     return f"{run.row.name} seed {run.seed}"
+
+
+def reported(run: Run, step: int, metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    """A validation as Ray shows it: row, seed, step, and the figures that the task is known by, in percent."""
+    figures = {LABELS[name]: percent(metrics[name]) for name in headline(run.row.task)}
+    return {"row": run.row.name, "seed": run.seed, "step": step, **figures}

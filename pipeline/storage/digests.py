@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
-from pipeline.storage.files import write_json
+from pipeline.storage.files import sha256, write_json
 from pipeline.storage.progress import Progress
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import FileStore, StoredPath, store_of
@@ -25,6 +26,15 @@ def file_digest(path: StoredPath, name: str = "") -> str:
             progress.add(len(block))
     progress.done(brief=True)
     return digest.hexdigest()
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint's file; of a folder or an index, that of the names and digests of the folder's files."""
+    if path.is_file() and path.suffix != ".json":
+        return sha256(path)
+    folder = path if path.is_dir() else path.parent
+    files = sorted(each for each in folder.iterdir() if each.is_file())
+    return hashlib.sha256("".join(f"{each.name} {sha256(each)}\n" for each in files).encode()).hexdigest()
 
 
 def known_digest(path: StoredPath, digest: Callable[[StoredPath], str] = file_digest, *, state: str = "") -> str:

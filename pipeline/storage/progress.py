@@ -48,10 +48,14 @@ class Progress:
         """The last line: how much, and how long it took; `brief`: only if anything has been said before."""
         if brief and self.said_s == self.begun_s:
             return
-        elapsed_s = max(time.monotonic() - self.begun_s, 1e-9)
-        rate = self._amount((self.count - self.done_before) / elapsed_s)
-        in_all = f"{self.count * self.scale:,.0f} {self.unit} in {duration(elapsed_s)}, {rate}/s"
-        self._say(f"{self.what}: {in_all}", end="\n")
+        elapsed_s, made = max(time.monotonic() - self.begun_s, 1e-9), self.count - self.done_before
+        things, taken = self._things(self.count), f"in {duration(elapsed_s)}, {self._amount(made / elapsed_s)}/s"
+        if self.done_before <= 0:
+            self.say(f"{things} {taken}")
+        else:
+            self.say(
+                f"{things}, {made * self.scale:,.0f} of them {taken}" if made else f"{things}, all finished before"
+            )
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -60,19 +64,22 @@ class Progress:
     def _line(self, now_s: float, note: Callable[[float], str] | None = None) -> str:
         since_s, before = self.samples[0]
         rate = (self.count - before) / max(now_s - since_s, 1e-9)
-        at, more = f"{self.count * self.scale:,.0f}", f", {note(rate)}" if note else ""
+        more = f", {note(rate)}" if note else ""
         if not self.total:
-            return f"{self.what}: {at} {self.unit}, {self._amount(rate)}/s{more}"
+            return f"{self.what}: {self._things(self.count)}, {self._amount(rate)}/s{more}"
         share = min(1.0, self.count / self.total)
         left = f", {duration((self.total - self.count) / rate)} left" if rate and self.count < self.total else ""
-        figures = (
-            f"{at} of {self.total * self.scale:,.0f} {self.unit} ({share:.0%}), {self._amount(rate)}/s{more}{left}"
-        )
+        done = f"{self.count * self.scale:,.0f} of {self._things(self.total)} ({share:.0%})"
+        figures = f"{done}, {self._amount(rate)}/s{more}{left}"
         width = min(30, shutil.get_terminal_size().columns - len(f"{self.what} [] {figures}") - 1)
         if not self.terminal or width < 5:
             return f"{self.what}: {figures}"
         full = round(share * width)
         return f"{self.what} [{'#' * full}{'.' * (width - full)}] {figures}"
+
+    def _things(self, count: int) -> str:
+        number = f"{count * self.scale:,.0f}"
+        return f"{number} {self.unit.removesuffix('s') if number == '1' else self.unit}"
 
     def _amount(self, count: float) -> str:
         amount = count * self.scale

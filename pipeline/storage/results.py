@@ -9,11 +9,13 @@ A stage that waits for data, terms or GPUs leaves {"version": ..., "waiting": "w
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -52,7 +54,7 @@ class Ready:
     """What is missing here (pipeline.cost.needs). `run` may be true all the same: for a stage that was asked for by
     name and does without it."""
     settings: str
-    """SHA-256 of all settings of the row, its preset included: with others its stages run again."""
+    """SHA-256 of all settings of the row, its preset included, but `registry`: with others its stages run again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +238,8 @@ class ConvertedWeights:
     """Of the converted file."""
     path: str | None
     """The converted file, under the storage root."""
+    network: str = ""
+    """What is kept of a whole network; empty: they are a backbone's."""
 
 
 # What rows give
@@ -419,6 +423,12 @@ class Evaluation:
     """None: the task's figures cannot be worked out from counts of pixels, or there are no training pictures."""
     overlays: tuple[str, ...]
     """Under the storage root."""
+    parameters: int | None = None
+    """Of the network; None: an earlier version did not count them."""
+    mlflow_run_id: str | None = None
+    """The row's own run; None: no server answered."""
+    mlflow_experiment_id: str | None = None
+    """Of the experiment that holds all rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -434,7 +444,7 @@ class PaddedEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedEvaluation:
-    """results/published/<row>.json."""
+    """results/published/<checkpoint>.json."""
 
     row: str
     dataset: str
@@ -444,7 +454,7 @@ class PublishedEvaluation:
     sha256: str
     """Of the file as published."""
     published: Mapping[str, Any]
-    """The row's published figures in percent, and what else is printed beside them."""
+    """The published figures of it in percent, and what else is printed beside them."""
     evaluated: PaddedEvaluation
     """Padded as the row says."""
     other_padding: PaddedEvaluation | None
@@ -456,6 +466,13 @@ class PublishedEvaluation:
     """Median time of a training step by the published log; None: there is no log, or it gives no times."""
     curve: str | None
     """The published training's curve, under the storage root; None: there is no log."""
+    checkpoint: str = ""
+    """Its entry of `checkpoints`; empty: the row's name."""
+
+    @property
+    def name(self) -> str:
+        """Its entry of `checkpoints`."""
+        return self.checkpoint or self.row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -480,7 +497,7 @@ class Operations:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceCost:
-    """How long pictures take, one at a time."""
+    """How long pictures take, one at a time, by a network whose gradients take no memory."""
 
     fps: float
     images: int
@@ -491,18 +508,23 @@ class InferenceCost:
     reserved_mib: float | None
     seconds: Spread
     protocol: str
+    differs: str
+    """How it differs from the measurement of the published speeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingCost:
-    """How long a training step takes on one device."""
+    """How long a training step takes on one device, or on one of several together."""
 
     step_s: float
     seconds: Spread
     steps: int
     workers: int
+    """Devices, whose sums are in the time."""
     groups: int
+    """Of each worker."""
     images: int
+    """Of each worker."""
     crop: tuple[int, int]
     memory_mib: float | None
     reserved_mib: float | None
@@ -674,14 +696,19 @@ _FILES: Mapping[type, _File] = {
     ConvertedWeights: _File("weights", 1, _wrong_weights, of="name"),
     TrainingResult: _File("train", 2, _wrong_training),
     Evaluation: _File("evaluate", 1, _wrong_evaluation),
-    PublishedEvaluation: _File("published", 1, _wrong_published),
-    Benchmark: _File("benchmark", 2),
+    PublishedEvaluation: _File("published", 1, _wrong_published, of="name"),
+    Benchmark: _File("benchmark", 3),
     Registration: _File("register", 1),
 }
 
 
-CLASS_COLUMNS = ("class", "split", "pixels", "images", "instances")
-"""Columns of results/shard/<dataset>.csv."""
+PLOTS: Mapping[str, tuple[str, ...]] = {
+    "classes": ("class", "split", "pixels", "images", "instances"),
+    "curves": ("training", "figure", "step", "value"),
+    "confusion": ("actual", "predicted", "share"),
+}
+"""What `dvc plots` draws, results/plots/<plot>/<name>.csv, with the columns of each file."""
+_PLOTS_OF: Mapping[type, tuple[str, ...]] = {Manifest: ("classes",), Evaluation: ("curves", "confusion")}
 
 
 def result_path(result_type: type, name: str, *, results: Path = RESULTS) -> Path:
@@ -778,9 +805,10 @@ def write_waiting(result_type: type, name: str, why: str, *, results: Path = RES
     if not path.exists() or waiting(result_type, name, results=results) or _is_torn(path):
         write_json(path, {"version": _FILES[result_type].version, "waiting": why})
     if result_type is Evaluation and not (results / "metrics" / f"{name}.json").exists():
-        write_figures(name, {}, results=results)
-    if result_type is Manifest and not path.with_suffix(".csv").exists():
-        write_text(path.with_suffix(".csv"), ",".join(CLASS_COLUMNS) + "\n")
+        write_metrics(name, {}, results=results)
+    for plot in _PLOTS_OF.get(result_type, ()):
+        if not plot_path(plot, name, results=results).exists():
+            write_plot(plot, name, (), results=results)
 
 
 def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
@@ -790,9 +818,40 @@ def write_result(result: Any, name: str, *, results: Path = RESULTS) -> Path:
     return path
 
 
-def write_figures(row: str, figures: Figures, *, results: Path = RESULTS) -> None:
-    """Write a row's figures for `dvc metrics`: results/metrics/<row>.json."""
-    write_json(results / "metrics" / f"{row}.json", dict(figures))
+def write_metrics(row: str, metrics: Mapping[str, Mapping[str, float]], *, results: Path = RESULTS) -> None:
+    """Write what `dvc metrics` and `dvc exp show` show of a row: results/metrics/<row>.json."""
+    write_json(results / "metrics" / f"{row}.json", metrics)
+
+
+def plot_path(plot: str, name: str, *, results: Path = RESULTS) -> Path:
+    """The table of a row or dataset that `dvc plots` draws; `plot` is one of PLOTS."""
+    return results / "plots" / plot / f"{name}.csv"
+
+
+def write_plot(plot: str, name: str, lines: Iterable[Sequence[object]], *, results: Path = RESULTS) -> None:
+    """Write such a table. Without lines there is nothing to draw yet."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([PLOTS[plot], *lines])
+    write_text(plot_path(plot, name, results=results), text.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Package:
+    """results/package.json, in a project without the code: the package that makes its results."""
+
+    name: str
+    version: str | None
+    sha256: str
+    """Of all its files (pipeline.provenance.package)."""
+
+
+PACKAGE = RESULTS / "package.json"
+"""The file of a project that says which package makes its results: what the code is in a clone to DVC."""
+
+
+def write_package(package: Package, *, path: Path = PACKAGE) -> None:
+    """Write results/package.json, whole or not at all."""
+    write_json(path, dataclasses.asdict(package))
 
 
 def names_of(result_type: type, *, results: Path = RESULTS) -> Iterator[str]:

@@ -29,15 +29,24 @@ _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az")
 
 
 def storage_root() -> StoredPath:
-    """`M2F_STORAGE`, or `storage/` in the working directory; absolute. ValueError if it is a URL that does not work."""
+    """`M2F_STORAGE`, or the project's `storage/`; absolute. ValueError if it is a URL that does not work."""
     return root_at(os.environ.get("M2F_STORAGE") or "storage")
+
+
+def in_project(path: str | Path) -> Path:
+    """A path that is relative to the project's folder, absolute: storage/, data/ and mlflow.db lie there.
+
+    The project's folder is the working directory. An experiment of `dvc exp run --temp` or `--queue` works in a
+    temporary copy of it, and DVC names the folder itself in DVC_ROOT, as it does to every stage.
+    """
+    return Path(os.environ.get("DVC_ROOT") or "").absolute() / path
 
 
 def root_at(setting: str) -> StoredPath:
     """A storage root by its folder or URL. ValueError says what is wrong with a URL, once its store has been asked."""
     url = urlsplit(setting)
     if "://" not in setting:
-        return Path(setting).expanduser().absolute()
+        return in_project(Path(setting).expanduser())
     if url.scheme == "file":
         return Path(unquote(url.path)).absolute()
     if url.password:

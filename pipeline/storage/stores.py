@@ -160,14 +160,15 @@ class FileStore:
             partial.unlink(missing_ok=True)
 
     @contextmanager
-    def held_alone(self, refusal: str) -> Iterator[None]:
-        """This folder belongs to this process alone, with whole files only; ValueError(refusal): another has it.
+    def held_alone(self, refusal: str, *, wait_s: float = 0.0) -> Iterator[None]:
+        """This folder belongs to this process alone, with whole files only; ValueError(refusal): another has it, and
+        still does after `wait_s`.
 
         It is made if it is not there, and deleted in the end if nothing was put into it.
         """
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.path / _LOCK))
+                stack.enter_context(locked(self.path / _LOCK, wait_s=wait_s))
             except BlockingIOError:
                 raise ValueError(refusal) from None
             try:
@@ -427,7 +428,7 @@ class ObjectStore:
         """Nothing: there are no half-written files."""
 
     @contextmanager
-    def held_alone(self, refusal: str) -> Iterator[None]:
+    def held_alone(self, refusal: str, *, wait_s: float = 0.0) -> Iterator[None]:
         """Nothing: there are no locks. Two processes do the same work twice, and write the same."""
         yield
 

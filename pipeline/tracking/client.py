@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from pipeline.storage.root import in_project
 from pipeline.tracking.database import UnusableDatabase, database_of, opened_alone
 
 if TYPE_CHECKING:
@@ -43,19 +43,20 @@ _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",  # mostly in the background, so that a slow server is still written to
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # no lines about tables and migrations between the progress lines
 }
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or sqlite:///<working directory>/mlflow.db; always absolute.
+    """`MLFLOW_TRACKING_URI`, or sqlite:///<the project's folder>/mlflow.db; always absolute.
 
     A process that runs in another directory (a Ray worker) gets it from its driver as MLFLOW_TRACKING_URI.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     database = uri.removeprefix("sqlite:///")
     if database != uri and not database.startswith("/"):
-        return f"sqlite:///{Path(database).absolute()}"
+        return f"sqlite:///{in_project(database)}"
     return uri
 
 

@@ -5,39 +5,43 @@ per outage, and what it missed is sent later: by the curve's own thread, by the 
 `python -m stages.track`. No global MLflow state is used: runs are named by their id, so that several seeds can be
 written from one process.
 
-MLflow experiment = dataset, parent run = row, child run = one training (tag `m2f.run_key`). A run folder holds all
-that its MLflow run shows: run.json (settings and tags), curve.jsonl, load.jsonl, environment.json,
-evaluations/.
+One experiment holds all rows (pipeline.tracking.experiments). A run folder holds all that its MLflow run shows:
+run.json (settings and tags), curve.jsonl, load.jsonl, environment.json, finished.json, evaluations/. Figures are
+fractions there; pipeline.tracking.sender.shown_metric gives the names and percents that MLflow gets.
 """
 
 from __future__ import annotations
 
 import hashlib
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.provenance.environment import Environment
 from pipeline.runs.curve_file import lines_of, read_points
-from pipeline.runs.outcome import TrackedRun, evaluation_dir, note_of, write_note
-from pipeline.storage.files import matching, read_json
-from pipeline.storage.results import EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
+from pipeline.runs.outcome import TrackedRow, TrackedRun, evaluation_dir, note_of, write_note
+from pipeline.storage.files import matching
+from pipeline.storage.results import RESULTS, EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
-from pipeline.tracking.client import attempt, in_background, metric_name, mlflow_client
+from pipeline.tracking.client import attempt, in_background, mlflow_client, warn
 from pipeline.tracking.experiments import experiment_id, open_described, row_run, send_tags
-from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog
+from pipeline.tracking.models import evaluations_of, send_models, table_tag, tables_of
+from pipeline.tracking.pages import NOTE
+from pipeline.tracking.rows import counted, row_description, row_metrics, row_tags, tracked_row
+from pipeline.tracking.sender import METRICS_PER_BATCH, Backlog, shown_metric
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from pipeline.params.schema import PublishedConfig, Row
+    from pipeline.comparison.rows import Facts
+    from pipeline.params.schema import PublishedConfig, Row, VerdictConfig
+    from pipeline.storage.results import Manifest
 
 
 LOAD = "load.jsonl"
@@ -54,7 +58,7 @@ _STATUS: Mapping[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
 
 
 def open_training(
-    run_dir: StoredPath, row: Row, *, seed: int, run_key: str, data_digest: str, workers: int
+    run_dir: StoredPath, row: Row, *, seed: int, run_key: str, manifest: Manifest, workers: int
 ) -> str | None:
     """`open_run` for one seed of a row; its run folder remembers how, for a server that is down now."""
     return open_run(
@@ -67,10 +71,11 @@ def open_training(
         tags={
             "m2f.seed": str(seed),
             "m2f.task": row.task,
-            "m2f.data_digest": data_digest,
+            "m2f.data_digest": manifest.digest,
             "m2f.workers": str(max(1, workers)),
             "mlflow.source.name": f"stages.train {row.name}",
         },
+        of_row=tracked_row(row, manifest),
     )
 
 
@@ -83,6 +88,7 @@ def open_run(
     params: Mapping[str, object],
     tags: Mapping[str, str],
     run_dir: StoredPath | None = None,
+    of_row: TrackedRow | None = None,
     running: bool = True,
 ) -> str | None:
     """The MLflow run of one training: found again by `run_key`, or created with its settings below the row's
@@ -98,7 +104,14 @@ def open_run(
             before = note_of(run_dir, TrackedRun)
     opened_ms = before.opened_ms if before else int(time.time() * 1000)
     described = TrackedRun(
-        dataset=dataset, row=row, name=name, run_key=run_key, params=params, tags=tags, opened_ms=opened_ms
+        dataset=dataset,
+        row=row,
+        name=name,
+        run_key=run_key,
+        params=params,
+        tags=tags,
+        opened_ms=opened_ms,
+        of_row=of_row,
     )
     if run_dir is not None:
         write_note(run_dir, described)
@@ -110,24 +123,34 @@ def catch_up(
     *,
     status: str | None = None,
     tags: Mapping[str, str] | None = None,
-    evaluation: str | None = None,
+    evaluations: Mapping[Which, str] | None = None,
+    decides: Which = "last",
+    of_row: TrackedRow | None = None,
     patient: bool = False,
 ) -> str | None:
-    """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, files and its status.
+    """Send all that MLflow lacks of a run folder: the run itself, tags, points, figures, tables, files, models and its
+    status.
 
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
-    results/train/ (None: not ended). `evaluation`: the key of the one that is shown. `patient`: wait for a slow server
-    as long as it takes. ValueError: a file of the folder is torn.
+    results/train/ (None: not ended). `evaluations`: keys of those of its checkpoints; the one that `decides` is shown.
+    `of_row`: what is known of the row, where the folder does not say it. `patient`: wait for a slow server as long as
+    it takes. ValueError: a file of the folder is torn.
     """
     described = note_of(run_dir, TrackedRun)
     if described is None:
         return None
+    if described.of_row is None:
+        described = replace(described, of_row=of_row)
     loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
     shown = {**machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
-    folder = evaluation_dir(run_dir, evaluation) if evaluation is not None else None
-    stage = "published" if status == "published" else "evaluate"
-    figures = _figures(folder, f"dvc repro -f {stage}@{described.row}") if folder is not None else None
+    made_by = f"dvc repro -f {'published' if status == 'published' else 'evaluate'}@{described.row}"
+    keys = dict(evaluations or {})
+    figures = evaluations_of(run_dir, keys, made_by)
+    if decides in figures:  # the last: MLflow shows the later of two
+        figures[decides] = figures.pop(decides)
+    folder = evaluation_dir(run_dir, keys[decides]) if decides in figures else None
+    tables = tables_of(folder, made_by) if folder is not None else {}
     if status:
         shown["m2f.status"] = status
 
@@ -140,10 +163,13 @@ def catch_up(
             while backlog.send(client, run_id):
                 pass
         files = {}
-        if folder is not None and figures is not None:
-            _send_figures(client, run, figures)
-            files = _send_evaluation(client, run, folder)
+        if folder is not None:
+            files = _send_evaluation(client, run, folder, tables)
         send_tags(client, run, shown | files)
+        send_models(client, run, described, run_dir, figures)
+        if folder is not None:
+            shown_figures = [found for name, value in figures[decides].items() if (found := shown_metric(name, value))]
+            _send_metrics(client, client.get_run(run_id), dict(shown_figures))  # as its models have left it
         if status:
             _end(client, run, _STATUS[status], run_dir)
         return run_id
@@ -152,7 +178,12 @@ def catch_up(
 
 
 def track_published(
-    row: Row, config: PublishedConfig, published: PublishedEvaluation, *, patient: bool = False
+    row: Row,
+    config: PublishedConfig,
+    published: PublishedEvaluation,
+    *,
+    manifest: Manifest | None = None,
+    patient: bool = False,
 ) -> str | None:
     """A run for a row's published training, with its log as curve and the figures of its checkpoint here.
 
@@ -169,89 +200,95 @@ def track_published(
         run_key=run_dir.name,
         params={"url": config.url, "log_url": config.log_url},
         tags={"m2f.published": "true", "m2f.task": row.task, "mlflow.source.name": f"stages.published {row.name}"},
+        of_row=tracked_row(row, manifest),
         running=False,
     )
-    return catch_up(run_dir, status="published", evaluation=published.evaluated.checkpoint.key, patient=patient)
+    evaluated: dict[Which, str] = {"last": published.evaluated.checkpoint.key}
+    return catch_up(run_dir, status="published", evaluations=evaluated, patient=patient)
 
 
 def track_row(
-    row: Row, seeds: Sequence[TrainedSeed | EvaluatedSeed], *, decides: Which | None = None, patient: bool = False
+    row: Row,
+    seeds: Sequence[TrainedSeed | EvaluatedSeed],
+    *,
+    manifest: Manifest | None = None,
+    decides: Which = "last",
+    verdict: VerdictConfig | None = None,
+    patient: bool = False,
 ) -> dict[str, str | None]:
     """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
 
-    `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. Returns ids of runs: a seed's by its
-    run key, the row's by the row's name; None where the server did not answer.
+    `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. `manifest`: of the row's data set.
+    `verdict`: the rule by which the row is judged; None: it is not compared with what is published. Returns ids of
+    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer.
     """
-    evaluated = {
-        seed.run_key: seed.checkpoints[decides]
-        for seed in seeds
-        if decides and isinstance(seed, EvaluatedSeed) and seed.checkpoints
-    }
+    of_row = tracked_row(row, manifest)
     ids = {
         seed.run_key: catch_up(
             storage_root() / "runs" / seed.run_key,
             status=seed.status,
-            evaluation=evaluated[seed.run_key].key if seed.run_key in evaluated else None,
+            evaluations=_evaluations(seed),
+            decides=decides,
+            of_row=of_row,
             patient=patient,
         )
         for seed in seeds
     }
-    ids[row.name] = log_row(
-        dataset=row.dataset,
-        row=row.name,
-        statuses=[seed.status for seed in seeds],
-        figures=[
-            {f"test_{name}": value for name, value in checkpoint.figures.items()} for checkpoint in evaluated.values()
-        ],
-        published=row.published,
-        tags={"m2f.dataset": row.dataset, "m2f.task": row.task},
-        patient=patient,
-    )
+    statuses = [seed.status for seed in seeds]
+    ids[row.name] = log_row(row, of_row, statuses=statuses, facts=_facts(row, verdict), patient=patient)
     return ids
 
 
-def log_row(
-    *,
-    dataset: str,
-    row: str,
-    statuses: Sequence[str],
-    figures: Sequence[Mapping[str, float | None]] = (),
-    published: Mapping[str, object] | None = None,
-    tags: Mapping[str, str] | None = None,
-    patient: bool = False,
-) -> str | None:
-    """The row's run: how its trainings ended, and per figure <figure>_median, _min and _max over its seeds.
+def _evaluations(seed: TrainedSeed | EvaluatedSeed) -> dict[Which, str]:
+    if not isinstance(seed, EvaluatedSeed) or not seed.checkpoints:
+        return {}
+    return {"last": seed.checkpoints.last.key, "best": seed.checkpoints.best.key}
 
-    `statuses`: of its seeds, as in results/train/; the row's run is FAILED when none finished. `figures`: of its
-    evaluated seeds; one that a seed lacks is left out. `published`: the row's published figures. Returns the run's id.
+
+def _facts(row: Row, verdict: VerdictConfig | None) -> Facts | None:
+    """What results/ says of a row; None where nobody asks, or where a result cannot be read, with a warning."""
+    if verdict is None:
+        return None
+    from pipeline.comparison.rows import row_facts
+
+    try:
+        return row_facts(row, RESULTS, verdict)
+    except ValueError as error:
+        warn(f"row {row.name} is not compared with its published figures in MLflow", error)
+        return None
+
+
+def log_row(
+    row: Row, of_row: TrackedRow, *, statuses: Sequence[str], facts: Facts | None = None, patient: bool = False
+) -> str | None:
+    """The row's run: its settings, how its trainings ended and, with `facts`, its figures beside the published ones,
+    the verdict and a table of its seeds.
+
+    `statuses`: of its seeds, as in results/train/; the row's run is FAILED when none finished. Returns the run's id.
     """
-    metrics: dict[str, float] = {}
-    for name in figures[0] if figures else ():
-        values = [seed[name] for seed in figures]
-        known = [value for value in values if value is not None]
-        if len(known) == len(values):
-            middle = statistics.median(known)
-            metrics |= {f"{name}_median": middle, f"{name}_min": min(known), f"{name}_max": max(known)}
-    counts = {status: list(statuses).count(status) for status in dict.fromkeys(statuses)}
-    shown = {
-        "m2f.seeds": ", ".join(f"{count} {status}" for status, count in counts.items()),
-        **{f"m2f.published.{name}": str(value) for name, value in (published or {}).items()},
-        **(tags or {}),
-    }
+    tags = {"m2f.dataset": row.dataset, "m2f.task": row.task, "m2f.seeds": counted(statuses)}
+    metrics = row_metrics(facts) if facts else {}
+    if facts:
+        tags |= {**row_tags(facts), NOTE: row_description(facts)}
 
     def send() -> str:
         client = mlflow_client()
-        run = row_run(client, experiment_id(client, dataset), row, running=False)
-        send_tags(client, run, shown)
-        _send_figures(client, run, metrics)
+        run = row_run(client, experiment_id(client), row.name, of_row, running=False)
+        send_tags(client, run, tags)
+        _send_metrics(client, run, metrics)
         _end(client, run, "FINISHED" if "finished" in statuses else "FAILED")
         return str(run.info.run_id)
 
     return attempt(
-        f"row {row} is not up to date in MLflow; later, python -m stages.track sends what it lacks",
+        f"row {row.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks",
         send,
         patient=patient,
     )
+
+
+def rows_experiment(*, patient: bool = False) -> str | None:
+    """Id of the experiment that holds all rows; None when the server does not answer."""
+    return attempt("where MLflow compares rows is not known", lambda: experiment_id(mlflow_client()), patient=patient)
 
 
 def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
@@ -263,26 +300,16 @@ def set_tags(run_id: str | None, tags: Mapping[str, str]) -> None:
         )
 
 
-def _figures(folder: StoredPath, made_by: str) -> dict[str, float] | None:
-    """The figures of an evaluation as MLflow shows them; None: they are not there."""
-    path = folder / "figures.json"
-    if not path.exists():
-        return None
-    figures = read_json(path, made_by=made_by)
-    if not isinstance(figures, dict) or any(type(value) not in (int, float) for value in figures.values()):
-        raise ValueError(f"{path} holds no figures by name; make it again with: {made_by}")
-    return figures
-
-
-def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath) -> dict[str, str]:
-    """Tables, charts and pictures of an evaluation, as far as they are there; the tag that says which were sent."""
-    shown = [path for pattern in ("*.csv", "*.png", "confusion.json") for path in matching(folder, pattern)]
-    files = {f"evaluation/{path.name}": path for path in shown}
-    files |= {f"overlays/{path.name}": path for path in matching(folder / "overlays", "*.png")}
+def _send_evaluation(client: MlflowClient, run: Run, folder: StoredPath, tables: Mapping[str, bytes]) -> dict[str, str]:
+    """Tables, charts and pictures of an evaluation, as far as they are there; the tags that say which were sent."""
+    files = {f"evaluation/{path.name}": path.read_bytes() for path in matching(folder, "*.png")}
+    files |= {f"evaluation/{path.name}": path.read_bytes() for path in matching(folder, "confusion.json")}
+    files |= {f"evaluation/{name}": content for name, content in tables.items()}
+    files |= {f"overlays/{path.name}": path.read_bytes() for path in matching(folder / "overlays", "*.png")}
     digest = _digest(files)
     if files and run.data.tags.get("m2f.files") != digest:
         _send_files(client, run.info.run_id, files)
-    return {"m2f.files": digest}
+    return {"m2f.files": digest, **table_tag([f"evaluation/{name}" for name in tables])}
 
 
 def machine_tags(run_dir: StoredPath) -> dict[str, str]:
@@ -297,33 +324,30 @@ def machine_tags(run_dir: StoredPath) -> dict[str, str]:
     return tags
 
 
-def _digest(files: Mapping[str, StoredPath]) -> str:
+def _digest(files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for name, path in files.items():
-        digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for name, content in files.items():
+        digest.update(f"{name}\n{hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _send_figures(client: MlflowClient, run: Run, metrics: Mapping[str, float]) -> None:
+def _send_metrics(client: MlflowClient, run: Run, metrics: Mapping[str, float]) -> None:
+    """Values by their names in MLflow; one that the run shows already is not sent."""
     from mlflow.entities import Metric
 
     time_ms, shown = int(time.time() * 1000), run.data.metrics
-    new = [
-        Metric(metric_name(key), float(value), time_ms, 0)
-        for key, value in metrics.items()
-        if shown.get(metric_name(key)) != float(value)
-    ]
+    new = [Metric(key, float(value), time_ms, 0) for key, value in metrics.items() if shown.get(key) != float(value)]
     for start in range(0, len(new), METRICS_PER_BATCH):
         client.log_batch(run.info.run_id, metrics=new[start : start + METRICS_PER_BATCH])
 
 
-def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, StoredPath]) -> None:
+def _send_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
     """One request per file and folder: MLflow keeps local names, so the files are laid out under theirs first."""
     with tempfile.TemporaryDirectory() as folder:
-        for artifact, path in files.items():
+        for artifact, content in files.items():
             local = Path(folder, artifact)
             local.parent.mkdir(parents=True, exist_ok=True)
-            local.write_bytes(path.read_bytes())
+            local.write_bytes(content)
         client.log_artifacts(run_id, folder)
 
 

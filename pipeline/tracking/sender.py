@@ -7,17 +7,19 @@ sent days later still has its place on the time axis.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runs.curve_file import read_points
+from pipeline.params.tasks import percent
+from pipeline.runs.curve_file import point_line, read_points
 from pipeline.storage.files import Lines
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import metric_name, mlflow_client, unusable, warn
-from pipeline.tracking.system_load import SystemLoad
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,6 +71,8 @@ class Backlog:
                     break
                 for point in read_points([line.decode("utf-8", errors="replace")]):
                     metrics = _metrics(point)
+                    if not metrics:
+                        continue
                     probe, step = min(metric.key for metric in metrics), point["step"]
                     if probe not in self._known:  # a request is stored whole or not at all: one metric tells for all
                         history = client.get_metric_history(run_id, probe)
@@ -96,11 +100,26 @@ def _metrics(point: Mapping[str, Any]) -> list[Metric]:
     from mlflow.entities import Metric
 
     time_ms = point.get("time_ms") or int(time.time() * 1000)
+    values = {key: math.nan if value is None else float(value) for key, value in point.items()}
     return [
-        Metric(metric_name(key), math.nan if value is None else float(value), time_ms, point["step"])
-        for key, value in point.items()
-        if key not in ("step", "time_ms")
+        Metric(*shown, time_ms, point["step"])
+        for key, value in values.items()
+        if key not in ("step", "time_ms") and (shown := shown_metric(key, value))
     ]
+
+
+def shown_metric(name: str, value: float) -> tuple[str, float] | None:
+    """A value of a run folder as MLflow shows it, which makes a section of charts of what stands before a slash.
+
+    val_miou, 0.5 -> val/miou, 50.0 (percent); loss -> train/loss. None: of an auxiliary loss, of which there are 27 and
+    which curve.jsonl keeps.
+    """
+    group, _, figure = name.partition("_")
+    if group in ("val", "test"):
+        return metric_name(f"{group}/{figure}"), round(percent(value), 6)  # 57, not 56.99999999999999
+    if name.startswith("system/"):
+        return name, value
+    return None if re.match(r"aux\d+\.", name) else (metric_name(f"train/{name}"), value)
 
 
 class Sender:
@@ -167,3 +186,29 @@ class Sender:
         except Exception as error:  # whatever a driver or a full disk may throw: the points still go out
             print(f"warning: the machine's load is not recorded any more ({error})", file=sys.stderr, flush=True)
             self._system_load = None
+
+
+class SystemLoad:
+    """The load of this machine, by the names under which MLflow's page shows it; GPUs where nvidia-ml-py finds any."""
+
+    def __init__(self) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, no GPU
+            self._monitors.append(GPUMonitor())
+        self._monitors[0].collect_metrics()  # processor time is counted from one call to the next: the first says 0
+        self._monitors[0].clear_metrics()
+
+    def sample(self) -> str:
+        """A point, as `point_line` has it; its step is the second at which it was taken, which no restart repeats."""
+        values: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        time_ms = int(time.time() * 1000)
+        return point_line(time_ms // 1000, values, time_ms)

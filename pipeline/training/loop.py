@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from m2f.config import Kernels
 from m2f.kernels.build import use
 from m2f.losses import Divergence
+from m2f.weights import read_checkpoint
+from m2f.weights.start import freeze, start_network
+from pipeline.compute.determinism import any_algorithm, be_deterministic
 from pipeline.compute.precision import allow_tf32
 from pipeline.compute.resources import share
 from pipeline.evaluation.task_metrics import measure, while_training
@@ -30,8 +33,8 @@ from pipeline.runs.checkpoints import (
 )
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
-from pipeline.runs.run import YIELD, Run
-from pipeline.storage.files import sha256
+from pipeline.runs.run import YIELD, Run, reported
+from pipeline.storage.files import local_file, sha256
 from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import clearly_below_reference, curve_of, described
@@ -39,7 +42,12 @@ from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgres
 from pipeline.training.step import Step, StepDiverged, Training, build, training_step
 from pipeline.training.worker import Worker
 
-_STEPS_TO_ESTIMATE = 20
+_STEPS_TO_ESTIMATE = range(5, 20)
+"""Steps since a start, counted from 0, by whose time a training is estimated. The first ones are longer: loader
+processes start, libraries choose algorithms and memory is taken."""
+
+
+Report = Callable[[dict[str, Any]], None]
 
 
 class YieldRequested(Exception):
@@ -61,8 +69,17 @@ class RunState:
     peak_memory_mib: float | None = None
 
 
-def train(run: Run) -> Finished | None:
+def start_from_network(run: Run, training: Training) -> None:
+    """Put the whole network's initial weights, if the run has some, into the network."""
+    if run.network is not None:
+        with local_file(run.network, run.network.stem) as file:  # named by its digest
+            start_network(training.model, read_checkpoint(file))
+
+
+def train(run: Run, report: Report | None = None) -> Finished | None:
     """Train one seed of a row to its last step, from the newest checkpoint if there is one.
+
+    report: is told of every validation, on all workers.
 
     Returns what `finished.json` says: steps, checkpoints with digests, metrics, time (None but on rank 0, and where the
     early warning stopped it, which `stopped.json` says). Raises Divergence for a non-finite loss or matching cost,
@@ -77,7 +94,9 @@ def train(run: Run) -> Finished | None:
         raise Divergence(diverged.reason)
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
+    be_deterministic(config.deterministic, worker.device)
     training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
+    start_from_network(run, training)
     first_step, state = resume(run, training)
     kernels = agreed_kernels(run, worker, resumed=first_step > 0)
     groups = share(config.groups, worker=worker.rank, workers=worker.size)
@@ -91,15 +110,17 @@ def train(run: Run) -> Finished | None:
     curve: Curve | NoCurve
     progress: TrainingProgress | NoProgress
     if worker.rank == 0:  # here, where the GPU is: who launches the training may have none
-        write_note(run.run_dir, environment(tf32=config.tf32, kernels=kernels))
+        write_note(run.run_dir, environment(tf32=config.tf32, kernels=kernels, deterministic=config.deterministic))
         curve = Curve(run.run_dir / "curve.jsonl", run.mlflow_run_id, first_step + 1, run_dir=run.run_dir)
         progress = TrainingProgress(run, first_step, share=len(groups) / config.groups)
     else:
         curve = NoCurve()
         progress = NoProgress()
     begun_s, trained_s = time.monotonic(), state.train_s
+    step_time = StepTime()
     stopped = False
     training.model.train()
+    freeze(training.model, config.freeze)
 
     with divergence_noted(run, curve):
         for step, batch in enumerate(batches, start=first_step):
@@ -113,12 +134,15 @@ def train(run: Run) -> Finished | None:
                 training.norms.now()  # nothing of a poisoned step is shown or kept
             points = summed(made, worker) if logging else {}
             progress.step(done, made.losses)
-            if done == first_step + _STEPS_TO_ESTIMATE and worker.device.type == "cuda":
-                refuse_if_too_long(run, worker, seconds_per_step=(time.monotonic() - begun_s) / _STEPS_TO_ESTIMATE)
+            seconds_per_step = step_time.after(done - first_step)
+            if seconds_per_step is not None and worker.device.type == "cuda":
+                refuse_if_too_long(run, worker, seconds_per_step=seconds_per_step)
             if saving:
                 state.peak_memory_mib = peak_memory_mib(worker, state.peak_memory_mib)  # not validation's
             if validating:
                 metrics = validate(run, training, state, done)
+                if report is not None:
+                    report(reported(run, done, metrics))
                 points |= {f"val_{name}": figure for name, figure in metrics.items() if figure is not None}
                 progress.validated(done, metrics)
                 stopped = fell_below_reference(run, worker, state, progress, done) and not last
@@ -191,9 +215,12 @@ def summed(made: Step, worker: Worker) -> dict[str, float]:
 def validate(run: Run, training: Training, state: RunState, done: int) -> dict[str, float | None]:
     """Measure the network on the validation pictures, shared over the workers; the figures, which `state` notes too."""
     worker, row = training.worker, while_training(run.row)
-    part = measure(training.model, run.manifest, row, worker=worker.rank, workers=worker.size)
+    processes = run.loader_processes if worker.device.type == "cuda" else 0  # a CPU has nothing to do meanwhile
+    with any_algorithm():
+        part = measure(training.model, run.manifest, row, worker=worker.rank, workers=worker.size, processes=processes)
     metrics = worker.figures(part)
     training.model.train()
+    freeze(training.model, row.train.freeze)
     state.metrics = metrics
     value = first_figure(run, state)
     if state.best is None or value > state.best["value"]:
@@ -298,6 +325,23 @@ def why_stopped(run: Run, state: RunState) -> Stopped:
         f"rows.{run.row.name}.early_warning.stop to false and run dvc repro -f train@{run.row.name}"
     )
     return Stopped(reason=reason, step=second.step, below_reference=below_reference_so_far(state))
+
+
+class StepTime:
+    """Seconds of a step, by the clock: the mean of _STEPS_TO_ESTIMATE."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun_s = 0.0
+
+    def after(self, steps: int) -> float | None:
+        """To be called after every step with the number of steps since the start; the mean once it is known, and None
+        before and after."""
+        if steps == _STEPS_TO_ESTIMATE.start:
+            self._begun_s = self._clock()
+        if steps != _STEPS_TO_ESTIMATE.stop:
+            return None
+        return (self._clock() - self._begun_s) / len(_STEPS_TO_ESTIMATE)
 
 
 def refuse_if_too_long(run: Run, worker: Worker, *, seconds_per_step: float) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import io
 import logging
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from pipeline.provenance.environment import Environment
 from pipeline.runs.outcome import Launch, RunStatus, Stopped, finished_result, note_of, run_status, worker_groups_of
 from pipeline.runs.owner import owned
 from pipeline.runs.reuse import reused_run
-from pipeline.storage.files import delete
+from pipeline.storage.files import delete, write_json
 from pipeline.storage.results import (
     ConvertedWeights,
     Manifest,
@@ -38,6 +39,7 @@ from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import StoredPath
 
 if TYPE_CHECKING:
+    from ray.tune import ResultGrid
     from ray.util.queue import Queue
 
     from pipeline.compute.resources import Resources
@@ -99,7 +101,9 @@ def train_row(
             _train(row, pending, keys, manifest, weights, published)
     # Also where all were found finished: a driver that was lost with its node did not say so.
     found = {seed: _entry(row, seed, key) for seed, key in keys.items()}
-    mlflow_runs.track_row(row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))])
+    mlflow_runs.track_row(
+        row, [found[seed] for seed, key in keys.items() if run_status(_run_dir(key))], manifest=manifest
+    )
     entries = tuple(dataclasses.replace(found[seed], reused=notes.get(seed)) for seed in seeds)
     result = TrainingResult(row=row.name, dataset=row.dataset, settings=settings_key(row), seeds=entries)
     if results is not None:
@@ -209,7 +213,8 @@ def _train(
             run_key=keys[seed],
             run_dir=_run_dir(keys[seed]),
             manifest=manifest,
-            weights=initial,
+            weights=None if weights.network else initial,
+            network=initial if weights.network else None,
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
             published_curve=curve,
@@ -217,7 +222,11 @@ def _train(
         )
         for seed in pending
     }
-    check_database(row.dataset, f"row {row.name} is not tracked for now; later, python -m stages.track sends it")
+    if weights.network:
+        _say(f"{row.name}: {weights.network} ({weights.url})")
+        for run in runs.values():
+            write_json(run.run_dir / "initial_weights.json", dataclasses.asdict(weights))
+    check_database(f"row {row.name} is not tracked for now; later, python -m stages.track sends it")
     if resources.workers == 0:
         for run in runs.values():
             train_seed(run, resources)
@@ -274,7 +283,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
                 param_space={"seed": tune.grid_search(list(runs))},
                 tune_config=tune.TuneConfig(max_concurrent_trials=resources.seeds_at_once),
                 run_config=tune.RunConfig(
-                    name=f"tune-{time.time_ns()}",
+                    name=f"{next(iter(runs.values())).row.name}-seeds-{time.time_ns()}",
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=RESTARTS),  # of a trial's own process
                     **ray_storage(next(iter(runs.values())).run_dir / "ray"),
@@ -283,6 +292,7 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
     except KeyboardInterrupt:
         ray.shutdown()
         raise
+    _say_median(results, next(iter(runs.values())).row)
     for result in results:
         run_dir = runs[result.config["seed"]].run_dir
         if result.error is not None and run_status(run_dir) is None:
@@ -291,8 +301,10 @@ def _train_as_trials(runs: Mapping[int, Run], resources: Resources) -> None:
 
 def _trial(config: Mapping[str, Any], *, runs: Mapping[int, Run], resources: Resources, lines: Queue) -> None:
     """One seed, as the driver of its Ray Train run."""
+    from ray import tune
+
     from pipeline.compute.worker_output import relayed
-    from pipeline.runs.run import run_name, say
+    from pipeline.runs.run import reported, run_name, say
     from pipeline.training.failures import sentence
     from pipeline.training.worker_group import train_seed
 
@@ -302,6 +314,24 @@ def _trial(config: Mapping[str, Any], *, runs: Mapping[int, Run], resources: Res
             train_seed(run, resources, lines)
         except (ValueError, OSError) as error:  # the disk is full: neither we nor Tune can write down why it ended
             say(run, f"failed: {sentence(error, run)}")
+            return
+    if (finished := finished_result(run.run_dir)) is not None:
+        tune.report(reported(run, finished.steps, finished.metrics))
+
+
+def _say_median(results: ResultGrid, row: Row) -> None:
+    """The medians of the last validations by what the trials have reported to Tune; of fewer than two: nothing."""
+    from pipeline.params.tasks import LABELS, headline
+
+    said, seeds = [], 0
+    for label in (LABELS[name] for name in headline(row.task)):
+        reported = [result.metrics.get(label) for result in results if result.metrics]
+        values = [value for value in reported if value is not None]
+        if len(values) > 1:
+            seeds = len(values)
+            said.append(f"{label} {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+    if said:
+        _say(f"{row.name}: last validations of {seeds} seeds, medians: {', '.join(said)}")
 
 
 def _forget_rays_notes(runs: Mapping[int, Run]) -> None:

@@ -15,22 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from m2f import Target, build_model
-from m2f.draws import mix
+from m2f.batch_norm import step_batch_norm
+from m2f.draws import mix, to_device
 from m2f.losses import Divergence, group_totals, set_losses
 from m2f.model import normalise
 from m2f.optim import build_optimizer, learning_rate_factor
 from m2f.weights import load_backbone, read_checkpoint
+from m2f.weights.start import freeze
+from pipeline.compute.host_copy import HostCopy
 from pipeline.params.schema import needs_synchronised_norm
 from pipeline.storage.files import local_file
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.data.loader.train_batches import Batch
     from pipeline.params.schema import Row
     from pipeline.storage.stores import StoredPath
 
 _INIT = 4
 """Tells the draws of the initial weights from other uses of a run's seed."""
+
+_ALIGNMENT = 16
+"""Elements of float32 in 64 bytes, at multiples of which every parameter's gradient begins in the buffer: a vector of
+AVX-512, and four times the 16 bytes that a GPU's thread reads at once."""
 
 
 class StepDiverged(Divergence):
@@ -46,16 +55,16 @@ class StepDiverged(Divergence):
 class NormCheck:
     """Finds a gradient that is not finite, without waiting for the device in every step.
 
-    The norm of a step is read after the next step's matching, which waits for the device anyway; whoever shows or keeps
-    something of a step reads it before.
+    The norm of a step is read after the next step's matching, when it has arrived long before; whoever shows or keeps
+    something of a step reads it earlier.
     """
 
     def __init__(self) -> None:
-        self._pending: tuple[int, Batch, Tensor] | None = None
+        self._pending: tuple[int, Batch, HostCopy] | None = None
 
     def expect(self, step: int, batch: Batch, norm: Tensor) -> None:
-        """Remember a step's gradient norm."""
-        self._pending = (step, batch, norm)
+        """Remember a step's gradient norm, and send it to the host."""
+        self._pending = (step, batch, HostCopy.of(norm))
 
     def now(self) -> None:
         """Read the remembered norm; raises StepDiverged when it is not finite."""
@@ -80,7 +89,7 @@ class Training:
     worker: Worker
     model: nn.Module
     gradients: Tensor
-    """Flat: the gradients of all trained parameters are views of it."""
+    """Flat: the gradients of all trained parameters are views of it (`flat_gradients`)."""
     optimizer: torch.optim.Optimizer
     base_lrs: tuple[float, ...]
     """Learning rates of the optimiser's parameter groups before the schedule."""
@@ -115,12 +124,10 @@ def build(
         with local_file(weights, weights.stem) as file:  # named by its digest
             load_backbone(model, read_checkpoint(file))
     if worker.size > 1 and needs_synchronised_norm(row):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        step_batch_norm(model, worker.sum)
     model.to(worker.device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = torch.zeros(sum(p.numel() for p in trained), device=worker.device)
-    for parameter, view in zip(trained, gradients.split([p.numel() for p in trained]), strict=True):
-        parameter.grad = view.view_as(parameter)
+    freeze(model, row.train.freeze)
+    gradients = flat_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
     optimizer = build_optimizer(model, row.train.optimizer)
     return Training(
         row=row,
@@ -132,6 +139,34 @@ def build(
         groups_at_once=groups_at_once,
         norms=NormCheck(),
     )
+
+
+def flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Zeros, flat, of which the parameters' gradients become views.
+
+    A view has its parameter's strides, for the fused optimiser goes through both in the order of their memory. It
+    begins at a multiple of _ALIGNMENT elements; what lies between two views stays 0.
+    """
+    starts, length = [], 0
+    for parameter in parameters:
+        assert _is_dense(parameter), f"a parameter of {tuple(parameter.shape)} has gaps: strides {parameter.stride()}"
+        starts.append(length)
+        length += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+    gradients = torch.zeros(length, device=parameters[0].device)
+    for parameter, start in zip(parameters, starts, strict=True):
+        parameter.grad = gradients.as_strided(parameter.shape, parameter.stride(), start)
+    return gradients
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side in memory, in whatever order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def training_step(training: Training, batch: Batch, *, step: int) -> Step:
@@ -167,10 +202,11 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
             [len(target) for target in targets[g * size : (g + 1) * size]],
             queries=row.model.query_decoder.queries,
             config=row.model.loss,
+            labels=batch.labels[g * size : (g + 1) * size],
         )
         for g in range(groups)
     ]
-    own_masks = torch.tensor(float(sum(total.masks for total in totals)), device=device)
+    own_masks = to_device(torch.tensor(float(sum(total.masks for total in totals))), device)
     num_masks = (worker.sum(own_masks) / config.groups).clamp(min=1)
     at_once = training.groups_at_once or groups
     if at_once < groups and needs_synchronised_norm(row):
@@ -182,7 +218,7 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
     for start in range(0, groups, at_once):
         stop = min(start + at_once, groups)
         part = slice(start * size, stop * size)
-        images = normalise(batch.images[part].to(device, non_blocking=True), batch.sizes[part])
+        images = normalise(to_device(batch.images[part], device), to_device(batch.sizes[part], device))
         seeds = batch.seeds[part]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             prediction = training.model(images, seeds=seeds)
@@ -202,10 +238,10 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
 
 def make_targets(batch: Batch, device: torch.device) -> list[Target]:
     """One target per picture, from the batch's maps of mask indices or, where masks overlap, from the masks."""
-    labels = [labels_T.to(device, non_blocking=True) for labels_T in batch.labels]
+    labels = [to_device(labels_T, device) for labels_T in batch.labels]
     if batch.masks is not None:
-        masks = [masks_THW.to(device, non_blocking=True) for masks_THW in batch.masks]
+        masks = [to_device(masks_THW, device) for masks_THW in batch.masks]
         return [Target(labels_T, masks_THW) for labels_T, masks_THW in zip(labels, masks, strict=True)]
     assert batch.segments is not None
-    segments = batch.segments.to(device, non_blocking=True)
+    segments = to_device(batch.segments, device)
     return [Target.from_segments(labels_T, map_HW) for labels_T, map_HW in zip(labels, segments, strict=True)]

@@ -103,7 +103,7 @@ def open_tracked(run: Run, workers: int) -> str | None:
 
     assert run.manifest is not None
     return mlflow_runs.open_training(
-        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, data_digest=run.manifest.digest, workers=workers
+        run.run_dir, run.row, seed=run.seed, run_key=run.run_key, manifest=run.manifest, workers=workers
     )
 
 
@@ -212,7 +212,8 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
             accelerator_type=resources.gpu_type,
         ),
         run_config=RunConfig(
-            name=f"train-{time.time_ns()}",  # a new one each time, for Ray takes up any it knows
+            # a new one each time, for Ray takes up any it knows
+            name=f"{run.row.name}-seed{run.seed}-{time.time_ns()}",
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             **ray_storage(run.run_dir / "ray"),
         ),
@@ -221,20 +222,25 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
 
 def work(config: Mapping[str, Any]) -> None:
     """What every worker of a Ray training runs; what it has to say goes to the row's driver."""
+    import logging
+
     import ray
     import torch
+    from ray.train import report
     from ray.train.torch import get_device
+    from ray.train.v2._internal.execution import context
 
     from pipeline.compute.worker_output import relayed
     from pipeline.training.loop import train
 
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)  # it says a line for every report
     torch.set_num_threads(config["threads"])  # Ray gives a worker one
     if torch.cuda.is_available():  # workers of one node share the list of its GPUs
         torch.cuda.set_device(get_device())
     run: Run = config["run"]
     with relayed(config["lines"], run_name(run)):
         note_worker_group(run, ray.get_runtime_context().get_node_id())
-        train(run)
+        train(run, report)
 
 
 def note_worker_group(run: Run, node: str) -> None:

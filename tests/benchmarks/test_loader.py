@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader
+from benchmarks.loader import __main__ as command
+from benchmarks.loader import tables
 from pipeline.params.schema import AugmentationConfig
 from tests.helpers.images import encoded, write_folder
 
@@ -20,7 +21,7 @@ def test_the_tables_name_every_contender_and_where_the_time_goes(
     write_folder(tmp_path / "mine", train=2)
     settings = ["--count", "2", "--rounds", "1", "--sizes", "ADE20K", "COCO", "--images-per-s-per-gpu", "50"]
     monkeypatch.setattr(sys, "argv", ["loader", "--images", str(tmp_path / "mine"), *settings])
-    loader.main()
+    command.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]
     named = [row[0].removeprefix("| ") for row in rows]
@@ -37,11 +38,11 @@ def test_the_plain_recipe_makes_what_the_loader_makes() -> None:
     # a picture of one colour and two halves of labels, resized from 40 x 64 to 20 x 32 and cropped to 16 x 16
     labels = np.zeros((40, 64), np.uint8)
     labels[:, 32:] = 1
-    file = loader.Files(encoded(np.full((40, 64, 3), (10, 20, 30), np.uint8)), encoded(labels))
+    file = tables.Files(encoded(np.full((40, 64, 3), (10, 20, 30), np.uint8)), encoded(labels))
     plan = AugmentationConfig(crop=(16, 16), short_sides=(20,), long_side_max=100, photometric=False)
     shares = []
     for seed in range(40):
-        shown, segments = loader.straightforward(file, plan, random.Random(seed))
+        shown, segments = tables.straightforward(file, plan, random.Random(seed))
         assert (shown == torch.tensor([10, 20, 30])[:, None, None]).all()
         shares.append(segments.float().mean().item())
     assert 0.25 < min(shares) <= max(shares) < 0.75  # the rule draws again until both labels show

@@ -49,7 +49,7 @@ class Cluster:
     def __init__(self, lab: Hosts) -> None:
         self.lab = lab
         self.project = lab.home("laptop") / "project"
-        lab.on("laptop", "mkdir ~/project && ray get-auth-token --generate")
+        lab.on("laptop", "mkdir ~/project && ray get-auth-token --generate && chmod 600 ~/.ray/auth_token")
         (lab.folder / "copy").mkdir()
         copy = Copy(lab.folder / "copy")
         row = copy.params["rows"]["shapes_tiny"]
@@ -73,7 +73,7 @@ class Cluster:
         return answer.returncode, answer.stdout
 
     def up(self) -> None:
-        self.laptop("python -m pipeline.submit up cluster.yaml", timeout_s=300)
+        self.laptop("ray up --yes cluster.yaml", timeout_s=300)
 
     def down(self) -> str:
         return self.laptop("python -m pipeline.submit down cluster.yaml", timeout_s=300)[1]

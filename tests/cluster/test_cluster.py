@@ -93,6 +93,8 @@ def test_a_row_that_fails_makes_the_exit_code_and_says_why(cluster: Cluster) -> 
     assert code == 1
     assert re.search(r"broken \| error: .*2 workers for row broken, which has 1 groups", output)
     assert re.search(r"^  broken: FAILED", output, re.MULTILINE)
+    assert "curves     http://10.77.0.10:5000 (MLflow; " in output
+    assert "bring home python -m pipeline.submit results cluster.yaml" in output
 
 
 def test_what_the_cluster_lacks_is_said_at_once(cluster: Cluster) -> None:
@@ -141,3 +143,33 @@ def test_down_leaves_nothing_running_and_up_again_shows_the_old_runs(cluster: Cl
     assert cluster.ray_is_running() == []
     cluster.up()
     assert runs(cluster) == before
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_run_starts_a_cluster_that_is_down_ctrl_c_leaves_it_up_and_down_ends_it_after_the_job(cluster: Cluster) -> None:
+    lab = cluster.lab
+    if cluster.ray_is_running():
+        cluster.down()
+    # longer than this test, and other settings than those of a finished row
+    params = cluster.project / "params.yaml"
+    params.write_text(re.sub(r"steps: (80|8000)\b", "steps: 9000", params.read_text()))
+    log = lab.folder / "run.log"
+    run = "python -m pipeline.submit run cluster.yaml"
+    first = lab.start("laptop", f"cd ~/project && {run} --down {REPRO}", log)
+    wait_for("steps", lambda: " steps (" in log.read_text() or first.poll() is not None, LIMIT_S)
+    assert first.poll() is None, log.read_text()
+    assert "cluster.yaml: the cluster is down; starting it. Ray on 3 machines of your own, until: " in log.read_text()
+    for name in ("pipeline.submit run", "submit.py"):  # what a terminal's Ctrl-C reaches
+        lab.kill("laptop", name, signal.SIGINT)
+    stays = f"the cluster stays up, and a job that has started goes on: `{run} attach` joins it"
+    wait_for("Ctrl-C is heard", lambda: stays in log.read_text(), LIMIT_S)
+    first.wait(timeout=LIMIT_S)
+    assert lab.pids("worker1", "RayTrainWorker")
+
+    output = cluster.laptop(f"{run} --down status", check=False)[1]
+    assert "error: --down goes with repro and attach" in output
+    assert "stopped" in cluster.laptop(f"{run} stop")[1]
+    code, output = cluster.laptop(f"{run} --down attach", timeout_s=300, check=False)
+    assert code == 1 and "results brought home" in output, output
+    assert cluster.ray_is_running() == []

@@ -9,11 +9,13 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipeline.tracking.sender import shown_metric
 from tests.cluster.conftest import CHECKPOINT_INTERVAL, STEPS, Cluster, wait_for
 
 _MLFLOW = """
@@ -159,7 +161,7 @@ def ending(cluster: Cluster) -> Ending:
     assert seed["status"] == "finished", seed
     points = [json.loads(line) for line in curve_file(cluster).read_text().splitlines()]
     curve = [{key: value for key, value in point.items() if key != "time_ms"} for point in points]
-    metrics = sorted({key for point in curve for key in point} - {"step"})
+    metrics = sorted(as_shown(curve))
     script = f"""
 (run,) = trainings()
 def history(name):
@@ -179,6 +181,16 @@ print(json.dumps([run["info"]["status"], {{name: history(name) for name in {metr
     )
 
 
+def as_shown(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """A curve's points as MLflow is to show them, (step, value) by its names."""
+    shown: dict[str, list[tuple[int, float]]] = {}
+    for point in curve:
+        for name, value in point.items():
+            if name != "step" and value is not None and (metric := shown_metric(name, value)) is not None:
+                shown.setdefault(metric[0], []).append((point["step"], metric[1]))
+    return shown
+
+
 def _tensors(checkpoint: Path) -> str:
     """SHA-256 of a safetensors file but for its metadata, which say how long the training took."""
     content = checkpoint.read_bytes()
@@ -192,8 +204,9 @@ def check_nothing_is_missing_or_double(end: Ending) -> None:
     """Every step is in the curve once, and MLflow has every point of it once."""
     assert [point["step"] for point in end.curve] == list(range(1, STEPS + 1))
     assert end.status == "FINISHED"
+    as_logged = as_shown(end.curve)
     for name, shown in end.shown.items():
-        points = [(point["step"], point[name]) for point in end.curve if name in point]
+        points = as_logged[name]
         if (
             end.shrank is not None
         ):  # steps done twice, with rounding of their own, are shown as they were the first time

@@ -28,6 +28,9 @@ def augmentation(**changes: Any) -> AugmentationConfig:
     return AugmentationConfig(**{**settings, **changes})
 
 
+_OF_ORDER = ("task", "images", "seed", "global_batch", "repeat_threshold")
+
+
 def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **changes: Any) -> list[Batch]:
     settings: dict[str, Any] = {
         "seed": 5,
@@ -37,7 +40,7 @@ def batches(manifest: Manifest, plan: AugmentationConfig | None = None, **change
         "image_range": range(4),
         **changes,
     }
-    of_order = {name: settings.pop(name) for name in ("task", "images", "seed", "global_batch") if name in settings}
+    of_order = {name: settings.pop(name) for name in _OF_ORDER if name in settings}
     order = TrainingOrder(manifest=manifest, augmentation=plan or augmentation(), **of_order)
     return list(training_batches(order, **settings))
 

@@ -202,6 +202,7 @@ def benchmark(
             reserved_mib=None,
             seconds=spread,
             protocol="Batch 1.",
+            differs="Fresh weights.",
         ),
         training=None if skipped else dataclasses.replace(cost, **training),
         skipped=skipped,

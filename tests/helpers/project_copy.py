@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.cluster.workspace import without_git
+from pipeline.storage.results import write_metrics, write_plot
 from tests.helpers.shared import PROJECT
 
 SECTIONS = {
@@ -29,20 +31,25 @@ SECTIONS = {
 
 
 class Copy:
-    """A copy of what DVC looks at; results can be made up that DVC holds to be up to date."""
+    """A copy of what DVC looks at, without Git; results can be made up that DVC holds to be up to date."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("m2f", "pipeline", "stages", ".dvc"):
-            shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"))
+            left_out = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+            shutil.copytree(PROJECT / name, folder / name, ignore=left_out)
         for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
             shutil.copy(PROJECT / name, folder / name)
+        without_git(folder)
         self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
 
     def keep_rows(self, *rows: str) -> None:
         """Leave these rows alone in params.yaml, with the published checkpoints and initial weights that are theirs."""
         weights = {self.params["rows"][row]["weights"] for row in rows}
-        for section, names in (("rows", rows), ("checkpoints", rows), ("weights", weights)):
+        self.params["checkpoints"] = {
+            name: entry for name, entry in self.params["checkpoints"].items() if entry["row"] in rows
+        }
+        for section, names in (("rows", rows), ("weights", weights)):
             self.params[section] = {name: entry for name, entry in self.params[section].items() if name in names}
 
     def write_params(self) -> None:
@@ -56,11 +63,11 @@ class Copy:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(f'"{stage} {name}"')
                 if stage == "evaluate":
-                    metrics = self.folder / "results" / "metrics" / f"{name}.json"
-                    metrics.parent.mkdir(parents=True, exist_ok=True)
-                    metrics.write_text("{}")
+                    write_metrics(name, {}, results=self.folder / "results")
+                    write_plot("curves", name, (), results=self.folder / "results")
+                    write_plot("confusion", name, (), results=self.folder / "results")
                 if stage == "shard":
-                    path.with_suffix(".csv").write_text("class,split,pixels,images,instances\n")
+                    write_plot("classes", name, (), results=self.folder / "results")
         (self.folder / "reports").mkdir()
         self.dvc("commit", "--force")
 

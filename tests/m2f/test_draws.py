@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from m2f.draws import mix, uniform
+from m2f.config import Kernels
+from m2f.draws import keys_of, mix, uniform, uniform_of
+from m2f.kernels.build import loops, use
 
 
 def test_a_draw_depends_on_seed_and_stream_alone() -> None:
@@ -12,6 +14,18 @@ def test_a_draw_depends_on_seed_and_stream_alone() -> None:
     assert torch.equal(both[1, :40], uniform([8], 1, 40)[0])  # a longer draw begins with the shorter one
     assert not torch.equal(both[0], both[1])
     assert not torch.equal(both[1], uniform([8], 2, 100)[0])
+
+
+@pytest.mark.parametrize("kernels", ["compiled", "plain"])
+def test_one_draw_for_several_streams_gives_each_streams_own_numbers(kernels: Kernels) -> None:
+    if kernels == "compiled" and loops() is None:
+        pytest.skip("needs a C compiler")
+    use(kernels)
+    try:
+        together = uniform_of(torch.cat((keys_of([3, 8], 1), keys_of([3, 8], 2)), dim=1), 50)
+        assert torch.equal(together, torch.cat((uniform([3, 8], 1, 50), uniform([3, 8], 2, 50))))
+    finally:
+        use("auto")
 
 
 def test_draws_are_uniform_in_0_1() -> None:

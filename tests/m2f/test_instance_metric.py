@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from m2f.metrics import InstanceMetric
+from m2f.metrics import InstanceMetric, instance
 from m2f.metrics.instance import run_lengths
+from tests.helpers.pretend_gpu import PretendGpu
 from tests.helpers.shared import PROJECT
 
 
@@ -240,3 +241,32 @@ def test_metrics_and_network_are_imported_without_pycocotools_and_torchvision():
     code = "import sys, m2f.metrics, m2f.model; print({'pycocotools', 'torchvision'} & {*sys.modules} or False)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert answer.stdout == "False\n"
+
+
+@pytest.mark.parametrize("part", [1, 3 * 10 * 10, 1 << 28])
+def test_run_lengths_made_on_a_gpu_are_those_of_the_host(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance, "_PART", part)
+    generator = torch.Generator().manual_seed(0)
+    empty, full = torch.zeros(10, 10, dtype=torch.bool), torch.ones(10, 10, dtype=torch.bool)
+    # columns 0 to 4: 50 pixels, with pixel 0 inside; and a mask that ends where the next begins
+    masks = torch.stack([LEFT, empty, RIGHT, LEFT, full, full, CORNER, torch.rand(10, 10, generator=generator) > 0.5])
+    expected = run_lengths(masks)
+    for dtype in (torch.bool, torch.uint8):
+        with PretendGpu() as gpu:
+            found = run_lengths(gpu.put(masks.to(dtype)))
+        assert found == expected
+    with PretendGpu() as gpu:
+        assert run_lengths(gpu.put(masks[:0])) == []
+
+
+def test_instances_of_a_picture_make_the_host_wait_for_a_gpu_three_times() -> None:
+    picture = {"true_masks": LEFT[None], "true_labels": [0], "image_id": 1}
+    masks, labels, scores = torch.stack([LEFT, CORNER, RIGHT]), torch.tensor([0, 0, 0]), torch.tensor([0.9, 0.7, 0.1])
+    expected, metric = InstanceMetric(num_classes=1), InstanceMetric(num_classes=1)
+    expected.update(masks, labels, scores, **picture)
+    with PretendGpu() as gpu:
+        predicted = [gpu.put(tensor) for tensor in (masks, labels, scores)]
+        _, waits = gpu.waits_of(lambda: metric.update(*predicted, **picture))
+    # the masks' run lengths: how many, and where; then labels and scores together
+    assert waits == ["aten.nonzero.default", "copy to the host", "copy to the host"]
+    assert metric.state() == expected.state()

@@ -259,3 +259,41 @@ def test_wrong_counts_are_refused():
         set_losses(answers(2), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1, 2])
     with pytest.raises(ValueError, match="1 pictures need as many class_weight_totals, got 2"):
         set_losses(answers(1), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1], class_weight_totals=[1.0, 1.0])
+
+
+def test_the_class_loss_is_a_mean_weighted_by_the_true_classes():
+    # one image, 3 queries, masks of class 0 (weight 3) and 1 (weight 0.5), no object 0.1; every class is equally
+    # probable but for query logits that put nothing else at stake, so that each query costs ln 3 times its weight:
+    # ln 3 * (3 + 0.5 + 0.1) / (3 + 0.5 + 0.1) = ln 3, times 2
+    config = LossConfig(points=64, class_weights=(3.0, 0.5))
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    target = Target(torch.tensor([0, 1]), masks)
+    even = Prediction(torch.zeros(1, 3, 3), torch.zeros(1, 3, 2, 2))
+    losses = set_losses(even, [target], num_masks=2.0, config=config, seeds=[1])
+    assert losses["loss_class"].item() == pytest.approx(2 * math.log(3), rel=1e-6)
+    # all queries sure of class 0, with odds of e^4: it costs a = ln(1 + 2 e^-4), each of the others a + 4
+    sure = Prediction(torch.tensor([[[4.0, 0.0, 0.0]] * 3]), torch.zeros(1, 3, 2, 2))
+    losses = set_losses(sure, [target], num_masks=2.0, config=config, seeds=[1])
+    a = math.log(1 + 2 * math.exp(-4))
+    assert losses["loss_class"].item() == pytest.approx(2 * (3 * a + (0.5 + 0.1) * (a + 4)) / 3.6, rel=1e-6)
+    by_torch = torch.nn.functional.cross_entropy(
+        sure.class_logits[0], torch.tensor([0, 1, 2]), weight=torch.tensor([3.0, 0.5, 0.1])
+    )
+    assert losses["loss_class"].item() == pytest.approx(2 * by_torch.item(), rel=1e-6)
+
+
+def test_totals_of_weighted_classes_are_known_before_matching():
+    config = LossConfig(class_weights=(3.0, 0.5))
+    labels = [torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64)]
+    # 3 + 0.5, and 2 + 4 queries of no object
+    assert group_totals([2, 0], queries=4, config=config, labels=labels) == GroupTotals(3.5 + 0.1 * 6, 3)
+    # more masks than queries: 2 of the mean of 3, 0.5 and 0.5
+    totals = group_totals([3], queries=2, config=config, labels=[torch.tensor([0, 1, 1])])
+    assert totals.class_weight == pytest.approx(2 * 4 / 3)
+
+
+def test_class_weights_of_one_change_nothing():
+    prediction, seeds, targets = answers(2), [5, 6], [image(1, 3), image(2, 5)]
+    plain = set_losses(prediction, targets, num_masks=8.0, config=CONFIG, seeds=seeds)
+    ones = LossConfig(points=64, class_weights=(1.0,) * 5)
+    assert plain == set_losses(prediction, targets, num_masks=8.0, config=ones, seeds=seeds)

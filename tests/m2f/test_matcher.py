@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2f import matcher
 from m2f.config import LossConfig
-from m2f.matcher import Divergence, match, pair_cost
+from m2f.draws import mix, uniform
+from m2f.matcher import Divergence, _mask_costs, _sampled_mask_costs, match, pair_cost
+from m2f.points import uniform_points
 from m2f.types import Prediction, Target
 
 CONFIG = LossConfig(points=64)
@@ -89,6 +93,57 @@ def test_a_batch_is_matched_as_each_of_its_pictures_alone():
             seeds=seeds[b : b + 1],
         )
         assert together[together[..., 0] == b].view(2, -1, 3)[..., 1:].tolist() == alone[..., 1:].tolist()
+
+
+def test_all_predictions_and_pictures_share_one_draw_of_points(monkeypatch):
+    calls = []
+
+    def noted(seeds, **settings):
+        calls.append((seeds, uniform_points(seeds, **settings)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(matcher, "uniform_points", noted)
+    targets = [stripes(1, 0), stripes(3)]
+    layers = [Prediction(torch.zeros(2, 6, 6), torch.zeros(2, 6, 8, 8))] * 3
+    match(layers, targets, config=CONFIG, seeds=[11, 12])
+    ((seeds, points),) = calls
+    assert len(seeds) == 3 * 2
+    for layer in range(3):  # the numbers that each had when it was drawn alone
+        for image, seed in enumerate((11, 12)):
+            alone = uniform([mix(seed, 101, layer)], 0, 128).view(64, 2)
+            assert torch.equal(points[2 * layer + image], alone)
+
+
+def test_mask_costs_of_all_predictions_at_once_are_those_of_each():
+    generator = torch.Generator().manual_seed(0)
+    logits, masks = torch.randn(3, 2, 4, 9, generator=generator), torch.rand(3, 2, 5, 9, generator=generator)
+    together = _mask_costs(logits, masks)
+    for layer in range(3):
+        for all_, one in zip(together, _mask_costs(logits[layer], masks[layer]), strict=True):
+            torch.testing.assert_close(all_[layer], one, rtol=1e-6, atol=1e-6)
+
+
+def test_a_device_other_than_the_cpu_takes_few_operations_for_all_predictions():
+    # 10 predictions of 2 images: reading and converting them are some operations each, all else is done once
+    def operations(layers):
+        made = [Prediction(torch.zeros(2, 6, 6), torch.zeros(2, 6, 8, 8, device="meta")) for _ in range(layers)]
+        points, masks = torch.zeros(layers, 2, 64, 2, device="meta"), torch.zeros(layers, 2, 3, 64, device="meta")
+        with Counted() as counted:
+            entropy, dice = _sampled_mask_costs(made, points, masks)
+        assert entropy.shape == dice.shape == (layers, 2, 6, 3)
+        return counted.count
+
+    assert operations(10) - operations(1) <= 9 * 10
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_matching_is_float32_under_autocast():

@@ -15,6 +15,7 @@ from m2f import Target, build_model
 from m2f.config import BackboneConfig, ModelConfig, PixelDecoderConfig, QueryDecoderConfig
 from m2f.inference import semantic_scores
 from m2f.losses import set_losses
+from m2f.mask_product import masks_of
 from m2f.model import normalise, pad
 from m2f.optim import parameter_groups
 from m2f.weights import from_reference, reference_name
@@ -234,3 +235,28 @@ def test_the_smallest_picture_is_32_by_32_and_smaller_ones_are_refused_with_the_
 def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'r52'; known: r50, r101, tiny"):
         build_model(dataclasses.replace(TINY, backbone=BackboneConfig(name="r52")))
+
+
+def test_the_gradient_of_masks_is_that_of_the_product_with_rows_of_zeros_left_out() -> None:
+    """3 queries of 2 images; queries 0 and 2 of the first image have a gradient, none of the second."""
+    generator = torch.Generator().manual_seed(0)
+    embedding, features = torch.randn(2, 3, 4, generator=generator), torch.randn(2, 4, 5, 6, generator=generator)
+    to_masks = torch.randn(2, 3, 5, 6, generator=generator)
+    to_masks[0, 1] = to_masks[1] = 0
+    found = []
+    for product in (masks_of, lambda e, f: torch.einsum("bqc,bchw->bqhw", e, f)):
+        inputs = embedding.clone().requires_grad_(), features.clone().requires_grad_()
+        product(*inputs).backward(to_masks)
+        found.append([x.grad for x in inputs])
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][1][1].eq(0).all()  # type: ignore[index]
+
+
+def test_a_resnets_maps_are_the_same_bits_with_and_without_gradients() -> None:
+    backbone = build_model(ModelConfig(num_classes=3, backbone=BackboneConfig(name="r50"))).backbone.eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    kept = backbone(images)
+    with torch.inference_mode():
+        predicted = backbone(images)
+    assert len(kept) == 4
+    assert all(torch.equal(a, b) for a, b in zip(kept, predicted, strict=True))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from m2f.metrics import PanopticMetric
+from tests.helpers.pretend_gpu import PretendGpu
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 NOTHING = {"pq": None, "sq": None, "rq": None}
@@ -258,3 +259,18 @@ def test_metrics_equal_those_of_torchmetrics_on_random_pictures():
     in_their_order = [3, 4, 5, 0, 1, 2]
     assert [result["per_class"]["pq"][c] for c in in_their_order] == pytest.approx(expected, abs=1e-6)
     assert 0.2 < result["pq"] < 0.95 and sum(result["per_class"]["fp"]) > 5 and sum(result["per_class"]["fn"]) > 5
+
+
+def test_a_picture_is_counted_on_the_gpu_of_the_prediction_and_the_host_waits_once():
+    prediction, truth = torch.tensor([[0, 0, 1, 1, -1]]), torch.tensor([[1, 1, 1, 0, -1]])
+    expected = PanopticMetric(num_classes=4, thing_ids=[2, 3])
+    expected.update(prediction, [2, 0], truth, [0, 2], crowd=[False, False])
+    # thing: 2 of 3 pixels; stuff: 1 of 2, which is not over a half
+    assert expected.counts[:, :3].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    with PretendGpu() as gpu:
+        metric = PanopticMetric(num_classes=4, thing_ids=[2, 3])
+        there, labels = gpu.put(prediction.int()), gpu.put(torch.tensor([2, 0]))
+        true_labels, crowd = torch.tensor([0, 2]), torch.tensor([False, False])
+        _, waits = gpu.waits_of(lambda: metric.update(there, labels, truth.byte(), true_labels, crowd=crowd))
+        assert waits == ["copy to the host"]
+        assert torch.equal(metric.counts, expected.counts)

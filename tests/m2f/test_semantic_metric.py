@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from m2f.metrics import SemanticMetric
+from tests.helpers.pretend_gpu import GpuTensor, PretendGpu
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -118,3 +120,28 @@ def test_metrics_of_other_classes_and_wrong_states_are_refused():
         SemanticMetric(num_classes=2).merge(SemanticMetric(num_classes=3))
     with pytest.raises(ValueError, match=r"must be int64 of shape \(2, 2\), got torch.float32 of shape \(2, 3\)"):
         SemanticMetric(num_classes=2, confusion=torch.zeros(2, 3))
+
+
+def test_pictures_are_counted_on_the_gpu_of_the_predictions_and_the_host_waits_once_for_each():
+    images = [tuple(map(torch.from_numpy, image)) for image in zip(*reference_images(), strict=True)]
+    with PretendGpu() as gpu:
+        metric = SemanticMetric(num_classes=19)
+        for prediction, label in images:
+            there = gpu.put(prediction)
+            _, waits = gpu.waits_of(lambda there=there, label=label: metric.update(there, label))
+            assert waits == ["aten._local_scalar_dense.default"]
+        assert isinstance(metric.confusion, GpuTensor)
+        assert torch.equal(metric.confusion.cpu(), counted(*images).confusion)
+        assert metric.result() == counted(*images).result()
+        sent = pickle.loads(pickle.dumps(metric))
+        assert type(sent.confusion) is torch.Tensor
+        metric.merge(sent)
+        assert metric.confusion.tolist() == (2 * sent.confusion).tolist()
+
+
+def test_wrong_values_on_a_gpu_are_refused_and_nothing_is_counted():
+    with PretendGpu() as gpu:
+        metric = SemanticMetric(num_classes=3)
+        with pytest.raises(ValueError, match=r"prediction 3 is outside the classes 0 to 2 \(1 of 2"):
+            metric.update(gpu.put(torch.tensor([3, 0, 3])), torch.tensor([1, 1, 255]))
+        assert metric.confusion.sum() == 0

@@ -9,8 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from m2f import build_model
-from m2f.backbones.swin import PatchMerging, Swin, SwinSize, WindowAttention, drop_path, shift_mask
+from m2f.backbones import swin
+from m2f.backbones.swin import (
+    PatchMerging,
+    Swin,
+    SwinSize,
+    WindowAttention,
+    drop_path_scales,
+    relative_position_bias,
+    scaled,
+    shift_mask,
+)
 from m2f.config import BackboneConfig, ModelConfig, PixelDecoderConfig, QueryDecoderConfig
+from m2f.draws import mix, uniform
 from m2f.weights import backbone_from_swin, load_backbone
 
 TINY = ModelConfig(
@@ -86,13 +97,68 @@ def test_maps_smaller_than_a_window_and_odd_ones_are_padded(size: tuple[int, int
 
 
 def test_drop_path_leaves_out_whole_pictures_and_keeps_the_mean() -> None:
-    ones = torch.ones(4000, 2, 3)
-    out = drop_path(ones, 0.25, range(4000), stream=3)
+    ones, rates = torch.ones(4000, 2, 3), torch.tensor([0.0, 0.25, 0.25])
+    scales = drop_path_scales(rates, range(4000))
+    assert (scales[0] == 1).all()
+    out = scaled(ones, scales[1])
     values = out.flatten(1).unique(dim=1).squeeze(1)  # a picture is all kept or all left out
     assert sorted(set(values.tolist())) == pytest.approx([0.0, 1 / 0.75])
     assert values.mean().item() == pytest.approx(1.0, abs=0.04)  # standard error 0.009
-    assert torch.equal(drop_path(ones[:7], 0.25, range(7), stream=3), out[:7])
-    assert not torch.equal(drop_path(ones, 0.25, range(4000), stream=4), out)
+    assert torch.equal(drop_path_scales(rates, range(7)), scales[:, :7])
+    assert not torch.equal(scales[1], scales[2])
+
+
+def test_every_branch_keeps_the_draws_that_it_had_when_they_were_made_one_at_a_time() -> None:
+    rates, seeds = torch.tensor([0.0, 0.5, 0.3]), [5, 11, 2**40, 7]
+    scales = drop_path_scales(rates, seeds)
+    for branch, rate in enumerate((0.0, 0.5, 0.3)):
+        kept = uniform([mix(seed, 201) for seed in seeds], branch, 1)[:, 0] >= rate
+        assert torch.equal(scales[branch], kept.float() / (1 - rate))
+
+
+def test_all_blocks_and_pictures_share_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    drawn = swin.uniform_of
+    monkeypatch.setattr(swin, "uniform_of", lambda words, count: (calls.append(words.shape[1]), drawn(words, count))[1])
+    backbone = build_model(TINY).backbone.train()
+    backbone(torch.randn(3, 3, 64, 64), [1, 2, 3])
+    assert calls == [2 * 8 * 3]  # two branches of 8 blocks, 3 pictures
+    backbone.eval()(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 1
+
+
+def test_code_compiled_for_some_seeds_serves_others() -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(1)
+        return graph.forward
+
+    torch.manual_seed(0)
+    backbone = build_model(TINY).backbone.train()
+    images = torch.randn(2, 3, 64, 64)
+    maps = torch.compile(backbone.maps, backend=backend, fullgraph=True)
+    for seeds in ([1, 2], [3, 4], [5, 6]):
+        with torch.no_grad():
+            for one, other in zip(maps(images, backbone.scales(seeds)), backbone(images, seeds), strict=True):
+                assert torch.equal(one, other)
+    assert compiled == [1]
+
+
+@pytest.mark.parametrize("window", [2, 7, 12])
+def test_the_bias_of_sliding_windows_is_the_indexed_one_and_so_is_its_gradient(window: int) -> None:
+    y, x = torch.arange(window).repeat_interleave(window), torch.arange(window).repeat(window)
+    dy, dx = (p[:, None] - p[None] + window - 1 for p in (y, x))
+    tables = [torch.randn((2 * window - 1) ** 2, 3, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    for table in tables:
+        table.requires_grad_()
+    slid = relative_position_bias(tables[0], window)
+    indexed = tables[1][dy * (2 * window - 1) + dx].permute(2, 0, 1)
+    assert torch.equal(slid, indexed)
+    gradient = torch.linspace(-1, 1, slid.numel()).view_as(slid)
+    slid.backward(gradient)
+    indexed.backward(gradient)
+    torch.testing.assert_close(tables[0].grad, tables[1].grad, rtol=1e-5, atol=1e-5)
 
 
 def test_a_pictures_drop_path_does_not_depend_on_its_batch() -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from pipeline import submit
 from pipeline.submit import parse_targets, targets_of
-from tests.helpers.cluster_files import filled
 from tests.helpers.shared import PROJECT
 
 
@@ -86,10 +85,10 @@ def test_the_copied_file_needs_nothing_but_python_to_start(tmp_path: Path) -> No
     ("words", "sentence"),
     [
         (["jump"], "error: jump is no command; there are check, up, run, results, down, repro, attach, status, stop\n"),
-        (["repro"], "error: name what to make: repro evaluate@ade20k_swin-s\n"),
-        (["repro", "--force", "a@b"], "error: --force is neither a target like evaluate@ade20k_swin-s nor a setting"),
+        (["repro"], "error: name what to make: repro register@ade20k_swin-s\n"),
+        (["repro", "--force", "a@b"], "error: --force is neither a target like register@ade20k_swin-s nor a setting"),
         (["results"], "error: name one cluster file: python -m pipeline.submit results cluster.yaml\n"),
-        (["run", "cluster.yaml", "train"], "error: say what to run: run cluster.yaml repro evaluate@<row>, or attach"),
+        (["run", "cluster.yaml", "train"], "error: say what to run: run cluster.yaml repro register@<row>, or attach"),
     ],
 )
 def test_a_wrong_command_ends_in_one_sentence(words: list[str], sentence: str) -> None:
@@ -111,43 +110,3 @@ def test_a_jobs_targets_are_read_from_its_command() -> None:
     assert targets_of("python pipeline/submit.py repro 'evaluate@a*' M2F_WORKERS=2") == ["evaluate@a*"]
     assert targets_of("python train.py repro x") == []
     assert targets_of(None) == []
-
-
-# What goes to the head
-
-
-def test_up_hides_the_token_from_other_users_of_the_laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As `ray get-auth-token --generate` leaves it; the machines' copies get its permissions.
-    token = tmp_path / "auth_token"
-    token.write_text("a token")
-    token.chmod(0o644)
-    path = filled("cluster.onprem.yaml", tmp_path, file_mounts={"~/m2f-upload": ".", "~/.ray/auth_token": str(token)})
-    calls: list[str] = []
-    monkeypatch.setattr(submit, "_ray", lambda command, *words, **_: calls.append(command) or 0)
-    assert submit.main(["up", str(path)]) == 0 and calls == ["up"]
-    assert token.stat().st_mode & 0o777 == 0o600
-    token.chmod(0o644)
-    assert submit.main(["run", str(path), "repro", "train@shapes_tiny"]) == 0 and "rsync-up" in calls
-    assert token.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_job_is_told_the_commit_of_the_laptops_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.provenance import environment
-
-    path = str(filled("cluster.onprem.yaml", tmp_path, file_mounts={"~/m2f-upload": "."}))
-    submitted: list[tuple[str, ...]] = []
-    monkeypatch.setattr(submit, "_ray", lambda command, *words, **_: submitted.append((command, *words)) or 0)
-    monkeypatch.setattr(submit, "results", lambda words: 0)
-
-    def settings(*words: str) -> list[str]:
-        submitted.clear()
-        assert submit.main(["run", path, *words]) == 0
-        (job,) = [rest for command, *rest in submitted if command == "submit"]
-        return [word for word in job[job.index("--") + 1 :] if word.startswith("M2F_")]
-
-    for word, told in (("1f3c-changed", ["M2F_GIT_COMMIT=1f3c-changed"]), (None, [])):
-        monkeypatch.setattr(environment, "commit_word", lambda word=word: word)
-        assert settings("repro", "train@shapes_tiny") == told
-    monkeypatch.setattr(environment, "commit_word", lambda: "1f3c")
-    assert settings("repro", "train@shapes_tiny", "M2F_GIT_COMMIT=mine") == ["M2F_GIT_COMMIT=mine"]
-    assert settings("attach") == []

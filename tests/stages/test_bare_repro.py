@@ -99,7 +99,7 @@ def test_a_bare_repro_never_undoes_a_row_and_a_name_always_makes_it(copy: Copy) 
     for row in ("large", "mine"):
         assert set(result(copy, "train", row)) == set(result(copy, "register", row)) == {"version", "waiting"}
         assert (copy.folder / f"results/metrics/{row}.json").read_text() == "{}\n"
-    assert result(copy, "metrics", "shapes_tiny")["pq"] >= 0
+    assert result(copy, "metrics", "shapes_tiny")["PQ"]["median"] >= 0
     (seed,) = result(copy, "train", "shapes_tiny")["seeds"]
     assert os.listdir(copy.folder / "storage" / "runs") == [seed["run_key"]]
 

@@ -57,8 +57,8 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     assert "mine: mine.zip" in fetched.stdout
     sharded = stage("stages.shard", "mine")
     assert sharded.returncode == 0, sharded.stderr
-    assert sharded.stdout.startswith("mine train: 3 pictures, 1 shards")
-    table = (workspace / "results/shard/mine.csv").read_text()
+    assert sharded.stdout.startswith("mine train: 3 pictures, 1 shard, ")
+    table = (workspace / "results/plots/classes/mine.csv").read_text()
     assert table.startswith("class,split,pixels,images,instances\nsky,train,246,3,0\n")
     first = (workspace / "results/shard/mine.json").read_bytes()
     assert str(workspace).encode() not in first + (workspace / "results/fetch/mine.json").read_bytes()
@@ -75,7 +75,7 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
     assert stage("stages.fetch", "tiny").returncode == 0
     sharded = stage("stages.shard", "tiny")
     assert sharded.returncode == 0, sharded.stderr
-    assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shards")
+    assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shard, ")
     manifest = read_result(Manifest, "tiny", results=workspace / "results")
     assert manifest.labels == ("instances", "panoptic", "semantic")
     assert [path.name for path in storage.rglob("*.png")] == ["samples.png"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.load import load_params
-from pipeline.storage.results import Registration, read_result, write_result
+from pipeline.storage.results import Registration, find_result, read_result, waiting, write_result
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.project_copy import Copy
 from tests.helpers.registered import results_of
@@ -35,7 +35,21 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     assert copy.python("-m", "stages.register", "shapes_tiny") == (
         "models:/shapes-tiny@best is version 1: PQ 58.83, seed 1\n"
         "models:/shapes-tiny@median is version 2: PQ 56.54, seed 0\n"
+        "shapes_tiny: the model in MLflow: http://127.0.0.1:5000/#/models/shapes-tiny, after: mlflow ui "
+        f"--backend-store-uri sqlite:///{tmp_path}/mlflow.db\n"
     )
     aliases = read_result(Registration, row.name, results=tmp_path / "results").aliases
     assert aliases.best.version == 1 and aliases.median.version == 2
-    assert (tmp_path / "storage/mlflow/shapes/models").is_dir()  # found again from other folders
+    assert (tmp_path / "storage/mlflow/mask2former/models").is_dir()  # found again from other folders
+
+
+def test_a_row_with_registry_false_is_left_out_and_says_so(tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    copy.params["rows"]["shapes_tiny"]["registry"] = False
+    copy.write_params()
+    said = "shapes_tiny is not registered: rows.shapes_tiny.registry is false in params.yaml\n"
+    assert copy.python("-m", "stages.register", "shapes_tiny") == said
+    assert find_result(Registration, "shapes_tiny", results=tmp_path / "results") is None
+    why = waiting(Registration, "shapes_tiny", results=tmp_path / "results")
+    assert why == "rows.shapes_tiny.registry: true in params.yaml"
+    assert not (tmp_path / "mlflow.db").exists()

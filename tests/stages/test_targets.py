@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stages import _targets
+import stages
+from pipeline.params.load import load_params
+from pipeline.storage.results import PublishedEvaluation, Ready, waiting, write_result
+from stages import _targets, asked_rows, waits
 from tests.helpers.shared import PROJECT
 
 
@@ -34,6 +37,7 @@ from tests.helpers.shared import PROJECT
         ("python3 -s /usr/bin/dvc repro -k", []),
         ("/env/bin/python3.12 -X dev -m dvc repro train@a", ["train@a"]),
         ("/Frameworks/Python.app/Contents/MacOS/Python /env/bin/dvc repro", []),
+        ("python -m dvc exp exec-run --infofile .dvc/tmp/exps/run/1/1.run", None),  # of a queue: it does not say
         ("python -c dvc repro", None),
         ("python -m pytest dvc repro", None),
         ("dvc status train@a", None),
@@ -78,3 +82,21 @@ def test_opencvs_own_warnings_do_not_come_between_the_sentences() -> None:
     ]
     assert [process.returncode for process in said] == [0, 0]
     assert said[0].stderr == "" and "TIFF" in said[1].stderr
+
+
+def test_a_target_that_is_a_second_checkpoint_is_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "targets", lambda: ["published@ade20k_r50_authors", "train@ade20k_r50"])
+    assert asked_rows(load_params(PROJECT / "params.yaml")) == {"ade20k_r50": {"published", "train"}}
+
+
+def test_a_second_checkpoint_waits_to_be_asked_for_when_everything_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_result(Ready(row="first", run=True, needs=(), settings="s"), "first")
+    monkeypatch.setattr(stages, "targets", list)
+    assert not waits(PublishedEvaluation, "first", name="first")
+    assert waits(PublishedEvaluation, "first", name="first_authors")
+    assert waiting(PublishedEvaluation, "first_authors") == "being asked for by name"
+    monkeypatch.setattr(stages, "targets", lambda: ["published@first_authors"])
+    assert not waits(PublishedEvaluation, "first", name="first_authors")

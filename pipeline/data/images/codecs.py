@@ -98,6 +98,24 @@ def decode_masks(run_lengths: Sequence[Mapping[str, Any]], size: tuple[int, int]
     return masks
 
 
+def encode_cropped_mask(mask: np.ndarray, *, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """An (h, w) bool mask that lies at (top, left) of a picture of `size` as pycocotools' run lengths of that picture,
+    which is never made."""
+    from pycocotools import mask as coco
+
+    columns, rows = np.nonzero(mask.T)  # run lengths go down the columns
+    places = (left + columns.astype(np.int64)) * size[0] + top + rows
+    if not len(places):
+        runs = [size[0] * size[1]]
+    else:
+        breaks = np.flatnonzero(np.diff(places) != 1)
+        starts, ends = places[np.r_[0, breaks + 1]], places[np.r_[breaks, len(places) - 1]] + 1
+        runs = np.diff(np.r_[0, np.c_[starts, ends].ravel(), size[0] * size[1]]).tolist()
+        runs = runs if runs[-1] else runs[:-1]  # the last pixel is of the mask
+    encoded: dict[str, Any] = coco.frPyObjects({"size": list(size), "counts": runs}, *size)
+    return encoded
+
+
 def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """(N, h, w) bool as pycocotools' run lengths."""
     from pycocotools import mask

@@ -15,6 +15,14 @@ def look_up(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return found
 
 
+def look_up_in_place(values: np.ndarray, table: np.ndarray) -> None:
+    """The same, in the place of the values."""
+    if values.flags.c_contiguous:
+        sz_lut(values, table, inplace=True)
+    else:
+        values[:] = look_up(values, table)
+
+
 def label_counts(ids: np.ndarray) -> np.ndarray:
     """Pixels of every id from 0 on, (ids,) int64; those of nothing are left out."""
     values = nothing_of(ids) + 1

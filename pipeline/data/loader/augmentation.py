@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version on import
@@ -24,8 +25,9 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from pipeline.data.images.label_maps import label_counts, look_up
+from pipeline.data.images.label_maps import look_up, look_up_in_place
 from pipeline.data.images.resize import WHOLE, Part, resize_image, resized_size
+from pipeline.data.loader.pixels import distort_planes, label_counts
 
 if TYPE_CHECKING:
     from pipeline.params.schema import AugmentationConfig
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 CROP_REDRAWS = 10
 
 
-def training_transform(augmentation: AugmentationConfig) -> A.Compose:
+def training_transform(augmentation: AugmentationConfig, *, distort_later: bool = False) -> A.Compose:
     """Compose for `image`, (h, w, 3) uint8 RGB, and any of what belongs to it:
 
     `mask`: (h, w) ids, uint8 (255: none) or uint16 (65535: none);
@@ -43,7 +45,8 @@ def training_transform(augmentation: AugmentationConfig) -> A.Compose:
     `boxes`: (N, 4) float, x1, y1, x2, y2 in pixels. They are moved, not clipped: `touching` says which are left.
 
     Gives at most `augmentation.crop`; a smaller picture stays smaller, for the caller to pad right and bottom. Gives
-    `counts` too: the label_counts of the cropped `mask`, or None where nothing had to be counted.
+    `counts` too: the label_counts of the cropped `mask`, or None where nothing had to be counted. distort_later: gives
+    the `distortion` that the picture is to undergo, if any, and leaves it to the caller.
     """
     steps: list[A.BasicTransform]
     if augmentation.jitter is not None:
@@ -56,7 +59,7 @@ def training_transform(augmentation: AugmentationConfig) -> A.Compose:
             Flip(p=augmentation.flip),
         ]
     if augmentation.photometric:
-        steps.append(PhotometricDistortion())
+        steps.append(PhotometricDistortion(later=distort_later))
     return A.Compose(steps)
 
 
@@ -258,15 +261,61 @@ def _scaled(boxes: np.ndarray, shape: tuple[int, ...], size: tuple[int, int]) ->
     return boxes * (right, down, right, down)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distortion:
+    """What PhotometricDistortion has drawn; None: a step is left out."""
+
+    brightness: float | None
+    contrast: float | None
+    saturation: float | None
+    hue: int | None
+    contrast_first: bool
+
+    def tables(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """What becomes of every value of a colour before saturation and hue, and after them; None: it stays."""
+        first = None if self.brightness is None else _linear(1.0, self.brightness)
+        if self.contrast is None:
+            return first, None
+        contrasts = _linear(self.contrast, 0.0)
+        if not self.contrast_first:
+            return first, contrasts
+        return contrasts if first is None else contrasts[first], None
+
+    def of_image(self, image: np.ndarray) -> np.ndarray:
+        """A picture, (h, w, 3) uint8 RGB, distorted."""
+        first, last = self.tables()
+        if first is not None:
+            image = look_up(image, first)
+        if self.saturation is not None:
+            image = _on_hsv_channel(image, 1, _linear(self.saturation, 0.0))
+        if self.hue is not None:
+            image = _on_hsv_channel(image, 0, ((np.arange(256) + self.hue) % 180).astype(np.uint8))
+        return image if last is None else look_up(image, last)
+
+    def in_place(self, planes: np.ndarray) -> None:
+        """The same picture as (3, h, w), distorted where it lies."""
+        first, last = self.tables()
+        if first is not None:
+            look_up_in_place(planes, first)
+        coloured = self.saturation is not None or self.hue is not None
+        if coloured and not distort_planes(planes, saturation=self.saturation, hue=self.hue):
+            colours = replace(self, brightness=None, contrast=None)
+            planes[:] = colours.of_image(np.ascontiguousarray(planes.transpose(1, 2, 0))).transpose(2, 0, 1)
+        if last is not None:
+            look_up_in_place(planes, last)
+
+
 class PhotometricDistortion(A.ImageOnlyTransform):
     """Brightness, contrast, saturation and hue, each with probability 0.5, truncated to uint8 after every step.
 
     Brightness adds U(-32, 32). Contrast multiplies by U(0.5, 1.5), before or after the colour steps (0.5 each). In HSV,
-    saturation is multiplied by U(0.5, 1.5) and the hue, of 180, moved by -18 to 17.
+    saturation is multiplied by U(0.5, 1.5) and the hue, of 180, moved by -18 to 17. later: what is drawn is given as
+    `distortion`, and the picture stays as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, later: bool = False) -> None:
         super().__init__(p=1.0)
+        self.later = later
 
     def get_params(self) -> dict[str, Any]:
         """Draw every step; None: left out. Every draw is made, so that a step's value does not depend on another's."""
@@ -281,6 +330,14 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         }
         return {**drawn, "contrast_first": contrast_first}
 
+    def apply_with_params(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is given, distorted, or with the `distortion` that is to come."""
+        names = ("brightness", "contrast", "saturation", "hue", "contrast_first")
+        if self.later:
+            return {**kwargs, "distortion": Distortion(**{name: params[name] for name in names})}
+        done: dict[str, Any] = super().apply_with_params(params, *args, **kwargs)
+        return done
+
     def apply(
         self,
         img: np.ndarray,
@@ -292,19 +349,9 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         **params: Any,
     ) -> np.ndarray:
         """The distorted picture, (h, w, 3) uint8 RGB."""
-        table = None if brightness is None else _linear(1.0, brightness)
-        if contrast is not None and contrast_first:
-            after = _linear(contrast, 0.0)
-            table = after if table is None else after[table]
-        if table is not None:
-            img = look_up(img, table)
-        if saturation is not None:
-            img = _on_hsv_channel(img, 1, _linear(saturation, 0.0))
-        if hue is not None:
-            img = _on_hsv_channel(img, 0, ((np.arange(256) + hue) % 180).astype(np.uint8))
-        if contrast is not None and not contrast_first:
-            img = look_up(img, _linear(contrast, 0.0))
-        return img
+        return Distortion(
+            brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, contrast_first=contrast_first
+        ).of_image(img)
 
 
 def _linear(factor: float, offset: float) -> np.ndarray:

@@ -36,8 +36,15 @@ class _Guarded(Dataset[Any]):
             return _Failed(str(error))
 
 
-def load_items(dataset: Dataset[_Item], indices: Iterable[int], processes: int) -> Iterator[_Item]:
-    """dataset[index] for every index, in order."""
+def load_items(
+    dataset: Dataset[_Item], indices: Iterable[int], processes: int, *, pin: bool = False
+) -> Iterator[_Item]:
+    """dataset[index] for every index, in order.
+
+    pin: items made by other processes are given as their method pin_memory() returns them, from which a GPU copies
+    while it and the host do something else; a thread of this process calls it ahead of time. Without a GPU it is not
+    called. Items made here are left to whoever copies them.
+    """
     if not processes:
         for index in indices:
             yield dataset[index]
@@ -51,6 +58,7 @@ def load_items(dataset: Dataset[_Item], indices: Iterable[int], processes: int) 
         prefetch_factor=PREFETCH,
         collate_fn=_as_it_is,
         worker_init_fn=_one_thread,
+        pin_memory=pin and torch.cuda.is_available(),
     )
     for item in loader:
         if isinstance(item, _Failed):

@@ -12,7 +12,8 @@ from pipeline.data.images.codecs import (
     IGNORE,
     nothing_of,
 )
-from pipeline.data.images.label_maps import label_counts, look_up
+from pipeline.data.images.label_maps import look_up
+from pipeline.data.loader.pixels import label_counts
 from pipeline.data.shards.reader import Segments
 
 

@@ -4,7 +4,7 @@ Which picture stands at position p of a run's endless order, and how it is augme
 mix(seed, 1, epoch, index) sorts an epoch, mix(seed, 2, p) seeds the augmentation and mix(seed, 3, p) is handed to the
 network and the losses. Where the augmentation leaves nothing to learn from, attempt k >= 1 takes the picture
 mix(seed, 5, p, k) % pictures and the augmentation's seed mix(seed, 2, p, k). So workers, loader processes and restarts
-do not change what is seen.
+do not change what is seen. pipeline.data.loader.sampling has another order, where rare classes are shown more often.
 
 The rules for instances are mmdetection 3.3's: CocoDataset.parse_data_info says which annotations are targets,
 RandomCrop which of them a crop keeps, FilterAnnotations when another picture is drawn.
@@ -13,7 +13,7 @@ RandomCrop which of them a crop keeps, FilterAnnotations when another picture is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -27,8 +27,9 @@ from m2f.draws import mix
 from pipeline.data.images.codecs import (
     decode_masks,
 )
-from pipeline.data.loader.augmentation import seed_transform, touching, training_transform
+from pipeline.data.loader.augmentation import Distortion, seed_transform, touching, training_transform
 from pipeline.data.loader.processes import load_items
+from pipeline.data.loader.sampling import RepeatOrder, classes_held, repeat_factors
 from pipeline.data.loader.targets import close_gaps, large_enough, merge_stuff, pad_masks, stack_segments
 from pipeline.data.shards.look import MIN_SIDE
 from pipeline.data.shards.reader import SplitReader, StoredRecord
@@ -64,6 +65,17 @@ class Batch:
     """mix(seed, 3, position): what the network and the losses draw from."""
     names: tuple[str, ...]
 
+    def pin_memory(self) -> Batch:
+        """The same batch in memory from which a GPU copies by itself; the loader calls it."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            segments=None if self.segments is None else self.segments.pin_memory(),
+            masks=None if self.masks is None else tuple(masks.pin_memory() for masks in self.masks),
+            labels=tuple(labels.pin_memory() for labels in self.labels),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
@@ -81,6 +93,8 @@ class TrainingOrder:
     seed: int
     global_batch: int
     """Pictures of a step: step k holds the positions k * global_batch + i."""
+    repeat_threshold: float | None = None
+    """SamplingConfig's; None: all pictures equally often."""
 
     @classmethod
     def of(cls, row: Row, manifest: Manifest, *, seed: int) -> TrainingOrder:
@@ -93,6 +107,7 @@ class TrainingOrder:
             images=train.images,
             seed=seed,
             global_batch=train.global_batch,
+            repeat_threshold=None if train.sampling is None else train.sampling.repeat_threshold,
         )
 
 
@@ -102,15 +117,18 @@ def training_batches(
     """One Batch for each of `steps` steps from `first_step` on.
 
     image_range: this worker's part of a step, as places in its global batch. processes: 0 decodes in this process,
-    else that many others do, with the same batches.
+    else that many others do, with the same batches, in pinned memory where there is a GPU.
 
     ValueError names labels that the task needs and the dataset lacks, a shard that is missing or altered, or the record
     that failed.
     """
     split = SplitReader.of(order.manifest, "train", order.task)
     chosen = _chosen(split, order.images)
-    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, image_range)
-    yield from load_items(source, range(first_step, first_step + steps), processes)
+    repeats = None
+    if order.repeat_threshold is not None:
+        repeats = RepeatOrder(order.seed, repeat_factors(classes_held(split, chosen), order.repeat_threshold))
+    source = _Training(split, chosen, order.augmentation, order.seed, order.global_batch, image_range, repeats)
+    yield from load_items(source, range(first_step, first_step + steps), processes, pin=True)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
@@ -145,6 +163,8 @@ class _Example(NamedTuple):
     labels: np.ndarray
     """(T,) int64."""
     name: str
+    distortion: Distortion | None
+    """Of the picture, yet to come."""
 
 
 class _Training(Dataset[Batch]):
@@ -158,10 +178,12 @@ class _Training(Dataset[Batch]):
         seed: int,
         global_batch: int,
         image_range: range,
+        repeats: RepeatOrder | None,
     ) -> None:
+        self.repeats = repeats
         self.split, self.chosen, self.augmentation = split, chosen, augmentation
         self.seed, self.global_batch, self.image_range = seed, global_batch, image_range
-        self.transform = training_transform(augmentation)
+        self.transform = training_transform(augmentation, distort_later=True)
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.global_batch + place for place in self.image_range]
@@ -169,7 +191,10 @@ class _Training(Dataset[Batch]):
         images = torch.empty(len(positions), 3, height, width, dtype=torch.uint8)
         examples = [self._example(position) for position in positions]
         for place, example in enumerate(examples):
-            _put(example.image, images[place].numpy())
+            planes, (h, w) = images[place].numpy(), example.image.shape[:2]
+            _put(example.image, planes)
+            if example.distortion is not None:
+                example.distortion.in_place(planes[:, :h, :w])
         truths, instance = [example.truth for example in examples], self.split.task == "instance"
         return Batch(
             images=images,
@@ -202,6 +227,8 @@ class _Training(Dataset[Batch]):
         count = len(self.chosen)
         if attempt:
             return mix(self.seed, 5, position, attempt) % count
+        if self.repeats is not None:
+            return self.repeats[position]
         epoch, place = divmod(position, count)
         return _epoch_order(self.seed, epoch, count)[place]
 
@@ -210,7 +237,7 @@ class _Training(Dataset[Batch]):
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=segments.classes)
         ids, counts = drawn["mask"], drawn["counts"]
         truth, labels = close_gaps(ids, segments.classes, num_classes, where=record.where, counts=counts)
-        return _Example(drawn["image"], truth, labels, record.name)
+        return _Example(drawn["image"], truth, labels, record.name, drawn.get("distortion"))
 
     def _panoptic(self, record: StoredRecord) -> _Example:
         segments = record.segments()
@@ -222,7 +249,7 @@ class _Training(Dataset[Batch]):
         if self.augmentation.jitter is not None:
             kept = large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
         truth, present = close_gaps(ids, new, len(firsts), where=record.where, counts=counts, kept=kept)
-        return _Example(drawn["image"], truth, classes[present], record.name)
+        return _Example(drawn["image"], truth, classes[present], record.name, drawn.get("distortion"))
 
     def _instance(self, record: StoredRecord) -> _Example | None:
         """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches."""
@@ -236,7 +263,7 @@ class _Training(Dataset[Batch]):
             return None
         targets = seen & ~things.crowd
         labels = self.split.thing_index[things.classes[targets]]
-        return _Example(drawn["image"], drawn["masks"][targets], labels, record.name)
+        return _Example(drawn["image"], drawn["masks"][targets], labels, record.name, drawn.get("distortion"))
 
 
 def _put(image: np.ndarray, planes: np.ndarray) -> None:

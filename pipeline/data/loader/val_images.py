@@ -55,7 +55,7 @@ class ValImage:
     instances: TrueInstances | None
     """None for the task semantic."""
     original: Tensor | None
-    """(3, h, w) uint8 RGB, the picture as it is. None unless `test.ms_flip` is set."""
+    """(3, h, w) uint8 RGB, the picture as it is. None unless `test.ms_flip` or `test.window` is set."""
     name: str
     index: int
     """Its place in the split."""
@@ -69,9 +69,13 @@ def validation_images(
     places: Sequence[int] | None = None,
     processes: int = 0,
 ) -> Iterator[ValImage]:
-    """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches."""
+    """The validation pictures at these places of the shards' order; None: all. ValueError as training_batches.
+
+    processes: 0 decodes in this process, else that many others do, or one for each picture where there are fewer.
+    """
     split = SplitReader.of(manifest, "val", task)
-    yield from load_items(_Validation(split, test), range(split.records) if places is None else places, processes)
+    places = range(split.records) if places is None else places
+    yield from load_items(_Validation(split, test), places, min(processes, len(places)))
 
 
 class _Validation(Dataset[ValImage]):
@@ -79,6 +83,7 @@ class _Validation(Dataset[ValImage]):
 
     def __init__(self, split: SplitReader, test: TestConfig) -> None:
         self.split, self.test = split, test
+        self.needs_original = test.ms_flip is not None or test.window is not None
 
     def __getitem__(self, index: int) -> ValImage:
         record = self.split[index]
@@ -99,7 +104,7 @@ class _Validation(Dataset[ValImage]):
             labels=torch.from_numpy(labels),
             crowd=torch.from_numpy(crowd),
             instances=None if self.split.task == "semantic" else self._instances(record.things()),
-            original=None if self.test.ms_flip is None else torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            original=torch.from_numpy(image.transpose(2, 0, 1).copy()) if self.needs_original else None,
             name=record.name,
             index=index,
         )

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def build(
 
     ValueError names the first file that is wrong, or the first record that is not labelled as the others are; with
     `on_error: skip`, wrong records are listed in the manifest instead, up to MAX_SKIPPED of a split. Shards that were
-    finished by then stay for the next build; nothing half-written does.
+    finished by then stay for the next build; nothing half-written does. Another process that makes the same shards is
+    waited for.
     """
     _check_classes(dataset, config)
     listed = _listed(dataset, config, sources)
@@ -99,7 +101,9 @@ def build(
     key = _build_key(jobs, config, facts)
     shards_root = storage_root() / "shards"
     building = shards_root / f".building-{key}"
-    with store_of(building).held_alone(f"another process is sharding {dataset} in {building}; wait for it to end"):
+    if store_of(building).is_held():
+        print(f"{dataset}: another process is sharding it; this one waits for the shards", file=sys.stderr, flush=True)
+    with store_of(building).held_alone(f"another process is sharding {dataset}", wait_s=math.inf):
         found = take_up(dataset, jobs, config.on_error, [building, *finished_builds(shards_root, key)])
         shards = MadeShards(dataset, {split: len(records) for split, records in listed.items()})
         work = _Work([job for job in jobs if job.name not in found], record_bytes, building, shards)

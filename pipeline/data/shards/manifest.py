@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +22,6 @@ from pipeline.data.shards.writer import (
     same_labels,
 )
 from pipeline.storage.results import (
-    CLASS_COLUMNS,
     EmptyThings,
     ExtremeSizes,
     FetchedSource,
@@ -135,15 +132,11 @@ def shared_images(train: Sequence[ShardFacts], val: Sequence[ShardFacts]) -> Sha
     return SharedImages(count=len(shared), first=tuple(first))
 
 
-def class_table(manifest: Manifest) -> str:
-    """Pixels, pictures and instances of every class and split, as CSV with the columns class, split, ..."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(CLASS_COLUMNS)
+def class_lines(manifest: Manifest) -> Iterator[tuple[object, ...]]:
+    """Class, split, and its pixels, pictures and instances there, for every class and split."""
     for split in manifest.splits:
         columns = (manifest.pixels[split], manifest.images[split], manifest.instances[split])
-        table.writerows((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
-    return text.getvalue()
+        yield from ((name, split, *counts) for name, *counts in zip(manifest.class_names, *columns, strict=True))
 
 
 MAX_EMPTY = 0.02

@@ -154,6 +154,16 @@ class StoredRecord:
             boxes=np.zeros((len(classes), 4)) if boxes is None else np.array(boxes, np.float64).reshape(-1, 4),
         )
 
+    def classes_shown(self, task: Task) -> np.ndarray:
+        """The dataset classes that a task can learn here, rising: of segments with a pixel, or of things that are no
+        crowd."""
+        if task == "instance":
+            things = self.things()
+            return np.unique(things.classes[(things.areas > 0) & ~things.crowd])
+        segments = self.segments()
+        counts = label_counts(segments.ids)[: len(segments.classes)]
+        return np.unique(segments.classes[: len(counts)][counts > 0])
+
     def things(self) -> Things:
         """The record's own instances; where it has none, its segments of things that have pixels."""
         annotated = self._value("instances").as_py()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.comparison.rows import Facts
+from pipeline.comparison.tables import figure_text, signed
 from pipeline.report.html import svg
-from pipeline.report.rows import Facts
-from pipeline.report.tables import percent, signed
 
 SHOWN = 12
 """Classes that are shown at once."""
@@ -104,8 +104,8 @@ def _with_each_other(label: str, seeds: Sequence[Values]) -> _Compared:
         if not values:
             return ClassLine(name=name, cells=["absent", "", "", ""], bar=None)
         low, middle, high = values[0], statistics.median(values), values[-1]
-        drawn = f"{name}: {label} {percent(low)} to {percent(high)}, median {percent(middle)}"
-        cells = [*map(percent, (low, middle, high, high - low))]
+        drawn = f"{name}: {label} {figure_text(low)} to {figure_text(high)}, median {figure_text(middle)}"
+        cells = [*map(figure_text, (low, middle, high, high - low))]
         return ClassLine(name=name, cells=cells, bar=svg.span_bar(low, high, middle, label=drawn))
 
     title = f"{label} of classes: where the seeds lie furthest apart"

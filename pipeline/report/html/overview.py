@@ -8,11 +8,8 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from pipeline.params.tasks import LABELS, primary
-from pipeline.report.html import svg
-from pipeline.report.rows import Facts
-from pipeline.report.sentences import LEGENDS, checkpoint_notes, not_run_sentence, published_sentence
-from pipeline.report.tables import (
+from pipeline.comparison.rows import Facts
+from pipeline.comparison.tables import (
     NOTHING,
     TITLES,
     Cell,
@@ -23,7 +20,11 @@ from pipeline.report.tables import (
     table_line,
     used_columns,
 )
-from pipeline.report.verdict import points
+from pipeline.comparison.verdict import points
+from pipeline.params.tasks import LABELS, primary
+from pipeline.report.html import svg
+from pipeline.report.sentences import LEGENDS, checkpoint_notes, not_run_sentence, published_sentences
+from pipeline.tracking.pages import MlflowPages
 
 _BELOW: Mapping[str, Mapping[str, str]] = {
     "semantic": {"miou": "range"},
@@ -95,10 +96,12 @@ class Overview:
     notes: Sequence[str]
     checked: Sequence[str]
     """Sentences about the published checkpoints, evaluated here."""
+    compared: str | None
+    """The rows' page in MLflow; None: no row is there."""
 
 
-def overview(task: str, rows: Mapping[str, Facts]) -> Overview:
-    """What the page shows of a task's rows."""
+def overview(task: str, rows: Mapping[str, Facts], mlflow: MlflowPages) -> Overview:
+    """What the page shows of a task's rows. mlflow: where they are shown too."""
     ran, idle = split(rows)
     reach = _reach(ran)
     columns = []
@@ -120,7 +123,8 @@ def overview(task: str, rows: Mapping[str, Facts]) -> Overview:
         idle=_grid(idle, published_columns(idle, task), {}, 0.0) if idle else None,
         idle_sentence=not_run_sentence(idle),
         notes=notes,
-        checked=[sentence for name, facts in rows.items() if (sentence := published_sentence(name, facts))],
+        checked=[sentence for name, facts in rows.items() for sentence in published_sentences(name, facts)],
+        compared=next(filter(None, (mlflow.rows(facts.mlflow_experiment_id, task) for facts in rows.values())), None),
     )
 
 

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
+from pipeline.comparison.rows import Facts, counts, published_rows
+from pipeline.comparison.tables import TITLES, by_task, finished_first, split
 from pipeline.params.schema import VerdictConfig
-from pipeline.report.html.mlflow_pages import MlflowPages
+from pipeline.report.html.environment import environment
 from pipeline.report.html.overview import overview
 from pipeline.report.html.row_section import Details, row_section
 from pipeline.report.html.speed import speed_charts, without_speed
-from pipeline.report.rows import Facts, counts, published_rows
 from pipeline.report.sentences import LEGEND, RULE, attention, how_to_read
-from pipeline.report.tables import TITLES, by_task, finished_first, split
+from pipeline.tracking.pages import MlflowPages
 
 SIGNS = {"reproduced": "=", "above": "▲", "below": "▼", "undecided": "?", "no verdict": "–", "not run": "○"}
 """A verdict's sign, so that nothing is said by colour alone."""
@@ -44,7 +45,10 @@ def page(
     links += [(task, TITLES[task].partition(" ")[0]) for task in tasks]
     links += [("rows", "Row by row")] if ran else []
     rule, example = how_to_read(settings)
-    in_mlflow = any(facts.registered or any(seed.mlflow_run_id for seed in facts.seeds) for facts in ran.values())
+    in_mlflow = any(
+        facts.registered or facts.mlflow_run_id or any(seed.mlflow_run_id for seed in facts.seeds)
+        for facts in ran.values()
+    )
     published = published_rows(rows)
     return _environment().get_template("page.html").render(
         style=Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8")),
@@ -58,21 +62,13 @@ def page(
         notes=[note for note in (*notes, mlflow.sentence() if in_mlflow else "") if note],
         charts=charts,
         without_speed=without_speed(rows),
-        overviews=[overview(task, of_task) for task, of_task in tasks.items()],
+        overviews=[overview(task, of_task, mlflow) for task, of_task in tasks.items()],
         sections=[row_section(name, facts, details[name], mlflow) for name, facts in ran.items()],
     )  # fmt: skip
 
 
 @cache
 def _environment() -> Environment:
-    """Templates in which every value is escaped, and a name that does not exist is an error."""
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    made = environment(Path(__file__).with_name("templates"))
     made.globals["SIGNS"] = SIGNS
     return made

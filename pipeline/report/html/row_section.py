@@ -8,14 +8,23 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.comparison.rows import CHECKPOINTS, ENDED_BADLY, Facts
+from pipeline.comparison.tables import (
+    evaluated_seeds,
+    figure_names,
+    figure_text,
+    rate,
+    seed_cells,
+    seed_columns,
+    signed,
+    span,
+)
 from pipeline.params.tasks import LABELS
 from pipeline.report.html import svg
 from pipeline.report.html.classes import ClassTable, class_tables
-from pipeline.report.html.mlflow_pages import MlflowPages
-from pipeline.report.rows import CHECKPOINTS, ENDED_BADLY, Facts
 from pipeline.report.sentences import below_reference, interval_sentence
-from pipeline.report.tables import evaluated_seeds, figure_names, percent, rate, seed_cells, seed_columns, signed, span
 from pipeline.storage.results import RegisteredVersion, Reused, TrainedSeed
+from pipeline.tracking.pages import MlflowPages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,7 @@ def row_section(name: str, facts: Facts, details: Details, mlflow: MlflowPages) 
         overlays=_overlays(details),
         overlays_left_out=details.overlays_left_out,
         benchmark=_benchmark(facts),
-        origins=_origins(facts, details),
+        origins=_origins(facts, details, mlflow),
         runs=[_run(training, mlflow) for training in details.trainings],
     )
 
@@ -216,14 +225,14 @@ def _figures(facts: Facts) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Every figure of the row, under headings; no lines where there is none."""
     names = [name for name in figure_names(facts) if name in facts.median]
     columns = {
-        "median": [percent(facts.median[name]) for name in names],
+        "median": [figure_text(facts.median[name]) for name in names],
         "range": [span(facts, name) for name in names],
-        "published": [percent(facts.published.get(name)) for name in names],
+        "published": [figure_text(facts.published.get(name)) for name in names],
         "difference": [signed(facts.difference.get(name)) for name in names],
-        "authors'": [percent(facts.published_authors.get(name)) for name in names],
+        "authors'": [figure_text(facts.published_authors.get(name)) for name in names],
     }
     if baseline := facts.baseline:
-        columns[f"{baseline.class_name} everywhere"] = [percent(baseline.figures.get(name)) for name in names]
+        columns[f"{baseline.class_name} everywhere"] = [figure_text(baseline.figures.get(name)) for name in names]
     columns = {heading: texts for heading, texts in columns.items() if not set(texts) <= {"-"}}
     lines = [(LABELS[name], list(texts)) for name, *texts in zip(names, *columns.values(), strict=True)]
     return ["Figure", *columns], lines
@@ -256,17 +265,21 @@ def _benchmark(facts: Facts) -> list[tuple[str, str]]:
         step = f"not measured: {measured.skipped}"
     else:
         step = f"{training.step_s:.3f} s for {training.images} pictures"
+        step += f" on each of {training.workers} workers" if training.workers > 1 else ""
         step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
     return [
         ("device", measured.environment.device),
         ("parameters", f"{measured.parameters / 1e6:,.1f} million"),
         ("one picture", f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})"),
-        ("inference", f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}"),
+        (
+            "inference",
+            f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}; {inference.differs}",
+        ),
         ("training step", step),
     ]
 
 
-def _origins(facts: Facts, details: Details) -> list[Origin]:
+def _origins(facts: Facts, details: Details, mlflow: MlflowPages) -> list[Origin]:
     """Digests, commits, versions: what a number came from."""
     lines = [Origin(term="data", text=f"{facts.dataset}, manifest", digest=details.data_digest or "-")]
     sha256 = details.weights_sha256
@@ -274,6 +287,8 @@ def _origins(facts: Facts, details: Details) -> list[Origin]:
         Origin(term="initial weights", text=details.weights + (", SHA-256" if sha256 else ""), digest=sha256 or "")
     )
     lines += [Origin(term=name, text=url, url=url) for name, url in details.links.items()]
+    if facts.mlflow_run_id:
+        lines.append(Origin(term="row in MLflow", text=facts.mlflow_run_id, url=mlflow.run(facts.mlflow_run_id)))
     if registered := facts.registered:
         pages = MlflowPages(registered.tracking_uri)
         lines += [

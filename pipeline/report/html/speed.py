@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipeline.comparison.rows import Facts
+from pipeline.comparison.tables import figure_text, rate
 from pipeline.params.tasks import LABELS
 from pipeline.report.html import svg
-from pipeline.report.rows import Facts
-from pipeline.report.tables import percent, rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _points(name: str, facts: Facts) -> list[tuple[str, svg.Point]]:
 
 def _in_words(point: svg.Point) -> str:
     marks = (("published", point.published), ("ours", point.ours))
-    return ", ".join(f"{whose} {percent(mark.value)} at {rate(mark.speed)}/s" for whose, mark in marks if mark)
+    return ", ".join(f"{whose} {figure_text(mark.value)} at {rate(mark.speed)}/s" for whose, mark in marks if mark)
 
 
 def _median(facts: Facts) -> float | None:

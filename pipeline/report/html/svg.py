@@ -11,15 +11,13 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from markupsafe import Markup
 
+from pipeline.runs.curve_file import thinned
+
 SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
 """One per seed, told apart by colour-blind readers too (Okabe and Ito)."""
-
-CURVE_POINTS = 120
-"""A longer curve is drawn as the means of this many pieces."""
 
 _WIDTH, _LEFT, _RIGHT = 400.0, 44.0, 16.0
 _LETTER = 6.6
@@ -238,16 +236,6 @@ def span_bar(low: float, high: float, at: float, *, label: str) -> Markup:
         f'<rect class="at" x="{at - 0.4:.1f}" y="0" width="0.8" height="10"/>',
     ]
     return _svg("bar", parts, "0 0 100 10", label)
-
-
-def thinned(points: Sequence[tuple[float, float]], limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
-    """At most `limit` points: means of consecutive pieces, as equal as can be; the last point stays as it is."""
-    if len(points) <= limit:
-        return list(points)
-    *rest, last = points
-    bounds = [round(i * len(rest) / (limit - 1)) for i in range(limit)]
-    pieces = [rest[a:b] for a, b in pairwise(bounds)]
-    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in pieces] + [last]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -1,4 +1,4 @@
-"""cluster.yaml and cluster.onprem.yaml: what a check finds without a network."""
+"""The project's cluster files: what a check finds without a network."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.check import problems
+from pipeline.cluster.check import account_problems, problems
 from tests.helpers.cluster_files import filled
 from tests.helpers.shared import PROJECT
 
-FILES = ["cluster.yaml", "cluster.onprem.yaml"]
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "cluster.private.yaml"])
+def test_in_the_files_for_aws_nothing_is_to_be_filled_in(name: str) -> None:
+    assert problems(PROJECT / name) == []
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_as_it_comes_has_places_to_fill_in_and_nothing_else_wrong(name: str, tmp_path: Path) -> None:
-    found = problems(PROJECT / name)
-    assert found and all(re.search(r": fill in <.*>$", sentence) for sentence in found)
-    assert problems(filled(name, tmp_path)) == []
-
-
-def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
-    found = problems(PROJECT / "cluster.yaml")
-    assert "provider.region: fill in <region, such as us-east-1>" in found
+def test_the_file_for_a_rack_has_places_to_fill_in_and_nothing_else_wrong(tmp_path: Path) -> None:
+    found = problems(PROJECT / "cluster.onprem.yaml")
+    assert "provider.head_ip: fill in <address of the head>" in found
+    assert all(re.search(r": fill in <.*>$", sentence) for sentence in found)
     assert len(found) == len({sentence.partition("fill in")[2] for sentence in found})  # each once
+    assert problems(filled("cluster.onprem.yaml", tmp_path)) == []
+
+
+def test_what_an_account_has_is_unknown_without_credentials_and_nothing_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    lacks, (known,) = account_problems(PROJECT / "cluster.yaml")
+    assert lacks == []
+    assert known == (
+        "quota and zones are not known, because AWS was not asked: there are no AWS credentials here; "
+        "call `aws configure` or `aws sso login`"
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +46,9 @@ def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
     [
         ({"provider__region": None, "provider__regoin": "us-east-1"}, "provider.region is missing"),
         ({"provider__region": None}, "provider.region is missing"),
-        ({"provider__type": "gcp"}, "this project knows aws and local"),
+        ({"provider__type": "gcp"}, "this project knows external, aws, local"),
+        ({"provider__module": "mine.Provider"}, "this project has pipeline.cluster.aws.Provider"),
+        ({"initialization_commands": ["echo <your name>"]}, "initialization_commands.0.: fill in <your name>"),
         ({"auht": {}}, "Ray: .*auht"),
         ({"max_workers": None}, "max_workers is missing"),
         ({"max_workers": 0}, "at most 0 GPUs, and a published row trains on 8; raise max_workers"),
@@ -42,10 +57,6 @@ def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
         ({"available_node_types__p4d_24xlarge__min_workers": 1}, "keeps GPUs running without work"),
         ({"available_node_types__head__node_config__ImageId": None}, "node_config.ImageId is missing"),
         ({"available_node_types__head__node_config__KeyNmae": "me"}, 'Unknown parameter in input: "KeyNmae"'),
-        (
-            {"available_node_types__p4d_24xlarge__node_config__SubnetIds": ["x"]},
-            "has NetworkInterfaces, which name SubnetIds too",
-        ),
         ({"head_node_type": "haed"}, "head_node_type is 'haed', which is none of available_node_types"),
         ({"setup_commands": []}, "RAY_AUTH_MODE=token; without it whoever reaches the head may run code"),
         ({"file_mounts": {"~/m2f-upload": "."}}, "no ~/.ray/auth_token"),
@@ -62,6 +73,12 @@ def test_a_place_to_fill_in_is_named_with_where_it_is() -> None:
 def test_what_is_wrong_with_the_cloud_file_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     found = problems(filled("cluster.yaml", tmp_path, **changes))
     assert any(re.search(sentence, each) for each in found), found
+
+
+def test_an_interface_and_its_machine_may_not_both_name_the_subnet(tmp_path: Path) -> None:
+    changes = {"available_node_types__p4d_24xlarge__node_config__SubnetIds": ["x"]}
+    (found,) = problems(filled("cluster.private.yaml", tmp_path, **changes))
+    assert "has NetworkInterfaces, which name SubnetIds too" in found
 
 
 @pytest.mark.parametrize(

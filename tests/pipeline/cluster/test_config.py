@@ -1,4 +1,4 @@
-"""The machines of cluster.yaml, and the account that it needs."""
+"""The machines of a cluster file, and the stack that the files for AWS need."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster.check import PLACEHOLDER
-from pipeline.cluster.config import NodeGroup, node_groups
+from pipeline.cluster.config import NodeGroup, make_token, node_groups, read_cluster_file
 from tests.helpers.shared import PROJECT
 
 
@@ -29,51 +28,7 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
     assert node_groups({"provider": {"type": "local"}}) == []
 
 
-@pytest.mark.slow
-def test_ray_starts_every_kind_of_machine_on_a_stand_in_for_ec2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What `ray up` and the autoscaler do with a node_config: find key, subnet, groups and profile, then RunInstances.
-    moto = pytest.importorskip("moto")
-    import boto3
-    from ray.autoscaler._private.aws.config import bootstrap_aws
-    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-    from ray.autoscaler._private.util import prepare_config
-
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "none")
-    with moto.mock_aws():
-        ec2 = boto3.client("ec2", region_name="us-east-1")
-        (tmp_path / "key").write_text(ec2.create_key_pair(KeyName="m2f")["KeyMaterial"])
-        subnet = ec2.describe_subnets()["Subnets"][0]
-        group = ec2.create_security_group(GroupName="m2f", Description="m2f", VpcId=subnet["VpcId"])["GroupId"]
-        profile = boto3.client("iam", region_name="us-east-1").create_instance_profile(InstanceProfileName="m2f")
-        values = {
-            "region": "us-east-1",
-            "Zone": subnet["AvailabilityZone"],
-            "path": str(tmp_path / "key"),
-            "id": ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"],
-            "name": "m2f",
-            "Subnet": subnet["SubnetId"],
-            "SecurityGroup": group,
-            "PlacementGroup": "m2f",
-            "HeadProfile": profile["InstanceProfile"]["Arn"],
-            "WorkerProfile": profile["InstanceProfile"]["Arn"],
-            "Bucket": "bucket",
-            "Volume": "vol-1",
-        }
-        lines = [line for line in (PROJECT / "cluster.yaml").read_text().splitlines() if line.lstrip()[:1] != "#"]
-        text = PLACEHOLDER.sub(lambda found: values[re.split(r"\W", found.group())[1]], "\n".join(lines))
-        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
-        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
-        started = {}
-        for name, entry in config["available_node_types"].items():
-            (machine,) = provider.create_node(entry["node_config"], {"ray-node-type": name}, 1)
-            started[name] = provider.get_node_id(provider.internal_ip(machine), use_internal_ip=True) == machine
-    assert started == {"head": True, "p4d_24xlarge": True, "p4de_24xlarge": True}
-
-
-# aws-account.yaml, which makes what cluster.yaml names
+# aws-account.yaml, which makes what the cluster files name
 
 
 class _Intrinsics(yaml.SafeLoader):
@@ -82,6 +37,7 @@ class _Intrinsics(yaml.SafeLoader):
 
 _Intrinsics.add_constructor("!Ref", lambda loader, node: (loader.construct_scalar(node),))
 _Intrinsics.add_constructor("!GetAtt", lambda loader, node: (loader.construct_scalar(node).partition(".")[0],))
+_Intrinsics.add_constructor("!Equals", lambda loader, node: loader.construct_sequence(node))
 _Intrinsics.add_constructor("!Sub", lambda loader, node: tuple(re.findall(r"\$\{(\w+)", loader.construct_scalar(node))))
 
 
@@ -97,10 +53,31 @@ def test_the_stack_makes_what_it_names_and_what_the_cluster_file_asks_for() -> N
     text = (PROJECT / "aws-account.yaml").read_text()
     assert not re.search(r"(?m)[:\[,] [&*]\w", text)  # CloudFormation knows no aliases
     stack = yaml.load(text, _Intrinsics)
-    known = {*stack["Parameters"], *stack["Resources"], "AWS"}
+    known = {*stack["Parameters"], *stack["Resources"], "AWS", "AWS::StackName"}
     assert _named(stack["Resources"]) | _named(stack["Outputs"]) <= known
-    asked = set(re.findall(r"<(\w+) of the stack", (PROJECT / "cluster.yaml").read_text()))
-    assert asked == {*stack["Outputs"]}
+    asked = {
+        name: set(re.findall(r"<(\w+) of the stack", (PROJECT / name).read_text()))
+        for name in ("cluster.yaml", "cluster.private.yaml")
+    }
+    private = {name for name, output in stack["Outputs"].items() if output.get("Condition") == "Private"}
+    assert asked["cluster.private.yaml"] | {"Zone"} == {*stack["Outputs"]}
+    assert asked["cluster.yaml"] | {"Zone"} == {*stack["Outputs"]} - private
+
+
+def test_what_is_always_made_names_nothing_of_the_private_network() -> None:
+    stack = yaml.load((PROJECT / "aws-account.yaml").read_text(), _Intrinsics)
+    private = {name for name, resource in stack["Resources"].items() if resource.get("Condition") == "Private"}
+    always = {name: stack["Resources"][name] for name in stack["Resources"].keys() - private}
+    assert {*always} == {
+        "Bucket", "BucketPolicy", "Volume", "WorkerRole", "WorkerProfile", "HeadRole", "HeadProfile",
+    }  # fmt: skip
+    assert not _named(always) & private
+
+
+def test_the_two_files_for_aws_set_up_machines_alike() -> None:
+    one, other = (read_cluster_file(PROJECT / name) for name in ("cluster.yaml", "cluster.private.yaml"))
+    differing = {key for key in one | other if one.get(key) != other.get(key)}
+    assert differing == {"cluster_name", "provider", "auth", "available_node_types"}
 
 
 def test_the_head_may_tag_and_end_machines_of_the_cluster_alone() -> None:
@@ -113,9 +90,19 @@ def test_the_head_may_tag_and_end_machines_of_the_cluster_alone() -> None:
         for action in conditions:
             if action in statement["Action"]:
                 conditions[action].append(statement.get("Condition", {}).get("StringEquals"))
-    ours = {"ec2:ResourceTag/ray-cluster-name": "m2f"}
+    ours = {"ec2:ResourceTag/ray-cluster-name": ("AWS::StackName",)}  # the stack has the cluster's name
     assert conditions == {
         "ec2:CreateTags": [{"ec2:CreateAction": "RunInstances"}, ours],
         "ec2:TerminateInstances": [ours],
         "ec2:StopInstances": [ours],
     }
+
+
+def test_a_token_is_made_also_where_the_environment_has_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef")
+    make_token({"file_mounts": {"~/.ray/auth_token": "~/.ray/auth_token"}})
+    token = tmp_path / ".ray/auth_token"
+    assert token.read_text() and token.stat().st_mode & 0o777 == 0o600

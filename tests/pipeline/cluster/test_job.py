@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.cluster import job as cluster_job
 from pipeline.cluster.config import NodeGroup
-from pipeline.cluster.job import Need, at_once, missing, need
+from pipeline.cluster.job import Need, at_once, missing, need, where_things_are
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
+from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration, write_result
 from tests.helpers.shared import PROJECT
 
 
@@ -88,3 +90,31 @@ def test_machines_that_do_not_join_are_waited_for_and_then_said(capsys: pytest.C
     assert capsys.readouterr().out == "waiting for 2 of 3 machines to join\n"
     cluster_job.wait_for_machines(3, lambda: 2, wait_s=0)
     assert capsys.readouterr().out == "warning: 2 of 3 machines have joined; going on with these (see: ray status)\n"
+
+
+def test_a_job_ends_by_saying_where_results_curves_and_models_are_and_how_they_come_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M2F_STORAGE", "s3://bucket/m2f")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@10.0.0.10:5000")
+    monkeypatch.setenv("M2F_CLUSTER_FILE", "mine.yaml")
+    version: dict[str, Any] = {"seed": 0, "run_key": "k", "figure": None, "value": None}
+    aliases = Aliases(best=BestVersion(version=3, **version), median=RegisteredVersion(version=2, **version))
+    write_result(
+        Registration(row="a", model="shapes-a", aliases=aliases, tracking_uri="http://10.0.0.10:5000"),
+        "a",
+        results=tmp_path / "results",
+    )
+    assert where_things_are(tmp_path, ["a", "b"]) == [
+        f"results    {tmp_path}/results on the head; checkpoints and overlays: s3://bucket/m2f/runs",
+        "report     at home: python -m stages.report",
+        "curves     http://10.0.0.10:5000 (MLflow; docs/cluster.md has the way there)",
+        "model      models:/shapes-a@best (version 3), @median (version 2)",
+        "bring home python -m pipeline.submit results mine.yaml",
+    ]
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "index.html").write_text("")
+    monkeypatch.delenv("M2F_CLUSTER_FILE")
+    lines = where_things_are(tmp_path, [])
+    assert lines[1] == f"report     {tmp_path}/reports/index.html on the head; at home: python -m stages.report"
+    assert lines[-1].endswith("results cluster.yaml")

@@ -32,7 +32,12 @@ def test_rows_of_one_dataset_share_its_stages_and_run_side_by_side() -> None:
 
 def test_a_target_may_hold_wildcards_and_may_be_a_shared_stage() -> None:
     todo = plan(["published@coco_instance_*", "shard@shapes"], PIPELINE, PARAMS)
-    assert len(todo.rows) == sum(name.startswith("coco_instance_") for name in PARAMS["checkpoints"]) > 1
+    assert len(todo.rows) == sum(name.startswith("coco_instance_") for name in PARAMS["rows"]) > 1
+    assert todo.rows["coco_instance_swin-b"] == (
+        "ready@coco_instance_swin-b",
+        "published@coco_instance_swin-b_authors",
+        "published@coco_instance_swin-b_hf",
+    )
     assert todo.shared == ("fetch@coco", "shard@coco", "fetch@shapes", "shard@shapes")
 
 

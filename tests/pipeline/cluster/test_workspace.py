@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -165,3 +167,16 @@ def test_what_stays_and_is_in_the_way_of_code_is_said(tmp_path: Path) -> None:
 def test_a_folder_without_the_project_is_no_upload(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no project \(no dvc.yaml\); bring it with: ray rsync-up"):
         workspace.take_code(tmp_path, tmp_path / "ours")
+
+
+def test_a_workspace_without_git_is_one_that_dvc_works_in_and_a_clone_stays_one(tmp_path: Path) -> None:
+    for name in ("copy", "clone"):
+        (tmp_path / name / ".dvc").mkdir(parents=True)
+        (tmp_path / name / ".dvc/config").write_text("[core]\n    analytics = false\n")
+        (tmp_path / name / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "clone/.git").mkdir()
+    for name in ("copy", "clone"):
+        workspace.without_git(tmp_path / name)
+    assert not (tmp_path / "clone/.dvc/config.local").exists()
+    assert "no_scm = true" in (tmp_path / "copy/.dvc/config.local").read_text()
+    subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=tmp_path / "copy", check=True)

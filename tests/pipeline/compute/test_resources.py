@@ -30,7 +30,7 @@ def test_batch_statistics_on_a_cpu_run_on_one_worker_or_refuse(monkeypatch: pyte
     assert resources_for(row, [Node(gpus=8, cpus=64)]).workers == 8
     monkeypatch.setenv("M2F_WORKERS", "2")
     assert resources_for(PARAMS.row("ade20k_swin-t"), [Node(gpus=0, cpus=4)]).workers == 2  # layer norm
-    with pytest.raises(ValueError, match="needs SyncBatchNorm, which the CPU lacks; set M2F_WORKERS=1"):
+    with pytest.raises(ValueError, match="which workers on CPUs do not share; set M2F_WORKERS=1"):
         resources_for(row, [Node(gpus=0, cpus=4)])
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
+import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from torch import nn
 import pipeline.cost.benchmark as module
 from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, parameters
 from m2f import build_model
+from pipeline.cost.batches import batches_of
 from pipeline.cost.benchmark import benchmark, forward_flops
 from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.storage.results import Manifest, Spread
+from pipeline.training.worker import Worker
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -84,6 +90,8 @@ def test_a_row_is_measured_on_the_pictures_of_its_shards(
     assert inference.sizes == ((64, 96, inference.images),)
     assert inference.fps > 0
     assert "real pictures of the validation split" in inference.protocol
+    assert inference.differs.startswith("fresh weights instead of trained ones; no speed is published for this task")
+    assert "random pictures" not in inference.differs
     assert 0 < training.seconds.p10 <= training.step_s <= training.seconds.p90
     assert (training.workers, training.groups, training.images, training.crop) == (1, 1, 1, (64, 64))
     assert "random crops of the training split" in training.protocol
@@ -101,6 +109,9 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
     assert result.flops.image_size == (160, 224)
     assert result.inference.sizes == ((480, 640, result.inference.images),)
     assert "random pictures of the published size" in result.inference.protocol
+    assert "random pictures of one size instead of the validation split's" in result.inference.differs
+    assert f"{result.inference.images} pictures timed instead of 195" in result.inference.differs
+    assert ("no speed is published" in result.inference.differs) == (task != "semantic")
     assert result.training is not None and result.training.images == 2
     assert "9 masks each" in result.training.protocol
     assert result.inference.images >= 3 and result.training.steps >= 3
@@ -137,6 +148,90 @@ def test_a_step_is_the_training_loops(
     trained = load_file(checkpoint_path(run.run_dir, 3))
     for name, value in built[0].model.state_dict().items():
         assert torch.equal(value, trained[f"model.{name}"]), name
+
+
+def test_inference_is_measured_without_gradients_and_after_those_of_the_training_are_gone(
+    small_row: Row, shapes: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.training.step import build
+
+    seen, inference = [], module._inference
+
+    def remember(*arguments: Any, **keywords: Any) -> Any:
+        training = build(*arguments, **keywords)
+        seen.append(weakref.ref(training.gradients))
+        return training
+
+    def watched(model: nn.Module, *arguments: Any) -> Any:
+        seen.append([parameter.grad for parameter in model.parameters()])
+        seen.append(seen[0]())
+        return inference(model, *arguments)
+
+    monkeypatch.setattr(module, "build", remember)
+    monkeypatch.setattr(module, "_inference", watched)
+    benchmark(dataclasses.replace(small_row, dataset="coco"), shapes, manifest=None, seconds=0.0)
+    _, of_inference, of_training = seen
+    assert set(of_inference) == {None} and of_training is None
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_workers_measure_a_step_with_their_sums_and_the_first_has_the_result(
+    small_row: Row, shapes: DatasetConfig, tmp_path: Path
+) -> None:
+    row = dataclasses.replace(small_row, dataset="coco")
+    (tmp_path / "row.pickle").write_bytes(pickle.dumps((row, shapes)))
+    (tmp_path / "two.py").write_text(
+        "import pickle, sys\n"
+        "import torch, torch.distributed as dist\n"
+        "import pipeline.cost.benchmark as module\n"
+        "from pipeline.cost.torchrun import joined\n"
+        "from pipeline.training.step import build\n"
+        "folder, built = sys.argv[1], []\n"
+        "def remember(*arguments, **keywords):\n"
+        "    built.append(build(*arguments, **keywords))\n"
+        "    return built[-1]\n"
+        "row, shapes = pickle.load(open(folder + '/row.pickle', 'rb'))\n"
+        "torch.set_num_threads(1)\n"
+        "with joined():\n"
+        "    rank = dist.get_rank()\n"
+        "    try:\n"
+        "        module.benchmark(row, shapes, manifest=None, groups=3)\n"
+        "    except ValueError as error:\n"
+        "        refused = str(error)\n"
+        "    module.build = remember\n"
+        "    result = module.benchmark(row, shapes, manifest=None, seconds=0.0, groups=2)\n"
+        "    weights = {name: value.clone() for name, value in built[0].model.state_dict().items()}\n"
+        "    pickle.dump((refused, result, weights), open(f'{folder}/{rank}.pickle', 'wb'))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
+    answer = subprocess.run(
+        [*command, str(tmp_path / "two.py"), str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    (refused, result, weights), (_, nothing, others) = (
+        pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in (0, 1)
+    )
+    assert refused == "row small has 4 groups; 2 workers of 3 each need 6; measure with fewer workers, or fewer groups"
+    assert nothing is None and result.training is not None
+    # 2 of the row's 4 groups of one picture on each
+    assert (result.training.workers, result.training.groups, result.training.images) == (2, 2, 2)
+    assert "of the slowest of 2 workers, sums over them included" in result.training.protocol
+    assert result.training.steps == 3 and answer.stderr.count("training: 3 steps timed") == 1
+    # their pictures differ, and so would their weights without the sums
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    fresh = build_model(row.model).state_dict()
+    assert not all(torch.equal(weights[name], fresh[name]) for name in weights)
+
+
+def test_the_workers_of_a_step_have_different_generated_pictures(small_row: Row) -> None:
+    workers = [Worker(rank, 2, torch.device("cpu")) for rank in range(2)]
+    made = [list(itertools.islice(batches_of(small_row, None, 2, worker, steps=2), 2)) for worker in workers]
+    seeds = [batch.seeds for step in zip(*made, strict=True) for batch in step]
+    assert seeds == [(0, 1), (2, 3), (4, 5), (6, 7)]  # 2 groups of one picture for each worker
+    first, second, *_ = (batch.images for batch in (made[0][0], made[1][0]))
+    assert not torch.equal(first, second)
 
 
 def test_slow_pictures_are_counted_three_times_and_fast_ones_until_there_are_enough() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.cost import needs as module
-from pipeline.cost.needs import needs, training_needs
+from pipeline.cost.needs import needs, training_needs, untrained_weights
 from pipeline.cost.speed import Estimate
-from pipeline.params.schema import DatasetConfig, Params
+from pipeline.params.schema import DatasetConfig, Params, WeightsConfig
 from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, write_result
 from tests.helpers.images import write_folder
 from tests.helpers.made_up import trained_seed, training
@@ -128,6 +128,20 @@ def test_a_row_whose_seeds_are_trained_needs_no_gpu_where_that_counts(params: Pa
     seeds[0] = trained_seed(seeds[0].seed, status="failed")
     write_result(training("ade20k_r50", seeds), "ade20k_r50", results=tmp_path / "results")
     assert of(accepted, "ade20k_r50", tmp_path, trained_counts=True) == [GPU]
+
+
+def test_a_row_that_starts_from_another_needs_that_row_s_seed(params: Params, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    started = {"mine": WeightsConfig(layout="mask2former", row="shapes_tiny", seed=1, terms="")}
+    own = dataclasses.replace(params.rows["camvid_tiny"], weights="mine")
+    more = dataclasses.replace(params, weights={**params.weights, **started})
+    said = "a finished seed 1 of row shapes_tiny, from which it starts (dvc repro train@shapes_tiny)"
+    assert untrained_weights(params.rows["camvid_tiny"], more, results=results) == []
+    assert untrained_weights(own, more, results=results) == [said]
+    for status, expected in (("failed", [said]), ("finished", [])):
+        seeds = [trained_seed(0), trained_seed(1, status=status)]
+        write_result(training("shapes_tiny", seeds), "shapes_tiny", results=results)
+        assert untrained_weights(own, more, results=results) == expected
 
 
 def test_whoever_sets_the_number_of_workers_means_the_cpu(

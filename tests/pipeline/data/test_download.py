@@ -107,7 +107,7 @@ def test_a_download_goes_on_in_a_later_run(storage: Path, server: Server, capsys
         download(server.url(), attempts=1, pause_s=0.0)
     assert download(server.url(), pause_s=0.0).read_bytes() == CONTENT
     assert server.requests[-1].range == "bytes=1200000-"
-    assert "downloading data.zip: 3 MiB in " in capsys.readouterr().err
+    assert "downloading data.zip: 3 MiB, 2 of them in " in capsys.readouterr().err
 
 
 def test_a_download_that_ended_with_its_last_byte_is_not_asked_for_again(storage: Path, server: Server) -> None:

@@ -16,8 +16,8 @@ from m2f import build_model
 from pipeline.data.images.codecs import decode_image
 from pipeline.evaluation.evaluate import commonest_class, evaluate_row
 from pipeline.evaluation.task_metrics import TaskMetrics, measure
-from pipeline.params.schema import Row
-from pipeline.params.tasks import FIGURES
+from pipeline.params.schema import Row, VerdictConfig
+from pipeline.params.tasks import FIGURES, percent
 from pipeline.runs.outcome import evaluation_dir
 from pipeline.storage.results import Manifest
 from pipeline.tracking.mlflow_runs import track_row
@@ -67,7 +67,7 @@ def test_a_row_is_evaluated_tracked_and_drawn(
     manifest = small_data[1]
     trained = train_row(two_steps, manifest=manifest, weights=NO_WEIGHTS)
     result = evaluate_row(two_steps, manifest=manifest, trained=trained)
-    ids = track_row(two_steps, result.seeds, decides=result.decides)
+    ids = track_row(two_steps, result.seeds, manifest=manifest, decides=result.decides, verdict=VerdictConfig())
     (seed,) = result.seeds
     assert seed.checkpoints is not None and ids[seed.run_key] == seed.mlflow_run_id
     last = seed.checkpoints.last
@@ -92,19 +92,21 @@ def test_a_row_is_evaluated_tracked_and_drawn(
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run(seed.mlflow_run_id)
-    assert run.data.metrics["test_miou"] == last.figures["miou"]
+    assert run.data.metrics["test/miou"] == pytest.approx(percent(last.figures["miou"]))
+    assert result.parameters == sum(each.numel() for each in build_model(two_steps.model).parameters())
     table = (folder / "per_class.csv").read_text().splitlines()
     assert table[0] == "class,pq,ap,iou" and len(table) == 1 + len(manifest.class_names)
     assert all(len(line.split(",")) == 4 for line in table)
     assert [file.path for file in client.list_artifacts(run.info.run_id, "evaluation")] == [
-        f"evaluation/{name}" for name in ("confusion.json", "confusion.png", "per_class.csv", "per_class.png")
+        f"evaluation/{name}"
+        for name in ("confusion.json", "confusion.png", "images.json", "per_class.json", "per_class.png")
     ]
     tags = run.data.tags
     assert (tags["m2f.status"], tags["m2f.seed"], tags["m2f.data_digest"]) == ("finished", "1", manifest.digest)
     assert (tags["m2f.workers"], tags["m2f.device"]) == ("1", trained.seeds[0].environment.device)
     parent = client.get_run(tags["mlflow.parentRunId"])
     assert parent.info.status == "FINISHED" and parent.data.tags["m2f.seeds"] == "1 finished"
-    assert parent.data.metrics["test_pq_median"] == last.figures["pq"]
+    assert {output.model_id for output in run.outputs.model_outputs} and parent.data.params["steps"] == "2"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from m2f import build_model
 from pipeline.compute.resources import Resources
 from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_key, finished_evaluation, parts_of
-from pipeline.evaluation.published import CODE as PUBLISHED_CODE
+from pipeline.evaluation.published import CODES
 from pipeline.evaluation.task_metrics import measure, predict_images
 from pipeline.params.schema import Row
 from pipeline.provenance.code import Code
@@ -217,14 +217,14 @@ def test_everything_that_decides_a_figure_is_in_the_key(job: Job) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [evaluate_checkpoint.CODE, PUBLISHED_CODE], ids=["evaluate", "published"])
+@pytest.mark.parametrize("code", [evaluate_checkpoint.CODE, *CODES.values()], ids=["evaluate", *CODES])
 def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Code) -> None:
     project = Project(code)
     modules = set(project.definitions)
     assert {
         "pipeline.evaluation.predict",
         "pipeline.evaluation.task_metrics",
-        "m2f.inference",
+        "m2f.inference.panoptic",
         "m2f.metrics.panoptic",
         "m2f.model",
     } <= modules
@@ -234,8 +234,8 @@ def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Cod
         assert change is not None
         texts |= change.texts
     assert project.digest(texts) == project.written.digest
-    inference = project.text("m2f.inference").replace(">=", ">")
-    assert project.digest({"m2f.inference": inference}) != project.written.digest
+    inference = project.text("m2f.inference.panoptic").replace(">=", ">")
+    assert project.digest({"m2f.inference.panoptic": inference}) != project.written.digest
 
 
 # Interrupted and shared work

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from m2f import build_model
-from m2f.weights import reference_name
+from m2f.weights import reference_name, to_detectron2, to_huggingface
 from pipeline.evaluation.published import digest_prefix, evaluate_published, logged_step_s, read_log
 from pipeline.evaluation.task_metrics import measure
 from pipeline.params.schema import PublishedConfig, Row
@@ -63,10 +65,10 @@ def test_a_published_checkpoint_is_evaluated_like_our_own(
     assert result.mlflow_run_id is None  # a stage writes its result first
     run = client.get_run(track_published(row, config, result))
     assert run.info.run_name == "published small" and run.info.status == "FINISHED"
-    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [90.5, 60.0]
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "train/loss")] == [90.5, 60.0]
     again = evaluate_published(row, config, manifest=small_data[1])
     assert again == result and track_published(row, config, again) == run.info.run_id
-    assert len(client.get_metric_history(run.info.run_id, "loss")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 2
 
 
 def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
@@ -88,6 +90,35 @@ def test_an_unpadded_row_is_also_evaluated_padded_and_says_which_is_nearer(
         assert result.other_padding is not None and result.other_padding.pad_multiple == 32
         assert result.other_padding.checkpoint.figures["miou"] == figures[32]
         assert result.agrees == nearer
+
+
+@pytest.mark.parametrize("layout", ["detectron2", "huggingface"])
+def test_the_same_network_under_other_names_scores_the_same_and_is_judged_by_the_authors_figure(
+    published: tuple[Row, PublishedConfig, torch.nn.Module],
+    small_data: tuple[Path, Manifest],
+    served: tuple[Path, str],
+    layout: Literal["detectron2", "huggingface"],
+) -> None:
+    row, config, model = published
+    to_theirs = {"detectron2": to_detectron2, "huggingface": to_huggingface}[layout]
+    state = to_theirs(model.state_dict(), row.model)
+    (served[0] / "model.pkl").write_bytes(
+        pickle.dumps({"model": {name: value.numpy() for name, value in state.items()}, "__author__": "x"})
+    )
+    row = dataclasses.replace(row, published_authors={"miou": 20.0, "miou_ms_flip": 30.0})
+    other = PublishedConfig(
+        row=row.name,
+        dataset="shapes",
+        url=f"{served[1]}/model.pkl",
+        layout=layout,
+        figures="published_authors",
+    )
+    result = evaluate_published(row, other, manifest=small_data[1], name="small_authors")
+    expected = evaluate_published(row, config, manifest=small_data[1]).evaluated.checkpoint.figures["miou"]
+    assert expected is not None and result.evaluated.checkpoint.figures["miou"] == expected
+    assert result.evaluated.difference == {"miou": pytest.approx(100 * expected - 20.0)}
+    assert (result.row, result.name, result.published) == (row.name, "small_authors", row.published_authors)
+    assert result.curve is None and track_published(row, other, result) is None
 
 
 def test_a_checkpoint_of_another_network_is_refused(

@@ -48,6 +48,22 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             "rows.shapes_tiny.train.optimizer.lr is nan; expected a finite number",
         ),
         (
+            changed("rows", "shapes_tiny", "test", "window", value={"size": 512, "overlap": 257}),
+            "rows.shapes_tiny.test.window has windows of 512 pixels that overlap by 257; give 0 to 256",
+        ),
+        (
+            changed("rows", "shapes_tiny", "test", "window", value={"size": 512, "stride": 256}),
+            "rows.shapes_tiny.test.window has the keys size, stride; give size and overlap",
+        ),
+        (
+            changed("rows", "shapes_tiny", "test", "window", value={"size": 16, "overlap": 0}),
+            "rows.shapes_tiny.test.window has windows of 16 pixels; they must have 32 or more",
+        ),
+        (
+            changed("rows", "cityscapes_r50", "test", "window", value={"size": 512, "overlap": 128}),
+            "rows.cityscapes_r50.test has both window and ms_flip, which shows every picture whole; take one out",
+        ),
+        (
             changed("rows", "shapes_tiny", "max_gpu_hours", value=-1),
             "rows.shapes_tiny.max_gpu_hours is -1; it must be above 0",
         ),
@@ -832,6 +848,112 @@ def test_a_coco_row_is_the_published_one(name: str) -> None:
     else:
         assert PARAMS.checkpoints[name].url == theirs["checkpoint_url"]
         assert (PARAMS.checkpoints[name].dataset, PARAMS.checkpoints[name].log_url) == ("coco", "")
+
+
+@pytest.mark.parametrize("name", [*SEMANTIC["rows"], *COCO["rows"]])
+def test_every_published_row_has_the_authors_checkpoint_and_swins_have_hugging_faces(name: str) -> None:
+    authors = PARAMS.checkpoints[f"{name}_authors"]
+    assert (authors.row, authors.dataset) == (name, PARAMS.rows[name].dataset)
+    assert (authors.layout, authors.figures) == ("detectron2", "published_authors")
+    task = "semantic" if PARAMS.rows[name].task == "semantic" else PARAMS.rows[name].task
+    folder = f"https://dl.fbaipublicfiles.com/maskformer/mask2former/{authors.dataset}/{task}/maskformer2_"
+    assert re.fullmatch(re.escape(folder) + r"\w+/model_final_[0-9a-f]{6}\.pkl", authors.url), authors.url
+    backbone = PARAMS.rows[name].model.backbone.name
+    if backbone in ("swin-t", "swin-s"):
+        other = PARAMS.checkpoints[f"{name}_hf"]
+        assert (other.row, other.layout, other.figures) == (name, "huggingface", "published_authors")
+        size = {"swin-t": "tiny", "swin-s": "small"}[backbone]
+        assert f"/mask2former-swin-{size}-" in other.url and other.url.endswith(
+            f"-{task}/resolve/main/pytorch_model.bin"
+        )
+    assert backbone.startswith("swin") or f"{name}_hf" not in PARAMS.checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "message"),
+    [
+        ("third", {"row": "nothing"}, "checkpoints: no row is called 'nothing'"),
+        ("third", {}, "checkpoints: no row is called 'third'"),
+        ("third", {"row": "first"}, "third is of row first; begin its name with the row's, as first_authors"),
+        ("first_b", {"row": "first", "dataset": "other"}, "dataset is 'other', but row first is on 'mine'"),
+    ],
+)
+def test_a_checkpoint_of_another_row_or_dataset_is_refused(name: str, entry: dict[str, Any], message: str) -> None:
+    tree = small_tree()
+    tree["checkpoints"] = {name: {"dataset": "mine", "url": "http://127.0.0.1/a.pth", **entry}}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_params(tree)
+
+
+def test_a_row_may_have_several_checkpoints_and_one_called_as_the_row_is_its() -> None:
+    tree = small_tree()
+    entry = {"dataset": "mine", "url": "http://127.0.0.1/a.pth"}
+    tree["checkpoints"] = {"first": entry, "first_authors": {**entry, "row": "first", "layout": "detectron2"}}
+    found = parse_params(tree).checkpoints
+    assert {name: (each.row, each.layout) for name, each in found.items()} == {
+        "first": ("first", "reference"),
+        "first_authors": ("first", "detectron2"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"path": "a.pkl"}, "weights.w.path is for whole networks; write layout: mask2former, or take it out"),
+        ({"url": "http://127.0.0.1/a.pth", "classes": "anew"}, "weights.w.classes is for whole networks"),
+        ({"layout": "mask2former"}, "weights.w has layout mask2former and no source; give a url, a path or a row"),
+        ({"layout": "mask2former", "path": "a", "row": "first"}, "weights.w names a path and a row; give one source"),
+        (
+            {"layout": "mask2former", "path": "a", "classes": "match", "class_names": ["b", "b"]},
+            "weights.w.class_names has 'b' more than once; name every class once",
+        ),
+        ({"layout": "mask2former", "path": "a", "sha256_prefix": "ab"}, "weights.w.sha256_prefix is for a url; take"),
+        ({"layout": "mask2former", "path": "a", "classes": "match"}, "weights.w.classes is match, which needs the"),
+        ({"layout": "mask2former", "path": "a", "seed": 0}, "weights.w.seed is a row's; take it out, or give the row"),
+        (
+            {"layout": "mask2former", "path": "a", "classes": "anew", "class_names": ["b"]},
+            "weights.w.class_names is for classes: match, and classes is anew; take one out",
+        ),
+        ({"layout": "mask2former", "row": "firts"}, "weights.w: no row is called 'firts'; did you mean 'first'"),
+    ],
+)
+def test_weights_whose_settings_do_not_go_together_are_refused(entry: dict[str, Any], message: str) -> None:
+    tree = small_tree()
+    tree["weights"] = {"none": {}, "w": entry}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_params(tree)
+
+
+def test_a_row_cannot_start_from_itself() -> None:
+    tree = small_tree()
+    tree["weights"] = {"none": {}, "w": {"layout": "mask2former", "row": "first"}}
+    parse_params(tree)
+    tree["rows"]["first"]["weights"] = "w"
+    with pytest.raises(ValueError, match=r"weights\.w\.row is first, which itself starts from these weights"):
+        parse_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "weights", "message"),
+    [
+        (["backbone"], "none", "train.freeze holds backbone, which begins at random; name weights"),
+        (["pixel_decoder"], "swin", "train.freeze holds pixel_decoder, which begins at random; start from a whole"),
+        (["query_decoder"], "whole", "train.freeze[0] is 'query_decoder'"),
+    ],
+)
+def test_what_begins_at_random_cannot_be_frozen(freeze: list[str], weights: str, message: str) -> None:
+    tree = small_tree()
+    tree["weights"] = {
+        "none": {},
+        "swin": {"url": "http://127.0.0.1/a.pth", "layout": "swin"},
+        "whole": {"path": "a.pkl", "layout": "mask2former", "classes": "match", "class_names": "coco"},
+    }
+    tree["rows"]["first"]["weights"] = "whole"
+    tree["rows"]["first"].setdefault("train", {})["freeze"] = ["backbone", "pixel_decoder"]
+    assert parse_params(tree).rows["first"].train.freeze == ("backbone", "pixel_decoder")
+    tree["rows"]["first"] |= {"weights": weights, "train": {**tree["rows"]["first"]["train"], "freeze": freeze}}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_params(tree)
 
 
 def torchvision(url: str) -> str | None:

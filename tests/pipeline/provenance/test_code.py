@@ -321,7 +321,7 @@ def test_a_training_is_shaped_by_the_network_its_losses_the_draws_and_the_augmen
     assert {
         "m2f.backbones.resnet", "m2f.backbones.swin", "m2f.deformable_attention", "m2f.draws", "m2f.layers",
         "m2f.losses", "m2f.matcher", "m2f.model", "m2f.optim", "m2f.pixel_decoder", "m2f.points", "m2f.query_decoder",
-        "m2f.types", "m2f.weights", "pipeline.compute.precision", "pipeline.data.images.codecs",
+        "m2f.types", "m2f.weights.backbones", "pipeline.compute.precision", "pipeline.data.images.codecs",
         "pipeline.data.images.resize", "pipeline.data.loader.augmentation", "pipeline.data.loader.train_batches",
         "pipeline.runs.checkpoints", "pipeline.training.loop",
     } <= modules  # fmt: skip

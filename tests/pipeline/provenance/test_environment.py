@@ -12,10 +12,11 @@ from pipeline.provenance.environment import commit_word, environment
 def test_the_environment_names_versions_and_device() -> None:
     import torch
 
-    facts = environment(tf32="all")
+    facts = environment(tf32="all", deterministic=True)
     assert facts.libraries["torch"] == torch.__version__.partition("+")[0]
     assert facts.device
     assert (facts.tf32 == "all") == (facts.cuda is not None)  # it means nothing without a GPU
+    assert facts.deterministic is (True if facts.cuda else None)  # nor does this
 
 
 def test_without_a_checkout_of_its_own_the_commit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from m2f.config import OFF, ModelConfig
-from pipeline.params.schema import AugmentationConfig, Row, TestConfig, TrainConfig
+from pipeline.params.schema import AugmentationConfig, Row, SamplingConfig, TestConfig, TrainConfig
 from pipeline.provenance import run_key as module
-from pipeline.provenance.run_key import key_of, run_key, settings_facts
+from pipeline.provenance.code import Written
+from pipeline.provenance.run_key import TRAINING, TRAINING_WITH_FROZEN_PARTS, key_of, run_key, settings_facts
 
 
 @pytest.fixture
@@ -74,14 +75,32 @@ def test_settings_that_shape_the_weights_change_the_key(row: Row, key: Callable[
         dataclasses.replace(row, train=dataclasses.replace(train, groups=4)),
         dataclasses.replace(row, train=dataclasses.replace(train, precision="bf16")),
         dataclasses.replace(row, model=ModelConfig(num_classes=4)),
+        dataclasses.replace(row, train=dataclasses.replace(train, freeze=("backbone",))),
     ]
-    assert len({key(other) for other in [row, *others]}) == 6
+    assert len({key(other) for other in [row, *others]}) == 7
+
+
+def test_the_code_that_freezes_counts_in_rows_that_freeze_something_alone() -> None:
+    freezing = {"m2f.weights.start.freeze"}
+    of_all = {str(each) for each in Written.of(TRAINING).definitions}
+    of_these = {str(each) for each in Written.of(TRAINING_WITH_FROZEN_PARTS).definitions}
+    assert not freezing & of_all and of_these - of_all == freezing
 
 
 def test_changed_code_changes_the_key(row: Row, key: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     before = key(row)
     monkeypatch.setattr(module, "code_digest", lambda code: "other code")
     assert key(row) != before
+
+
+def test_class_weights_and_sampling_are_in_the_key_only_when_they_are_set(row: Row, key: Callable[..., str]) -> None:
+    assert "class_weights" not in settings_facts(row.model)["loss"] and "sampling" not in settings_facts(row.train)
+    weighted = dataclasses.replace(row.model, loss=dataclasses.replace(row.model.loss, class_weights=(1.0, 2.0, 1.0)))
+    sampled = [
+        dataclasses.replace(row.train, sampling=SamplingConfig(repeat_threshold=threshold)) for threshold in (0.1, 0.2)
+    ]
+    others = [dataclasses.replace(row, model=weighted), *(dataclasses.replace(row, train=train) for train in sampled)]
+    assert len({key(other) for other in [row, *others]}) == 4
 
 
 # Settings that are added later

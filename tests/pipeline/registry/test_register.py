@@ -15,18 +15,29 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from urllib3.util import connection
 
-from pipeline.params.schema import Row
+from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.registry.candidates import candidates, chosen
-from pipeline.registry.register import licence, model_name, register
-from pipeline.storage.results import Aliases, BestCheckpoint, BestVersion, RegisteredVersion, Registration
+from pipeline.registry.register import licence, model_name, register, register_published
+from pipeline.registry.source import open_source
+from pipeline.runs.checkpoints import save_model
+from pipeline.storage.results import (
+    Aliases,
+    BestCheckpoint,
+    BestVersion,
+    PaddedEvaluation,
+    RegisteredVersion,
+    Registration,
+)
 from pipeline.tracking import mlflow_runs
 from pipeline.tracking.client import mlflow_client
-from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation, training
-from tests.helpers.registered import manifest_of, results_of, row_of
+from pipeline.tracking.experiments import experiment_id
+from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation, published_evaluation, training
+from tests.helpers.registered import CLASSES, decided_network, manifest_of, results_of, row_of
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
 
@@ -148,8 +159,12 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
     assert {**version.tags, "digest": ""} == {
         "row": "odd_semantic",
         "task": "semantic",
+        "dataset": "mine",
+        "backbone": "tiny",
         "metric": "miou",
-        "value": "0.625",
+        "miou": "62.5",
+        "mean_accuracy": "62.5",
+        "pixel_accuracy": "62.5",
         "seed": "1",
         "run_key": "run1",
         "dataset_digest": "d" * 64,
@@ -158,9 +173,35 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
         "git_commit": "c0ffee",
         "digest": "",
     }
-    assert version.description == "mIoU 62.50, seed 1 of odd_semantic"
+    assert version.description.startswith(
+        "mIoU 62.50, mean acc. 62.50, pixel acc. 62.50 (percent, validation), seed 1 of"
+    )
+    assert "Made by `dvc repro register@odd_semantic`" in version.description
+    assert version.description.endswith("Terms: pictures: CC0 (made up).")
     model = mlflow.pyfunc.load_model("models:/odd-semantic@best")
     assert model.metadata.metadata["class_names"] == ["sky", "road", "car"]
+
+
+def test_a_model_says_what_it_is_and_which_versions_it_has(row: Row, storage: Path, registry: MlflowClient) -> None:
+    registered(row, storage, {0: 0.5, 1: 0.6})
+    text = registry.get_registered_model("odd-semantic").description
+    assert "| best | 1 | 1 | 60.00 |" in text and "| median | 2 | 0 | 50.00 |" in text
+    registered(row, storage, {0: 0.5, 1: 0.6, 2: 0.7})
+    text = registry.get_registered_model("odd-semantic").description
+    assert "| best | 3 | 2 | 70.00 |" in text and "Made by `dvc repro register@odd_semantic`" in text
+    signature = mlflow.models.get_model_info("models:/odd-semantic@best").signature
+    assert signature.outputs.input_names() == ["labels", "class_names"] and signature.inputs is None
+
+
+def test_versions_of_an_earlier_project_version_are_compared_by_their_fractions(
+    row: Row, storage: Path, registry: MlflowClient
+) -> None:
+    registered(row, storage, {0: 0.5})
+    first = registry.get_model_version("odd-semantic", "1")
+    for key in ("miou", "mean_accuracy", "pixel_accuracy"):
+        registry.delete_model_version_tag("odd-semantic", "1", key)
+    registry.set_model_version_tag("odd-semantic", first.version, "value", "0.9")  # as it was written then
+    assert seeds(registered(row, storage, {0: 0.6}, run="next")) == {"best": (1, 0), "median": (2, 0)}
 
 
 def test_a_version_is_shown_at_the_run_that_trained_it(row: Row, storage: Path, registry: MlflowClient) -> None:
@@ -171,6 +212,9 @@ def test_a_version_is_shown_at_the_run_that_trained_it(row: Row, storage: Path, 
     assert (known.run_id, unknown.run_id) == (run, None)  # results may come from another server
     (output,) = registry.get_run(run).outputs.model_outputs
     assert known.source == f"models:/{output.model_id}"
+    (metric, *_) = registry.get_logged_model(output.model_id).metrics
+    assert (metric.key, metric.value, metric.dataset_name) == ("test/miou", 50.0, "mine val")
+    assert registry.get_run(run).data.metrics["test/miou"] == 50.0
     logged = registry.get_logged_model(unknown.source.removeprefix("models:/"))
     assert logged.experiment_id == registry.get_run(run).info.experiment_id
 
@@ -221,7 +265,7 @@ def test_a_checkpoint_that_was_evaluated_again_keeps_its_version_and_shows_the_n
 ) -> None:
     registered(row, storage, {0: 0.5})
     registered(row, storage, {0: 0.55})
-    assert registry.get_model_version_by_alias("odd-semantic", "best").tags["value"] == "0.55"
+    assert registry.get_model_version_by_alias("odd-semantic", "best").tags["miou"] == "55"
     assert versions(registry) == [1]
 
 
@@ -302,8 +346,8 @@ def test_a_deleted_version_is_out_of_the_running(row: Row, storage: Path, regist
 
 
 def logged_models(client: MlflowClient) -> list[str]:
-    """Names of the logged models of the dataset `mine`, whatever their state."""
-    experiment = client.get_experiment_by_name("mine")
+    """Names of all logged models, whatever their state."""
+    experiment = client.get_experiment_by_name("mask2former")
     return [model.name for model in client.search_logged_models([experiment.experiment_id])] if experiment else []
 
 
@@ -336,7 +380,7 @@ def test_what_a_killed_registration_has_left_is_cleaned_up_by_the_next_one_and_w
     row: Row, storage: Path, registry: MlflowClient
 ) -> None:
     registry.create_registered_model("odd-semantic", tags={"row": row.name})
-    experiment = registry.create_experiment("mine", artifact_location=(storage / "mlflow/mine").as_uri())
+    experiment = experiment_id(registry)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     parent = psutil.Process().parent()
@@ -379,7 +423,7 @@ def test_a_better_version_that_appears_meanwhile_gets_the_alias(
 
     def slowly(client: MlflowClient, name: str, alias: str, version: str) -> None:
         if alias == "best" and not others:  # another process registers and names its version before we do
-            tags = {**client.get_model_version(name, version).tags, "value": "0.9", "digest": "other"}
+            tags = {**client.get_model_version(name, version).tags, "miou": "90", "digest": "other"}
             others.append(client.create_model_version(name, source=str(storage), tags=tags).version)
             set_alias(client, name, "best", others[0])
         set_alias(client, name, alias, version)
@@ -413,7 +457,7 @@ import json, sys, time
 from pathlib import Path
 import mlflow, torch
 from pipeline.params.parse import parse
-from pipeline.params.schema import Row
+from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.registry.register import register
 from pipeline.storage.results import Evaluation, Manifest, TrainingResult
 given = json.loads(Path(sys.argv[1]).read_text())
@@ -429,6 +473,7 @@ register(row, manifest=manifest, weights_terms="", evaluated=evaluated, trained=
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_registrations_at_once_make_one_version_of_each_checkpoint_and_agree_on_the_best(
     row: Row, storage: Path, registry: MlflowClient, tmp_path: Path
 ) -> None:
@@ -488,3 +533,31 @@ def test_without_a_server_registration_fails_soon_with_a_sentence(
     assert said.startswith(f"row odd_semantic could not be registered at http://{address} (")
     assert said.endswith("start the server or set MLFLOW_TRACKING_URI, then run: dvc repro register@odd_semantic")
     assert "secret" not in said and "\n" not in said
+
+
+# Of a published checkpoint
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_is_a_model_of_its_own_and_found_again(
+    registry: MlflowClient, row: Row, storage: Path
+) -> None:
+    figures = PaddedEvaluation(pad_multiple=1, checkpoint=checkpoint(row.task, 0.53, step=2), difference={})
+    result = published_evaluation(row.name, figures, task=row.task, checkpoint=f"{row.name}_authors")
+    manifest = manifest_of(storage, sizes=[(64, 96)])
+    with pytest.raises(ValueError, match="is missing from .* dvc repro -f published@odd_semantic_authors"):
+        register_published(row, result, manifest=manifest)
+    folder = storage / "runs" / f"published-{result.sha256[:16]}"
+    save_model(folder, step=2, run_key=folder.name, tensors=decided_network(row, 3).state_dict())
+    for _ in range(2):
+        name, version = register_published(row, result, manifest=manifest, terms="CC BY-NC 4.0")
+        assert (name, version.version, version.seed, version.value) == ("odd-semantic-authors-published", 1, None, 0.53)
+    found = registry.get_model_version_by_alias(name, "published")
+    assert found.tags["url"] == result.url and found.tags["licence"].endswith("initial weights: CC BY-NC 4.0")
+    assert "mIoU 53.00" in found.description and "published checkpoint of odd_semantic" in found.description
+    assert versions(registry, name) == [1] and versions(registry) == []  # nothing of the row's own model
+    dataset = DatasetConfig(layout="folder", class_names=CLASSES, thing_classes=("car",))
+    params = Params(datasets={"mine": dataset}, rows={row.name: row})
+    network = open_source(f"models:/{name}@published", params=params).network
+    expected = decided_network(row, 3).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.comparison.rows import row_facts
+from pipeline.comparison.tables import table_line
 from pipeline.params.schema import Params, VerdictConfig
 from pipeline.provenance.run_key import settings_key
-from pipeline.report.rows import row_facts
 from pipeline.report.sentences import attention, how_to_read
-from pipeline.report.tables import table_line
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, written
 

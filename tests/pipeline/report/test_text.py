@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from pipeline.comparison.rows import counts, row_facts
+from pipeline.comparison.tables import table_line
 from pipeline.params.schema import Params
 from pipeline.params.tasks import FIGURES
-from pipeline.report.rows import counts, row_facts
-from pipeline.report.tables import table_line
+from pipeline.report.sentences import published_sentences
 from pipeline.report.text import markdown, text_table
+from pipeline.storage.results import write_result
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, evaluated, figures, published, written
 
@@ -98,6 +100,20 @@ def test_a_figure_that_one_seed_lacks_has_no_median(params: Params, tmp_path: Pa
     assert "| 1 | 40.00 | 41.00 (step 80) | 40.00 | 40.00 | 40.00 | 40.00 | - | - | k1 |" in markdown(
         {"instance": facts}, RULE
     )
+
+
+def test_a_rows_other_published_checkpoints_are_listed_after_its_own(params: Params, tmp_path: Path) -> None:
+    own = published("published", "semantic", figures("semantic", 0.8044), difference={"miou": 0.0})
+    theirs = published("published", "semantic", figures("semantic", 0.7951), difference={"miou": 0.11})
+    authors = dataclasses.replace(theirs, checkpoint="published_authors")
+    written(tmp_path, own)
+    for other in (authors, dataclasses.replace(authors, row="published_authors-of-another", checkpoint="")):
+        write_result(other, other.name, results=tmp_path)
+    facts = row_facts(params.rows["published"], tmp_path, RULE)
+    assert list(facts.as_json()["other_checkpoints"]) == ["published_authors"]
+    first, second = published_sentences("published", facts)
+    assert first.startswith("published: the published checkpoint, evaluated here, has mIoU 80.44 (+0.00 ")
+    assert second.startswith("published_authors: the published checkpoint, evaluated here, has mIoU 79.51 (+0.11 ")
 
 
 def test_the_published_checkpoint_evaluated_here_stands_beside_the_published_figures(

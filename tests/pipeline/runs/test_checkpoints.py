@@ -75,3 +75,25 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         save(tmp_path, 1)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_state_comes_back_in_the_order_of_memory_of_its_parameter(tmp_path: Path) -> None:
+    # The fused optimiser goes through parameter, gradient and state side by side, without looking at strides.
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.linspace(-1, 1, 45).view(1, 3, 3, 5)).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = made()
+    step(model, optimizer)
+    path = save_checkpoint(tmp_path, step=1, run_key="abc", model=model, optimizer=optimizer, state=STATE)
+    again, optimizer_again = made()
+    load_checkpoint(path, model=again, optimizer=optimizer_again, run_key="abc")
+    for each in ((model, optimizer), (again, optimizer_again)):
+        step(*each)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

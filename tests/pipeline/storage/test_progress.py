@@ -52,6 +52,26 @@ def test_what_an_earlier_run_did_does_not_count_into_the_rate(clock: Clock, caps
     assert lines(capsys) == ["a: 20 files in 20 s, 3.5 files/s"]  # 50 + 20 in 20 s
 
 
+def test_the_last_line_tells_what_an_earlier_run_did_from_the_rest(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress("a", 0, unit="files")
+    progress.restart(30, 31)
+    progress.done()
+    clock.now_s += 2
+    progress.add()
+    progress.done()
+    assert lines(capsys) == ["a: 30 files, all finished before", "a: 31 files, 1 of them in 2 s, 0.5 files/s"]
+
+
+def test_one_is_counted_in_the_singular(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("a", 1, unit="pictures")
+    clock.now_s += 10
+    progress.add()
+    progress.done()
+    assert lines(capsys) == ["a: 1 of 1 picture (100%), 0.1 pictures/s", "a: 1 picture in 10 s, 0.1 pictures/s"]
+
+
 def test_lines_come_every_ten_seconds_and_know_no_end_without_a_total(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ from pipeline.storage.results import (
     read_result,
     result_path,
     waiting,
-    write_figures,
+    write_metrics,
     write_result,
     write_waiting,
 )
@@ -242,6 +242,8 @@ def test_a_stage_that_waits_has_no_result_and_a_finished_one_is_never_replaced(t
     assert list(names_of(Evaluation, results=tmp_path)) == []
     assert waiting(Evaluation, "mine", results=tmp_path) == "a GPU" and list(every_result(tmp_path)) == []
     assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {}
+    assert (tmp_path / "plots/curves/mine.csv").read_text() == "training,figure,step,value\n"
+    assert (tmp_path / "plots/confusion/mine.csv").read_text() == "actual,predicted,share\n"
     with pytest.raises(ValueError, match=r"mine\.json waits for a GPU; when that is here: dvc repro evaluate@mine$"):
         read_result(Evaluation, "mine", results=tmp_path)
     write_waiting(Evaluation, "mine", "pictures", results=tmp_path)
@@ -256,10 +258,10 @@ def test_a_stage_that_waits_has_no_result_and_a_finished_one_is_never_replaced(t
             find_result(Evaluation, "mine", results=tmp_path)
     evaluated = made_up.evaluation("mine", [made_up.evaluated_seed(0, CHECKPOINT)], median={"miou": 0.5})
     write_result(evaluated, "mine", results=tmp_path)
-    write_figures("mine", evaluated.median, results=tmp_path)
+    write_metrics("mine", {"mIoU": {"median": 50.0}}, results=tmp_path)
     write_waiting(Evaluation, "mine", "a GPU", results=tmp_path)
     assert read_result(Evaluation, "mine", results=tmp_path) == evaluated
-    assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {"miou": 0.5}
+    assert json.loads((tmp_path / "metrics/mine.json").read_text()) == {"mIoU": {"median": 50.0}}
 
 
 def test_a_torn_file_among_all_results_is_named_with_the_command(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from pipeline.storage import root as storage
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256, whole_file, write_json
 from pipeline.storage.inventory import copy_named, inventory, named_digests, wrong_file
 from pipeline.storage.results import FetchedDataset, Manifest, TrainingResult, read_result, write_result
-from pipeline.storage.root import root_at, storage_root, store_failure
+from pipeline.storage.root import in_project, root_at, storage_root, store_failure
 from pipeline.storage.stores import ObjectStore
 from stages import run
 from tests.helpers.http_server import serving
@@ -234,15 +234,10 @@ def test_a_store_that_does_not_answer_is_one_sentence_within_seconds(
         silent.listen()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         forget_stores()
+        began = time.monotonic()
         with pytest.raises(ValueError, match="has not answered for 1 s; .*AWS_ENDPOINT_URL"):
             root_at(f"{storage_url(bucket)}/other")
-        # it did not wait for the driver, which takes a minute to give a connection up and then makes another
-        silent.setblocking(False)
-        made = 0
-        with contextlib.suppress(BlockingIOError):
-            while silent.accept():
-                made += 1
-        assert made <= 1
+        assert time.monotonic() - began < 30  # the driver takes a minute, and then tries again
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
@@ -747,3 +742,17 @@ def test_seeds_train_on_ray_workers_into_a_bucket_and_leave_nothing_of_rays_ther
         assert not wrong_file(f"{entry.run_dir}/{last.path}", last.sha256)
         assert f"small seed {entry.seed}: 4 steps in" in (tmp_path / "log").read_text()
     assert not [name for name in files_below(bucket) if "/ray/" in name]
+
+
+def test_an_experiment_in_a_temporary_folder_has_the_projects_storage_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (storage_root(), in_project("data")) == (tmp_path / "storage", tmp_path / "data")
+    monkeypatch.setenv("DVC_ROOT", "/project")
+    assert (storage_root(), in_project("data")) == (Path("/project/storage"), Path("/project/data"))
+    assert in_project("/elsewhere/data") == Path("/elsewhere/data")
+    use(monkeypatch, "large/files")
+    assert storage_root() == Path("/project/large/files")
+    use(monkeypatch, tmp_path / "own")
+    assert storage_root() == tmp_path / "own"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.client import attempt, mlflow_client, shown_uri
+from pipeline.tracking.client import attempt, mlflow_client, shown_uri, tracking_uri
 from tests.helpers.shared import PROJECT
 
 
@@ -29,6 +29,15 @@ from tests.helpers.shared import PROJECT
 def test_a_tracking_uri_is_shown_without_its_login(uri: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert shown_uri() == shown
+
+
+def test_an_experiment_in_a_temporary_folder_has_the_projects_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", "/project")
+    assert tracking_uri() == "sqlite:////project/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine/other.db")
+    assert tracking_uri() == "sqlite:////project/mine/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
+    assert tracking_uri() == "sqlite:////elsewhere/mlflow.db"
 
 
 def test_a_warning_that_quotes_the_address_quotes_no_password(

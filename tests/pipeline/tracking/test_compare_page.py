@@ -1,4 +1,4 @@
-"""Five seeds and the published curve in MLflow's own pages, in a real browser, from a real server.
+"""Rows, five seeds and the published curve in MLflow's own pages, in a real browser, from a real server.
 
 The curves are made up; everything that shows them is ours or MLflow's. M2F_SCREENSHOTS keeps the pictures.
 """
@@ -22,11 +22,18 @@ from pipeline.evaluation import evaluate_checkpoint
 from pipeline.evaluation.task_metrics import TaskMetrics
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
+from pipeline.provenance.run_key import settings_key
 from pipeline.runs.curve_file import point_line, read_points
-from pipeline.runs.outcome import TrackedRun, note_of, write_note
-from pipeline.storage.results import EvaluatedSeed, write_result
+from pipeline.runs.outcome import Finished, TrackedRun, note_of, write_note
+from pipeline.storage.results import (
+    BestCheckpoint,
+    EvaluatedSeed,
+    TrainedCheckpoint,
+    TrainedCheckpoints,
+    write_result,
+)
 from pipeline.tracking import mlflow_runs
-from pipeline.tracking.system_load import SystemLoad
+from pipeline.tracking.sender import SystemLoad
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.made_up import (
     A100,
@@ -43,6 +50,9 @@ from tests.helpers.mlflow_server import Server, free_port
 from tests.helpers.shared import PROJECT
 
 ROW = "ade20k_swin-t"
+OTHER_ROWS = {"ade20k_r50": 0.4765, "ade20k_swin-s": 0.5205, "cityscapes_r50": 0.8010}
+"""Rows with results alone, and their mIoU."""
+MANIFEST = made_up_manifest(dataset="ade20k")
 BEGUN_MS = 1_790_000_000_000
 STEP_MS = 350
 
@@ -98,7 +108,7 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
             running=False,
         )
     else:
-        mlflow_runs.open_training(folder, row, seed=seed, run_key=key, data_digest="d1g35t", workers=8)
+        mlflow_runs.open_training(folder, row, seed=seed, run_key=key, manifest=MANIFEST, workers=8)
         write_note(folder, dataclasses.replace(A100, git_commit="0" * 40))
         (sample,) = read_points([SystemLoad().sample() + "\n"])
         load = {name: value for name, value in sample.items() if name.startswith("system/")}
@@ -114,8 +124,45 @@ def leave_behind(folder: Path, row: Row, names: list[str], seed: int, *, key: st
     write_note(folder, dataclasses.replace(remembered, opened_ms=BEGUN_MS))
     metrics = evaluated(row, names, rng)
     title = f"{'published' if published else f'seed {seed} of'} {row.name}, step {row.train.steps}"
-    figures = evaluate_checkpoint.keep(folder, "e0", metrics, step=row.train.steps, title=title)
+    lines = [
+        {"image": f"ADE_val_{n:08d}", "miou": rng.beta(4, 4), "pixel_accuracy": rng.beta(8, 2)} for n in range(200)
+    ]
+    figures = evaluate_checkpoint.keep(folder, "e0", metrics, step=row.train.steps, title=title, images=lines)
+    if not published:
+        write_note(folder, finished(row, seed, key))
     return evaluated_seed(seed, figures, run_key=key)
+
+
+def finished(row: Row, seed: int, key: str) -> Finished:
+    """A training whose last checkpoint is its best."""
+    last = TrainedCheckpoint(step=row.train.steps, path="checkpoints/last.safetensors", sha256=f"{seed}" * 64)
+    best = BestCheckpoint(**dataclasses.asdict(last), figure="miou", value=0.5)
+    return Finished(
+        run_key=key,
+        seed=seed,
+        steps=row.train.steps,
+        checkpoints=TrainedCheckpoints(last=last, best=best),
+        metrics={},
+        below_reference=(),
+        peak_memory_mib=None,
+        train_s=56_000.0,
+        images_per_s=45.0,
+    )
+
+
+def leave_results(runs: Path, row: Row, level: float) -> None:
+    """Results of three seeds, and run folders that say how their runs are opened."""
+    keys = [f"{row.name}-{seed}" for seed in (0, 1, 2)]
+    for seed, key in enumerate(keys):
+        manifest = made_up_manifest(dataset=row.dataset)
+        mlflow_runs.open_training(runs / key, row, seed=seed, run_key=key, manifest=manifest, workers=8)
+    seeds = [
+        evaluated_seed(n, checkpoint(row.task, level + 0.001 * (n - 1)), run_key=key) for n, key in enumerate(keys)
+    ]
+    write_result(
+        training(row.name, [trained_seed(n, run_key=key) for n, key in enumerate(keys)], settings_key(row)), row.name
+    )
+    write_result(evaluation(row.name, seeds, parameters=44_000_000), row.name)
 
 
 @pytest.mark.full
@@ -141,8 +188,10 @@ def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
         leave_behind(runs / f"key{seed}", row, names, seed, key=f"key{seed}", published=False) for seed in row.seeds
     ]
     leave_behind(runs / "published-1", row, names, 9, key="published-1", published=True)
-    write_result(training(ROW, [trained_seed(seed, key="key") for seed in row.seeds]), ROW)
-    write_result(evaluation(ROW, seeds), ROW)
+    write_result(training(ROW, [trained_seed(seed, key="key") for seed in row.seeds], settings_key(row)), ROW)
+    write_result(evaluation(ROW, seeds, parameters=47_400_000), ROW)
+    for name, level in OTHER_ROWS.items():
+        leave_results(runs, params.row(name), level)
     theirs = padded(checkpoint(row.task, 0.4866))
     write_result(published_evaluation(ROW, theirs, curve="runs/published-1/curve.jsonl"), ROW)
 
@@ -150,13 +199,15 @@ def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
         command = [sys.executable, "-m", "stages.track", "--params", str(PROJECT / "params.yaml")]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert answer.stdout == f"{ROW}: 7 of 7 runs are up to date in http://127.0.0.1:{port}\n", answer.stderr
+        *tracked, page = answer.stdout.splitlines()
+        assert f"{ROW}: 7 of 7 runs are up to date in http://127.0.0.1:{port}" in tracked, answer.stderr
+        assert len(tracked) == 1 + len(OTHER_ROWS) and page.startswith("semantic rows beside each other: http://")
 
         client = MlflowClient(f"http://127.0.0.1:{port}")
-        (experiment,) = [found for found in client.search_experiments() if found.name == row.dataset]
+        (experiment,) = [found for found in client.search_experiments() if found.name == "mask2former"]
         found = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
         children = [f"seed {seed} of {ROW}" for seed in row.seeds] + [f"published {ROW}"]
-        assert set(found) == {ROW, *children}
+        assert {ROW, *OTHER_ROWS, *children} <= set(found)
         here = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}"
         ids = [found[name] for name in children]
         query = f"runs={json.dumps(ids)}&experiments={json.dumps([experiment.experiment_id])}"
@@ -170,25 +221,28 @@ def test_five_seeds_and_the_published_curve_are_compared_in_mlflows_pages(
                 except AssertionError as error:  # see the other pages too
                     wrong.append(str(error))
 
+            columns = ["m2f.verdict", "test/miou_median", "published/miou", "difference/miou"]
+            look(page.partition(": ")[2], shots / "rows.png", words=[ROW, *OTHER_ROWS, *columns], settle_s=6)
             look(f"{here}/runs", shots / "runs.png", words=children, script=UNFOLD)
             charts = f"{here}/runs?compareRunsMode=CHART"
             look(charts, shots / "charts.png", words=children, script=UNFOLD, settle_s=8)
             compared = f"http://127.0.0.1:{port}/#/compare-runs?{query}"
             look(compared, shots / "compare.png", words=children, settle_s=6)
-            axes = 'metric="val_miou"&plot_metric_keys=["val_miou"]&x_axis=step'
+            axes = 'metric="val/miou"&plot_metric_keys=["val/miou"]&x_axis=step'
             curves = f"http://127.0.0.1:{port}/#/metric?{query}&{axes}"
-            look(curves, shots / "curves.png", words=["val_miou"], settle_s=8)
+            look(curves, shots / "curves.png", words=["val/miou"], settle_s=8)
             seed = f"{here}/runs/{ids[0]}"
             look(seed, shots / "seed.png", words=["m2f.run_key", "m2f.device"])
-            for chart in ("confusion.png", "per_class.png", "per_class.csv"):
+            for chart in ("confusion.png", "per_class.png", "per_class.json", "images.json"):
                 look(
                     f"{seed}/artifacts/evaluation/{chart}",
-                    shots / f"artifact_{chart[:-4]}_{chart[-3:]}.png",
+                    shots / f"artifact_{chart.replace('.', '_')}.png",
                     words=[chart],
                 )
             look(f"{seed}/system-metrics", shots / "system.png", words=["gpu_0_utilization"], settle_s=8)
-            look(f"{seed}/model-metrics", shots / "metrics.png", words=["loss_dice"], settle_s=8)
-            look(f"{here}/runs/{found[ROW]}", shots / "row.png", words=["test_miou_median", "m2f.published.miou"])
+            look(f"{seed}/model-metrics", shots / "metrics.png", words=["train", "val"], settle_s=8)
+            look(f"{here}/runs/{found[ROW]}", shots / "row.png", words=["test/miou_median", "below"])
+            look(f"{here}/models", shots / "models.png", words=["seed 0 of"], settle_s=6)
     assert not wrong, "\n\n".join(wrong)
     for shot in shots.glob("*.png"):
         assert shot.stat().st_size > 20_000
@@ -202,8 +256,9 @@ localStorage.setItem('mlflow.workflowType_v1', '"machine_learning"');
 
 UNFOLD = """(() => {
   const now = performance.now();
-  const button = document.querySelector('.ag-row button[data-component-id*="runnamecellrenderer"]');
-  if (!button || document.body.innerText.includes('seed 0 of')) window.foldedSince = now;
+  const rows = [...document.querySelectorAll('.ag-row')].filter((row) => row.innerText.includes('ade20k_swin-t'));
+  const button = rows.map((row) => row.querySelector('button[data-component-id*="runnamecellrenderer"]')).find(Boolean);
+  if (!button || document.body.innerText.includes('seed 0 of ade20k_swin-t')) window.foldedSince = now;
   if (now - (window.foldedSince ??= now) > 3000) { button.click(); window.foldedSince = now; }
 })()"""
-"""Shows the runs below the row's run, where the page has not remembered for three seconds that they were shown."""
+"""Shows the runs below ROW's run, where the page has not remembered for three seconds that they were shown."""

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,8 +28,8 @@ from pipeline.storage.results import write_result
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
 from pipeline.tracking.curve import Curve
-from pipeline.tracking.mlflow_runs import catch_up, log_row, open_run, set_tags
-from pipeline.tracking.system_load import SystemLoad
+from pipeline.tracking.mlflow_runs import catch_up, open_run, set_tags
+from pipeline.tracking.sender import SystemLoad
 from stages.track import main as track
 from tests.helpers.made_up import CPU, checkpoint, evaluated_seed, evaluation, trained_seed, training
 from tests.helpers.mlflow_server import Server, free_port
@@ -36,6 +37,7 @@ from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
 
 FOREVER = 10**9
+PARAMS = str(PROJECT / "params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +112,15 @@ def test_a_run_holds_its_settings_below_its_rows_run(storage: Path) -> None:
     assert run.data.tags["m2f.workers"] == "2"
     assert (run.info.run_name, run.info.status) == ("seed 0", "RUNNING")
     assert (parent.info.run_name, parent.info.status) == ("shapes_tiny", "RUNNING")
-    assert experiment.name == "shapes"
-    assert experiment.artifact_location == (storage / "mlflow" / "shapes").as_uri()
+    assert experiment.name == "mask2former"
+    assert experiment.artifact_location == (storage / "mlflow" / "mask2former").as_uri()
 
 
 def test_a_run_is_found_again_by_its_key_and_seeds_share_the_rows_run() -> None:
     first, second = opened("k0"), opened("k1", "seed 1")
     client().set_terminated(first, "FAILED")
     assert opened("k0") == first != second
-    runs = client().search_runs([client().get_experiment_by_name("shapes").experiment_id])
+    runs = client().search_runs([client().get_experiment_by_name("mask2former").experiment_id])
     assert len(runs) == 3  # the row's and two trainings
     assert len({run.data.tags["mlflow.parentRunId"] for run in runs if "m2f.run_key" in run.data.tags}) == 1
     assert client().get_run(first).info.status == "RUNNING"
@@ -148,8 +150,8 @@ def test_points_reach_the_disk_at_once_and_mlflow_on_close(workspace: Path) -> N
     assert (first, second) == ({"step": 0, "loss": 2.0, "lr": 0.1}, {"step": 10, "loss": 1.5, "lr": 0.1})
     curve.close()
     curve.close()
-    assert history(run_id, "loss") == [(0, 2.0), (10, 1.5)]
-    assert history(run_id, "lr") == [(0, 0.1), (10, 0.1)]
+    assert history(run_id, "train/loss") == [(0, 2.0), (10, 1.5)]
+    assert history(run_id, "train/lr") == [(0, 0.1), (10, 0.1)]
 
 
 def test_points_are_sent_while_the_run_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +159,9 @@ def test_points_are_sent_while_the_run_goes_on(workspace: Path, monkeypatch: pyt
     run_id = opened()
     with Curve(workspace / "curve.jsonl", run_id, 0) as curve:
         curve.log(0, {"loss": 2.0})
-        until(lambda: history(run_id, "loss") == [(0, 2.0)])
+        until(lambda: history(run_id, "train/loss") == [(0, 2.0)])
         curve.log(10, {"loss": 1.0})
-        until(lambda: history(run_id, "loss") == [(0, 2.0), (10, 1.0)])
+        until(lambda: history(run_id, "train/loss") == [(0, 2.0), (10, 1.0)])
 
 
 def test_a_training_that_ends_in_an_error_leaves_no_thread_behind(workspace: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_training_that_ends_in_an_error_leaves_no_thread_behind(workspace: Pat
     with pytest.raises(ValueError, match="no picture"):
         train()
     gc.collect()
-    assert history(run_id, "loss") == [(0, 2.0)]
+    assert history(run_id, "train/loss") == [(0, 2.0)]
     assert "mlflow points" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -180,7 +182,7 @@ def test_a_point_sent_later_keeps_its_time(workspace: Path) -> None:
     (workspace / "curve.jsonl").write_text('{"step": 0, "loss": 2.0, "time_ms": 1700000000000}\n')
     run_id = opened()
     Curve(workspace / "curve.jsonl", run_id, FOREVER).close()
-    assert [point.timestamp for point in client().get_metric_history(run_id, "loss")] == [1700000000000]
+    assert [point.timestamp for point in client().get_metric_history(run_id, "train/loss")] == [1700000000000]
 
 
 def test_a_resumed_run_repeats_no_point_on_disk_or_in_mlflow(workspace: Path) -> None:
@@ -188,16 +190,16 @@ def test_a_resumed_run_repeats_no_point_on_disk_or_in_mlflow(workspace: Path) ->
     with Curve(path, run_id, 0) as curve:
         for step in range(0, 50, 10):
             curve.log(step, {"loss": 100.0 - step})
-        curve.log(20, {"val/miou": 0.5})
+        curve.log(20, {"val_miou": 0.5, "aux0.loss_mask": 2.0})
     # Killed after step 40; its last checkpoint is from step 20, so steps 20 to 40 are made again.
     with Curve(path, opened(), 20) as curve:
         for step in range(20, 70, 10):
             curve.log(step, {"loss": 100.0 - step})
-        curve.log(20, {"val/miou": 0.5})
+        curve.log(20, {"val_miou": 0.5, "aux0.loss_mask": 2.0})
     whole = [(step, 100.0 - step) for step in range(0, 70, 10)]
     assert [(p["step"], p["loss"]) for p in read_curve(path) if "loss" in p] == whole
-    assert sorted(history(run_id, "loss")) == whole
-    assert history(run_id, "val/miou") == [(20, 0.5)]
+    assert sorted(history(run_id, "train/loss")) == whole
+    assert history(run_id, "val/miou") == [(20, 50.0)]
 
 
 def test_a_line_torn_by_a_kill_is_dropped(workspace: Path) -> None:
@@ -218,7 +220,7 @@ def test_a_value_that_is_not_finite_is_null_on_disk_and_nan_in_mlflow(workspace:
     with Curve(workspace / "curve.jsonl", run_id, 0) as curve:
         curve.log(3, {"loss": math.nan})
     assert read_curve(workspace / "curve.jsonl") == [{"step": 3, "loss": None}]
-    [(step, value)] = history(run_id, "loss")
+    [(step, value)] = history(run_id, "train/loss")
     assert step == 3
     assert math.isnan(value)
 
@@ -231,8 +233,8 @@ def test_a_long_backlog_is_sent_in_whole_points(workspace: Path, monkeypatch: py
             curve.log(step, {"loss": float(step), "lr": 0.5})
     run_id = opened()
     Curve(path, run_id, FOREVER).close()  # later, with a run: everything on disk is sent
-    assert sorted(history(run_id, "loss")) == [(step, float(step)) for step in range(10)]
-    assert sorted(history(run_id, "lr")) == [(step, 0.5) for step in range(10)]
+    assert sorted(history(run_id, "train/loss")) == [(step, float(step)) for step in range(10)]
+    assert sorted(history(run_id, "train/lr")) == [(step, 0.5) for step in range(10)]
 
 
 def test_a_running_training_is_tagged_without_waiting() -> None:
@@ -262,7 +264,7 @@ def trained(run_key: str = "k0", *, seed: int = 0, points: int = 3, evaluated: b
     if evaluated:
         shown = evaluation_dir(folder, "e0")
         (shown / "overlays").mkdir(parents=True)
-        (shown / "figures.json").write_text('{"test_miou": 0.5, "a (b)": 0.25}')
+        (shown / "figures.json").write_text('{"test_miou": 0.5, "test_a (b)": 0.25}')
         (shown / "per_class.png").write_bytes(b"chart")
         (shown / "overlays" / "00000.png").write_bytes(b"picture")
         evaluation_dir(folder, "e1").mkdir()  # of other test settings
@@ -277,10 +279,10 @@ def described(run_key: str = "k0", **more: Any) -> dict[str, Any]:
 
 def assert_all_is_there(run_id: str, *, points: int = 3) -> None:
     run = client().get_run(run_id)
-    assert sorted(history(run_id, "loss")) == [(10 * (n + 1), 2.0 - n / 10) for n in range(points)]
-    assert len(history(run_id, "lr")) == points
-    assert history(run_id, "test_miou") == [(0, 0.5)]
-    assert history(run_id, "a _b_") == [(0, 0.25)]
+    assert sorted(history(run_id, "train/loss")) == [(10 * (n + 1), 2.0 - n / 10) for n in range(points)]
+    assert len(history(run_id, "train/lr")) == points
+    assert history(run_id, "test/miou") == [(0, 50.0)]
+    assert history(run_id, "test/a _b_") == [(0, 25.0)]
     assert run.data.params == {"seed": "0", "train.steps": "30"}
     known = {"m2f.seed": "0", "m2f.device": "EPYC", "m2f.device_type": "cpu", "m2f.git_commit": "abc"}
     known |= {"mlflow.source.git.commit": "abc", "m2f.status": "finished", "m2f.run_key": "k0"}
@@ -295,7 +297,7 @@ def test_catching_up_sends_a_whole_run_folder_and_a_second_time_nothing(workspac
     assert catch_up(folder, status="finished") is None  # nobody has opened a run for it
     first = open_run(**described(), run_dir=folder)
     for _ in range(2):
-        assert catch_up(folder, status="finished", evaluation="e0") == first
+        assert catch_up(folder, status="finished", evaluations={"last": "e0"}) == first
         assert_all_is_there(first)
 
 
@@ -303,7 +305,7 @@ def test_a_new_server_is_filled_from_the_run_folder_alone(workspace: Path, monke
     folder = trained()
     open_run(**described(), run_dir=folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///another.db")
-    run_id = catch_up(folder, status="finished", evaluation="e0")
+    run_id = catch_up(folder, status="finished", evaluations={"last": "e0"})
     assert_all_is_there(run_id)
     info = client().get_run(run_id).info
     assert info.end_time == 1_700_000_000_002  # at its last point
@@ -326,21 +328,21 @@ def test_a_torn_file_of_a_run_folder_is_named_and_not_the_server(
     open_run(**described(), run_dir=folder)
     (folder / file).write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        catch_up(folder, status="finished", evaluation="e0")
+        catch_up(folder, status="finished", evaluations={"last": "e0"})
     assert "MLflow" not in capsys.readouterr().err
 
 
 def test_changed_files_and_figures_replace_those_shown(workspace: Path) -> None:
     folder = trained()
     run_id = open_run(**described(), run_dir=folder)
-    catch_up(folder, status="finished", evaluation="e0")
+    catch_up(folder, status="finished", evaluations={"last": "e0"})
     shown = evaluation_dir(folder, "e0")
     (shown / "overlays" / "00000.png").write_bytes(b"another picture")
     (shown / "figures.json").write_text('{"test_miou": 0.6}')
-    catch_up(folder, status="finished", evaluation="e0")
+    catch_up(folder, status="finished", evaluations={"last": "e0"})
     downloaded = client().download_artifacts(run_id, "overlays/00000.png")
     assert Path(downloaded).read_bytes() == b"another picture"
-    assert client().get_run(run_id).data.metrics["test_miou"] == 0.6
+    assert client().get_run(run_id).data.metrics["test/miou"] == 60.0
 
 
 @pytest.mark.parametrize(
@@ -352,22 +354,6 @@ def test_a_run_shows_how_its_training_ended(workspace: Path, status: str, shown:
     catch_up(folder, status=status)
     run = client().get_run(run_id)
     assert (run.info.status, run.data.tags["m2f.status"]) == (shown, status)
-
-
-def test_a_rows_run_shows_median_and_range_of_its_seeds(workspace: Path) -> None:
-    open_run(**described())
-    figures = [{"test_miou": value, "test_ap": None} for value in (0.5, 0.9, 0.6)]
-    statuses = ["finished", "finished", "finished", "diverged"]
-    published = {"miou": 61.5, "device": "A100"}
-    for _ in range(2):
-        run_id = log_row(dataset="shapes", row="shapes_tiny", statuses=statuses, figures=figures, published=published)
-    run = client().get_run(run_id)
-    assert run.data.metrics == {"test_miou_median": 0.6, "test_miou_min": 0.5, "test_miou_max": 0.9}
-    assert len(history(run_id, "test_miou_median")) == 1
-    assert run.data.tags["m2f.seeds"] == "3 finished, 1 diverged"
-    assert (run.data.tags["m2f.published.miou"], run.data.tags["m2f.published.device"]) == ("61.5", "A100")
-    assert run.info.status == "FINISHED"
-    assert client().get_run(log_row(dataset="shapes", row="shapes_tiny", statuses=["failed"])).info.status == "FAILED"
 
 
 def test_a_published_run_joins_the_rows_seeds_and_leaves_the_rows_status(workspace: Path) -> None:
@@ -425,14 +411,19 @@ def test_one_command_brings_mlflow_up_to_date_with_results(
     monkeypatch.setattr(sys, "argv", ["track", "--params", str(PROJECT / "params.yaml")])
     for _ in range(2):
         track()
-        said = f"shapes_tiny: 3 of 3 runs are up to date in sqlite:///{workspace}/empty.db\n"
-        assert capsys.readouterr().out == said
-    runs = client().search_runs([client().get_experiment_by_name("shapes").experiment_id])
+        first, page = capsys.readouterr().out.splitlines()
+        assert first == f"shapes_tiny: 3 of 3 runs are up to date in sqlite:///{workspace}/empty.db"
+        assert re.fullmatch(
+            r"panoptic rows beside each other: http://127.0.0.1:5000/#/experiments/\d+/runs\?"
+            r"viewStateShareKey=panoptic-rows, after: mlflow ui --backend-store-uri sqlite:///.+",
+            page,
+        )
+    runs = client().search_runs([client().get_experiment_by_name("mask2former").experiment_id])
     assert sorted((run.info.run_name, run.info.status) for run in runs) == [
         ("shapes_tiny", "FINISHED"), ("shapes_tiny seed 0", "FINISHED"), ("shapes_tiny seed 0", "FINISHED")
     ]  # fmt: skip
     (row,) = [run for run in runs if run.info.run_name == "shapes_tiny"]
-    assert row.data.metrics["test_miou_median"] == 0.5
+    assert row.data.metrics["test/miou_median"] == 50.0
 
 
 def test_the_command_names_a_server_that_takes_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,6 +472,8 @@ from pathlib import Path
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import mlflow_runs as tracking
 from pipeline.tracking.curve import Curve
+from pipeline.tracking.rows import tracked_row
+from pipeline.params.load import load_params
 folder, process, pause_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 mlflow_client.mlflow_client()  # importing MLflow is not the server's fault
 run = json.loads((folder / "described.json").read_text())
@@ -498,8 +491,9 @@ if process == "train":
         timed(curve.log, 10 * (n + 1), {"loss": 2.0 - n / 10, "lr": 0.1})
         time.sleep(pause_s)
     timed(curve.close)
-timed(tracking.catch_up, folder, status="finished", evaluation="e0" if process == "evaluate" else None)
-timed(tracking.log_row, dataset="shapes", row="shapes_tiny", statuses=["finished"])
+timed(tracking.catch_up, folder, status="finished", evaluations={"last": "e0"} if process == "evaluate" else None)
+row = load_params(sys.argv[4]).row("shapes_tiny")
+timed(tracking.log_row, row, tracked_row(row, None), statuses=["finished"])
 print(spent)
 """
 
@@ -523,7 +517,7 @@ def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_not
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
         spent = 0.0
         for process in ("train", "evaluate"):
-            command = [sys.executable, "-c", LIFE, str(folder), process, str(pause_s)]
+            command = [sys.executable, "-c", LIFE, str(folder), process, str(pause_s), PARAMS]
             answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             spent += float(answer.stdout)
         return spent
@@ -537,7 +531,7 @@ def test_an_outage_costs_a_training_and_its_evaluation_ten_seconds_and_loses_not
         print(f"seconds: {in_outage_s:.1f}, and {undisturbed_s:.1f} with a server")
         assert in_outage_s - undisturbed_s < 10.0
         for _ in range(2):
-            run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
+            run_id = catch_up(folder, status="finished", evaluations={"last": "e0"}, patient=True)
         assert run_id is not None
         assert_all_is_there(run_id, points=103)
 
@@ -596,9 +590,9 @@ def test_every_point_arrives_once_though_training_and_server_are_killed_and_froz
     reaches(process, 300)
     with server:
         assert process.wait(LIMIT_S) == 0
-        run_id = catch_up(folder, status="finished", evaluation="e0", patient=True)
+        run_id = catch_up(folder, status="finished", evaluations={"last": "e0"}, patient=True)
         assert run_id is not None
-        for metric in ("loss", "lr"):
+        for metric in ("train/loss", "train/lr"):
             assert [step for step, _ in sorted(history(run_id, metric))] == list(range(500))
 
 

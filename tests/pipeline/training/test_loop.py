@@ -338,6 +338,18 @@ def test_a_run_that_would_cost_more_gpu_hours_than_allowed_stops_with_the_estima
     loop.refuse_if_too_long(run, worker, seconds_per_step=500)
 
 
+def test_a_training_is_estimated_by_its_steps_6_to_20_not_by_its_start() -> None:
+    # a start of 100 s, 5 steps of 10 s, and then 2 s each: 2 s, as all later steps
+    now_s = 100.0
+    step_time = loop.StepTime(clock=lambda: now_s)
+    found = {}
+    for steps in range(1, 31):
+        now_s += 10.0 if steps <= 5 else 2.0
+        if (seconds := step_time.after(steps)) is not None:
+            found[steps] = seconds
+    assert found == {20: 2.0}
+
+
 def test_batch_statistics_cannot_be_accumulated(make_run: Callable[..., Run], small_row: Row) -> None:
     backbone = dataclasses.replace(small_row.model.backbone, name="r50", batch_statistics=True)
     row = dataclasses.replace(small_row, model=dataclasses.replace(small_row.model, backbone=backbone))
@@ -399,3 +411,50 @@ def test_a_run_that_is_asked_to_yield_does_so_after_a_checkpoint_and_loses_nothi
         [point["loss"] for point in read_curve(tmp_path / name / "curve.jsonl")] for name in ("asked", "undisturbed")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+# Starting from a whole network
+
+
+def test_a_run_starts_from_a_whole_network_and_frozen_parts_stay_as_they_were(
+    make_run: Callable[..., Run], small_row: Row, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from m2f import build_model
+    from m2f.weights import Loaded
+    from m2f.weights.start import start_tensors
+
+    # of a backbone with batch norm, also after a validation, which ends with model.train()
+    backbone = BackboneConfig(name="r50", frozen_norm=False)
+    row = dataclasses.replace(
+        small_row,
+        model=dataclasses.replace(small_row.model, backbone=backbone),
+        train=dataclasses.replace(small_row.train, steps=2, val_interval=1, freeze=("backbone", "pixel_decoder")),
+    )
+    torch.manual_seed(1)
+    start = build_model(row.model).state_dict()
+    classes = [f"class {i}" for i in range(row.model.num_classes)]
+    loaded = Loaded(origin="this project", tensors=start, missing=(), num_classes=row.model.num_classes)
+    tensors, _ = start_tensors(loaded, classes)
+    save_file(tensors, tmp_path / "start.safetensors")
+    run = make_run("whole", row, network=tmp_path / "start.safetensors")
+    train(run)
+    made = weights_of(run, 2)
+    frozen = {name for name in start if name.startswith(("backbone.", "pixel_decoder."))}
+    assert all(torch.equal(made[f"model.{name}"], start[name]) for name in frozen)
+    moved = [name for name in start if not torch.equal(made[f"model.{name}"], start[name])]
+    assert moved and all(name.startswith("query_decoder.") for name in moved)
+    assert not any("backbone" in name for name in made if name.startswith("optimizer."))
+    query = "query_decoder.query_position.weight"
+    assert (made[f"model.{query}"] - start[query]).abs().max() < 0.01  # two steps away from where it began
+
+
+def test_every_validation_is_reported_with_row_seed_step_and_figures_in_percent(small_run: Run) -> None:
+    told: list[dict[str, Any]] = []
+    finished = train(small_run, told.append)
+    assert finished is not None
+    last = told[-1]
+    assert (last["row"], last["seed"], last["step"]) == (small_run.row.name, small_run.seed, finished.steps)
+    assert last["PQ"] == pytest.approx(100 * (finished.metrics["pq"] or 0.0))
+    assert [each["step"] for each in told] == sorted({each["step"] for each in told})

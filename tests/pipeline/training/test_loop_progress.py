@@ -40,7 +40,7 @@ def test_within_the_interval_only_the_last_step_is_said(run: Run, capsys: pytest
         progress.step(done, {"loss_mask": tensor(1.0)})
     assert capsys.readouterr().err == ""
     progress.step(6, {"loss_mask": tensor(1.0)})
-    assert re.fullmatch(r"small seed 5: 6 steps in 0 s, [\d,.]+ steps/s\n", capsys.readouterr().err)
+    assert re.fullmatch(r"small seed 5: 6 steps, 3 of them in 0 s, [\d,.]+ steps/s\n", capsys.readouterr().err)
 
 
 def test_a_validation_and_a_warning_are_said_in_words(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,10 @@ def test_of_three_seeds_one_fails_and_the_next_run_trains_it_alone(make_job: Cal
     assert any(line.startswith("small seed 2: failed: checkpoint ") for line in lines)
     for seed in (1, 3):
         assert any(line.startswith(f"small seed {seed}: step 24: validation PQ") for line in lines)
+    # of Tune's table, to which every trial that finished has reported its figures
+    pqs = [100 * (seed.metrics["pq"] or 0.0) for seed in (first, third)]
+    said = f"PQ {statistics.median(pqs):.2f} ({min(pqs):.2f} to {max(pqs):.2f})"
+    assert any(f"last validations of 2 seeds, medians: {said}" in line for line in lines), job.log()
     # nothing but our own lines: no boxes, no words of Ray's
     assert [line for line in lines if not line.startswith(("small: ", "small seed "))] == []
 
@@ -299,7 +304,7 @@ def test_a_row_trains_on_beside_a_database_that_cannot_be_used_and_is_tracked_on
     database.rename(tmp_path / "away.db")
     ids = track_row(two_steps, result.seeds)
     run = mlflow_client().get_run(ids[seed.run_key])
-    assert run.info.status == "FINISHED" and "loss" in run.data.metrics
+    assert run.info.status == "FINISHED" and "train/loss" in run.data.metrics
 
 
 def test_a_row_with_a_seed_that_another_process_trains_ends_before_it_trains_any(

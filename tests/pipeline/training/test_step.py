@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
 
-from pipeline.data.loader.train_batches import TrainingOrder, training_batches
+from m2f.config import BackboneConfig
+from m2f.types import Prediction
+from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import Row
-from pipeline.training.step import build, training_step
+from pipeline.storage.results import Manifest
+from pipeline.training.step import build, flat_gradients, training_step
 from pipeline.training.worker import Worker
 from tests.helpers.loading import wide
 
@@ -27,3 +33,110 @@ def test_a_network_of_300_classes_learns_them(storage: Path, small_row: Row, tas
     assert set(first.losses) == set(again.losses)
     assert torch.isfinite(torch.stack([*first.losses.values()])).all()
     assert sum(again.losses.values()) < sum(first.losses.values())
+
+
+def layers() -> nn.Sequential:
+    """A convolution in each of two orders of memory, 27 + 3 and 54 + 2 elements, and a slope for each of 2 channels."""
+    torch.manual_seed(0)
+    plain, last = nn.Conv2d(3, 3, (1, 3)), nn.Conv2d(3, 2, 3)
+    return nn.Sequential(plain, last.to(memory_format=torch.channels_last), nn.PReLU(2))  # type: ignore[call-overload]
+
+
+def test_gradients_begin_at_multiples_of_16_elements_and_zeros_lie_between_them() -> None:
+    model = layers()
+    gradients = flat_gradients(list(model.parameters()))
+    # 27, 3, 54, 2 and 2 elements, rounded up to multiples of 16
+    starts = [parameter.grad.storage_offset() for parameter in model.parameters()]
+    assert starts == [0, 32, 48, 112, 128] and gradients.shape == (144,)
+    assert gradients.data_ptr() % 64 == 0
+    for parameter in model.parameters():
+        assert parameter.grad.shape == parameter.shape and parameter.grad.stride() == parameter.stride()
+    model(torch.ones(1, 3, 3, 5)).sum().backward()
+    parts = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert torch.count_nonzero(gradients) == torch.count_nonzero(parts) > 50
+    torch.testing.assert_close(torch.linalg.vector_norm(gradients), torch.linalg.vector_norm(parts))
+
+
+def test_the_fused_optimiser_steps_as_with_gradients_of_their_own_whatever_the_order_of_memory() -> None:
+    flat, apart = layers(), layers()
+    flat_gradients(list(flat.parameters()))
+    for model in (flat, apart):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        for step in range(3):
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+            model(torch.linspace(-1, 1 + step, 45).view(1, 3, 3, 5)).square().sum().backward()
+            optimizer.step()
+    for one, other in zip(flat.parameters(), apart.parameters(), strict=True):
+        assert one.stride() == other.stride()
+        assert torch.equal(one, other)
+
+
+def test_a_parameter_with_gaps_in_its_memory_is_an_error() -> None:
+    with pytest.raises(AssertionError, match=r"a parameter of \(2, 2\) has gaps: strides \(4, 1\)"):
+        flat_gradients([nn.Parameter(torch.zeros(2, 4)[:, :2])])
+
+
+def with_batch_statistics(row: Row) -> Row:
+    """The row on a ResNet-50 whose norms, which learn, take statistics over the step."""
+    backbone = BackboneConfig(name="r50", frozen_norm=False, batch_statistics=True)
+    return dataclasses.replace(row, model=dataclasses.replace(row.model, backbone=backbone))
+
+
+class Double(nn.Module):
+    """A network of float64: in float32 rounding grows to a thousandth of the gradient of so deep a random network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, seeds: Sequence[int]) -> Prediction:
+        prediction: Prediction = self.network(images.double(), seeds=seeds)
+        return prediction
+
+
+def step_of(worker: Worker, row: Row, batch: Batch) -> dict[str, Any]:
+    """What a worker knows after its part of the first step."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        training = build(row, worker, seed=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    training = dataclasses.replace(training, model=Double(training.model))
+    made = training_step(training, batch, step=0)
+    return {
+        "loss": worker.sum(torch.stack(list(made.losses.values())).sum()).item(),
+        "norm": made.grad_norm.item(),
+        "direction": training.gradients / training.gradients.norm(),
+        "buffers": dict(training.model.named_buffers()),
+    }
+
+
+def _part_of_step(rank: int, row: Row, batch: Batch, folder: Path) -> None:
+    """One of two workers: the first takes 1 group, the second 3."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mine = (slice(0, 1), slice(1, 4))[rank]
+    fields = ("images", "sizes", "segments", "labels", "positions", "seeds", "names")
+    part = dataclasses.replace(batch, **{name: getattr(batch, name)[mine] for name in fields})
+    torch.save(step_of(Worker(rank=rank, size=2, device=torch.device("cpu")), row, part), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_workers_with_unequal_parts_take_the_step_of_one_where_statistics_are_of_the_whole_step(
+    small_manifest: Manifest, small_row: Row, tmp_path: Path
+) -> None:
+    row = with_batch_statistics(small_row)
+    order = TrainingOrder.of(row, small_manifest, seed=0)
+    (batch,) = training_batches(order, first_step=0, steps=1, image_range=range(4))
+    one = step_of(Worker(rank=0, size=1, device=torch.device("cpu")), row, batch)
+    mp.spawn(_part_of_step, args=(row, batch, tmp_path), nprocs=2)
+    two = torch.load(tmp_path / "0.pt")
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert one["norm"] == pytest.approx(two["norm"], rel=1e-5)
+    assert torch.nn.functional.cosine_similarity(one["direction"], two["direction"], dim=0) > 1 - 1e-9
+    for name, value in one["buffers"].items():
+        torch.testing.assert_close(two["buffers"][name], value, rtol=1e-6, atol=1e-7)

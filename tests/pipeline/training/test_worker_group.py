@@ -67,7 +67,7 @@ def test_a_killed_worker_and_then_a_killed_job_end_with_the_weights_of_an_undist
     steps = list(range(1, STEPS + 1))
     assert [point["step"] for point in killed.curve()] == steps
     assert [point["loss"] for point in killed.curve()] == [point["loss"] for point in undisturbed.curve()]
-    shown = MlflowClient(f"sqlite:///{killed.folder}/mlflow.db").get_metric_history(seed.mlflow_run_id, "loss")
+    shown = MlflowClient(f"sqlite:///{killed.folder}/mlflow.db").get_metric_history(seed.mlflow_run_id, "train/loss")
     assert sorted(point.step for point in shown) == steps
     names = [path.name for path in killed.storage.rglob("*")]
     assert [name for name in names if name == "ray" or name.endswith((".part", ".damaged"))] == []
@@ -162,7 +162,7 @@ def test_a_tracking_server_that_was_down_at_the_start_gets_the_curve_at_the_end(
     monkeypatch.setattr(mlflow_runs, "attempt", lambda *call, **how: original(*call, **how) if next(answers) else None)
     (seed,) = train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS).seeds
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    assert [point.step for point in client.get_metric_history(seed.mlflow_run_id, "loss")] == [1, 2]
+    assert [point.step for point in client.get_metric_history(seed.mlflow_run_id, "train/loss")] == [1, 2]
     assert client.get_run(seed.mlflow_run_id).info.status == "FINISHED"
 
 

@@ -437,7 +437,7 @@ def test_of_a_raw_picture_only_the_pages_of_the_crop_are_read(storage: Path, mon
     # a file that was read may lie in pages of 2 MiB
     monkeypatch.setattr(reader, "verify_shards", lambda *_: None)
     split = reader.SplitReader.of(manifest, "train", "semantic")
-    source = train_batches._Training(split, train_batches._chosen(split, "all"), plan, 5, 1, range(1))
+    source = train_batches._Training(split, train_batches._chosen(split, "all"), plan, 5, 1, range(1), None)
     source.split[0]  # the map is opened
     before = resident_kib(shard_path(storage, manifest))
     source[0]
@@ -456,7 +456,7 @@ def resident_kib(path: Path) -> int:
 
 def test_a_loader_can_be_sent_to_a_spawned_process(manifest: Manifest) -> None:
     split = reader.SplitReader.of(manifest, "train", "semantic")
-    source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4))
+    source = train_batches._Training(split, train_batches._chosen(split, "all"), augmentation(), 5, 4, range(4), None)
     first = source[0]
     copy = pickle.loads(pickle.dumps(source))
     assert images_of([copy[0]]) == images_of([first])
@@ -467,3 +467,23 @@ def test_an_unfinished_loader_can_be_dropped(manifest: Manifest) -> None:
     endless = training_batches(order, first_step=0, steps=10**9, image_range=range(4), processes=1)
     assert [batch.positions[0] for batch in itertools.islice(endless, 3)] == [0, 4, 8]
     endless.close()
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_every_tensor_of_a_batch_is_pinned(storage: Path, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # without a GPU there is no such memory: what asks for it notes the tensor and copies it
+    pinned: list[torch.Tensor] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    manifest = write_shards(storage, {"train": [{**street(), "instances": crossing()["instances"]}]}, **THINGS)
+    batch = one(manifest, task)
+    assert not pinned
+    other = batch.pin_memory()
+    fields = [value if isinstance(value, tuple) else (value,) for value in vars(batch).values()]
+    tensors = [each for field in fields for each in field if isinstance(each, torch.Tensor)]
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in pinned} and len(tensors) >= 4
+    assert images_of([batch]) == images_of([other])

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,8 @@ from pipeline.params.schema import MsFlipConfig
 from pipeline.storage.results import Manifest
 from tests.helpers.images import image, labels, write_shards
 from tests.helpers.loading import TEST, THINGS, crossing, street
+from tests.helpers.shared import PROJECT
+from tests.helpers.waiting import until
 
 
 def test_validation_pictures_are_shared_out_and_resized_but_their_truth_is_not(manifest: Manifest) -> None:
@@ -64,3 +70,52 @@ def test_a_split_that_is_not_there_is_named(manifest: Manifest) -> None:
     manifest = dataclasses.replace(manifest, splits={"train": manifest.splits["train"]})
     with pytest.raises(ValueError, match="dataset mine has no split val"):
         next(validation_images(manifest, TEST))
+
+
+def test_there_are_no_more_loader_processes_than_pictures(manifest: Manifest) -> None:
+    before = set(multiprocessing.active_children())  # of other tests
+    shown = validation_images(manifest, TEST, places=[3, 1], processes=8)
+    assert next(shown).index == 3
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    assert [val_image.index for val_image in shown] == [1]
+    assert list(validation_images(manifest, TEST, places=[], processes=8)) == []
+
+
+def test_a_validation_that_is_given_up_leaves_no_process(manifest: Manifest) -> None:
+    before = set(multiprocessing.active_children())  # of other tests
+    shown = validation_images(manifest, TEST, processes=2)
+    next(shown)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    shown.close()
+    assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.slow
+def test_a_validation_that_is_killed_leaves_no_process(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "manifest.pickle").write_bytes(pickle.dumps(manifest))
+    code = (
+        "import multiprocessing, pickle, time\n"
+        "from pipeline.data.loader.val_images import validation_images\n"
+        "from tests.helpers.loading import TEST\n"
+        f"manifest = pickle.load(open({str(tmp_path / 'manifest.pickle')!r}, 'rb'))\n"
+        "shown = validation_images(manifest, TEST, processes=2)\n"
+        "next(shown)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "time.sleep(3600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2 and all(_runs(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    until(lambda: not any(_runs(pid) for pid in pids))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be collected by its parent."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

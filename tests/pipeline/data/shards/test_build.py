@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -108,6 +109,7 @@ add, make_here = MadeShards.add, shards._make_here
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_shard_whose_process_is_killed_is_begun_again(tmp_path: Path, storage: Path) -> None:
     import ray
 
@@ -209,23 +211,28 @@ def test_an_interrupted_build_goes_on_with_what_is_whole(
         assert change.keys() == {"label_offset"} or len(made) == 3
 
 
-def test_a_build_that_others_are_at_says_so(tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(tmp_path / "d")
+def test_a_build_that_others_are_at_is_waited_for_and_not_made_twice(
+    tmp_path: Path, storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made, printed = write_folder(tmp_path / "d"), list[str](), list[str]()
+    with ThreadPoolExecutor(1) as others:
 
-    def make(*arguments: Any) -> writer.ShardFacts:
-        monkeypatch.setattr(shards, "make_shard", writer.make_shard)
-        with pytest.raises(
-            ValueError, match=r"another process is sharding mine in .*\.building-\w+; wait for it to end"
-        ):
-            build(folder)
-        (building,) = (storage / "shards").iterdir()
-        put(building / ".train-00000.arrow.abc.part", b"of a process that was lost")
-        return writer.make_shard(*arguments)
+        def make(job: writer.ShardJob, *more: Any) -> writer.ShardFacts:
+            made.append(job.name)
+            if len(made) == 1:  # somebody begins the same while this one is at it
+                late.append(others.submit(build, folder))
+                while "this one waits" not in "".join(printed):
+                    printed.append(capsys.readouterr().err)
+                (building,) = (storage / "shards").iterdir()
+                put(building / ".train-00000.arrow.abc.part", b"of a process that was lost")
+            return writer.make_shard(job, *more)
 
-    monkeypatch.setattr(shards, "make_shard", make)
-    manifest = build(folder)
+        late = list[Future[Manifest]]()
+        monkeypatch.setattr(shards, "make_shard", make)
+        manifest = build(folder)
+        assert late[0].result() == manifest
+    assert len(made) == len(set(made)) and "mine: another process is sharding it" in "".join(printed)
     assert list(storage.glob("shards/*/.*")) == []
-    assert build(folder) == manifest
     assert len(leftovers(storage)) == 1
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.comparison.rows import VERDICTS, row_facts
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.params.tasks import FIGURES
 from pipeline.report.html.page import page
 from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS
-from pipeline.report.rows import VERDICTS, row_facts
 from pipeline.report.write import write_report
 from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration
 from tests.helpers import made_up

@@ -61,3 +61,16 @@ def test_a_training_that_is_reused_for_another_key_is_told_with_reason_and_diffe
     told = "reused instead of <code>newer</code>: a module was &lt;renamed&gt; (code, or initial weights)"
     assert told in page_of(params, tmp_path)
     assert "| k0 (reused) |" in (tmp_path / "reports" / "results.md").read_text()
+
+
+def test_a_tasks_rows_are_a_link_to_their_table_in_mlflow_and_a_row_to_its_run(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
+    page = page_of(params, tmp_path)
+    assert "in MLflow</a>" not in page  # nothing has run
+    written(tmp_path, evaluated("ours", [0.7], mlflow_run_id="1f00", mlflow_experiment_id="4"))
+    page = page_of(params, tmp_path)
+    table = "https://mlflow.example/#/experiments/4/runs?viewStateShareKey=semantic-rows"
+    assert page.count(f'<a href="{table}">These rows and their seeds in MLflow</a>') == 1
+    assert '<dt>row in MLflow</dt><dd><a href="https://mlflow.example/#/runs/1f00">1f00</a>' in page

@@ -2,20 +2,13 @@ from __future__ import annotations
 
 import re
 
-from pipeline.report.html.svg import Mark, Point, line_chart, log_ticks, scatter, small_strip, strip, thinned, ticks
+from pipeline.report.html.svg import Mark, Point, line_chart, log_ticks, scatter, small_strip, strip, ticks
 
 
 def test_ticks_are_round_and_enclose_the_values() -> None:
     assert ticks(0.0, 600.0) == [0, 200, 400, 600]
     assert ticks(68.9, 71.2) == [68.5, 69, 69.5, 70, 70.5, 71, 71.5]
     assert ticks(5.0, 5.0) == [4.4, 4.6, 4.8, 5.0, 5.2, 5.4, 5.6]
-
-
-def test_a_long_curve_keeps_its_last_point_and_the_means_of_pieces() -> None:
-    # 7 points, 4 wanted: three pieces of two, and the last.
-    points = [(float(x), 10.0 * x) for x in range(7)]
-    assert thinned(points, 4) == [(0.5, 5.0), (2.5, 25.0), (4.5, 45.0), (6.0, 60.0)]
-    assert thinned(points, 7) == points
 
 
 def test_marks_of_speed_and_figure_hold_the_numbers_of_their_rows() -> None:

@@ -1,0 +1,1 @@
+"""Anybody's pictures and videos through a trained network: found, predicted, written and shown."""

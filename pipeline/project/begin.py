@@ -1,0 +1,113 @@
+"""Write the files of a new project, all or none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.project.settings import EMBEDDED, NOTHING_OWN, Entries, project_settings
+from pipeline.project.stages import project_stages, shown_folders
+from pipeline.storage.files import write_text
+
+_REPOSITORY = Path(__file__).with_name("repository")
+"""Links to files of the repository; in an installed package copies of them."""
+
+_IGNORED_BY_GIT = "/config.local\n/tmp\n/cache\n"
+"""In .dvc/, as DVC itself writes it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """What a project was begun with."""
+
+    row: str
+    """One's own, or the embedded one."""
+    files: tuple[str, ...] = ()
+    """Relative to its folder."""
+    to_name: bool = False
+    """Whether params.yaml has classes of one's own that wait for their names."""
+
+
+def begin(folder: Path, *, own: Path | None = None) -> Begun:
+    """Make `folder` a project, with the images in `own` as a dataset and a row. ValueError where one of its files is
+    there already, or the images are not understood; then nothing is written."""
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    begun, entries = (Begun(row=EMBEDDED), NOTHING_OWN) if own is None else _with_own(folder, own)
+    settings, stages = project_settings(_repository("params.yaml"), entries), project_stages(_repository("stages.yaml"))
+    _check(settings)
+    files = {
+        "params.yaml": settings,
+        "dvc.yaml": stages,
+        ".gitignore": _repository("gitignore"),
+        ".dvcignore": _repository("dvcignore"),
+        ".dvc/config": "".join(line for line in _repository("dvc_config").splitlines(True) if "no_scm" not in line),
+        ".dvc/.gitignore": _IGNORED_BY_GIT,
+        **{f".dvc/plots/{path.name}": path.read_text("utf-8") for path in sorted((_REPOSITORY / "plots").iterdir())},
+    }
+    if not _below_git(folder):
+        files[".dvc/config.local"] = "[core]\n    no_scm = true\n"
+    files |= {f"{shown}/.gitkeep": "" for shown in shown_folders(stages)}
+    _write_all(folder, files)
+    return replace(begun, files=tuple(files))
+
+
+def _repository(name: str) -> str:
+    return (_REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def _with_own(folder: Path, own: Path) -> tuple[Begun, Entries]:
+    """What a project with one's own images begins with, and their entries in params.yaml."""
+    from pipeline.project.own_images import look
+    from pipeline.project.own_row import dataset_entry, dataset_name, row_entry, row_name
+
+    source = Path(os.path.abspath(own.expanduser()))
+    if folder.is_relative_to(source):
+        raise ValueError(
+            f"{own} holds the project's folder; put the images into a folder of their own, such as data/mine"
+        )
+    found, name = look(source), dataset_name(source)
+    path = source.relative_to(folder) if source.is_relative_to(folder) else source
+    entries = Entries(dataset_entry(name, found, source=path.as_posix()), row_entry(name, found))
+    return Begun(row=row_name(name), to_name=not found.named), entries
+
+
+def _check(settings: str) -> None:
+    """ValueError where the stages would refuse what is to be written."""
+    import yaml
+
+    from pipeline.params.load import parse_params
+
+    parse_params(yaml.safe_load(settings), "the new params.yaml")
+
+
+def _below_git(folder: Path) -> bool:
+    """Whether a folder, which need not be there, lies in a Git checkout."""
+    return any((place / ".git").exists() for place in (folder, *folder.parents))
+
+
+def _write_all(folder: Path, files: Mapping[str, str]) -> None:
+    """Write all files, or none. ValueError names the first that is there."""
+    for name in files:
+        if os.path.lexists(folder / name):
+            raise ValueError(
+                f"{folder / name} exists, and nothing was written; name another folder, or remove what is in the way"
+            )
+    made: list[Path] = []
+    try:
+        for name, text in files.items():
+            path = folder / name
+            made += [each for each in reversed(path.parents) if not each.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.append(path)
+            write_text(path, text)
+    except BaseException:
+        for each in reversed(made):
+            if each.is_dir():
+                each.rmdir()
+            else:
+                each.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.project.begin import begin
+from tests.helpers.images import write_folder
+from tests.helpers.shared import PROJECT
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_project_has_what_dvc_and_the_stages_read(tmp_path: Path) -> None:
+    begun = begin(tmp_path / "new")
+    assert begun.row == "shapes_tiny" and not begun.to_name
+    assert files_in(tmp_path / "new") == set(begun.files)
+    templates = {f".dvc/plots/{path.name}" for path in (PROJECT / ".dvc/plots").iterdir()}
+    expected = {"params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", *templates}
+    assert expected <= set(begun.files)
+
+
+def test_dvc_is_told_where_there_is_no_git(tmp_path: Path) -> None:
+    begin(tmp_path / "plain")
+    assert "no_scm = true" in (tmp_path / "plain/.dvc/config.local").read_text()
+    (tmp_path / "clone/.git").mkdir(parents=True)
+    for folder in ("clone", "clone/below/it"):
+        begin(tmp_path / folder)
+        assert not (tmp_path / folder / ".dvc/config.local").exists()
+    for config in tmp_path.rglob("config"):
+        assert "no_scm" not in config.read_text()
+
+
+@pytest.mark.parametrize("name", ["params.yaml", ".gitignore", ".dvc/config"])
+def test_where_a_file_exists_nothing_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"{name} exists, and nothing was written; name another folder"):
+        begin(tmp_path)
+    assert files_in(tmp_path) == {name} and (tmp_path / name).read_text() == "mine"
+
+
+def test_what_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").write_text("a file where a folder is to be")
+    with pytest.raises(OSError):  # noqa: PT011  # whichever the system raises
+        begin(tmp_path)
+    assert files_in(tmp_path) == {".dvc"}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file; name a folder"):
+        begin(tmp_path / "file")
+
+
+def test_own_images_are_named_as_they_lie(tmp_path: Path) -> None:
+    write_folder(tmp_path / "here/data/mine")
+    for folder, path in (("here", "data/mine"), ("there", str(tmp_path / "here/data/mine"))):
+        begun = begin(tmp_path / folder, own=tmp_path / "here/data/../data/mine")
+        assert begun.row == "mine_tiny" and begun.to_name
+        params = yaml.safe_load((tmp_path / folder / "params.yaml").read_text())
+        assert params["datasets"]["mine"]["sources"] == [path]
+        assert list(params["rows"]) == ["shapes_tiny", "mine_tiny"]
+
+
+def test_images_that_hold_the_project_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match="holds the project's folder; put the images into a folder of their own"):
+        begin(tmp_path / "new", own=tmp_path)
+    assert not (tmp_path / "new").exists()

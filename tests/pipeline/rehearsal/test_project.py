@@ -1,0 +1,107 @@
+"""The project of a rehearsal."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params.load import load_params
+from pipeline.rehearsal.project import Extent, opened
+from tests.helpers.shared import PROJECT
+
+PARAMS = PROJECT / "params.yaml"
+
+
+def extent(**changes: Any) -> Extent:
+    settings: dict[str, Any] = {"steps": 4, "images": 1, "scale": 0.1, "one_image": True, "real_weights": False}
+    return Extent(**{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A storage root that holds something."""
+    monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "storage"))
+    (tmp_path / "storage/runs").mkdir(parents=True)
+    return tmp_path / "storage"
+
+
+@pytest.mark.parametrize("name", ["ade20k_r50", "coco_panoptic_r50", "shapes_tiny", "cityscapes_swin-t"])
+def test_it_has_the_row_alone_shortened_and_scaled(name: str, storage: Path) -> None:
+    params = load_params(PARAMS)
+    row = params.row(name)
+    with opened(row, params, PARAMS, extent()) as project:
+        short = load_params(project.folder / "params.yaml")
+        assert list(short.rows) == [name]
+        train = short.row(name).train
+        assert (train.steps, train.val_interval, train.checkpoint_interval, train.log_every) == (4, 4, 2, 1)
+        assert train.global_batch == 1
+        assert train.optimizer == row.train.optimizer
+        assert short.row(name).model == row.model
+        assert max(train.augmentation.crop) == max(64, round(0.1 * max(row.train.augmentation.crop) / 32) * 32)
+        assert short.row(name).test.long_side_max == round(0.1 * row.test.long_side_max)
+        assert short.row(name).test.ms_flip is None
+        assert project.environment["M2F_STORAGE"].startswith(str(storage / "preflight" / name))
+        assert project.environment["M2F_WORKERS"] == "1"
+    assert not project.folder.exists()
+    assert [path.name for path in storage.iterdir()] == ["runs"]
+
+
+def test_the_unscaled_row_keeps_its_recipe_but_for_its_length() -> None:
+    params = load_params(PARAMS)
+    row = params.row("ade20k_swin-t")
+    with opened(row, params, PARAMS, extent(scale=1.0, one_image=False)) as project:
+        short = load_params(project.folder / "params.yaml").row("ade20k_swin-t")
+        assert short.test == row.test and short.train.augmentation == row.train.augmentation
+        assert short.train.global_batch == row.train.global_batch
+        assert project.size == (512, 683)
+
+
+def test_archives_and_weights_are_handed_out_with_their_digests() -> None:
+    params = load_params(PARAMS)
+    with opened(params.row("ade20k_r50"), params, PARAMS, extent()) as project:
+        written = yaml.safe_load((project.folder / "params.yaml").read_text())
+        source = written["datasets"]["ade20k"]["sources"][0]
+        assert source.startswith("http://127.0.0.1:") and source.endswith("/ADEChallengeData2016.zip")
+        with urllib.request.urlopen(source, timeout=10) as answer:
+            assert len(answer.read()) == written["datasets"]["ade20k"]["bytes"][0]
+        assert written["weights"]["torchvision_r50"]["url"].endswith("/backbone.pth")
+
+
+def test_nothing_is_left_when_a_rehearsal_fails(storage: Path) -> None:
+    folders = []
+
+    def failing() -> None:
+        params = load_params(PARAMS)
+        with opened(params.row("shapes_tiny"), params, PARAMS, extent()) as project:
+            folders.append(project.folder)
+            Path(project.environment["M2F_STORAGE"]).mkdir(parents=True)
+            raise RuntimeError("stage")
+
+    with pytest.raises(RuntimeError, match="stage"):
+        failing()
+    assert not folders[0].exists()
+    assert [path.name for path in storage.iterdir()] == ["runs"]
+
+
+def test_what_a_killed_rehearsal_left_is_deleted_by_the_next_and_a_running_ones_is_not(storage: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    left, running, foreign = (
+        storage / "preflight" / name
+        for name in (f"row-{host}-{ended.pid}", f"row-{host}-{os.getppid()}", f"row-elsewhere-{ended.pid}")
+    )
+    for path in (left, running, foreign):
+        path.mkdir(parents=True)
+    params = load_params(PARAMS)
+    with opened(params.row("shapes_tiny"), params, PARAMS, extent()):
+        assert not left.exists()
+    assert running.exists() and foreign.exists()
