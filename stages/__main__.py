@@ -69,6 +69,11 @@ COMMANDS = {
 _PATHS = {"folder", "images", "out", "own", "params", "source"}
 """Arguments for which a shell offers files."""
 
+_NAMES = {"row": "rows", "rows": "rows", "dataset": "datasets"}
+"""Arguments for which it offers the names in a section of params.yaml."""
+_NAMES_OF = {"weights": "weights", "published": "checkpoints"}
+"""Likewise for the argument `name` of a command."""
+
 
 def main() -> None:
     """Call the stage that the first word names, with the other words."""
@@ -92,12 +97,27 @@ def _of_no_stage() -> None:
         print(f"{DISTRIBUTION} {package_version() or 'is not installed; it runs from its sources'}")
     elif arguments.print_completion:
         print(_completion(arguments.print_completion))
+    elif arguments.names:
+        print("\n".join(_names(arguments.names)))
     else:
         parser.error("name a command")
 
 
-def _parser(*, path: object = None) -> argparse.ArgumentParser:
-    """The commands' names; with `path`, how a shell completes a path, also their arguments."""
+def _names(section: str) -> list[str]:
+    """The names in a section of params.yaml."""
+    from pathlib import Path
+
+    import yaml
+
+    try:
+        entries = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)[section]
+        return [str(name) for name in entries]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"params.yaml has no names under {section}; look at it with: m2f check") from None
+
+
+def _parser(*, arguments: bool = False) -> argparse.ArgumentParser:
+    """The commands' names; with `arguments`, also what a shell completes after each."""
     parser = argparse.ArgumentParser(
         prog="m2f",
         description="Train, evaluate and use the rows of params.yaml. Run it in the project's folder.",
@@ -109,23 +129,38 @@ def _parser(*, path: object = None) -> argparse.ArgumentParser:
         choices=("bash", "zsh", "tcsh"),
         help="print a script with which this shell completes commands, options and paths",
     )
+    parser.add_argument(
+        "--names",
+        choices=sorted({*_NAMES.values(), *_NAMES_OF.values()}),
+        help="print the names in this section of params.yaml, as completion does",
+    )
     commands = parser.add_subparsers(title="commands, in the order in which they are used", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        if path is None:
+        if not arguments:
             commands.add_parser(name, help=command.does)
             continue
         whole = command.module.command_line()
         for action in whole._actions:  # where shtab looks for `complete`
-            if action.dest in _PATHS:
-                action.complete = path
+            if completed := _completed(name, action.dest):
+                action.complete = completed
         commands.add_parser(name, help=command.does, parents=[whole], add_help=False)
     return parser
+
+
+def _completed(command: str, argument: str) -> object:
+    """What shtab is to offer for an argument; None: nothing but its choices."""
+    import shtab
+
+    if argument in _PATHS:
+        return shtab.FILE
+    section = _NAMES_OF.get(command) if argument == "name" else _NAMES.get(argument)
+    return section and shtab.cmd(f"m2f --names {section} 2>/dev/null")
 
 
 def _completion(shell: str) -> str:
     import shtab
 
-    script: str = shtab.complete(_parser(path=shtab.FILE), shell)
+    script: str = shtab.complete(_parser(arguments=True), shell)
     return script
 
 

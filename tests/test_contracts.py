@@ -395,6 +395,11 @@ def tracked() -> list[Path]:
     return [path for top in tops for path in (PROJECT / top).rglob("*") if path.suffix in (".py", ".md", ".json")]
 
 
+def test_no_file_is_a_symbolic_link() -> None:
+    """Archives, copies and some file systems turn a link into a small file that holds its target's name."""
+    assert [path for path in tracked() if path.is_symlink()] == []
+
+
 # What DVC makes of it, in a copy of the project
 
 

@@ -11,8 +11,8 @@ from pipeline.project.settings import EMBEDDED, NOTHING_OWN, Entries, project_se
 from pipeline.project.stages import project_stages, shown_folders
 from pipeline.storage.files import write_text
 
-_REPOSITORY = Path(__file__).with_name("repository")
-"""Links to files of the repository; in an installed package copies of them."""
+_COPIES = Path(__file__).with_name("repository")
+"""Where an installed package has copies of the repository's files (setup.py)."""
 
 _IGNORED_BY_GIT = "/config.local\n/tmp\n/cache\n"
 """In .dvc/, as DVC itself writes it."""
@@ -37,16 +37,19 @@ def begin(folder: Path, *, own: Path | None = None) -> Begun:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     begun, entries = (Begun(row=EMBEDDED), NOTHING_OWN) if own is None else _with_own(folder, own)
-    settings, stages = project_settings(_repository("params.yaml"), entries), project_stages(_repository("stages.yaml"))
+    settings, stages = project_settings(_repository("params.yaml"), entries), project_stages(_repository("dvc.yaml"))
     _check(settings)
     files = {
         "params.yaml": settings,
         "dvc.yaml": stages,
-        ".gitignore": _repository("gitignore"),
-        ".dvcignore": _repository("dvcignore"),
-        ".dvc/config": "".join(line for line in _repository("dvc_config").splitlines(True) if "no_scm" not in line),
+        ".gitignore": _repository(".gitignore"),
+        ".dvcignore": _repository(".dvcignore"),
+        ".dvc/config": "".join(line for line in _repository(".dvc/config").splitlines(True) if "no_scm" not in line),
         ".dvc/.gitignore": _IGNORED_BY_GIT,
-        **{f".dvc/plots/{path.name}": path.read_text("utf-8") for path in sorted((_REPOSITORY / "plots").iterdir())},
+        **{
+            f".dvc/plots/{path.name}": path.read_text("utf-8")
+            for path in sorted(_in_repository(".dvc/plots").iterdir())
+        },
     }
     if not _below_git(folder):
         files[".dvc/config.local"] = "[core]\n    no_scm = true\n"
@@ -55,8 +58,13 @@ def begin(folder: Path, *, own: Path | None = None) -> Begun:
     return replace(begun, files=tuple(files))
 
 
+def _in_repository(name: str) -> Path:
+    root = _COPIES if _COPIES.is_dir() else Path(__file__).parents[2]
+    return root / name
+
+
 def _repository(name: str) -> str:
-    return (_REPOSITORY / name).read_text(encoding="utf-8")
+    return _in_repository(name).read_text(encoding="utf-8")
 
 
 def _with_own(folder: Path, own: Path) -> tuple[Begun, Entries]:

@@ -302,7 +302,8 @@ def _known_run(client: MlflowClient, run_id: str | None) -> Any:
 def _set_best(
     client: MlflowClient, name: str, candidate: ModelVersion, *, force: bool
 ) -> tuple[ModelVersion, str | None]:
-    """Give `best` to the version with the highest figure of those measured as the candidate was.
+    """Give `best` to the version with the highest figure of those measured as the candidate was: of equals to the
+    candidate, else to the latest.
 
     Returns the version that has the alias, and why it kept it although it is not comparable. Read again after it is
     set: of two processes that register at once, the later one sees both versions.
@@ -319,7 +320,14 @@ def _set_best(
             return holder, kept
         first = {version.tags.get("digest"): version for version in reversed(versions)}  # a twin may be deleted soon
         comparable = [version for version in first.values() if _measured(version) == _measured(candidate)]
-        best = max(comparable, key=lambda version: (_percent(version) or 0.0, int(version.version)))
+        best = max(
+            comparable,
+            key=lambda version: (
+                _percent(version) or 0.0,
+                version.version == candidate.version,
+                int(version.version),
+            ),
+        )
         if holder is not None and holder.version == best.version:
             return holder, None
         client.set_registered_model_alias(name, "best", best.version)

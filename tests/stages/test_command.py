@@ -117,3 +117,24 @@ def test_bash_completes_subcommands_options_choices_and_paths(tmp_path: Path) ->
     (tmp_path / "images").mkdir()
     assert completed(script, "m2f", "predict", "row", "im") == ["images"]
     assert m2f("--print-completion", "zsh").stdout.startswith("#compdef m2f\n")
+
+
+def test_bash_completes_the_names_in_params(tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(m2f("--print-completion", "bash").stdout)
+    assert completed(script, "m2f", "train", "") == []  # there is no params.yaml
+    (tmp_path / "params.yaml").write_text(
+        "datasets: {streets: {}}\nrows:\n  street_a: {}\n  other: {}\nweights: {r50: {}}"
+    )
+    assert completed(script, "m2f", "train", "st") == ["street_a"]
+    assert completed(script, "m2f", "predict", "model.pt", "images", "--row", "") == ["street_a", "other"]
+    assert completed(script, "m2f", "shard", "") == ["streets"]
+    assert completed(script, "m2f", "weights", "") == ["r50"]
+
+
+def test_names_are_printed_or_missing_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("rows:\n  street_a: {}\n  other: {}\n")
+    assert m2f("--names", "rows", folder=tmp_path).stdout == "street_a\nother\n"
+    missing = m2f("--names", "weights", folder=tmp_path)
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+    assert "params.yaml has no names under weights" in missing.stderr

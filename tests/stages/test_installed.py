@@ -20,7 +20,8 @@ from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
 
 PACKAGES = ("m2f", "pipeline", "stages")
-NEEDED = ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore")
+BUILD = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+FOR_PROJECTS = ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots/page.html")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("sources")
     for name in (*PACKAGES, ".dvc"):
         ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
-        shutil.copytree(PROJECT / name, copy / name, symlinks=True, ignore=ignored)
-    for name in NEEDED:
+        shutil.copytree(PROJECT / name, copy / name, ignore=ignored)
+    for name in (*BUILD, *FOR_PROJECTS):
         shutil.copy(PROJECT / name, copy / name)
     build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir"]
     subprocess.run([sys.executable, *build, copy / "made", copy], check=True, timeout=LIMIT_S)
@@ -44,11 +45,11 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
         held = {name: archive.read(name) for name in archive.namelist()}
     for package in PACKAGES:
         for path in (PROJECT / package).rglob("*"):
-            files = sorted(path.iterdir()) if path.is_symlink() and path.is_dir() else [path]
-            for file in files:
-                if file.is_file() and "__pycache__" not in file.parts:
-                    name = file.relative_to(PROJECT).as_posix()
-                    assert held.get(name) == file.read_bytes(), f"{name} is not in the wheel"
+            if path.is_file() and "__pycache__" not in path.parts:
+                name = path.relative_to(PROJECT).as_posix()
+                assert held.get(name) == path.read_bytes(), f"{name} is not in the wheel"
+    for name in FOR_PROJECTS:
+        assert held.get(f"pipeline/project/repository/{name}") == (PROJECT / name).read_bytes()
     tops = {name.partition("/")[0] for name in held}
     assert {top for top in tops if not top.endswith(".dist-info")} == {*PACKAGES}  # no tests, no benchmarks
 

@@ -304,6 +304,14 @@ def test_a_worse_candidate_never_takes_the_alias(row: Row, storage: Path, regist
     assert seeds(registered(row, storage, {0: 0.61}, run="recipe3-")) == {"best": (5, 0), "median": (5, 0)}
 
 
+def test_of_equal_seeds_the_best_and_the_median_have_an_alias_each(
+    row: Row, storage: Path, registry: MlflowClient
+) -> None:
+    assert seeds(registered(row, storage, {0: 0.5, 1: 0.5})) == {"best": (1, 1), "median": (2, 0)}
+    assert seeds(registered(row, storage, {0: 0.5, 1: 0.5})) == {"best": (1, 1), "median": (2, 0)}
+    assert seeds(registered(row, storage, {0: 0.5}, run="again")) == {"best": (3, 0), "median": (3, 0)}
+
+
 def test_a_figure_of_other_data_takes_the_alias_only_by_force(row: Row, storage: Path, registry: MlflowClient) -> None:
     registered(row, storage, {0: 0.5}, digest="old")
     result = registered(row, storage, {0: 0.9}, run="new", digest="new")
