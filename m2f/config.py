@@ -11,8 +11,8 @@ OFF = "off"
 name."""
 
 Kernels = Literal["auto", "plain", "compiled"]
-"""How a CPU makes some operations (m2f.kernels). plain: by PyTorch's own; compiled: by loops in C; auto: compiled where
-there is a C compiler, else plain."""
+"""How some operations are made (m2f.kernels). plain: by PyTorch's own; compiled: by loops in C on a CPU, by kernels in
+Triton on a GPU; auto: compiled where they can be had, else plain."""
 
 BACKBONE_NAMES = ("r50", "r101", "tiny", "swin-t", "swin-s", "swin-b", "swin-l", "swin-tiny")
 """Backbones that `m2f.backbones` builds."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from m2f.constants import constant
 from m2f.deterministic_sampling import grid_sample
-from m2f.kernels import cpu
+from m2f.kernels import cpu, gpu
 from m2f.layers import Linear
 
 Shapes = tuple[tuple[int, int], ...]
@@ -26,6 +26,9 @@ def attend(
 
     Offsets are in pixels of their level; the logits' softmax over levels and points are the weights.
     """
+    if gpu.takes(value_BSKD):
+        positions, offsets, logits = (t.float() for t in (positions_N2, offsets_BNKLP2, logits_BNKLP))
+        return gpu.deformable_attention(value_BSKD, shapes, positions, offsets, logits)
     # never in less than the positions' float32: bf16 would move a location by up to a quarter of a pixel
     dtype = torch.promote_types(value_BSKD.dtype, positions_N2.dtype)
     value, positions, offsets, logits = (t.to(dtype) for t in (value_BSKD, positions_N2, offsets_BNKLP2, logits_BNKLP))

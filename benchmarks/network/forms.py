@@ -157,7 +157,7 @@ def call_of(what: str, form: str, row: str, device: torch.device, precision: str
 def timed(form: str, call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, with the form's kernels."""
     if (kernels := KERNELS[form]) is not None:
-        use(kernels)
+        use(kernels, device=device.type)
     if device.type == "cuda":
         torch.cuda.synchronize()
     begun = time.perf_counter()

@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
         "device": device_name() if device.type == "cuda" else f"{device_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "kernels": use("auto"),
+        "kernels": use("auto", device=device.type),
         "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32},
         "limit_s": None if math.isinf(arguments.limit_s) else arguments.limit_s,
         "gflops": gflops,

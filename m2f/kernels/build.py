@@ -26,8 +26,13 @@ _COMMENTS = re.compile(r"/\*.*?\*/", re.DOTALL)
 _wanted: Kernels = "auto"
 
 
-def use(choice: Kernels) -> Literal["plain", "compiled"]:
-    """Choose for this process; what was chosen. ValueError where compiled loops are asked for and cannot be had."""
+def use(choice: Kernels, *, device: str = "cpu") -> Literal["plain", "compiled"]:
+    """Choose for this process and a sort of device, cpu or cuda; what was chosen. ValueError where compiled ones are
+    asked for and cannot be had."""
+    if device == "cuda":
+        from m2f.kernels import gpu
+
+        return gpu.use(choice)
     global _wanted
     if choice == "compiled":
         try:

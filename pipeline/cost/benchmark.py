@@ -162,7 +162,7 @@ def benchmark(
             flush=True,
         )
     allow_tf32(row.train.tf32)
-    kernels = use(row.train.kernels)
+    kernels = use(row.train.kernels, device=worker.device.type)
     timer = Timer(worker.device)
     subject = _Subject(
         row=row,
@@ -190,7 +190,7 @@ def benchmark(
         device_type="cuda" if timer.cuda else "cpu",
         threads=None if timer.cuda else torch.get_num_threads(),
         other_load=round(busy, 2),
-        environment=environment(tf32=row.train.tf32, kernels=None if timer.cuda else kernels),
+        environment=environment(tf32=row.train.tf32, kernels=kernels),
         parameters=sum(parameters),
         parameters_trained=sum(trained),
         flops=Operations(image_size=size, forward=forward_flops(row, size), counted=_COUNTED),
@@ -217,7 +217,7 @@ def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups
         device=facts.device,
         cuda=facts.cuda,
         tf32=facts.tf32,
-        kernels=None if facts.cuda else use(row.train.kernels),
+        kernels=use(row.train.kernels, device="cuda" if facts.cuda else "cpu"),
         threads=None if facts.cuda else torch.get_num_threads(),
         libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
     )

@@ -114,7 +114,7 @@ def evaluation_key(
         code=code_digest(code),
         precision={"network": "float32", "tf32": row.train.tf32 if device == "cuda" else None},
         device=device,
-        path="plain" if device == "cuda" else use(row.train.kernels),
+        path=row.train.kernels if device == "cuda" else use(row.train.kernels),  # a driver may have no GPU
     )
 
 
@@ -193,7 +193,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
     if not waiting:
         return
     allow_tf32(job.row.train.tf32)
-    use(job.row.train.kernels)
+    use(job.row.train.kernels, device="cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(job.row.model)
     load_checkpoint(job.checkpoint, model=model, run_key=job.run_key, digest=job.sha256)
     if torch.cuda.is_available():

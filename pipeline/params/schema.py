@@ -182,7 +182,7 @@ class TrainConfig:
     """Which float32 products a GPU may take in TF32 (10 bits of mantissa instead of 23); convolutions: cuDNN's only, as
     PyTorch does unless told otherwise, and so the published trainings."""
     kernels: Kernels = field(default="auto", metadata={OFF: "auto"})
-    """How a CPU makes some operations of network and losses; they differ in rounding and speed."""
+    """How some operations of network and losses are made; they differ in rounding and speed."""
     deterministic: bool = field(default=False, metadata={OFF: False})
     """Whether a GPU's training gives the same bits again, as a CPU's always does; it is slower."""
     freeze: tuple[Literal["backbone", "pixel_decoder"], ...] = field(default=(), metadata={OFF: ()})

@@ -73,7 +73,7 @@ class TrainedNetwork:
         from pipeline.compute.precision import allow_tf32
 
         allow_tf32(self.tf32)
-        use(self.kernels)
+        use(self.kernels, device=device.type)
         self.network.eval().to(device)
 
 

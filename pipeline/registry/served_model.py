@@ -72,6 +72,8 @@ MODULES = (
     "m2f.kernels",
     "m2f.kernels.build",
     "m2f.kernels.cpu",
+    "m2f.kernels.gpu",
+    "m2f.kernels.triton_attention",
     "m2f.layers",
     "m2f.mask_product",
     "m2f.model",
@@ -164,7 +166,7 @@ class RegisteredModel(PythonModel):
             )
         self.task = settings["task"]
         self.tf32 = settings["tf32"]
-        use(settings["kernels"])
+        use(settings["kernels"], device="cuda" if torch.cuda.is_available() else "cpu")
         self.test = parse(TestConfig, settings["test"], "test")
         self.class_names: list[str] = settings["class_names"]
         self.thing_ids: list[int] = settings["thing_ids"]

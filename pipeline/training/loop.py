@@ -188,21 +188,20 @@ def agreed_kernels(run: Run, worker: Worker, *, resumed: bool) -> str:
     """Use the same kernels on all workers from first to last step: plain or compiled. ValueError where that cannot be.
 
     A run that goes on keeps what it began with. One that begins takes the row's choice, and plain ones for auto where a
-    worker has no compiler.
+    worker has no C compiler, or no Triton for its GPU.
     """
-    if worker.device.type == "cuda":
-        return "plain"
+    device = worker.device.type
     names: tuple[Kernels, ...] = ("auto", "plain", "compiled")
     known = note_of(run.run_dir, Environment) if resumed and worker.rank == 0 else None
     begun_with = names.index(known.kernels or "auto") if known else 0
-    begun_with = int(worker.sum(torch.tensor(begun_with)))
+    begun_with = int(worker.sum(torch.tensor(begun_with, device=worker.device)))
     try:
-        kernels = use(names[begun_with] if begun_with else run.row.train.kernels)
+        kernels = use(names[begun_with] if begun_with else run.row.train.kernels, device=device)
     except ValueError as error:
         began = "; the run began with them and keeps them" if begun_with else ""
         raise ValueError(f"rows.{run.row.name}.train.{error}{began}") from None
-    everywhere = int(worker.sum(torch.tensor(int(kernels == "compiled")))) == worker.size
-    return kernels if everywhere else use("plain")
+    everywhere = int(worker.sum(torch.tensor(int(kernels == "compiled"), device=worker.device))) == worker.size
+    return kernels if everywhere else use("plain", device=device)
 
 
 def summed(made: Step, worker: Worker) -> dict[str, float]:

@@ -1,0 +1,81 @@
+"""The choice between PyTorch's own operations and kernels in Triton on a GPU."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from m2f.config import Kernels
+
+_used = False
+
+_OLDEST = (8, 0)
+"""Compute capability, an A100's: nobody has tried older ones."""
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def use(choice: Kernels) -> Literal["plain", "compiled"]:
+    """Choose for this process; what was chosen. ValueError where kernels are asked for and cannot be had."""
+    global _used
+    reason = None if choice == "plain" else _missing()
+    if reason and choice == "compiled":
+        raise ValueError(f"kernels is compiled, but {reason}; set it to plain, or to auto")
+    _used = choice != "plain" and reason is None
+    return "compiled" if _used else "plain"
+
+
+def takes(value: Tensor) -> bool:
+    """Whether the kernels are in use for a tensor of this device and type."""
+    return _used and value.is_cuda and value.dtype in _TYPES
+
+
+def deformable_attention(
+    value_BSKD: Tensor,
+    sizes: tuple[tuple[int, int], ...],
+    positions_N2: Tensor,
+    offsets_BNKLP2: Tensor,
+    logits_BNKLP: Tensor,
+) -> Tensor:
+    """`m2f.deformable_attention.attend`, (B, N, C) of the values' type; sums are float32."""
+    from m2f.kernels.triton_attention import Attention
+
+    flat = tuple(side for size in sizes for side in size)
+    result: Tensor = Attention.apply(value_BSKD, flat, positions_N2, offsets_BNKLP2, logits_BNKLP)
+    return result
+
+
+@cache
+def _missing() -> str | None:
+    """Why the kernels cannot be used here, said once on stderr too; None: they can."""
+    try:
+        reason = _tried()
+    except Exception as error:  # Triton's own, the compiler's and CUDA's: of many classes
+        reason = f"a kernel in Triton cannot be compiled here ({' '.join(str(error).split())[-200:]})"
+    if reason:
+        print(f"{reason}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
+    return reason
+
+
+def _tried() -> str | None:
+    """Count 1.5 as the middle of the pixels 1, 2, 3 and 6, and a place outside, each of half the weight."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    if torch.cuda.get_device_capability() < _OLDEST:
+        return f"{torch.cuda.get_device_name()} is older than an A100"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "Triton is not installed"
+    device = torch.device("cuda")
+    value = torch.tensor([1.0, 2.0, 3.0, 6.0], device=device).view(1, 4, 1, 1)
+    offsets = torch.tensor([1.0, 1.0, 9.0, 9.0], device=device).view(1, 1, 1, 1, 2, 2)
+    with torch.no_grad():
+        found = deformable_attention(
+            value, ((2, 2),), torch.zeros(1, 2, device=device), offsets, torch.zeros(1, 1, 1, 1, 2, device=device)
+        ).item()
+    return None if found == 1.5 else f"a kernel in Triton counts {found} where 1.5 is right"
