@@ -25,21 +25,16 @@ from m2f.weights.start import freeze
 from pipeline.compute.host_copy import HostCopy
 from pipeline.params.schema import needs_synchronised_norm
 from pipeline.storage.files import local_file
+from pipeline.training.gradients import GradientSums, flat_gradients
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pipeline.data.loader.train_batches import Batch
     from pipeline.params.schema import Row
     from pipeline.storage.stores import StoredPath
 
 _INIT = 4
 """Tells the draws of the initial weights from other uses of a run's seed."""
-
-_ALIGNMENT = 16
-"""Elements of float32 in 64 bytes, at multiples of which every parameter's gradient begins in the buffer: a vector of
-AVX-512, and four times the 16 bytes that a GPU's thread reads at once."""
 
 
 class StepDiverged(Divergence):
@@ -90,6 +85,8 @@ class Training:
     model: nn.Module
     gradients: Tensor
     """Flat: the gradients of all trained parameters are views of it (`flat_gradients`)."""
+    sums: GradientSums | None
+    """Over workers; None: there is one."""
     optimizer: torch.optim.Optimizer
     base_lrs: tuple[float, ...]
     """Learning rates of the optimiser's parameter groups before the schedule."""
@@ -115,8 +112,8 @@ def build(
 ) -> Training:
     """A training before its first step; `weights`: converted initial weights of the backbone.
 
-    Every worker draws the same initial weights. One flat buffer of gradients makes the sum over workers, the norm and
-    the clipping one operation each, in the same order in every run.
+    Every worker draws the same initial weights. One flat buffer of gradients makes the norm and the clipping one
+    operation each, and the sum over workers a few large ones, in the same order in every run.
     """
     torch.manual_seed(mix(seed, _INIT))
     model = build_model(row.model)
@@ -127,13 +124,15 @@ def build(
         step_batch_norm(model, worker.sum)
     model.to(worker.device)
     freeze(model, row.train.freeze)
-    gradients = flat_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = flat_gradients(parameters)
     optimizer = build_optimizer(model, row.train.optimizer)
     return Training(
         row=row,
         worker=worker,
         model=model,
         gradients=gradients,
+        sums=GradientSums(parameters, gradients) if worker.size > 1 else None,
         optimizer=optimizer,
         base_lrs=tuple(group["lr"] for group in optimizer.param_groups),
         groups_at_once=groups_at_once,
@@ -141,40 +140,12 @@ def build(
     )
 
 
-def flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Zeros, flat, of which the parameters' gradients become views.
-
-    A view has its parameter's strides, for the fused optimiser goes through both in the order of their memory. It
-    begins at a multiple of _ALIGNMENT elements; what lies between two views stays 0.
-    """
-    starts, length = [], 0
-    for parameter in parameters:
-        assert _is_dense(parameter), f"a parameter of {tuple(parameter.shape)} has gaps: strides {parameter.stride()}"
-        starts.append(length)
-        length += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
-    gradients = torch.zeros(length, device=parameters[0].device)
-    for parameter, start in zip(parameters, starts, strict=True):
-        parameter.grad = gradients.as_strided(parameter.shape, parameter.stride(), start)
-    return gradients
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie side by side in memory, in whatever order of the axes."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
 def training_step(training: Training, batch: Batch, *, step: int) -> Step:
     """Make step `step` of the row's schedule, counted from 0, with this worker's part of the batch.
 
     Raises StepDiverged for a matching cost that is not finite, or for the gradient's norm of the step before.
     """
-    config, worker, gradients = training.row.train, training.worker, training.gradients
+    config, gradients = training.row.train, training.gradients
     factor = learning_rate_factor(step, steps=config.steps, schedule=config.schedule)
     for group, lr in zip(training.optimizer.param_groups, training.base_lrs, strict=True):
         group["lr"] = lr * factor
@@ -183,8 +154,9 @@ def training_step(training: Training, batch: Batch, *, step: int) -> Step:
         losses = backward(training, batch)
     except Divergence as error:
         raise training.norms.diverged(step, batch, str(error)) from None
+    if training.sums is not None:
+        training.sums.wait()
     training.norms.now()  # the step before this one: the device has finished it
-    worker.sum(gradients)
     norm = torch.linalg.vector_norm(gradients)
     training.norms.expect(step, batch, norm)
     gradients.mul_((config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -230,6 +202,8 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
             seeds=seeds,
             class_weight_totals=[total.class_weight for total in totals[start:stop] for _ in range(size)],
         )
+        if training.sums is not None and stop == groups:
+            training.sums.begin()
         (sum(losses.values()) / config.groups).backward()  # type: ignore[union-attr]
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach() / config.groups

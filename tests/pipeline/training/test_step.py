@@ -15,7 +15,7 @@ from m2f.types import Prediction
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import Row
 from pipeline.storage.results import Manifest
-from pipeline.training.step import build, flat_gradients, training_step
+from pipeline.training.step import build, training_step
 from pipeline.training.worker import Worker
 from tests.helpers.loading import wide
 
@@ -33,49 +33,6 @@ def test_a_network_of_300_classes_learns_them(storage: Path, small_row: Row, tas
     assert set(first.losses) == set(again.losses)
     assert torch.isfinite(torch.stack([*first.losses.values()])).all()
     assert sum(again.losses.values()) < sum(first.losses.values())
-
-
-def layers() -> nn.Sequential:
-    """A convolution in each of two orders of memory, 27 + 3 and 54 + 2 elements, and a slope for each of 2 channels."""
-    torch.manual_seed(0)
-    plain, last = nn.Conv2d(3, 3, (1, 3)), nn.Conv2d(3, 2, 3)
-    return nn.Sequential(plain, last.to(memory_format=torch.channels_last), nn.PReLU(2))  # type: ignore[call-overload]
-
-
-def test_gradients_begin_at_multiples_of_16_elements_and_zeros_lie_between_them() -> None:
-    model = layers()
-    gradients = flat_gradients(list(model.parameters()))
-    # 27, 3, 54, 2 and 2 elements, rounded up to multiples of 16
-    starts = [parameter.grad.storage_offset() for parameter in model.parameters()]
-    assert starts == [0, 32, 48, 112, 128] and gradients.shape == (144,)
-    assert gradients.data_ptr() % 64 == 0
-    for parameter in model.parameters():
-        assert parameter.grad.shape == parameter.shape and parameter.grad.stride() == parameter.stride()
-    model(torch.ones(1, 3, 3, 5)).sum().backward()
-    parts = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    assert torch.count_nonzero(gradients) == torch.count_nonzero(parts) > 50
-    torch.testing.assert_close(torch.linalg.vector_norm(gradients), torch.linalg.vector_norm(parts))
-
-
-def test_the_fused_optimiser_steps_as_with_gradients_of_their_own_whatever_the_order_of_memory() -> None:
-    flat, apart = layers(), layers()
-    flat_gradients(list(flat.parameters()))
-    for model in (flat, apart):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-        for step in range(3):
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
-            model(torch.linspace(-1, 1 + step, 45).view(1, 3, 3, 5)).square().sum().backward()
-            optimizer.step()
-    for one, other in zip(flat.parameters(), apart.parameters(), strict=True):
-        assert one.stride() == other.stride()
-        assert torch.equal(one, other)
-
-
-def test_a_parameter_with_gaps_in_its_memory_is_an_error() -> None:
-    with pytest.raises(AssertionError, match=r"a parameter of \(2, 2\) has gaps: strides \(4, 1\)"):
-        flat_gradients([nn.Parameter(torch.zeros(2, 4)[:, :2])])
 
 
 def with_batch_statistics(row: Row) -> Row:
