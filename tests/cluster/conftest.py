@@ -15,6 +15,7 @@ import yaml
 from tests.cluster.hosts import ADDRESSES, Hosts, why_not
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT
+from tests.helpers.waiting import LIMIT_S
 
 FILE = "cluster.onprem.yaml"
 
@@ -67,19 +68,19 @@ class Cluster:
         (copy.folder / "cluster.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         shutil.copytree(copy.folder, self.project, dirs_exist_ok=True)
 
-    def laptop(self, command: str, *, timeout_s: float = 120, check: bool = True) -> tuple[int, str]:
+    def laptop(self, command: str, *, check: bool = True) -> tuple[int, str]:
         """(exit code, output) of a command in the laptop's copy of the project."""
-        answer = self.lab.on("laptop", f"cd ~/project && {command}", timeout_s=timeout_s, check=check)
+        answer = self.lab.on("laptop", f"cd ~/project && {command}", check=check)
         return answer.returncode, answer.stdout
 
     def up(self) -> None:
-        self.laptop("ray up --yes cluster.yaml", timeout_s=300)
+        self.laptop("ray up --yes cluster.yaml")
 
     def down(self) -> str:
-        return self.laptop("python -m pipeline.submit down cluster.yaml", timeout_s=300)[1]
+        return self.laptop("python -m pipeline.submit down cluster.yaml")[1]
 
-    def head(self, command: str, *, timeout_s: float = 60) -> str:
-        return self.lab.on("head", command, timeout_s=timeout_s).stdout
+    def head(self, command: str) -> str:
+        return self.lab.on("head", command).stdout
 
     def ray_is_running(self) -> list[str]:
         return [host for host in ADDRESSES if self.lab.pids(host, "raylet") or self.lab.pids(host, "gcs_server")]
@@ -88,18 +89,18 @@ class Cluster:
         """See to it that the cluster is up, with both workers in it."""
         if not self.ray_is_running():
             self.up()
-        wait_for("two free workers", lambda: "0.0/2.0 CPU" in self.head("ray status"), 180)
+        wait_for("two free workers", lambda: "0.0/2.0 CPU" in self.head("ray status"))
 
     def result(self, name: str) -> Any:
         """A result in the laptop's copy."""
         return json.loads((self.project / "results" / name).read_text())
 
 
-def wait_for(what: str, condition: Any, timeout_s: float = 60) -> Any:
+def wait_for(what: str, condition: Any) -> Any:
     """The condition's first true value."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + LIMIT_S
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        assert time.monotonic() < deadline, f"waited {LIMIT_S:.0f} s for {what}"
         time.sleep(0.3)
     return value
 

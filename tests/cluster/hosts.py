@@ -194,12 +194,10 @@ class Hosts:
 
     # What a test does
 
-    def on(
-        self, host: str, command: str, *, timeout_s: float = 60, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
+    def on(self, host: str, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in a login shell of a host; its output is in `stdout`, errors included."""
         answer = subprocess.run(
-            self._enter(host, command), capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+            self._enter(host, command), capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
         )
         answer.stdout += answer.stderr
         assert not check or answer.returncode == 0, f"{host}: {command}: {answer.returncode}\n{answer.stdout}"

@@ -65,7 +65,7 @@ def spread(cluster: Cluster, undisturbed: Ending) -> float:
     """By how much the final PQ differs between seeds."""
     cluster.ready()
     training = Training(cluster, "seeds", row="faults_seeds")
-    assert training.ends(timeout_s=400) == 0, training.output()
+    assert training.ends() == 0, training.output()
     seeds = json.loads(result_file(cluster, "faults_seeds").read_text())["seeds"]
     figures = [undisturbed.pq, *(seed["metrics"]["pq"] for seed in seeds)]
     return max(figures) - min(figures)
@@ -210,7 +210,7 @@ def test_after_the_loss_of_the_heads_processes_the_job_is_submitted_again_and_go
     assert again.ends() == 0, again.output()
     goes_on = again.said(r"going on from step \d+")
     if not goes_on:  # the workers have made the last step without the head: MLflow alone may lack something
-        cluster.head("cd ~/m2f && python -m stages.track faults", timeout_s=120)
+        cluster.head("cd ~/m2f && python -m stages.track faults")
     check(again, undisturbed)
     start = int(goes_on[0].text.split()[-1]) if goes_on else STEPS
     assert 0 <= furthest - start <= CHECKPOINT_INTERVAL
@@ -235,9 +235,9 @@ def test_a_tracking_server_that_is_away_costs_no_step_and_is_brought_up_to_date(
     try:
         assert training.ends() == 0, training.output()
     finally:
-        cluster.head(start, timeout_s=150)
+        cluster.head(start)
     assert not training.said(LOST) and done_twice(training) == []
-    assert "2 of 2 runs are up to date" in cluster.head("cd ~/m2f && python -m stages.track faults", timeout_s=120)
+    assert "2 of 2 runs are up to date" in cluster.head("cd ~/m2f && python -m stages.track faults")
     check(training, undisturbed)
     promise = "the training waits for nobody; `python -m stages.track` brings MLflow up to date"
     measured(record_property, "MLflow server killed, back after the end", promise, training, fault_s, "kept on disk")
@@ -245,7 +245,7 @@ def test_a_tracking_server_that_is_away_costs_no_step_and_is_brought_up_to_date(
     lab.kill("head", "uvicorn")  # alone: it is started again
     probe = f"timeout 1 bash -c 'exec 3<>/dev/tcp/{ADDRESSES['head']}/5000' 2>/dev/null && echo open || echo closed"
     wait_for("the server's end", lambda: "closed" in cluster.head(probe))
-    wait_for("the server", lambda: "open" in cluster.head(probe), 120)
+    wait_for("the server", lambda: "open" in cluster.head(probe))
 
 
 @pytest.mark.full
@@ -283,16 +283,16 @@ def test_a_training_whose_host_is_cut_off_for_good_goes_on_with_one_worker_and_g
     lab.cut("worker1")
     fault_s = time.monotonic()
     try:
-        shrinks = wait_for("one worker", lambda: training.said("goes on with 1 of its 2 workers", fault_s), 120)
+        shrinks = wait_for("one worker", lambda: training.said("goes on with 1 of its 2 workers", fault_s))
         assert shrinks[0].at_s - fault_s < 60
-        wait_for("steps of one worker", lambda: training.steps_since(shrinks[0].at_s), 120)
+        wait_for("steps of one worker", lambda: training.steps_since(shrinks[0].at_s))
         # held until the other host is back, for the rest of this short training might be over before
         (alone,) = lab.pids("worker2", WORKER)
         os.kill(alone, signal.SIGSTOP)
     finally:
         lab.heal("worker1")
     try:
-        wait_for("room", lambda: training.said("goes on with all 2 workers after its next checkpoint"), 120)
+        wait_for("room", lambda: training.said("goes on with all 2 workers after its next checkpoint"))
     finally:
         os.kill(alone, signal.SIGCONT)
     end = check(training, undisturbed, spread)

@@ -86,7 +86,7 @@ def up(cluster: Cluster) -> Cluster:
     """The cluster with its three machines, whatever the tests before have done to it."""
     if "head" not in cluster.ray_is_running():
         cluster.up()
-    wait_for("three machines", lambda: "3 local.cluster.node" in cluster.head("ray status"), 90)
+    wait_for("three machines", lambda: "3 local.cluster.node" in cluster.head("ray status"))
     return cluster
 
 
@@ -107,7 +107,7 @@ def training(up: Cluster) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     command = "python -m pipeline.submit run cluster.yaml repro train@shapes_tiny M2F_WORKERS=2"
     job = up.lab.start("laptop", f'cd ~/project && test "$AWS_SECRET_ACCESS_KEY" && {command}', log)
     try:
-        wait_for("a step", lambda: " steps (" in log.read_text() or job.poll() is not None, 150)
+        wait_for("a step", lambda: " steps (" in log.read_text() or job.poll() is not None)
         assert job.poll() is None, log.read_text()
         yield job, log
     finally:
@@ -154,9 +154,7 @@ def test_what_listens_wants_the_token(up: Cluster, listening: dict[str, set[tupl
             if service or (address != "127.0.0.1" and re.fullmatch(r"1\d{4}", port)):
                 processes[f"{ADDRESSES[host]}:{port}"] = process
     (up.lab.folder / "ask.py").write_text(_ASK)
-    asked = up.lab.on(
-        "worker2", f"python {up.lab.folder}/ask.py {HEAD}:6379 {' '.join(processes)}", timeout_s=120
-    ).stdout
+    asked = up.lab.on("worker2", f"python {up.lab.folder}/ask.py {HEAD}:6379 {' '.join(processes)}").stdout
     answers = json.loads(asked.splitlines()[-1])
     refused: dict[str, set[str]] = {}
     for target, process in processes.items():
@@ -238,7 +236,7 @@ def test_without_the_token_nobody_joins_reads_or_submits(who: str, up: Cluster) 
     tunnel = up.lab.start("laptop", forward, up.lab.folder / "tunnel.log")
     try:
         answers = "curl --silent --max-time 2 --output /dev/null http://127.0.0.1:8265"
-        wait_for("the tunnel", lambda: up.lab.on("laptop", answers, check=False).returncode == 0, 20)
+        wait_for("the tunnel", lambda: up.lab.on("laptop", answers, check=False).returncode == 0)
         running = {}
         for name, (host, command) in attempts.items():
             log = up.lab.folder / f"stranger-{name}.log"

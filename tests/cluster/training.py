@@ -80,24 +80,24 @@ class Training:
         """Lines of the log that hold a pattern."""
         return [line for line in list(self.lines) if line.at_s >= since_s and re.search(pattern, line.text)]
 
-    def reaches(self, step: int, timeout_s: float = 240) -> None:
+    def reaches(self, step: int) -> None:
         """Wait until the training is at a step."""
 
         def there() -> bool:
             assert self.ended_s is None, self.output()
             return self.steps[-1][1] >= step
 
-        wait_for(f"step {step}", there, timeout_s)
+        wait_for(f"step {step}", there)
 
     def steps_since(self, at_s: float) -> list[tuple[float, int]]:
         """The steps that were made after a time, and when each was seen."""
         pairs = pairwise(list(self.steps))
         return [(now_s, step) for (_, before), (now_s, step) in pairs if now_s > at_s and step > before]
 
-    def ends(self, timeout_s: float = 300) -> int:
+    def ends(self) -> int:
         """Wait for the end of the job; its exit code."""
         try:
-            wait_for("the end of the job", lambda: self.ended_s, timeout_s)
+            wait_for("the end of the job", lambda: self.ended_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.output()}") from None
         return int(self.process.wait())
