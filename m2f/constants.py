@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2f.draws import to_device
-
 _REAL = (Tensor, torch.nn.Parameter)
 """Types of tensors that may be kept: fake ones belong to the mode that made them."""
 
@@ -22,6 +20,13 @@ def constant(values: tuple[Any, ...], like: Tensor, dtype: torch.dtype = torch.f
     if torch.compiler.is_compiling() or type(like) not in _REAL:
         return torch.tensor(values, dtype=dtype, device=like.device)
     return _made(values, dtype, like.device)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A host tensor on another device, without making the host wait for the work queued there."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @lru_cache(maxsize=1024)

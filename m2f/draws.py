@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from m2f.constants import to_device
 from m2f.kernels import cpu
 
 _MASK64 = (1 << 64) - 1
@@ -41,13 +42,6 @@ def _finalise_(x: Tensor, scratch: Tensor) -> None:
         x.bitwise_xor_(scratch.bitwise_and_((1 << 32 - bits) - 1))
         if factor != 1:
             x.mul_(_signed32(factor))
-
-
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A host tensor on another device, without making the host wait for the work queued there."""
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def words_of(keys: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

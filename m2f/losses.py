@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from m2f.config import LossConfig
-from m2f.draws import mix, to_device
+from m2f.constants import to_device
+from m2f.draws import mix
 from m2f.kernels import cpu
 from m2f.mask_product import matched_masks
 from m2f.matcher import Divergence, match, without_autocast

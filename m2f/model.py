@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Mask2Former(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._compiled: Callable[[Tensor, Tensor | None], tuple[Tensor, tuple[Tensor, ...]]] | None = None
         self.backbone = build_backbone(config.backbone)
         self.pixel_decoder = PixelDecoder(config.pixel_decoder, self.backbone.channels)
         self.query_decoder = QueryDecoder(
@@ -50,9 +51,26 @@ class Mask2Former(nn.Module):
             )
         if seeds is not None and len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
+        features = self.features if self._compiled is None or not self.training else self._compiled
         with recomputing(images.device.type == "cpu"):
-            mask_features, maps = self.pixel_decoder(self.backbone(images, seeds))
+            mask_features, maps = features(images, self.backbone.scales(seeds))
         return self.query_decoder(mask_features, maps, auxiliary=auxiliary)
+
+    def features(self, images: Tensor, scales: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Backbone and pixel decoder, which `compile_training` compiles. `scales`: of the backbone's `scales`."""
+        result: tuple[Tensor, tuple[Tensor, ...]] = self.pixel_decoder(self.backbone.maps(images, scales))
+        return result
+
+    def compile_training(self, *, backend: str = "inductor") -> None:
+        """From now on make `features`, in training, by code of torch.compile, made for each size when it comes first.
+
+        The whole is one graph, which depends on no seed. Evaluation, whose images have many sizes, is left as it is.
+        """
+        self._compiled = torch.compile(self.features, fullgraph=True, dynamic=False, backend=backend)
+
+    def uncompile(self) -> None:
+        """Undo `compile_training`."""
+        self._compiled = None
 
 
 def build_model(config: ModelConfig, drop_path_rate: float | None = None) -> Mask2Former:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2f.constants import to_device
 from m2f.deterministic_sampling import grid_sample
-from m2f.draws import keys_of, to_device, uniform
+from m2f.draws import keys_of, uniform
 from m2f.kernels import cpu
 from m2f.types import Target
 

@@ -116,6 +116,9 @@ class Batch:
 def training(form: str, row: str, batch: int, device: torch.device, precision: str) -> Callable[[], object]:
     """A call that makes one training step."""
     network = build(form, row, device).train()
+    kernels = KERNELS[form]
+    if kernels is not None and device.type == "cuda" and use(kernels, device="cuda") == "compiled":
+        network.compile_training()  # type: ignore[operator]  # as pipeline.training.step does
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
     given = Batch.of(batch, device)

@@ -142,6 +142,14 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, seeds: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Four maps; `seeds` decide nothing here, as there is no drop path."""
+        return self.maps(images, self.scales(seeds))
+
+    def scales(self, seeds: Sequence[int] | None) -> Tensor | None:
+        """None: nothing is dropped (Swin drops branches)."""
+        return None
+
+    def maps(self, images: Tensor, scales: Tensor | None) -> tuple[Tensor, ...]:
+        """`forward` after `scales`."""
         x = self._pooled(norm_relu(self.bn1, self.conv1(images)))
         maps = []
         for i in range(1, 5):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2f.draws import to_device
+from m2f.constants import to_device
 from m2f.inference.bands import Size
 from m2f.inference.semantic import score_bands
 from m2f.model import normalise, pad

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2f.draws import to_device
+from m2f.constants import to_device
 from m2f.types import Prediction
 
 STRIDE = 4

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2f.constants import to_device
 from m2f.counting import counts
-from m2f.draws import to_device
 from m2f.inference.bands import Size, checked_sizes, checked_things, logit_bands
 from m2f.types import Prediction
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m2f.constants import to_device
 from m2f.counting import clipped, counts
-from m2f.draws import to_device
 
 Labels = Tensor | NDArray[np.integer]
 """Class ids, any integer type and shape."""

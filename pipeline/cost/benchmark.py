@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f import build_model
-from m2f.draws import to_device
+from m2f.constants import to_device
 from m2f.kernels.build import use
 from m2f.model import normalise, pad
 from m2f.weights.start import freeze
@@ -32,7 +32,7 @@ from pipeline.provenance.environment import environment
 from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
-from pipeline.training.step import build, training_step
+from pipeline.training.step import build, compile_step, training_step
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -314,6 +314,8 @@ def _training(subject: _Subject, groups: int) -> TrainingCost | str:
         training = build(row, worker, seed=0)
         training.model.train()
         freeze(training.model, config.freeze)
+        if timer.cuda and use(config.kernels, device="cuda") == "compiled":
+            compile_step(training, groups)
         batches = enumerate(batches_of(row, subject.manifest, groups, worker, steps=WARM_UP + STEPS))
 
         def one() -> float:

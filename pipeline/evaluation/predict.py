@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from m2f.draws import to_device
+from m2f.constants import to_device
 from m2f.inference import Instances, Resized, Segments, Size, instances, panoptic_segments, semantic_labels
 from m2f.inference.augmented import semantic_scores_ms_flip
 from m2f.inference.windowed import Seen, Window, window_strips, windowed_labels

@@ -39,7 +39,7 @@ from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedChec
 from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import clearly_below_reference, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
-from pipeline.training.step import Step, StepDiverged, Training, build, training_step
+from pipeline.training.step import Step, StepDiverged, Training, build, compile_step, training_step
 from pipeline.training.worker import Worker
 
 _STEPS_TO_ESTIMATE = range(5, 20)
@@ -97,8 +97,10 @@ def train(run: Run, report: Report | None = None) -> Finished | None:
     be_deterministic(config.deterministic, worker.device)
     training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
     start_from_network(run, training)
+    training.model.train()
+    freeze(training.model, config.freeze)
     first_step, state = resume(run, training)
-    kernels = agreed_kernels(run, worker, resumed=first_step > 0)
+    kernels = agreed_kernels(run, training, resumed=first_step > 0)
     groups = share(config.groups, worker=worker.rank, workers=worker.size)
     batches = training_batches(
         TrainingOrder.of(run.row, run.manifest, seed=run.seed),
@@ -119,8 +121,6 @@ def train(run: Run, report: Report | None = None) -> Finished | None:
     begun_s, trained_s = time.monotonic(), state.train_s
     step_time = StepTime()
     stopped = False
-    training.model.train()
-    freeze(training.model, config.freeze)
 
     with divergence_noted(run, curve):
         for step, batch in enumerate(batches, start=first_step):
@@ -184,12 +184,13 @@ def resume(run: Run, training: Training) -> tuple[int, RunState]:
     return step, RunState(**header["state"])
 
 
-def agreed_kernels(run: Run, worker: Worker, *, resumed: bool) -> str:
+def agreed_kernels(run: Run, training: Training, *, resumed: bool) -> str:
     """Use the same kernels on all workers from first to last step: plain or compiled. ValueError where that cannot be.
 
     A run that goes on keeps what it began with. One that begins takes the row's choice, and plain ones for auto where a
     worker has no C compiler, or no Triton for its GPU.
     """
+    worker = training.worker
     device = worker.device.type
     names: tuple[Kernels, ...] = ("auto", "plain", "compiled")
     known = note_of(run.run_dir, Environment) if resumed and worker.rank == 0 else None
@@ -201,6 +202,14 @@ def agreed_kernels(run: Run, worker: Worker, *, resumed: bool) -> str:
         began = "; the run began with them and keeps them" if begun_with else ""
         raise ValueError(f"rows.{run.row.name}.train.{error}{began}") from None
     everywhere = int(worker.sum(torch.tensor(int(kernels == "compiled"), device=worker.device))) == worker.size
+    if everywhere and device == "cuda":
+        own = share(run.row.train.groups, worker=worker.rank, workers=worker.size)
+        reason = compile_step(training, len(own))
+        if reason and (begun_with or run.row.train.kernels == "compiled"):
+            raise ValueError(
+                f"rows.{run.row.name}.train.kernels is compiled, but {reason}; set it to plain, or to auto"
+            )
+        everywhere = not reason
     return kernels if everywhere else use("plain", device=device)
 
 

@@ -7,25 +7,28 @@ some whole groups; its loss is the sum over them divided by the recipe's number 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m2f import Target, build_model
 from m2f.batch_norm import step_batch_norm
-from m2f.draws import mix, to_device
+from m2f.constants import to_device
+from m2f.draws import mix
 from m2f.losses import Divergence, group_totals, set_losses
-from m2f.model import normalise
+from m2f.model import Mask2Former, normalise
 from m2f.optim import build_optimizer, learning_rate_factor
 from m2f.weights import load_backbone, read_checkpoint
 from m2f.weights.start import freeze
+from pipeline.compute.compiling import compile_training, keep_compiled_code
+from pipeline.compute.gradients import GradientSums, flat_gradients
 from pipeline.compute.host_copy import HostCopy
 from pipeline.params.schema import needs_synchronised_norm
 from pipeline.storage.files import local_file
-from pipeline.training.gradients import GradientSums, flat_gradients
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ class Training:
 
     row: Row
     worker: Worker
-    model: nn.Module
+    model: Mask2Former
     gradients: Tensor
     """Flat: the gradients of all trained parameters are views of it (`flat_gradients`)."""
     sums: GradientSums | None
@@ -138,6 +141,29 @@ def build(
         groups_at_once=groups_at_once,
         norms=NormCheck(),
     )
+
+
+def compile_step(training: Training, groups: int) -> str:
+    """Compile the network for steps of so many groups on this worker; why that cannot be, empty: it is done. All
+    workers call it.
+
+    They are alike, so that it fails on all of them or on none: the others would wait for sums of one that fails alone.
+    """
+    row, worker, device = training.row, training.worker, training.worker.device
+    count = (training.groups_at_once or groups) * row.train.group_size
+    images = torch.zeros(count, 3, *row.train.augmentation.crop, device=device)
+    keep_compiled_code()
+    if worker.rank == 0:
+        said = f"{row.name}: compiling the network, which takes minutes the first time on a sort of GPU"
+        print(said, file=sys.stderr, flush=True)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=row.train.precision == "bf16"):
+            compile_training(training.model, images, range(count))
+    except RuntimeError as error:
+        if worker.rank == 0:
+            print(f"{error}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
+        return str(error)
+    return ""
 
 
 def training_step(training: Training, batch: Batch, *, step: int) -> Step:

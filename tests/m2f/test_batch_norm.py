@@ -172,6 +172,31 @@ def test_a_backbone_keeps_its_parameters_their_order_and_its_state() -> None:
     assert issubclass(StepBatchNorm2d, NORM_LAYERS)  # no weight decay
 
 
+def test_a_network_with_sums_over_workers_is_one_compiled_graph(tmp_path: Path) -> None:
+    def total(tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        return step_batch_norm(layers, total)
+
+    eager, compiled = network(), network()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        compiled.compile(fullgraph=True, backend="aot_eager")
+        images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        for model in (eager, compiled):
+            model(images).square().sum().backward()
+    finally:
+        dist.destroy_process_group()
+        torch._dynamo.reset()
+    for one, other in zip(eager.parameters(), compiled.parameters(), strict=True):
+        assert one.grad is not None and torch.equal(one.grad, other.grad)
+    assert all(torch.equal(*pair) for pair in zip(eager.buffers(), compiled.buffers(), strict=True))
+
+
 def test_neither_direction_reads_a_number_on_the_host() -> None:
     # Tensors without memory stand for a GPU's: reading a number of theirs is an error, and so is one on another device.
     with torch.device("meta"):

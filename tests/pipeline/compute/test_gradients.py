@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from pipeline.training.gradients import GradientSums, flat_gradients
+from pipeline.compute.gradients import GradientSums, flat_gradients
 
 
 def layers() -> nn.Sequential:
