@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m2f.inference.bands import Size, checked_sizes, resized_part, row_bands, upsampled_rows
+from m2f.kernels import gpu
 from m2f.types import Prediction
 
 Resized = Literal["scores", "logits"]
@@ -58,6 +59,17 @@ def semantic_labels(
     Scores of all classes only ever exist for a band of rows.
     """
     batch_size, _, classes = prediction.class_logits.shape
+    if gpu.takes_labels(prediction.mask_logits, classes - 1):
+        padded, valid = checked_sizes(prediction, size, valid_size, padded_size)
+        probability_BQC = prediction.class_logits.float().softmax(-1)[..., :-1]
+        return gpu.labels(
+            prediction.mask_logits,
+            probability_BQC,
+            size=size,
+            valid=valid,
+            padded=padded,
+            of_logits=checked_resize(resize) == "logits",
+        )
     dtype = torch.uint8 if classes - 1 <= 255 else torch.int64
     result = torch.empty(batch_size, *size, dtype=dtype, device=prediction.mask_logits.device)
     for first, scores_BCYw in score_bands(prediction, size, valid_size, padded_size=padded_size, resize=resize):
@@ -98,8 +110,7 @@ def score_rows(
 ) -> Tensor:
     """Rows [first, last) of `semantic_scores`, (B, C, rows, width); nothing else is made."""
     padded, valid = checked_sizes(prediction, size, valid_size, padded_size)
-    if resize not in get_args(Resized):
-        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(get_args(Resized))}")
+    checked_resize(resize)
     logits_BQhw = prediction.mask_logits
     with torch.autocast(logits_BQhw.device.type, enabled=False):
         probability_BCQ = prediction.class_logits.float().softmax(-1)[..., :-1].transpose(1, 2)
@@ -113,3 +124,10 @@ def score_rows(
 
         maps = resized_part(source, valid, size, *rows)
         return maps if resize == "scores" else scores(maps)
+
+
+def checked_resize(resize: Resized) -> Resized:
+    """ValueError where there is no such way to resize."""
+    if resize not in get_args(Resized):
+        raise ValueError(f"resize is {resize!r}; it must be one of {', '.join(get_args(Resized))}")
+    return resize

@@ -16,6 +16,12 @@ _used = False
 _OLDEST = (8, 0)
 """Compute capability, an A100's: nobody has tried older ones."""
 
+MOST_CLASSES = 255
+"""In a label map: of uint8, and of scores that a program's registers hold."""
+
+Size = tuple[int, int]
+"""(height, width)."""
+
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,7 +42,7 @@ def takes(value: Tensor) -> bool:
 
 def deformable_attention(
     value_BSKD: Tensor,
-    sizes: tuple[tuple[int, int], ...],
+    sizes: tuple[Size, ...],
     positions_N2: Tensor,
     offsets_BNKLP2: Tensor,
     logits_BNKLP: Tensor,
@@ -46,6 +52,23 @@ def deformable_attention(
 
     flat = tuple(side for size in sizes for side in size)
     result: Tensor = Attention.apply(value_BSKD, flat, positions_N2, offsets_BNKLP2, logits_BNKLP)
+    return result
+
+
+def takes_labels(logits: Tensor, classes: int) -> bool:
+    """Whether `labels` is in use for mask logits of this device and type, and for so many classes."""
+    return takes(logits) and classes <= MOST_CLASSES
+
+
+def labels(
+    logits_BQhw: Tensor, probability_BQC: Tensor, *, size: Size, valid: Size, padded: Size, of_logits: bool
+) -> Tensor:
+    """`m2f.inference.semantic.semantic_labels`, (B, *size) uint8, of probabilities without "no object"."""
+    from m2f.kernels.triton_labels import labels
+
+    result: Tensor = labels(
+        logits_BQhw.contiguous(), probability_BQC.contiguous(), size, valid, padded, of_logits, torch.uint8
+    )
     return result
 
 

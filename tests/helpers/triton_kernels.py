@@ -47,7 +47,9 @@ def _called(module: str, constants: Mapping[str, int], function: str, arguments:
     return getattr(loaded, function)(*arguments)
 
 
-def resources(kernel: Any, arguments: Mapping[str, str], constants: Mapping[str, int], *, capability: int) -> Any:
+def resources(
+    kernel: Any, arguments: Mapping[str, str], constants: Mapping[str, int], *, capability: int, warps: int = 4
+) -> dict[str, int]:
     """Registers and bytes of stack of a kernel that is compiled for a GPU. `arguments`: Triton's names of their types,
     those of pointers with *; the others are 32-bit integers. A stack means that registers do not suffice."""
     import triton
@@ -56,7 +58,7 @@ def resources(kernel: Any, arguments: Mapping[str, str], constants: Mapping[str,
 
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=dict(constants))
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
         binary.write(compiled.asm["cubin"])
