@@ -68,6 +68,12 @@ class Mask2Former(nn.Module):
         """
         self._compiled = torch.compile(self.features, fullgraph=True, dynamic=False, backend=backend)
 
+    def checkpoint_activations(self) -> None:
+        """In training, keep of each block of the backbone and layer of the pixel decoder only its input, and make the
+        rest again in the backward pass: the same bits for less memory and more time. Blocks whose batch norm takes the
+        statistics of the step are left as they are."""
+        self.backbone.checkpointing = self.pixel_decoder.checkpointing = True
+
     def uncompile(self) -> None:
         """Undo `compile_training`."""
         self._compiled = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from m2f.config import PixelDecoderConfig
 from m2f.deformable_attention import DeformableAttention, Shapes
 from m2f.layers import FeedForward, sine_positions, xavier_normal_matrices
-from m2f.recompute import cheap
+from m2f.recompute import cheap, checkpointed
 
 LEVELS = 3
 """Levels with attention: strides 32, 16 and 8, in this order everywhere."""
@@ -62,6 +62,7 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, config: PixelDecoderConfig, backbone_channels: Sequence[int]) -> None:
         super().__init__()
+        self.checkpointing = False
         C = config.channels
         if C % _NORM_GROUPS:
             raise ValueError(f"model.pixel_decoder.channels is {C}; it must be a multiple of {_NORM_GROUPS}")
@@ -94,7 +95,8 @@ class PixelDecoder(nn.Module):
         positions_S2 = torch.cat([_pixel_centres(h, w, device) for h, w in shapes])
         x_BSC = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         for layer in self.layers:
-            x_BSC = layer(x_BSC, encoding_SC, positions_S2, shapes)
+            given = x_BSC, encoding_SC, positions_S2, shapes
+            x_BSC = checkpointed(layer, *given) if self.checkpointing and self.training else layer(*given)
         parts = x_BSC.split([h * w for h, w in shapes], dim=1)
         levels = tuple(part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
         # contiguous, or all maps from here on have their channels last, and each resizing copies them

@@ -12,10 +12,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _Make = Callable[..., Tensor]
 
@@ -92,7 +93,8 @@ def cheap(make: _Make, *inputs: Tensor, again: _Make | None = None) -> Tensor:
     `again`: what to call the second time, if not `make`: the same numbers without its effects. Nobody may change the
     result or the inputs in place.
     """
-    if (marks := _marks.get()) is None:
+    marks = None if torch.compiler.is_compiling() else _marks.get()
+    if marks is None:
         return make(*inputs)
     marks.slots.clear()
     result = make(*inputs)
@@ -103,6 +105,22 @@ def cheap(make: _Make, *inputs: Tensor, again: _Make | None = None) -> Tensor:
             if isinstance(slot.kept, Tensor):
                 slot.kept = _packed(slot.kept, marks)
     marks.slots.clear()
+    return result
+
+
+def checkpointed(module: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """module(*inputs), of which only the inputs are kept: the backward pass makes all else again, with the same bits.
+
+    The module draws nothing and has no state that it changes.
+    """
+    outside = None if torch.compiler.is_compiling() else _marks.get()
+    if outside is not None:  # recipes would keep what is inside the module
+        _marks.set(_Marks())
+    try:
+        result: Tensor = checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    finally:
+        if outside is not None:
+            _marks.set(outside)
     return result
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2f.config import BackboneConfig
-from m2f.recompute import cheap
+from m2f.recompute import cheap, checkpointed
 
 Norm = Callable[[int], nn.Module]
 """Makes a norm of so many channels."""
@@ -111,6 +111,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.batch_statistics = batch_statistics
+        self.checkpointing = False
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -153,9 +154,15 @@ class ResNet(nn.Module):
         x = self._pooled(norm_relu(self.bn1, self.conv1(images)))
         maps = []
         for i in range(1, 5):
-            x = self.get_submodule(f"layer{i}")(x)
+            for block in self.get_submodule(f"layer{i}").children():
+                x = checkpointed(block, x) if self._checkpoints else block(x)
             maps.append(x)
         return tuple(maps)
+
+    @property
+    def _checkpoints(self) -> bool:
+        """Not with statistics of the step: making a norm again would move its running statistics a second time."""
+        return self.checkpointing and self.training and not self.batch_statistics
 
     def _pooled(self, x: Tensor) -> Tensor:
         """Pooling, for which a CPU that only predicts takes the channels last: faster, copies included."""

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from m2f.config import BackboneConfig
 from m2f.draws import mix, uniform_of, words_of
 from m2f.layers import FeedForward, Linear
-from m2f.recompute import cheap
+from m2f.recompute import cheap, checkpointed
 
 _STREAM = 201
 """Tells drop path's draws from other uses of a picture's seed."""
@@ -227,6 +227,7 @@ class Swin(nn.Module):
         self.patch_embedding = PatchEmbedding(size.channels)
         self.blocks = blocks = sum(size.depths)
         self.drop_path_rate = drop_path_rate
+        self.checkpointing = False
         drop_rate_R = torch.tensor([drop_path_rate * i / (blocks - 1) for i in range(blocks) for _ in range(2)])
         self.register_buffer("drop_rate_R", drop_rate_R, persistent=False)
         self.stages = nn.ModuleList()
@@ -265,7 +266,8 @@ class Swin(nn.Module):
         for i, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             mask_WNN = shift_mask(x_BHWC.shape[1], x_BHWC.shape[2], self.window, x_BHWC.device)
             for block in blocks:  # type: ignore[attr-defined]
-                x_BHWC = block(x_BHWC, mask_WNN, scales[first : first + 2])
+                given = x_BHWC, mask_WNN, scales[first : first + 2]
+                x_BHWC = checkpointed(block, *given) if self.checkpointing and self.training else block(*given)
                 first += 2
             maps.append(norm(x_BHWC).permute(0, 3, 1, 2).contiguous())
             if i < len(self.merges):

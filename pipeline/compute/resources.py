@@ -4,6 +4,8 @@ M2F_WORKERS            processes per training, its worker group (default: one pe
                        process, no Ray)
 M2F_LOADER_PROCESSES   loader processes per worker (default: the worker's cores less one, at most 8)
 M2F_GROUPS_AT_ONCE     groups per forward pass (default: all of the worker's; less saves memory)
+M2F_CHECKPOINT_ACTIVATIONS
+                       1: make blocks again in the backward pass (saves memory, takes time; default: 0)
 M2F_ACCELERATOR_TYPE   only nodes with GPUs of this type, by Ray's name for it: A100, H100, L40S (default: any)
 """
 
@@ -100,6 +102,8 @@ class Resources:
     groups_at_once: int | None
     seeds_at_once: int = 1
     """Seeds of the row that train at the same time, each on a worker group of its own."""
+    checkpoint_activations: bool = False
+    """Whether blocks are made again in the backward pass."""
     gpu_type: str | None = None
     """The only type of GPU that a worker may have, by Ray's name; None: any."""
 
@@ -163,6 +167,7 @@ def resources_for(row: Row, nodes: Sequence[Node], *, training: bool = True) -> 
         cpus_per_worker=cpus_per_worker,
         loader_processes=min(8, cpus_per_worker - 1) if loaders is None else loaders,
         groups_at_once=environment_int("M2F_GROUPS_AT_ONCE") or None,
+        checkpoint_activations=bool(environment_int("M2F_CHECKPOINT_ACTIVATIONS")),
         seeds_at_once=seeds_at_once,
         gpu_type=gpu_type,
     )

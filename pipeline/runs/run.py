@@ -37,6 +37,8 @@ class Run:
     loader_processes: int = 0
     groups_at_once: int | None = None
     """Groups per forward pass; None: all of the worker's. Less saves memory and changes nothing else."""
+    checkpoint_activations: bool = False
+    """Whether blocks are made again in the backward pass (m2f.model.Mask2Former.checkpoint_activations)."""
     published_curve: Sequence[tuple[int, float]] = ()
     """(step, the row's first figure) of the published training, which the early warning compares with."""
     other_seeds: tuple[StoredPath, ...] = ()

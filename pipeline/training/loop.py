@@ -95,7 +95,14 @@ def train(run: Run, report: Report | None = None) -> Finished | None:
     worker, config = Worker.here(), run.row.train
     allow_tf32(config.tf32)
     be_deterministic(config.deterministic, worker.device)
-    training = build(run.row, worker, seed=run.seed, weights=run.weights, groups_at_once=run.groups_at_once)
+    training = build(
+        run.row,
+        worker,
+        seed=run.seed,
+        weights=run.weights,
+        groups_at_once=run.groups_at_once,
+        checkpoint_activations=run.checkpoint_activations,
+    )
     start_from_network(run, training)
     training.model.train()
     freeze(training.model, config.freeze)

@@ -217,6 +217,7 @@ def _train(
             network=initial if weights.network else None,
             loader_processes=resources.loader_processes,
             groups_at_once=resources.groups_at_once,
+            checkpoint_activations=resources.checkpoint_activations,
             published_curve=curve,
             other_seeds=tuple(_run_dir(key) for other, key in keys.items() if other != seed),
         )

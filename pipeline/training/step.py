@@ -111,7 +111,13 @@ class Step:
 
 
 def build(
-    row: Row, worker: Worker, *, seed: int, weights: StoredPath | None = None, groups_at_once: int | None = None
+    row: Row,
+    worker: Worker,
+    *,
+    seed: int,
+    weights: StoredPath | None = None,
+    groups_at_once: int | None = None,
+    checkpoint_activations: bool = False,
 ) -> Training:
     """A training before its first step; `weights`: converted initial weights of the backbone.
 
@@ -126,6 +132,8 @@ def build(
     if worker.size > 1 and needs_synchronised_norm(row):
         step_batch_norm(model, worker.sum)
     model.to(worker.device)
+    if checkpoint_activations:
+        model.checkpoint_activations()
     freeze(model, row.train.freeze)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = flat_gradients(parameters)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from m2f import build_model
-from m2f.config import BackboneConfig, ModelConfig
+from m2f.config import BackboneConfig, ModelConfig, QueryDecoderConfig
 from m2f.recompute import cheap, recomputing
 
 
@@ -96,3 +96,51 @@ def test_a_network_has_the_same_gradient_and_statistics_with_and_without(
     assert len(found[0]) == len(found[1]) > 50
     for name, tensor in found[0].items():
         assert tensor.equal(found[1][name]), name
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [BackboneConfig(name="swin-tiny", drop_path_rate=0.3), BackboneConfig(name="tiny", batch_statistics=False)],
+    ids=["Swin", "ResNet"],
+)
+@pytest.mark.parametrize("as_on_a_cpu", [True, False], ids=["on a CPU", "as on a GPU"])
+def test_checkpointed_blocks_give_the_same_bits_and_keep_less(
+    backbone: BackboneConfig, as_on_a_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2f.model.recomputing", lambda _: recomputing(as_on_a_cpu))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    found, kept = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        small = QueryDecoderConfig(queries=4, layers=1)
+        model = build_model(ModelConfig(num_classes=3, backbone=backbone, query_decoder=small)).train()
+        if checkpointing:
+            model.checkpoint_activations()
+        weights = {parameter.data_ptr() for parameter in model.parameters()}
+        sizes = dict[int, int]()
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            masks = model(images, seeds=[1, 2]).mask_logits
+        masks.square().mean().backward()
+        kept.append(sum(size for address, size in sizes.items() if address not in weights))
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True)) and len(found[0]) > 50
+    if not as_on_a_cpu:  # there other hooks are between
+        assert kept[1] < 0.5 * kept[0]
+
+
+def test_blocks_with_the_statistics_of_the_step_are_not_made_again() -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    statistics = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = build_model(ModelConfig(num_classes=3, backbone=BackboneConfig(name="r50"))).train()
+        if checkpointing:
+            model.checkpoint_activations()
+        model(images, seeds=[1, 2]).mask_logits.square().mean().backward()
+        statistics.append(dict(model.backbone.named_buffers()))
+    assert all(torch.equal(tensor, statistics[1][name]) for name, tensor in statistics[0].items())

@@ -59,9 +59,14 @@ def graphs() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "with checkpointed blocks"])
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES.keys())
-def test_a_compiled_training_is_one_graph_for_all_seeds_and_gives_the_same(backbone: BackboneConfig) -> None:
+def test_a_compiled_training_is_one_graph_for_all_seeds_and_gives_the_same(
+    backbone: BackboneConfig, checkpointing: bool
+) -> None:
     compiled = network(backbone)
+    if checkpointing:
+        compiled.checkpoint_activations()
     plain = copy.deepcopy(compiled)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     compile_training(compiled, torch.zeros_like(images), (0, 0), backend=TRACED)

@@ -220,7 +220,8 @@ def test_a_gpu_without_enough_memory_ends_in_a_sentence_with_the_setting(
     memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
     reason, launches = failing((WorkerGroupError("", {1: memory}), 4))
     assert launches == 1 and reason is not None
-    assert "set M2F_GROUPS_AT_ONCE below that, or use more workers (CUDA out of memory. Tried" in reason
+    advice = "set M2F_GROUPS_AT_ONCE below that or M2F_CHECKPOINT_ACTIVATIONS to 1, or use more workers"
+    assert f"{advice} (CUDA out of memory. Tried" in reason
 
 
 # How many workers go on
