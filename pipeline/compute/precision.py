@@ -1,10 +1,68 @@
-"""Which float32 products a GPU may take in TF32."""
+"""In which precision a training computes: TF32 in float32 products of a GPU, bf16, and fp16 with its scaled loss."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+from torch import Tensor
+
+Precision = Literal["float32", "bf16", "fp16"]
+
+_GROWTH_INTERVAL = 2000
+_FIRST_SCALE = 2.0**16
+"""As torch.amp.GradScaler begins, and after how many steps without overflow it doubles."""
+
+
+def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
+    """Where a network computes in a precision, as autocast does it."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "float32")
+
+
+class LossScale:
+    """A factor of the loss, so that small gradients are not 0 in fp16: as torch.amp.GradScaler, without waiting for the
+    device.
+
+    A step whose gradient is not finite is left out, and halves the factor; many good steps in a row double it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._scale = torch.tensor(_FIRST_SCALE, device=device)
+        self._good_steps = torch.tensor(0.0, device=device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss times the factor."""
+        return loss * self._scale
+
+    def norm(self, scaled_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the scaled gradient's norm: the gradient's own, 0 in a step that is left out; what has to be finite, where
+        a lower factor would not help; and 1 for a step that is left out, else 0."""
+        finite = scaled_norm.isfinite()
+        norm = torch.where(finite, scaled_norm / self._scale, 0.0)
+        to_check = torch.where(finite | (self._scale > 1.0), norm, scaled_norm)
+        return norm, to_check, (~finite).float()
+
+    def factor(self, clip: Tensor) -> Tensor:
+        """What the scaled gradient is multiplied by, where the gradient itself is by `clip`."""
+        return clip / self._scale
+
+    def update(self, left_out: Tensor) -> None:
+        """Adapt the factor after a step."""
+        self._good_steps = (self._good_steps + 1) * (1 - left_out)
+        grown = self._good_steps >= _GROWTH_INTERVAL
+        self._scale = torch.where(left_out > 0, self._scale / 2, torch.where(grown, self._scale * 2, self._scale))
+        self._scale = self._scale.clamp(min=1.0)
+        self._good_steps = torch.where(grown, 0.0, self._good_steps)
+
+    def state(self) -> list[float]:
+        """For a checkpoint."""
+        return [self._scale.item(), self._good_steps.item()]
+
+    def load(self, state: list[float]) -> None:
+        """Go on from a checkpoint."""
+        self._scale.fill_(state[0])
+        self._good_steps.fill_(state[1])
 
 
 def allow_tf32(choice: Literal["off", "convolutions", "all"]) -> None:

@@ -176,8 +176,8 @@ class TrainConfig:
     """Steps between checkpoints (and at every validation)."""
     log_every: int = 50
     """Steps between points of the tracked curves."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast of the network; losses and matching stay float32."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """bf16, fp16: autocast of the network; losses and matching stay float32. With fp16 the loss is scaled."""
     tf32: Literal["off", "convolutions", "all"] = "convolutions"
     """Which float32 products a GPU may take in TF32 (10 bits of mantissa instead of 23); convolutions: cuDNN's only, as
     PyTorch does unless told otherwise, and so the published trainings."""

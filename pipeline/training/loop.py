@@ -67,6 +67,8 @@ class RunState:
     below_reference: list[dict[str, Any]] = field(default_factory=list)
     """Validations that were clearly below their reference (pipeline.storage.results.BelowReference)."""
     peak_memory_mib: float | None = None
+    loss_scale: list[float] | None = None
+    """Of a training in fp16 (pipeline.compute.precision.LossScale)."""
 
 
 def start_from_network(run: Run, training: Training) -> None:
@@ -188,7 +190,10 @@ def resume(run: Run, training: Training) -> tuple[int, RunState]:
         return 0, RunState()
     path = checkpoint_path(run.run_dir, step)
     header = load_checkpoint(path, model=training.model, optimizer=training.optimizer, run_key=run.run_key)
-    return step, RunState(**header["state"])
+    state = RunState(**header["state"])
+    if training.loss_scale is not None and state.loss_scale is not None:
+        training.loss_scale.load(state.loss_scale)
+    return step, state
 
 
 def agreed_kernels(run: Run, training: Training, *, resumed: bool) -> str:
@@ -263,7 +268,7 @@ def save(run: Run, training: Training, state: RunState, done: int) -> None:
         run_key=run.run_key,
         model=training.model,
         optimizer=training.optimizer,
-        state=asdict(state),
+        state=asdict(state) | {"loss_scale": training.loss_scale.state() if training.loss_scale else None},
     )
     keep_only(run.run_dir, {done, state.best["step"]} if state.best else {done})
 

@@ -27,6 +27,7 @@ from m2f.weights.start import freeze
 from pipeline.compute.compiling import compile_training, keep_compiled_code
 from pipeline.compute.gradients import GradientSums, flat_gradients
 from pipeline.compute.host_copy import HostCopy
+from pipeline.compute.precision import LossScale, in_precision
 from pipeline.params.schema import needs_synchronised_norm
 from pipeline.storage.files import local_file
 from pipeline.training.worker import Worker
@@ -96,6 +97,8 @@ class Training:
     groups_at_once: int | None
     """Groups per forward pass; None: all of the worker's."""
     norms: NormCheck
+    loss_scale: LossScale | None
+    """None: the row does not train in fp16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ class Step:
     losses: Mapping[str, Tensor]
     """This worker's share of every loss, detached."""
     grad_norm: Tensor
-    """Of the gradient summed over workers, before clipping."""
+    """Of the gradient summed over workers, before clipping; 0: the step is left out (LossScale)."""
     lr: float
     """The largest of the parameter groups' learning rates."""
 
@@ -148,6 +151,7 @@ def build(
         base_lrs=tuple(group["lr"] for group in optimizer.param_groups),
         groups_at_once=groups_at_once,
         norms=NormCheck(),
+        loss_scale=LossScale(worker.device) if row.train.precision == "fp16" else None,
     )
 
 
@@ -165,7 +169,7 @@ def compile_step(training: Training, groups: int) -> str:
         said = f"{row.name}: compiling the network, which takes minutes the first time on a sort of GPU"
         print(said, file=sys.stderr, flush=True)
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=row.train.precision == "bf16"):
+        with in_precision(row.train.precision, device):
             compile_training(training.model, images, range(count))
     except RuntimeError as error:
         if worker.rank == 0:
@@ -191,9 +195,16 @@ def training_step(training: Training, batch: Batch, *, step: int) -> Step:
     if training.sums is not None:
         training.sums.wait()
     training.norms.now()  # the step before this one: the device has finished it
-    norm = torch.linalg.vector_norm(gradients)
-    training.norms.expect(step, batch, norm)
-    gradients.mul_((config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+    norm = to_check = torch.linalg.vector_norm(gradients)
+    left_out = None
+    if training.loss_scale is not None:
+        norm, to_check, left_out = training.loss_scale.norm(norm)
+    training.norms.expect(step, batch, to_check)
+    clip = (config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    gradients.mul_(clip if training.loss_scale is None else training.loss_scale.factor(clip))
+    if training.loss_scale is not None and left_out is not None:
+        training.optimizer.found_inf = left_out  # type: ignore[attr-defined]  # the fused AdamW leaves the step out
+        training.loss_scale.update(left_out)
     training.optimizer.step()
     return Step(losses, grad_norm=norm, lr=max(training.base_lrs) * factor)
 
@@ -226,7 +237,7 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
         part = slice(start * size, stop * size)
         images = normalise(to_device(batch.images[part], device), to_device(batch.sizes[part], device))
         seeds = batch.seeds[part]
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with in_precision(config.precision, device):
             prediction = training.model(images, seeds=seeds)
         losses = set_losses(
             prediction,
@@ -238,7 +249,8 @@ def backward(training: Training, batch: Batch) -> dict[str, Tensor]:
         )
         if training.sums is not None and stop == groups:
             training.sums.begin()
-        (sum(losses.values()) / config.groups).backward()  # type: ignore[union-attr]
+        loss: Tensor = sum(losses.values()) / config.groups  # type: ignore[assignment]
+        (training.loss_scale.scaled(loss) if training.loss_scale else loss).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach() / config.groups
     return sums

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from pipeline.compute.precision import allow_tf32
+from pipeline.compute.precision import LossScale, allow_tf32
 
 Choice = Literal["off", "convolutions", "all"]
 
@@ -48,3 +48,35 @@ def test_switches_that_somebody_has_set_apart_agree_again() -> None:
         switches()
     allow_tf32("convolutions")
     assert switches()["older"] == (True, False)
+
+
+def test_a_step_that_overflows_is_left_out_and_halves_the_scale() -> None:
+    scale = LossScale(torch.device("cpu"))
+    assert scale.scaled(torch.tensor(2.0)).item() == 2 * 65536
+    norm, to_check, left_out = scale.norm(torch.tensor(3.0 * 65536))
+    assert (norm.item(), to_check.item(), left_out.item()) == (3.0, 3.0, 0.0)
+    assert scale.factor(torch.tensor(0.5)).item() == 0.5 / 65536
+    norm, to_check, left_out = scale.norm(torch.tensor(float("inf")))
+    assert (norm.item(), to_check.item(), left_out.item()) == (0.0, 0.0, 1.0)  # a lower scale may help
+    scale.update(left_out)
+    assert scale.state() == [32768.0, 0.0]
+
+
+def test_the_scale_doubles_after_2000_good_steps_and_an_overflow_begins_the_count_anew() -> None:
+    scale, good, bad = LossScale(torch.device("cpu")), torch.tensor(0.0), torch.tensor(1.0)
+    scale.load([4.0, 1998.0])
+    scale.update(good)
+    assert scale.state() == [4.0, 1999.0]
+    scale.update(good)
+    assert scale.state() == [8.0, 0.0]
+    scale.update(good)
+    scale.update(bad)
+    assert scale.state() == [4.0, 0.0]
+
+
+def test_a_gradient_that_is_not_finite_at_the_lowest_scale_is_to_be_found() -> None:
+    scale = LossScale(torch.device("cpu"))
+    scale.load([1.0, 0.0])
+    assert scale.norm(torch.tensor(float("nan")))[1].isnan()
+    scale.update(torch.tensor(1.0))
+    assert scale.state() == [1.0, 0.0]

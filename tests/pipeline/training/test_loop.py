@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -389,6 +390,27 @@ def test_the_first_steps_of_a_real_row_follow_the_recorded_losses(
     else:
         for step, (loss, expected) in enumerate(zip(losses, recorded["losses"][str(seed)], strict=True)):
             assert loss == pytest.approx(expected, rel=golden.tolerance(step)), f"step {step}"
+
+
+def test_a_training_in_fp16_leaves_out_steps_that_overflow_and_goes_on_with_its_scale(
+    small_row: Row, small_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = dataclasses.replace(small_row, train=dataclasses.replace(small_row.train, precision="fp16", log_every=1))
+    monkeypatch.setattr("pipeline.compute.precision._FIRST_SCALE", 2.0**14)  # too high for the first steps
+
+    def run(name: str) -> loop.Run:  # 6 steps, a checkpoint after every second
+        return loop.Run(row=row, seed=5, run_key="k", run_dir=tmp_path / name, manifest=small_manifest)
+
+    loop.train(run("undisturbed"))
+    interrupted = run("interrupted")
+    interrupted.run_dir.mkdir()
+    (interrupted.run_dir / loop.YIELD).touch()
+    for _ in range(4):
+        with contextlib.suppress(loop.YieldRequested):
+            loop.train(interrupted)
+    curves = [read_curve(tmp_path / name / "curve.jsonl") for name in ("undisturbed", "interrupted")]
+    norms = [[point["grad_norm"] for point in curve if "grad_norm" in point] for curve in curves]
+    assert norms[0] == norms[1] and norms[0][0] == 0.0 and norms[0][-1] > 0.0
 
 
 def test_a_run_that_is_asked_to_yield_does_so_after_a_checkpoint_and_loses_nothing(
