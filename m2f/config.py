@@ -38,8 +38,11 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelDecoderConfig:
-    """Multi-scale deformable attention over strides 32, 16 and 8, then one top-down step to stride 4."""
+    """From the backbone's maps to mask features at stride 4 and the maps of strides 32, 16 and 8 for the queries."""
 
+    name: Literal["deformable", "fapn"] = field(default="deformable", metadata={OFF: "deformable"})
+    """deformable: multi-scale deformable attention over strides 32, 16 and 8, then one top-down step to stride 4 (all
+    published rows). fapn: a feature-aligned pyramid (m2f.fapn), which has no other settings than `channels`."""
     channels: int = 256
     """Width of all its maps, the per-pixel embedding included."""
     layers: int = 6

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from m2f.backbones import build_backbone
 from m2f.config import ModelConfig
 from m2f.constants import constant
+from m2f.fapn import FeatureAlignedPyramid
 from m2f.pixel_decoder import LEVELS, PixelDecoder
 from m2f.query_decoder import QueryDecoder
 from m2f.recompute import recomputing
@@ -30,7 +31,8 @@ class Mask2Former(nn.Module):
         self.config = config
         self._compiled: Callable[[Tensor, Tensor | None], tuple[Tensor, tuple[Tensor, ...]]] | None = None
         self.backbone = build_backbone(config.backbone)
-        self.pixel_decoder = PixelDecoder(config.pixel_decoder, self.backbone.channels)
+        build_pixel_decoder = FeatureAlignedPyramid if config.pixel_decoder.name == "fapn" else PixelDecoder
+        self.pixel_decoder = build_pixel_decoder(config.pixel_decoder, self.backbone.channels)
         self.query_decoder = QueryDecoder(
             config.query_decoder, channels=config.pixel_decoder.channels, num_classes=config.num_classes, levels=LEVELS
         )

@@ -310,7 +310,11 @@ def test_m2f_knows_nothing_but_torch_and_numbers() -> None:
     for name, path in modules().items():
         if name.partition(".")[0] != "m2f":
             continue
-        own = {"m2f.metrics.instance": {"pycocotools"}, "m2f.kernels.gpu": {"triton"}}  # Triton comes with torch
+        own = {
+            "m2f.metrics.instance": {"pycocotools"},
+            "m2f.fapn": {"torchvision"},
+            "m2f.kernels.gpu": {"triton"},
+        }  # Triton comes with torch
         own |= {f"m2f.kernels.triton_{kernel}": {"triton"} for kernel in ("attention", "labels")}
         allowed = libraries | own.get(name, set())
         for other in imported(name):

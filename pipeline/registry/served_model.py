@@ -61,6 +61,7 @@ MODULES = (
     "m2f.deformable_attention",
     "m2f.deterministic_sampling",
     "m2f.draws",
+    "m2f.fapn",
     "m2f.inference",
     "m2f.inference.augmented",
     "m2f.inference.bands",
