@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -64,24 +64,60 @@ class OwnImages:
 
 
 def look(source: Path) -> OwnImages:
-    """Find out what a folder or archive holds. ValueError says what is missing, or which file cannot be read."""
+    """Find out what a folder or archive holds. ValueError says what is missing, which file cannot be read, or which
+    data sets there are, if there are several."""
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a folder or archive of images and labels")
     names = file_names(source)
-    for found in (_coco(source, names), _voc(source, names), _folder(source, names)):
-        if found is not None:
-            return found
-    raise ValueError(f"{source} has no layout that is known, which are {_LAYOUTS}")
+    coco, voc, maps = _coco_files(names), _voc_tops(names), _label_maps(names)
+    sets = [
+        *coco.sets,
+        *(f"{top}ImageSets/Segmentation/" for top in voc),
+        *(f"{top}annotations/<split>/" for top, files in maps.items() if files.images.keys() & files.labels.keys()),
+    ]
+    if len(sets) > 1:
+        raise ValueError(
+            f"{source} holds several data sets: {', '.join(sets[:4])}; leave one of them there, or name a folder "
+            "that holds one alone"
+        )
+    if coco.files:
+        return _coco(source, coco)
+    return _voc(source, names) if voc else _folder(source, maps)
 
 
 # Label maps
 
 
-def _folder(source: Path, names: Sequence[str]) -> OwnImages | None:
+@dataclass(frozen=True, slots=True)
+class _LabelMaps:
+    """Files below images/<split>/ and annotations/<split>/, by split."""
+
+    images: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _label_maps(names: Iterable[str]) -> dict[str, _LabelMaps]:
+    """By the folder that they lie in, with its slash: "" or a top folder."""
+    found: dict[str, _LabelMaps] = {}
+    for name in names:
+        if not (match := re.match(r"((?:[^/]+/)?)(images|annotations)/([^/]+)/.", name)):
+            continue
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in (IMAGE_SUFFIXES if match[2] == "images" else LABEL_SUFFIXES):
+            files = found.setdefault(match[1], _LabelMaps())
+            by_split = files.images if match[2] == "images" else files.labels
+            by_split.setdefault(match[3], []).append(name)
+    return found
+
+
+def _folder(source: Path, found: Mapping[str, _LabelMaps]) -> OwnImages:
     """images/<split>/ with annotations/<split>/, also below one folder."""
-    images, labels = _by_split(names, "images", IMAGE_SUFFIXES), _by_split(names, "annotations", LABEL_SUFFIXES)
+    fullest = max(
+        found.values(), key=lambda files: len(files.images.keys() & files.labels.keys()), default=_LabelMaps()
+    )
+    images, labels = fullest.images, fullest.labels
     if not images or not labels:
-        return None
+        raise ValueError(f"{source} has {_lacking(found.values())}, which are {_LAYOUTS}")
     splits = _splits(images.keys() & labels.keys(), f"{source}: folders in both images/ and annotations/")
     return _of_label_maps(
         source,
@@ -92,24 +128,32 @@ def _folder(source: Path, names: Sequence[str]) -> OwnImages | None:
     )
 
 
-def _voc(source: Path, names: Sequence[str]) -> OwnImages | None:
-    lists = [name for name in names if re.search(r"(^|/)ImageSets/Segmentation/[^/]+\.txt$", name)]
-    if not lists:
-        return None
-    splits = _splits([PurePosixPath(name).stem for name in lists], f"{source}: lists in ImageSets/Segmentation/")
+_VOC_LIST = re.compile(r"((?:.*/)?)ImageSets/Segmentation/([^/]+)\.txt")
+
+
+def _voc_tops(names: Iterable[str]) -> list[str]:
+    """The folders that hold ImageSets/, with their slashes."""
+    return sorted({match[1] for name in names if (match := _VOC_LIST.fullmatch(name))})
+
+
+def _voc(source: Path, names: Sequence[str]) -> OwnImages:
+    lists = [match[2] for name in names if (match := _VOC_LIST.fullmatch(name))]
+    splits = _splits(lists, f"{source}: lists in ImageSets/Segmentation/")
     images = [name for name in names if re.search(r"(^|/)JPEGImages/", name)]
     labels = [name for name in names if re.search(r"(^|/)SegmentationClass/", name)]
     return _of_label_maps(source, "voc", splits, images=images, labels=labels)
 
 
-def _by_split(names: Iterable[str], top: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """The files below `top`/<split>/, by split."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        match = re.match(rf"(?:[^/]+/)?{top}/([^/]+)/.", name)
-        if match and PurePosixPath(name).suffix.lower() in suffixes:
-            found.setdefault(match[1], []).append(name)
-    return found
+def _lacking(found: Collection[_LabelMaps]) -> str:
+    """What keeps a source from being label maps, or anything else."""
+    images, labels = any(files.images for files in found), any(files.labels for files in found)
+    if labels and not images:
+        half = "label files in annotations/<split>/ without images in images/<split>/: "
+    elif images and not labels:
+        half = "images in images/<split>/ without label files in annotations/<split>/: "
+    else:
+        half = ""
+    return f"{half}no layout that is known"
 
 
 def _of_label_maps(
@@ -184,26 +228,45 @@ def _said(ids: set[int]) -> str:
 # COCO
 
 
-def _coco(source: Path, names: Sequence[str]) -> OwnImages | None:
-    """annotations/{instances,panoptic}_<split>.json, or <split>/_annotations.coco.json, also below one folder."""
-    files: dict[str, dict[str, str]] = {}
+@dataclass(frozen=True, slots=True)
+class _CocoFiles:
+    """Annotation files."""
+
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
     """By sort of annotation, the files of its splits."""
-    other_names = dict[str, str]()
-    for name in names:
-        if match := re.fullmatch(r"(?:[^/]+/)?annotations/(instances|panoptic)_([^/]+)\.json", name):
-            files.setdefault(match[1], {})[match[2]] = name
-    if not files:
+    other_names: dict[str, str] = field(default_factory=dict)
+    """Names other than COCO's own."""
+    sets: list[str] = field(default_factory=list)
+    """A file of every data set: several, if there are several of the same sort and split."""
+
+
+def _coco_files(names: Sequence[str]) -> _CocoFiles:
+    """annotations/{instances,panoptic}_<split>.json, or <split>/_annotations.coco.json, also below one folder."""
+    for pattern, other_names in (
+        (r"(?:[^/]+/)?annotations/(?P<sort>instances|panoptic)_(?P<split>[^/]+)\.json", {}),
+        (r"(?:[^/]+/)?(?P<split>[^/]+)/_annotations\.coco\.json", {"instances": "{folder}/_annotations.coco.json"}),
+    ):
+        alike: dict[tuple[str, str], list[str]] = {}
         for name in names:
-            if match := re.fullmatch(r"(?:[^/]+/)?([^/]+)/_annotations\.coco\.json", name):
-                files.setdefault("instances", {})[match[1]] = name
-        other_names = {"instances": "{folder}/_annotations.coco.json"}
-    if not files:
-        return None
+            if match := re.fullmatch(pattern, name):
+                parts = match.groupdict()
+                alike.setdefault((parts.get("sort", "instances"), parts["split"]), []).append(name)
+        if alike:
+            found = _CocoFiles({}, other_names, max(alike.values(), key=len))
+            for (sort, split), (first, *_) in alike.items():
+                found.files.setdefault(sort, {})[split] = first
+            return found
+    return _CocoFiles()
+
+
+def _coco(source: Path, found: _CocoFiles) -> OwnImages:
+    """A data set with COCO's annotation files."""
+    files = found.files
     common = set.intersection(*({*by_split} for by_split in files.values()))
     splits = _splits(common, f"{source}: annotation files")
     trees = {sort: _json(source, by_split[splits["train"]]) for sort, by_split in files.items()}
     try:
-        return _of_coco(source, splits, trees, other_names)
+        return _of_coco(source, splits, trees, found.other_names)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{source}: its annotation files do not hold COCO's categories, images and annotations "

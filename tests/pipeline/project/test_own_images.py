@@ -113,6 +113,44 @@ def test_annotation_files_within_the_splits_folders_are_found(tmp_path: Path) ->
     assert found.annotation_files == {"instances": "{folder}/_annotations.coco.json"}
 
 
+def test_of_several_data_sets_none_is_taken_silently(tmp_path: Path) -> None:
+    for top in ("a", "b"):
+        labelled(tmp_path / "maps" / top, filled(0, 1), filled(0, 1))
+        put(tmp_path / f"coco/{top}/annotations/instances_train.json", json.dumps(coco()).encode())
+        put(tmp_path / f"exported/{top}/valid/_annotations.coco.json", json.dumps(coco()).encode())
+        put(tmp_path / f"voc/{top}/ImageSets/Segmentation/train.txt", b"a\n")
+    put(labelled(tmp_path / "both", filled(0, 1), filled(0, 1)) / "annotations/instances_val.json", b"{}")
+    for folder, sets in {
+        "maps": "a/annotations/<split>/, b/annotations/<split>/",
+        "coco": "a/annotations/instances_train.json, b/annotations/instances_train.json",
+        "exported": "a/valid/_annotations.coco.json, b/valid/_annotations.coco.json",
+        "voc": "a/ImageSets/Segmentation/, b/ImageSets/Segmentation/",
+        "both": "annotations/instances_val.json, annotations/<split>/",
+    }.items():
+        with pytest.raises(ValueError, match=rf"{folder} holds several data sets: {sets}; leave one of them there, or"):
+            look(tmp_path / folder)
+
+
+def test_cocos_annotations_in_two_top_folders_with_maps_are_one_data_set(tmp_path: Path) -> None:
+    # as COCO's own archives unpack: panoptic maps lie below annotations/, images below images/ by some habits
+    panoptic = {**coco(), "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [{}]}]}
+    for split in ("train", "val"):
+        put(tmp_path / f"one/annotations/instances_{split}.json", json.dumps(coco()).encode())
+        put(tmp_path / f"two/annotations/panoptic_{split}.json", json.dumps(panoptic).encode())
+        put(tmp_path / f"two/annotations/panoptic_{split}/a.png", encoded(filled(0, 1).astype(np.uint8)))
+        put(tmp_path / f"two/images/{split}/a.jpg", encoded(image(), ".jpg"))
+    assert look(tmp_path).task == "panoptic"
+
+
+def test_half_of_a_layout_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "labels/annotations/train/a.png", encoded(filled(0, 1).astype(np.uint8)))
+    put(tmp_path / "images/images/train/a.jpg", encoded(image(), ".jpg"))
+    with pytest.raises(ValueError, match="has label files in annotations/<split>/ without images in images/<split>/"):
+        look(tmp_path / "labels")
+    with pytest.raises(ValueError, match="has images in images/<split>/ without label files in annotations/<split>/"):
+        look(tmp_path / "images")
+
+
 def test_what_is_not_understood_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing does not exist; name a folder or archive of images and labels"):
         look(tmp_path / "nothing")
