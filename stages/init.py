@@ -33,6 +33,9 @@ def main() -> None:
 
     from pipeline.project.begin import begin
 
+    for name, value in (("FOLDER", arguments.folder), ("--own", arguments.own)):
+        if value == "":  # of an unset variable in a script
+            raise ValueError(f"{name} is empty; name a folder, or leave it out")
     folder = Path(arguments.folder).expanduser()
     begun = begin(folder, own=Path(arguments.own) if arguments.own else None)
     row = begun.row

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from pipeline.storage.files import write_text
 
 _COPIES = Path(__file__).with_name("repository")
 """Where an installed package has copies of the repository's files (setup.py)."""
+
+_LAST = "params.yaml"
+"""Written after the others: where it is, a project was begun."""
 
 _IGNORED_BY_GIT = "/config.local\n/tmp\n/cache\n"
 """In .dvc/, as DVC itself writes it."""
@@ -98,24 +104,51 @@ def _below_git(folder: Path) -> bool:
 
 
 def _write_all(folder: Path, files: Mapping[str, str]) -> None:
-    """Write all files, or none. ValueError names the first that is there."""
-    for name in files:
-        if os.path.lexists(folder / name):
-            raise ValueError(
-                f"{folder / name} exists, and nothing was written; name another folder, or remove what is in the way"
-            )
-    made: list[Path] = []
+    """Write all files, or none. ValueError names the first that is there; what a kill has left does not count."""
+    made = [each for each in (*reversed(folder.parents), folder) if not each.exists()]
     try:
-        for name, text in files.items():
-            path = folder / name
-            made += [each for each in reversed(path.parents) if not each.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.append(path)
-            write_text(path, text)
-    except BaseException:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone_in(folder):
+            _check_room(folder, files)
+            for name in sorted(files, key=lambda name: name == _LAST):
+                path = folder / name
+                made += [each for each in reversed(path.parents) if not each.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                made.append(path)
+                write_text(path, files[name])
+    except BaseException as error:
         for each in reversed(made):
             if each.is_dir():
                 each.rmdir()
             else:
                 each.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ValueError(
+                f"{error.filename or folder} cannot be written ({error.strerror}); name a folder where this user may "
+                "write"
+            ) from None
         raise
+
+
+def _check_room(folder: Path, files: Mapping[str, str]) -> None:
+    """ValueError where one of the files is there. Without the last one, those that are as they should be are what a
+    killed call has left."""
+    left = () if os.path.lexists(folder / _LAST) else files
+    for name, text in files.items():
+        path = folder / name
+        if os.path.lexists(path) and not (name in left and path.is_file() and path.read_bytes() == text.encode()):
+            raise ValueError(
+                f"{path} exists, and nothing was written; name another folder, or remove what is in the way"
+            )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process begins a project in the folder while the block runs, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -96,6 +96,8 @@ def test_init_says_what_comes_next(tmp_path: Path) -> None:
     ]
     again = m2f("init", "my project", folder=tmp_path)
     assert again.returncode == 1 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
+    unset = m2f("init", "", folder=tmp_path)  # of a script's variable
+    assert (unset.returncode, unset.stderr) == (1, "error: FOLDER is empty; name a folder, or leave it out\n")
 
 
 def completed(script: Path, *words: str) -> list[str]:

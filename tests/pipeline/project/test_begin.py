@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,41 @@ def test_what_cannot_be_written_whole_is_not_written_at_all(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file is a file; name a folder"):
         begin(tmp_path / "file")
+
+
+def test_what_a_killed_call_has_left_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    begun = begin(tmp_path)
+    (tmp_path / "params.yaml").unlink()  # the last
+    (tmp_path / "dvc.yaml").unlink()
+    begin(tmp_path)
+    assert files_in(tmp_path) == set(begun.files)
+    (tmp_path / "params.yaml").unlink()
+    (tmp_path / "dvc.yaml").write_text("mine")
+    with pytest.raises(ValueError, match=r"dvc.yaml exists, and nothing was written"):
+        begin(tmp_path)
+
+
+def test_of_two_projects_begun_at_once_in_a_folder_one_is_refused_and_the_other_is_whole(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_folder(tmp_path / name)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    calls = [
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.init", "new", "--own", name],
+            cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    said = [call.communicate()[1] for call in calls]
+    assert sorted(call.returncode for call in calls) == [0, 1]
+    assert sum("exists, and nothing was written" in text for text in said) == 1
+    winner = "one" if calls[0].returncode == 0 else "two"
+    assert list(yaml.safe_load((tmp_path / "new/params.yaml").read_text())["rows"]) == ["shapes_tiny", f"{winner}_tiny"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be written \(.*\); name a folder where this user may write"):
+        begin(Path("/sys/new"))  # where nobody may
 
 
 def test_own_images_are_named_as_they_lie(tmp_path: Path) -> None:
