@@ -53,6 +53,11 @@ def main(words: Sequence[str]) -> int:
     if command in _LAPTOP_COMMANDS:
         from pipeline.cluster import laptop
 
+        if {"-h", "--help"} & {*rest}:
+            print(__doc__)
+            return 0
+        if command == "run" and rest[1:2] == ["repro"]:  # before a cluster is started for it
+            laptop.check_targets(parse_targets([word for word in rest[2:] if word != "--down"])[0])
         return int(getattr(laptop, command)(rest))
     actions: dict[str, Callable[[list[str]], int]] = {
         "repro": drive if _INSIDE in os.environ else repro,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,14 +22,16 @@ WORKER_GROUP_GPUS = 8
 def problems(path: str | Path) -> list[str]:
     """Everything wrong with a cluster file that can be known offline, one sentence each."""
     config = read_cluster_file(path)
-    provider = config.get("provider")
-    provider_type = provider.get("type") if isinstance(provider, dict) else None
+    provider = config["provider"]
+    provider_type = provider.get("type")
     by_ray_up = FILLED_IN if provider_type == "external" else ()
     found = [f"{place}: fill in {text}" for place, text in placeholders(config) if text not in by_ray_up]
-    if not isinstance(provider, dict) or provider_type not in PROVIDERS:
+    if provider_type not in PROVIDERS:
         return [*found, f"provider.type is {provider_type!r}; this project knows {', '.join(PROVIDERS)}"]
     if provider_type == "external" and provider.get("module") != MODULE:
         return [*found, f"provider.module is {provider.get('module')!r}; this project has {MODULE}"]
+    if wrong := list(_type_problems(config)):  # the checks below rely on them
+        return [*found, *wrong]
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")
@@ -50,6 +53,18 @@ def account_problems(path: str | Path) -> tuple[list[str], list[str]]:
         return look(Account(config))
     except ValueError as error:
         return [], [f"quota and zones are not known, because AWS was not asked: {error}"]
+
+
+def _type_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """Values of another type than Ray's schema has there."""
+    import jsonschema
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    for error in jsonschema.Draft7Validator(schema).iter_errors(config):
+        if error.validator == "type":
+            expected = error.validator_value
+            yield f"{error.json_path.removeprefix('$.')} is {error.instance!r:.60}; Ray wants the type {expected} there"
 
 
 def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:

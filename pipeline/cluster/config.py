@@ -30,7 +30,7 @@ class NodeGroup:
 
 
 def read_cluster_file(path: str | Path) -> dict[str, Any]:
-    """The file as written; ValueError when it is missing or no YAML mapping."""
+    """The file as written; ValueError when it is missing, cannot be read or is no cluster file."""
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -38,10 +38,16 @@ def read_cluster_file(path: str | Path) -> dict[str, Any]:
             f"{path} does not exist; the project's examples are cluster.yaml, cluster.private.yaml and "
             "cluster.onprem.yaml"
         ) from None
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); name a cluster file such as cluster.yaml"
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; name a cluster file such as cluster.yaml") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no mapping; compare it with cluster.yaml")
+    if not isinstance(content, dict) or not isinstance(content.get("provider"), dict):
+        raise ValueError(f"{path} has no section provider, so it is no cluster file; compare it with cluster.yaml")
     return content
 
 

@@ -46,8 +46,27 @@ def up(words: list[str]) -> int:
     return _ray("up", "--yes", "--no-config-cache", *words)
 
 
+def check_targets(targets: Sequence[str]) -> None:
+    """ValueError for a target that the project in this folder does not have."""
+    import yaml
+
+    from pipeline.cluster.job import PREFLIGHT
+    from pipeline.cluster.stages import plan
+    from pipeline.params.load import load_params
+
+    _in_project()
+    params = load_params("params.yaml")
+    for target in targets:
+        if target.startswith(PREFLIGHT):
+            params.row(target.removeprefix(PREFLIGHT))
+    pipeline, tree = (yaml.safe_load(Path(name).read_text(encoding="utf-8")) for name in ("dvc.yaml", "params.yaml"))
+    plan([target for target in targets if not target.startswith(PREFLIGHT)], pipeline["stages"], tree)
+
+
 def run(words: list[str]) -> int:
     """Start the cluster if it is down, send the code, run a head's command, bring the results home."""
+    from pipeline.cluster.check import problems
+
     path, *rest = [word for word in words if word != "--down"] or ["cluster.yaml"]
     ends = "--down" in words
     if not rest or rest[0] not in HEAD_COMMANDS:
@@ -56,6 +75,8 @@ def run(words: list[str]) -> int:
         raise ValueError(f"--down goes with repro and attach, which wait for a job; for now: down {path}")
     try:
         if rest[0] == "repro":
+            if found := problems(path):
+                raise ValueError(f"{path}: {'; '.join(found)}")
             if not head_runs(path):
                 print(f"{path}: the cluster is down; starting it. {what_starts(path)}", flush=True)
                 if code := up([path]):
@@ -139,9 +160,7 @@ def results(words: list[str]) -> int:
     from pipeline.cluster.workspace import LOCK, add_newer_results
 
     path = _cluster(words, "results")
-    here = Path.cwd()
-    if not (here / "dvc.yaml").is_file():
-        raise ValueError(f"{here} is not the project (no dvc.yaml); call this where cluster.yaml lies")
+    here = _in_project()
     with tempfile.TemporaryDirectory(prefix="m2f-results-") as folder:
         for name in ("results/", "reports/", LOCK):
             failed = _asked("rsync-down", path, f"~/m2f/{name}", f"{folder}/{name}").returncode
@@ -172,9 +191,17 @@ def down(words: list[str]) -> int:
     return code
 
 
+def _in_project() -> Path:
+    here = Path.cwd()
+    if not (here / "dvc.yaml").is_file():
+        raise ValueError(f"{here} is not the project (no dvc.yaml); call this where cluster.yaml lies")
+    return here
+
+
 def _cluster(words: list[str], command: str) -> str:
     if len(words) != 1:
         raise ValueError(f"name one cluster file: python -m pipeline.submit {command} cluster.yaml")
+    read_cluster_file(words[0])  # which says what is wrong with it, where Ray would not
     return words[0]
 
 

@@ -88,6 +88,18 @@ def test_the_copied_file_needs_nothing_but_python_to_start(tmp_path: Path) -> No
         (["repro"], "error: name what to make: repro register@ade20k_swin-s\n"),
         (["repro", "--force", "a@b"], "error: --force is neither a target like register@ade20k_swin-s nor a setting"),
         (["results"], "error: name one cluster file: python -m pipeline.submit results cluster.yaml\n"),
+        (["results", "none.yaml"], "error: none.yaml does not exist; the project's examples are cluster.yaml"),
+        (["down", "params.yaml"], "error: params.yaml has no section provider, so it is no cluster file; compare it"),
+        (["check", "docs"], "error: docs cannot be read (Is a directory); name a cluster file such as cluster.yaml\n"),
+        (["check", "docs/report.png"], "error: docs/report.png is not UTF-8 text; name a cluster file such as clus"),
+        # no cluster is started for these
+        (["run", "cluster.yaml", "repro"], "error: name what to make: repro register@ade20k_swin-s\n"),
+        (["run", "cluster.yaml", "repro", "train@none", "--down"], "error: train@none is no stage of dvc.yaml; there"),
+        (["run", "cluster.yaml", "repro", "preflight@none"], "error: params.yaml: no row is called 'none'; known: "),
+        (
+            ["run", "cluster.onprem.yaml", "repro", "train@shapes_tiny"],
+            "error: cluster.onprem.yaml: provider.head_ip: fill in",
+        ),
         (["run", "cluster.yaml", "train"], "error: say what to run: run cluster.yaml repro register@<row>, or attach"),
     ],
 )
@@ -97,6 +109,13 @@ def test_a_wrong_command_ends_in_one_sentence(words: list[str], sentence: str) -
     )
     assert answer.returncode == 1
     assert answer.stderr.startswith(sentence)
+
+
+def test_help_of_a_laptops_command_is_no_cluster_file() -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "pipeline.submit", "down", "--help"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert asked.returncode == 0 and asked.stdout.startswith("Rows on a cluster: ")
 
 
 def test_a_command_line_is_targets_and_settings() -> None:

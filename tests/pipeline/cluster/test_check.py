@@ -96,6 +96,23 @@ def test_what_is_wrong_with_the_rack_file_is_said(changes: dict[str, Any], sente
     assert any(re.search(sentence, each) for each in found), found
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"auth": "ubuntu"}, "auth is 'ubuntu'; Ray wants the type object there"),
+        ({"file_mounts": ["here"]}, "file_mounts is ['here']; Ray wants the type object there"),
+        (
+            {"available_node_types": {"head": "large"}},
+            "available_node_types.head is 'large'; Ray wants the type object",
+        ),
+        ({"max_workers": "many"}, "max_workers is 'many'; Ray wants the type integer there"),
+    ],
+)
+def test_a_value_of_another_type_is_said(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    found = problems(filled("cluster.yaml", tmp_path, **changes))
+    assert any(each.startswith(sentence) for each in found), found
+
+
 def test_what_is_said_of_a_password_does_not_hold_it(tmp_path: Path) -> None:
     path = filled("cluster.onprem.yaml", tmp_path, setup_commands=["echo https://me:secret@host"])
     assert not any("secret@" in sentence for sentence in problems(path))
