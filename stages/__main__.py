@@ -110,10 +110,14 @@ def _names(section: str) -> list[str]:
     import yaml
 
     try:
-        entries = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)[section]
-        return [str(name) for name in entries]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"params.yaml has no names under {section}; look at it with: m2f check") from None
+        tree = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+        return [str(name) for name, _ in tree[section].items()]
+    except FileNotFoundError:
+        raise ValueError("params.yaml does not exist; run from the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"params.yaml has no names under {section}, or is torn; see what is wrong with it: m2f plan"
+        ) from None
 
 
 def _parser(*, arguments: bool = False) -> argparse.ArgumentParser:

@@ -140,3 +140,10 @@ def test_names_are_printed_or_missing_in_a_sentence(tmp_path: Path) -> None:
     missing = m2f("--names", "weights", folder=tmp_path)
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert "params.yaml has no names under weights" in missing.stderr
+    (tmp_path / "params.yaml").write_text("rows: [street_a\nweights: r50\n")  # whose letters are no names
+    for section in ("rows", "weights"):
+        torn = m2f("--names", section, folder=tmp_path)
+        assert (torn.returncode, torn.stdout, torn.stderr.count("\n")) == (1, "", 1)
+    (tmp_path / "params.yaml").unlink()
+    nowhere = m2f("--names", "rows", folder=tmp_path)
+    assert nowhere.stderr == "error: params.yaml does not exist; run from the project's folder\n"
