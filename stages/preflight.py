@@ -6,6 +6,7 @@ evaluation, a model registered, a report. It takes minutes. The page has every s
 second, memory beside the published figure, how far the loader is ahead, projected hours, and what will not hold.
 
 It works in folders of its own, a temporary one and one below the storage root, and deletes both; no result is touched.
+The server of MLFLOW_TRACKING_URI is asked whether it answers, and nothing is written there.
 On a machine without GPUs a step is one group of one picture. With RAY_ADDRESS the workers are those of that cluster.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +60,7 @@ def main() -> None:
     from pipeline.rehearsal.page import write_page
     from pipeline.rehearsal.project import Extent, opened
     from pipeline.rehearsal.steps import rehearse
+    from pipeline.tracking.client import no_answer, shown_uri
 
     file = Path(arguments.params)
     params = load_params(file)
@@ -72,10 +75,12 @@ def main() -> None:
         one_image=one_image,
         real_weights=arguments.real_weights,
     )
+    _make_writable(arguments.out)
     missing = needs(row, params, base=file.absolute().parent) + untrained_weights(row, params)
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"{arguments.out} is a file; name a folder with --out")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if why := no_answer():
+        missing.append(
+            f"an MLflow that answers: {shown_uri()} does not ({why}); correct MLFLOW_TRACKING_URI or start it"
+        )
     print(f"rehearsing {row.name}: {_in_words(extent)}", flush=True)
     with opened(row, params, file, extent) as project:
         steps = rehearse(row, project, lambda line: print(line, flush=True))
@@ -102,6 +107,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--scale is {arguments.scale:g}; it must be 0.05 to 1")
     if arguments.price_per_gpu_hour is not None and not arguments.price_per_gpu_hour > 0:
         raise ValueError(f"--price-per-gpu-hour is {arguments.price_per_gpu_hour:g}; it must be above 0")
+
+
+def _make_writable(out: Path) -> None:
+    """Make the page's folder; ValueError, before anything is rehearsed, where no page could be written."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); name another folder with --out") from None
 
 
 def _in_words(extent: Extent) -> str:

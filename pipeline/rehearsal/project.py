@@ -12,11 +12,12 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import yaml
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 FOLDER = "preflight"
 """Below the storage root: the storage of rehearsals, which is deleted at their ends."""
+
+_PREFIX = "m2f-preflight-"
+"""Of the folders of rehearsals among the system's temporary ones."""
 
 _SIDE = 32
 """Scaled crops are multiples of this."""
@@ -70,9 +74,12 @@ def opened(row: Row, params: Params, file: Path, extent: Extent) -> Iterator[Pro
 
     ValueError where the storage root cannot be written.
     """
+    root = storage_root()
+    was_there = root.exists()
     forget_ended()
-    storage = storage_root() / FOLDER / f"{row.name}-{socket.gethostname()}-{os.getpid()}"
-    folder = Path(tempfile.mkdtemp(prefix=f"m2f-preflight-{row.name}-"))
+    mine = f"{row.name}-{socket.gethostname()}-{os.getpid()}"
+    storage = root / FOLDER / mine
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mine}-"))
     served = folder / "served"
     served.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
@@ -89,26 +96,48 @@ def opened(row: Row, params: Params, file: Path, extent: Extent) -> Iterator[Pro
             folder=folder,
             storage=storage,
             size=stand_in_size(row, extent.scale),
-            environment=_environment(storage, extent),
+            environment=_environment(folder, storage, extent),
         )
     finally:
         server.shutdown()
         server.server_close()
         shutil.rmtree(folder, ignore_errors=True)
         _delete(storage)
+        if isinstance(root, Path) and not was_there:
+            with suppress(OSError):  # another process has put something there
+                root.rmdir()
 
 
 def forget_ended() -> None:
-    """Delete what rehearsals of this machine have left that were killed."""
+    """End and delete what rehearsals of this machine have left that were killed."""
+    root = storage_root() / FOLDER
+    left: list[StoredPath] = list(root.iterdir()) if root.exists() else []
+    for path in left:
+        if _has_ended(path.name):
+            _end_processes(str(path))
+            _delete(path)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if _has_ended(folder.name.removeprefix(_PREFIX).rpartition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)  # unless it is another user's
+
+
+def _has_ended(name: str) -> bool:
+    """Whether <row>-<host>-<process> was a process of this machine; row and host may have dashes."""
     import psutil
 
-    root = storage_root() / FOLDER
-    if not root.exists():
-        return
-    for path in root.iterdir():
-        _, host, process = path.name.rsplit("-", 2) if path.name.count("-") > 1 else ("", "", "")
-        if host == socket.gethostname() and process.isdecimal() and not psutil.pid_exists(int(process)):
-            _delete(path)
+    rest, _, process = name.rpartition("-")
+    here = rest.endswith(f"-{socket.gethostname()}")
+    return here and process.isdecimal() and not psutil.pid_exists(int(process))
+
+
+def _end_processes(storage: str) -> None:
+    """End the stages that a killed rehearsal has left running, by their storage root."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if process.environ().get("M2F_STORAGE") == storage:
+                process.kill()
 
 
 def stand_in_size(row: Row, scale: float = 1.0) -> Size:
@@ -156,7 +185,7 @@ def _stand_in_dataset(
     for key in ("mirrors", "login", "terms"):
         entry.pop(key, None)
     return entry | {
-        "sources": [f"{address}/{path.name}" for path in archives],
+        "sources": [f"{address}/{quote(path.name)}" for path in archives],
         "bytes": [path.stat().st_size for path in archives],
         "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in archives],
         "accept_terms": True,
@@ -183,7 +212,7 @@ def _scaled_augmentation(row: Row, scale: float) -> dict[str, Any]:
     return given | {
         "crop": crop,
         "short_sides": short_sides,
-        "long_side_max": round(given["long_side_max"] * scale),
+        "long_side_max": max(short_sides[-1], round(given["long_side_max"] * scale)),
         "jitter": None if given["jitter"] is None else list(given["jitter"]),
     }
 
@@ -192,14 +221,13 @@ def _scaled_test(row: Row, scale: float) -> dict[str, Any]:
     given = {key: value for key, value in dataclasses.asdict(row.test).items() if value is not None}
     sides = {key: max(_SIDE, round(given[key] * scale)) for key in ("short_side", "long_side_max")}
     if views := given.get("ms_flip"):
-        sides["ms_flip"] = {
-            "short_sides": sorted({max(_SIDE, round(side * scale)) for side in views["short_sides"]}),
-            "long_side_max": max(_SIDE, round(views["long_side_max"] * scale)),
-        }
+        short_sides = sorted({max(_SIDE, round(side * scale)) for side in views["short_sides"]})
+        long_side_max = max(short_sides[-1], round(views["long_side_max"] * scale))
+        sides["ms_flip"] = {"short_sides": short_sides, "long_side_max": long_side_max}
     return given | sides
 
 
-def _environment(storage: StoredPath, extent: Extent) -> dict[str, str]:
+def _environment(folder: Path, storage: StoredPath, extent: Extent) -> dict[str, str]:
     """Of this process, but another storage, no tracking server, and the package wherever it lies."""
     home = str(Path(__file__).parents[2])
     without = ("MLFLOW_TRACKING_URI", "M2F_SHARD_CACHE")
@@ -210,6 +238,8 @@ def _environment(storage: StoredPath, extent: Extent) -> dict[str, str]:
     }
     for name in ("NO_PROXY", "no_proxy"):  # the stand-ins come from this machine
         environment[name] = ",".join([*filter(None, [os.environ.get(name)]), "127.0.0.1"])
+    if not isinstance(storage, Path):  # whose shards are copied: not to a folder that stays
+        environment["M2F_SHARD_CACHE"] = str(folder / "cache")
     if extent.one_image:
         environment.setdefault("M2F_WORKERS", "1")
     return environment
@@ -218,9 +248,8 @@ def _environment(storage: StoredPath, extent: Extent) -> dict[str, str]:
 def _delete(storage: StoredPath) -> None:
     if isinstance(storage, Path):
         shutil.rmtree(storage, ignore_errors=True)
-        for parent in (storage.parent, storage.parent.parent):
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        with suppress(OSError):  # other rehearsals are there, or it is gone
+            storage.parent.rmdir()
     elif storage.exists():
         storage.fs.rm(storage.path, recursive=True)
 

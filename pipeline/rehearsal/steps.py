@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,9 @@ def _run(name: str, command: Sequence[str], project: Project, kill: _Kill | None
     if process.returncode != 0:
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         error = (said or lines or [f"it ended with exit code {process.returncode}"])[-1]
+        if process.returncode < 0:  # as the system does for want of memory; its last line is about something else
+            by = signal.Signals(-process.returncode).name
+            error = f"it was killed by {by}; its largest process had {memory:,.0f} MiB"
     return Step(
         name=name, seconds=time.monotonic() - began, memory_mib=memory or None, error=error, lines=tuple(lines[-30:])
     )

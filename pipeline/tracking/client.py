@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 PATIENCE_S = 2.5
 """What a process waits for a server that does not answer: for one outage, in all its calls together. A row's driver,
 a training and its evaluation are three processes, and a curve's close waits once more: together less than 10 s."""
+ANSWER_S = 8.0
+"""What a server may take to answer where all that is asked is whether it does: longer than one request may."""
 QUICK_S = 1.5
 """A call that takes longer is part of an outage too: only a quicker one brings patience back."""
 
@@ -158,6 +160,20 @@ def unusable() -> Exception | None:
     return None
 
 
+def no_answer() -> str:
+    """Why `tracking_uri()` takes nothing now; empty: it would. Nothing is written, and no database is made."""
+    if (database := database_of(tracking_uri())) is not None and not database.exists():
+        return ""
+    if (broken := unusable()) is not None:
+        return _reason(broken)
+    client = mlflow_client()
+    call = _Call(lambda: (client.search_experiments(max_results=1), client.search_registered_models(max_results=1)))
+    call.start()
+    if not call.done.wait(ANSWER_S):
+        return f"no answer within {ANSWER_S:.0f} s"
+    return _reason(call.errors[0]) if call.errors else ""
+
+
 def in_background(loss: str, action: Callable[[], object]) -> None:
     """Call `action` without waiting for it; one warning line when it fails."""
     if (broken := unusable()) is not None:
@@ -169,15 +185,19 @@ def in_background(loss: str, action: Callable[[], object]) -> None:
 def warn(loss: str, error: Exception) -> None:
     """One line that says what MLflow lacks for now, and why. Of a database that cannot be used, a command says it once:
     this process, and those that it starts."""
-    reason = LOGIN.sub("", " ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
+    reason = _reason(error)
     if isinstance(error, UnusableDatabase):
         said = f"{shown_uri()}: {reason}"
         if os.environ.get(SAID) == said:
             return
         os.environ[SAID] = said
-    else:
-        reason = reason[:200]
     print(f"warning: {loss} ({shown_uri()}: {reason})", file=sys.stderr, flush=True)
+
+
+def _reason(error: Exception) -> str:
+    """In one line without a login, short where it says nothing of what to do."""
+    reason = LOGIN.sub("", " ".join(str(error).split()))  # MLflow's own sentences begin with the whole address
+    return reason if isinstance(error, UnusableDatabase) else reason[:200]
 
 
 def metric_name(name: str) -> str:

@@ -61,6 +61,20 @@ def test_a_step_that_fails_ends_it_with_its_sentence_on_the_page_and_exit_code_1
 
 
 @pytest.mark.slow
+def test_a_tracking_server_that_is_down_is_said_and_a_folder_that_takes_no_page_before_anything_else(
+    tmp_path: Path,
+) -> None:
+    address = "http://me:secret@127.0.0.1:9"  # nobody listens at this port
+    settings = {"M2F_WORKERS": "7", "MLFLOW_TRACKING_URI": address}  # so many workers end it early
+    done = preflight(tmp_path, "shapes_tiny", "--scale", "0.5", settings=settings)
+    assert "needs an MLflow that answers: http://127.0.0.1:9 does not (" in done.stdout
+    assert "secret" not in done.stdout + (tmp_path / "reports/preflight/shapes_tiny.html").read_text()
+    refused = preflight(tmp_path, "shapes_tiny", "--out", "/sys/pages")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: /sys/pages cannot be written (")
+
+
+@pytest.mark.slow
 def test_a_rehearsal_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     command = [sys.executable, "-m", "stages.preflight", "shapes_tiny", "--scale", "0.5"]

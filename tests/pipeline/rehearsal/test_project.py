@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 import yaml
 
 from pipeline.params.load import load_params
+from pipeline.project.begin import begin
 from pipeline.rehearsal.project import Extent, opened
+from tests.helpers.images import write_folder
 from tests.helpers.shared import PROJECT
+from tests.helpers.waiting import LIMIT_S
 
 PARAMS = PROJECT / "params.yaml"
 
@@ -52,6 +57,16 @@ def test_it_has_the_row_alone_shortened_and_scaled(name: str, storage: Path) -> 
         assert project.environment["M2F_WORKERS"] == "1"
     assert not project.folder.exists()
     assert [path.name for path in storage.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.33])
+def test_the_smallest_scale_leaves_long_sides_that_hold_the_short_ones(scale: float) -> None:
+    params = load_params(PARAMS)
+    for name in ("shapes_tiny", "ade20k_r50"):  # of 128 x 192 pixels, and with several test sizes
+        row = params.row(name)
+        with opened(row, params, PARAMS, extent(scale=scale, one_image=name == "shapes_tiny")) as project:
+            short = load_params(project.folder / "params.yaml").row(name)
+            assert short.train.augmentation.long_side_max >= max(short.train.augmentation.short_sides)
 
 
 def test_the_unscaled_row_keeps_its_recipe_but_for_its_length() -> None:
@@ -91,17 +106,50 @@ def test_nothing_is_left_when_a_rehearsal_fails(storage: Path) -> None:
     assert [path.name for path in storage.iterdir()] == ["runs"]
 
 
-def test_what_a_killed_rehearsal_left_is_deleted_by_the_next_and_a_running_ones_is_not(storage: Path) -> None:
+@pytest.mark.parametrize("host", ["machine", "gpu-node-1"])
+def test_what_a_killed_rehearsal_left_is_ended_and_deleted_by_the_next_and_a_running_ones_is_not(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    monkeypatch.setattr(tempfile, "tempdir", str(storage.parent / "temporary"))
+    (storage.parent / "temporary").mkdir()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    host = socket.gethostname()
-    left, running, foreign = (
-        storage / "preflight" / name
-        for name in (f"row-{host}-{ended.pid}", f"row-{host}-{os.getppid()}", f"row-elsewhere-{ended.pid}")
-    )
-    for path in (left, running, foreign):
-        path.mkdir(parents=True)
+    left, running, foreign = (f"a-row-{host}-{ended.pid}", f"row-{host}-{os.getppid()}", f"row-elsewhere-{ended.pid}")
+    for name in (left, running, foreign):
+        (storage / "preflight" / name).mkdir(parents=True)
+        (storage.parent / "temporary" / f"m2f-preflight-{name}-x_1").mkdir()
+    stage = subprocess.Popen(["sleep", "600"], env={"M2F_STORAGE": str(storage / "preflight" / left)})
     params = load_params(PARAMS)
     with opened(params.row("shapes_tiny"), params, PARAMS, extent()):
-        assert not left.exists()
-    assert running.exists() and foreign.exists()
+        assert stage.wait(LIMIT_S) == -signal.SIGKILL
+    assert {path.name for path in (storage / "preflight").iterdir()} == {running, foreign}
+    assert {path.name for path in (storage.parent / "temporary").iterdir()} == {
+        f"m2f-preflight-{name}-x_1" for name in (running, foreign)
+    }
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_an_empty_storage_root_stays_and_one_that_was_made_goes(storage: Path, *, was_there: bool) -> None:
+    (storage / "runs").rmdir()
+    if not was_there:
+        storage.rmdir()
+    params = load_params(PARAMS)
+    with opened(params.row("shapes_tiny"), params, PARAMS, extent()) as project:
+        Path(project.environment["M2F_STORAGE"]).mkdir(parents=True)
+    assert storage.exists() == was_there
+
+
+def test_stand_ins_of_archives_with_odd_names_can_be_downloaded(tmp_path: Path) -> None:
+    own = write_folder(tmp_path / "données à moi: #2 50%?")
+    begin(tmp_path / "new", own=own)
+    file = tmp_path / "new/params.yaml"
+    params = load_params(file)
+    with opened(params.row("donn_es_moi_2_50_tiny"), params, file, extent()) as project:
+        command = [sys.executable, "-m", "stages.shard", "donn_es_moi_2_50"]
+        for stage in ("fetch", "shard"):
+            command[2] = f"stages.{stage}"
+            done = subprocess.run(
+                command, cwd=project.folder, env=project.environment, capture_output=True, text=True, timeout=LIMIT_S
+            )
+            assert done.returncode == 0, done.stderr

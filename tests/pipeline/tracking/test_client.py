@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking.client import attempt, mlflow_client, shown_uri, tracking_uri
+from pipeline.tracking.client import attempt, mlflow_client, no_answer, shown_uri, tracking_uri
+from tests.helpers.mlflow_server import Server, free_port
 from tests.helpers.shared import PROJECT
 
 
@@ -38,6 +39,23 @@ def test_an_experiment_in_a_temporary_folder_has_the_projects_database(monkeypat
     assert tracking_uri() == "sqlite:////project/mine/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
     assert tracking_uri() == "sqlite:////elsewhere/mlflow.db"
+
+
+@pytest.mark.slow
+def test_whether_a_tracking_server_answers_is_asked_without_making_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert no_answer() == ""  # it is made when it is needed
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "mlflow.db").write_bytes(b"no database, but as long as the head of one would be" * 4)
+    assert no_answer().startswith("it is no database that MLflow can use (")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # nobody listens at this port
+    assert "127.0.0.1" in no_answer() and "secret" not in no_answer()
+    port = free_port()
+    with Server(tmp_path, port):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        assert no_answer() == ""
 
 
 def test_a_warning_that_quotes_the_address_quotes_no_password(
