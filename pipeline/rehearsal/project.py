@@ -212,7 +212,7 @@ def _scaled_augmentation(row: Row, scale: float) -> dict[str, Any]:
     return given | {
         "crop": crop,
         "short_sides": short_sides,
-        "long_side_max": max(short_sides[-1], round(given["long_side_max"] * scale)),
+        "long_side_max": max([*short_sides, round(given["long_side_max"] * scale)]),
         "jitter": None if given["jitter"] is None else list(given["jitter"]),
     }
 
@@ -222,7 +222,7 @@ def _scaled_test(row: Row, scale: float) -> dict[str, Any]:
     sides = {key: max(_SIDE, round(given[key] * scale)) for key in ("short_side", "long_side_max")}
     if views := given.get("ms_flip"):
         short_sides = sorted({max(_SIDE, round(side * scale)) for side in views["short_sides"]})
-        long_side_max = max(short_sides[-1], round(views["long_side_max"] * scale))
+        long_side_max = max([*short_sides, round(views["long_side_max"] * scale)])
         sides["ms_flip"] = {"short_sides": short_sides, "long_side_max": long_side_max}
     return given | sides
 
