@@ -20,8 +20,8 @@ def test_maps_are_of_strides_32_16_and_8_and_mask_features_of_stride_4() -> None
 
 
 def test_a_map_that_is_shifted_by_two_pixels_is_brought_back_by_offsets_of_two() -> None:
-    """Of 32 channels, a column of ones at column 5 of the coarse map; all offsets point two pixels to the right, so that
-    the centre tap of an identity, at half its weight, finds it at column 3."""
+    """Of 32 channels, ones in column 5 of the coarse map. All offsets point two pixels to the right, so that the centre
+    tap of an identity, at half its weight, finds them in column 3."""
     alignment = Alignment(32)
     with torch.no_grad():
         alignment.weight.zero_()
