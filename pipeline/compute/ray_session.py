@@ -13,7 +13,7 @@ def connect() -> None:
 
     Ray's own log lines stay in its log files: what a person should read comes through
     `pipeline.compute.worker_output`. ValueError when the tracking server's password would be among what Ray shows of a
-    job.
+    job, and when Ray does not start here.
     """
     import logging
     import secrets
@@ -41,14 +41,20 @@ def connect() -> None:
         # Ray listens on every address of the machine and wants a token, unless RAY_AUTH_MODE is set; with none here it
         # would write one into the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=places,
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=places,
+            )
+        except Exception as error:  # Ray has no class for it
+            raise ValueError(
+                f"Ray does not start on this machine ({error}); if the machine is busy, run the same command again "
+                "later; M2F_WORKERS=0 trains and evaluates without Ray, in one process"
+            ) from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
 

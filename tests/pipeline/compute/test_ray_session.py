@@ -28,3 +28,12 @@ def test_a_tracking_uri_without_a_password_is_not(uri: str) -> None:
 
 def test_ray_keeps_its_notes_in_a_folder_or_a_file_system_of_its_own(tmp_path: Path) -> None:
     assert ray_storage(tmp_path / "ray") == {"storage_path": f"{tmp_path}/ray", "storage_filesystem": None}
+
+
+def test_ray_that_does_not_start_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 108)))  # its sockets' paths may have 107 bytes
+    with pytest.raises(
+        ValueError, match=r"Ray does not start on this machine \(.*107 bytes.*; M2F_WORKERS=0 trains and"
+    ):
+        connect()
