@@ -50,15 +50,13 @@ def begin(folder: Path, *, own: Path | None = None) -> Begun:
         "dvc.yaml": stages,
         ".gitignore": _repository(".gitignore"),
         ".dvcignore": _repository(".dvcignore"),
-        ".dvc/config": "".join(line for line in _repository(".dvc/config").splitlines(True) if "no_scm" not in line),
+        ".dvc/config": _config(without_git=not _below_git(folder)),
         ".dvc/.gitignore": _IGNORED_BY_GIT,
         **{
             f".dvc/plots/{path.name}": path.read_text("utf-8")
             for path in sorted(_in_repository(".dvc/plots").iterdir())
         },
     }
-    if not _below_git(folder):
-        files[".dvc/config.local"] = "[core]\n    no_scm = true\n"
     files |= {f"{shown}/.gitkeep": "" for shown in shown_folders(stages)}
     _write_all(folder, files)
     return replace(begun, files=tuple(files))
@@ -71,6 +69,15 @@ def _in_repository(name: str) -> Path:
 
 def _repository(name: str) -> str:
     return _in_repository(name).read_text(encoding="utf-8")
+
+
+def _config(*, without_git: bool) -> str:
+    """DVC's settings. That there is no Git stands where `dvc config core.no_scm false` changes it, as DVC's own message
+    advises after a `git init`."""
+    lines = [line for line in _repository(".dvc/config").splitlines(True) if "no_scm" not in line]
+    if without_git:
+        lines.insert(lines.index("[core]\n") + 1, "    no_scm = true\n")
+    return "".join(lines)
 
 
 def _with_own(folder: Path, own: Path) -> tuple[Begun, Entries]:

@@ -26,15 +26,22 @@ def test_a_project_has_what_dvc_and_the_stages_read(tmp_path: Path) -> None:
     assert expected <= set(begun.files)
 
 
-def test_dvc_is_told_where_there_is_no_git(tmp_path: Path) -> None:
+def no_scm(folder: Path, *value: str) -> str:
+    """DVC's setting that there is no Git, in any file of the folder; with a value, as DVC says after setting it."""
+    command = [sys.executable, "-m", "dvc", "config", "core.no_scm"]
+    if value:
+        subprocess.run([*command, *value], cwd=folder, check=True)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
+
+
+def test_dvc_is_told_where_there_is_no_git_and_unlearns_it_by_the_command_that_it_advises(tmp_path: Path) -> None:
     begin(tmp_path / "plain")
-    assert "no_scm = true" in (tmp_path / "plain/.dvc/config.local").read_text()
+    assert no_scm(tmp_path / "plain") == "true"
+    assert no_scm(tmp_path / "plain", "false") == "false"  # after a `git init`
     (tmp_path / "clone/.git").mkdir(parents=True)
     for folder in ("clone", "clone/below/it"):
         begin(tmp_path / folder)
-        assert not (tmp_path / folder / ".dvc/config.local").exists()
-    for config in tmp_path.rglob("config"):
-        assert "no_scm" not in config.read_text()
+        assert "no_scm" not in (tmp_path / folder / ".dvc/config").read_text()
 
 
 @pytest.mark.parametrize("name", ["params.yaml", ".gitignore", ".dvc/config"])
