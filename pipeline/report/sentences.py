@@ -64,12 +64,10 @@ def how_to_read(settings: VerdictConfig) -> tuple[str, str]:
 
 _MEMORY_AS_PRINTED = "The published memory is in GB as printed."
 
-LEGENDS: Mapping[str, str] = {
+_LEGENDS: Mapping[str, str] = {
     "semantic": "ms+flip is the mean of the scores at several sizes, each also mirrored.",
-    "panoptic": (
-        f"AP is of the masks of things, mIoU of the classes. One network gives PQ, AP and mIoU. {_MEMORY_AS_PRINTED}"
-    ),
-    "instance": f"AP is of masks, averaged over IoU thresholds from 0.50 to 0.95. {_MEMORY_AS_PRINTED}",
+    "panoptic": ("AP is of the masks of things, mIoU of the classes. One network gives PQ, AP and mIoU."),
+    "instance": "AP is of masks, averaged over IoU thresholds from 0.50 to 0.95.",
 }
 """By task, what its table's columns mean."""
 
@@ -117,7 +115,13 @@ def below_reference(seed: SeedFacts, facts: Facts) -> list[str]:
     ]
 
 
-def checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
+def table_notes(task: str, rows: Mapping[str, Facts]) -> list[str]:
+    """What stands below the table of a task's rows; of published figures only where a row has some."""
+    printed = task != "semantic" and any(facts.published for facts in rows.values())
+    return [_LEGENDS[task], *([_MEMORY_AS_PRINTED] if printed else []), *_checkpoint_notes(rows)]
+
+
+def _checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
     """Published rows of which it is known which checkpoint their figures are of."""
     published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.published}
     named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}

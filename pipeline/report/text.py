@@ -25,16 +25,15 @@ from pipeline.comparison.tables import (
 from pipeline.params.schema import VerdictConfig
 from pipeline.report.sentences import (
     LEGEND,
-    LEGENDS,
     RULE,
     attention,
     baseline_sentence,
-    checkpoint_notes,
     how_to_read,
     interval_sentence,
     not_run_sentence,
     published_sentences,
     summary,
+    table_notes,
 )
 
 
@@ -42,12 +41,13 @@ def markdown(rows: Mapping[str, Facts], settings: VerdictConfig, unknown: str = 
     """results.md: how many rows have which verdict, a table per task with its published checkpoints, every seed of the
     rows that ran. settings: by which verdicts were found."""
     lines = ["# Results", ""]
-    said = (summary(rows), *how_to_read(settings), RULE, LEGEND, unknown)
+    rule = (*how_to_read(settings), RULE) if (stands := summary(rows)) else ()
+    said = (stands, *rule, LEGEND, unknown)
     lines += [paragraph for text in said if text for paragraph in (_escaped(text), "")]
     if worries := attention(rows):
         lines += [*(_escaped(f"- {name}: {sentence}.") for name, sentence in worries), ""]
     for task, of_task in by_task(rows).items():
-        lines += [f"## {TITLES[task]}", "", _escaped(" ".join([LEGENDS[task], *checkpoint_notes(of_task)])), ""]
+        lines += [f"## {TITLES[task]}", "", _escaped(" ".join(table_notes(task, of_task))), ""]
         ran, idle = split(of_task)
         if ran:
             lines += [*_rows_table(ran, used_columns(ran, task), left=2), ""]

@@ -58,9 +58,10 @@ class MlflowPages:
             return "Runs and registered models are in MLflow; its store has no address to link to."
         if self.address == self.tracking_uri.rstrip("/"):
             return f"Run keys and registered models are links to MLflow at {self.address}."
+        database = self.tracking_uri.rpartition("/")[2]
         return (
-            f"Run keys and registered models are links to MLflow at {self.address}. Start mlflow ui first, as in "
-            "docs/tracking.md: it shows the local database there."
+            f"Run keys and registered models are links to MLflow at {self.address}. Start mlflow ui first, in "
+            f"the folder of the database: mlflow ui --backend-store-uri sqlite:///{database}"
         )
 
     def _page(self, place: str) -> str | None:

@@ -23,7 +23,7 @@ from pipeline.comparison.tables import (
 from pipeline.comparison.verdict import points
 from pipeline.params.tasks import LABELS, primary
 from pipeline.report.html import svg
-from pipeline.report.sentences import LEGENDS, checkpoint_notes, not_run_sentence, published_sentences
+from pipeline.report.sentences import not_run_sentence, published_sentences, table_notes
 from pipeline.tracking.pages import MlflowPages
 
 _BELOW: Mapping[str, Mapping[str, str]] = {
@@ -110,7 +110,7 @@ def overview(task: str, rows: Mapping[str, Facts], mlflow: MlflowPages) -> Overv
             columns.append(column)
         if column.key == primary(task) and reach:
             columns.append(Column(_STRIP, f"seeds, ±{reach:g}", LABELS[primary(task)]))
-    notes = [LEGENDS[task], *checkpoint_notes(rows)]
+    notes = table_notes(task, rows)
     if reach:
         notes.append(
             f'"Seeds, ±{reach:g}" draws every seed\'s difference from the published figure, up to {points(reach)}. '

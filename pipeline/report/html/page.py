@@ -44,7 +44,6 @@ def page(
     links = [("speed", "Speed")] if charts else []
     links += [(task, TITLES[task].partition(" ")[0]) for task in tasks]
     links += [("rows", "Row by row")] if ran else []
-    rule, example = how_to_read(settings)
     in_mlflow = any(
         facts.registered or facts.mlflow_run_id or any(seed.mlflow_run_id for seed in facts.seeds)
         for facts in ran.values()
@@ -57,8 +56,8 @@ def page(
         counts=counts(rows),
         own=[name for name in ran if name not in published],
         worries=attention(rows),
-        verdict=(rule, example),
-        legend=(LEGEND, RULE),
+        verdict=how_to_read(settings) if published else (),
+        legend=(LEGEND, RULE) if published else (LEGEND,),
         notes=[note for note in (*notes, mlflow.sentence() if in_mlflow else "") if note],
         charts=charts,
         without_speed=without_speed(rows),

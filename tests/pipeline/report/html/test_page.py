@@ -18,6 +18,7 @@ from pipeline.params.tasks import FIGURES
 from pipeline.report.html.page import page
 from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS
+from pipeline.report.text import markdown
 from pipeline.report.write import write_report
 from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration
 from tests.helpers import made_up
@@ -143,6 +144,16 @@ def test_the_page_of_nothing_says_what_to_do(params: Params, tmp_path: Path) -> 
     assert "<summary>2 rows not run: ours, published</summary>" in page
     assert "80.44" in page.partition("<summary>2 rows not run")[2]  # what is published is shown all the same
     assert "Accuracy against speed" not in page and "Row by row" not in page
+
+
+def test_a_project_without_published_rows_reads_nothing_of_verdicts_and_published_figures(
+    params: Params, tmp_path: Path
+) -> None:
+    written(tmp_path, evaluated("ours", [0.7]))
+    own = dataclasses.replace(params, rows={"ours": params.rows["ours"]})
+    for text in (page_of(own, tmp_path), markdown({"ours": row_facts(params.rows["ours"], tmp_path, RULE)}, RULE)):
+        assert "70.00" in text and "means reproduced" not in text and "as printed" not in text
+    assert "published tables" not in page_of(own, tmp_path) and "means reproduced" in page_of(params, tmp_path)
 
 
 def test_finished_rows_come_first_and_one_line_names_those_not_run(params: Params, tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def test_runs_in_a_local_database_are_links_to_where_mlflow_ui_shows_it(
     page = page_of(params, tmp_path)
     assert '<td><code><a href="http://127.0.0.1:5000/#/runs/1f00">k0</a></code></td>' in page
     assert "<td><code>k1</code></td>" in page
-    assert page.count("links to MLflow at http://127.0.0.1:5000. Start mlflow ui first") == 1
+    sentence = (
+        "links to MLflow at http://127.0.0.1:5000. Start mlflow ui first, in the folder of the database: mlflow ui"
+    )
+    assert page.count(f"{sentence} --backend-store-uri sqlite:///mlflow.db<") == 1
 
 
 def test_a_training_that_is_reused_for_another_key_is_told_with_reason_and_differences(
