@@ -8,10 +8,12 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,8 @@ from m2f.config import Kernels
 _SOURCE = Path(__file__).with_name("cpu.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _COMPILERS = ("cc", "gcc", "clang")
+_VERSION_S, _COMPILE_S = 60.0, 120.0
+"""A compiler that takes longer is given up."""
 _COMMENTS = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 _wanted: Kernels = "auto"
@@ -35,10 +39,9 @@ def use(choice: Kernels, *, device: str = "cpu") -> Literal["plain", "compiled"]
         return gpu.use(choice)
     global _wanted
     if choice == "compiled":
-        try:
-            _library()
-        except OSError as error:
-            raise ValueError(f"kernels is compiled, but {error}; install a C compiler, or set it to plain") from None
+        library = _tried()
+        if isinstance(library, str):
+            raise ValueError(f"kernels is compiled, but {library}; install a C compiler, or set it to plain")
     _wanted = choice
     return "plain" if loops() is None else "compiled"
 
@@ -61,10 +64,18 @@ def shared_library(source: Path, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
     if compiler is None:
         raise OSError(f"there is no C compiler ({', '.join(_COMPILERS)})")
     try:
-        return ctypes.CDLL(str(_compiled(compiler, source, (*_FLAGS, *flags))))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise OSError(f"{compiler} cannot compile {source.name} ({' '.join(said.split())[-200:]})") from None
+        name = _name(compiler, source, (*_FLAGS, *flags))
+        folder = _cache_folder()
+        kept = folder and _kept(folder, name)
+        if kept is not None:
+            with suppress(OSError):
+                return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(prefix="m2f-") as temporary:
+            made = Path(temporary) / f"{name}.so"
+            _run([compiler, *_FLAGS, *flags, "-o", str(made), str(source), "-lm"], timeout_s=_COMPILE_S)
+            return _loaded(made, folder)
+    except subprocess.SubprocessError as error:
+        raise OSError(f"{compiler} cannot compile {source.name} ({_last_words(error)})") from None
 
 
 @cache
@@ -75,35 +86,76 @@ def _digest() -> str:
 @cache
 def _found() -> ctypes.CDLL | None:
     """The library; None, after one line on stderr, where it cannot be had."""
-    try:
-        return _library()
-    except OSError as error:
-        print(f"{error}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
+    library = _tried()
+    if isinstance(library, str):
+        print(f"{library}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
         return None
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """OSError says in words why there is none."""
-    library = shared_library(_SOURCE)
-    if not _counts_right(library):
-        raise OSError(f"the C compiler made something of {_SOURCE.name} that counts wrong")
     return library
 
 
-def _compiled(compiler: str, source: Path, flags: Sequence[str]) -> Path:
-    """The library for this processor and compiler, made if it is not in the cache yet."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+@cache
+def _tried() -> ctypes.CDLL | str:
+    """The library, or in words why there is none."""
+    try:
+        library = shared_library(_SOURCE)
+    except OSError as error:
+        return str(error)
+    return library if _counts_right(library) else f"the C compiler made something of {_SOURCE.name} that counts wrong"
+
+
+def _name(compiler: str, source: Path, flags: Sequence[str]) -> str:
+    """Of the library for this processor and compiler."""
+    version = _run([compiler, "--version"], timeout_s=_VERSION_S)
     facts = (source.read_text(), compiler, version, *flags, _processor())
-    folder = _cache_folder()
-    path = folder / f"{source.stem}-{hashlib.sha256('|'.join(facts).encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            made = Path(temporary) / path.name
-            command = [compiler, *flags, "-o", str(made), str(source), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-            os.replace(made, path)  # several processes may do the same
+    return f"{source.stem}-{_short_digest('|'.join(facts).encode())}"
+
+
+def _kept(folder: Path, name: str) -> Path | None:
+    """The library in the cache, whose name ends with its digest: to load one that was cut short ends the process."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        with suppress(OSError):
+            if path.stem == f"{name}-{_short_digest(path.read_bytes())}":
+                return path
+    return None
+
+
+def _loaded(made: Path, folder: Path | None) -> ctypes.CDLL:
+    """A new library, from the cache if it can be kept there. Once loaded it does not need its file."""
+    with suppress(OSError):  # a cache that is full, or in which no code may be loaded, is done without
+        if folder is not None:
+            return ctypes.CDLL(str(_keep(made, folder)))
+    try:
+        return ctypes.CDLL(str(made))
+    except OSError as error:
+        raise OSError(f"the compiled {made.stem} cannot be loaded ({_last_words(error)})") from None
+
+
+def _keep(made: Path, folder: Path) -> Path:
+    """Put a library into the cache, whole or not at all; several processes may do the same."""
+    path = folder / f"{made.stem}-{_short_digest(made.read_bytes())}.so"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        os.replace(shutil.copy(made, temporary), path)
     return path
+
+
+def _short_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _run(command: Sequence[str], *, timeout_s: float) -> str:
+    """What a command prints. SubprocessError where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=True)
+    except OSError as error:  # it cannot be started
+        raise subprocess.SubprocessError(str(error)) from None
+    return done.stdout
+
+
+def _last_words(error: Exception) -> str:
+    """What a compiler said on stderr, else the error, in one line."""
+    said = getattr(error, "stderr", None) or str(error)
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said  # bytes: of a process that was stopped
+    return " ".join(text.split())[-200:]
 
 
 def _processor() -> str:
@@ -115,16 +167,15 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _cache_folder() -> Path:
-    """A folder that only this user writes to: code is loaded from it."""
+def _cache_folder() -> Path | None:
+    """A folder that only this user writes to, for code is loaded from it; None where there can be none."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2f-kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-            return folder
+        facts = folder.stat()
     except (OSError, RuntimeError):  # RuntimeError: this user has no home
-        pass
-    return Path(tempfile.mkdtemp(prefix="m2f-"))
+        return None
+    return folder if facts.st_uid == os.getuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _counts_right(library: ctypes.CDLL) -> bool:

@@ -147,10 +147,7 @@ def test_a_run_that_began_with_compiled_kernels_does_not_go_on_without_a_compile
         train(run)
     assert kernels_of(run) == "compiled"
 
-    def no_library() -> None:
-        raise OSError("there is no C compiler (cc, gcc, clang)")
-
-    monkeypatch.setattr("m2f.kernels.build._library", no_library)
+    monkeypatch.setattr("m2f.kernels.build._tried", lambda: "there is no C compiler (cc, gcc, clang)")
     with pytest.raises(
         ValueError,
         match=r"train.kernels is compiled, but there is no C compiler .*; the run began with them and keeps them",
