@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.loader.sizes import SIZES
+from benchmarks.loader.sizes import GROUP, SIZES
 
 
 def main() -> None:
@@ -34,6 +35,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
     parser.add_argument("--images-per-s-per-gpu", type=float, help="what a GPU trains on: how many are fed")
     options = parser.parse_args()
+    if options.rounds < 1 or options.count < GROUP:
+        sys.exit(f"error: --rounds must be at least 1, and --count at least {GROUP}, which make a batch")
+    if options.images_per_s_per_gpu is not None and not options.images_per_s_per_gpu > 0:
+        sys.exit("error: --images-per-s-per-gpu must be more than 0")
 
     import cv2
     import torch

@@ -1,8 +1,11 @@
-"""The sizes at which loading is measured."""
+"""The sizes at which loading is measured, of pictures and of a batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+GROUP = 2
+"""Pictures of a batch."""
 
 
 @dataclass(frozen=True)

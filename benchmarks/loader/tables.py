@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.loader.sizes import Size
+from benchmarks.loader.sizes import GROUP, Size
 from pipeline.data.datasets import folder
 from pipeline.data.images import resize as resizing
 from pipeline.data.images.codecs import decode_image, decode_segments
@@ -38,9 +38,6 @@ PROCESSES = 16
 
 CLASSES = 254
 """Labels that the pictures may have."""
-
-GROUP = 2
-"""Pictures of a batch."""
 
 PLAIN, DECODING = "OpenCV, straightforward", "decoding alone"
 """What the others are compared with."""

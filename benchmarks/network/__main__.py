@@ -10,7 +10,7 @@ Three forms of one network, with random weights: "ours" (kernels auto), "plain" 
 inference of one image up to its label map, by the same function for all, and a training step of the published recipe:
 forward, matching, losses with 12,544 points, backward, clipping and AdamW. Each form has a process of its own, and
 they make their rounds in turn, so that a machine that slows down does so for all; times are medians, and ratios are
-medians of each round's ratio. The file is written after each measurement.
+medians of each round's ratio. The file is written after each measurement; "left" in it names those that are to come.
 
 "parts" is this project's training step by part: seconds, operations asked of the device, and the share of the limit,
 which is the faster of a large matrix product and a large convolution, measured here. On a GPU the profiler's launches
@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.network.plan import FORMS, KINDS, ROWS, SIZES, size_name
+from benchmarks.out import refuse_unwritable
 
 
 def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,8 +59,9 @@ def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
         sys.exit("error: there is no GPU here that PyTorch can use; take --device cpu")
     arguments.rounds = (20 if cuda else 5) if arguments.rounds is None else arguments.rounds
     arguments.limit_s = (540.0 if cuda else math.inf) if arguments.limit_s is None else arguments.limit_s
-    if arguments.rounds < 1 or arguments.batch < 1 or arguments.limit_s <= 0:
-        sys.exit("error: --rounds and --batch must be at least 1, and --limit-s more than 0")
+    counts = (arguments.rounds, arguments.batch, 1 if arguments.threads is None else arguments.threads)
+    if min(counts) < 1 or not arguments.limit_s > 0:
+        sys.exit("error: --rounds, --batch and --threads must be at least 1, and --limit-s more than 0")
     if arguments.only is None:
         arguments.only = KINDS if cuda else KINDS[:-1]
     elif "published" in arguments.only and not cuda:
@@ -91,6 +93,7 @@ def main() -> None:
         what, form, row, precision = arguments.form
         serve(Here(what, form, row, device, precision))
         return
+    refuse_unwritable(arguments.out)
     run(arguments, device)
 
 

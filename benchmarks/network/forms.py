@@ -6,9 +6,10 @@ of the same sizes (transformers). All have random weights.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -170,11 +171,12 @@ def timed(form: str, call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-def known_forms() -> list[str]:
-    """The forms that can be measured here."""
-    try:
-        import transformers  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except ImportError:
+def known_forms(wanted: Sequence[str]) -> list[str]:
+    """The forms that can be measured here, of those that are wanted. Exits with one sentence where none can."""
+    forms = [form for form in FORMS if form in wanted]
+    if "huggingface" in forms and importlib.util.find_spec("transformers") is None:
+        forms.remove("huggingface")
+        if not forms:
+            sys.exit("error: --forms huggingface needs transformers: pip install transformers")
         print("transformers is not installed: Hugging Face's network is left out", file=sys.stderr)
-        return [form for form in FORMS if form != "huggingface"]
-    return list(FORMS)
+    return forms

@@ -19,6 +19,7 @@ from benchmarks.network.forms import in_precision, known_forms, timed
 from benchmarks.network.parts import parts
 from benchmarks.network.plan import plan
 from benchmarks.network.process import Apart, Here
+from benchmarks.out import sole_writer
 from m2f.kernels.build import use
 from pipeline.provenance.environment import device_name
 from pipeline.storage.files import write_json
@@ -60,22 +61,30 @@ def measure(
     running = {form: start(what, form, row, device, precision) for form in forms}
     failed: dict[str, str] = {}
     peak: dict[str, float] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {form: [] for form in forms}
+
+    def asked(form: str, question: Callable[[], float]) -> float | None:
+        try:
+            return question()
+        except RuntimeError as error:
+            failed[form] = str(error).splitlines()[0]
+            del times[form]  # its medians and ratios would be of fewer rounds
+            return None
+
     try:
         for form in forms:
-            try:
-                running[form].round()
-                times[form] = []
-            except RuntimeError as error:
-                failed[form] = str(error).splitlines()[0]
-        able = list(times)
+            asked(form, running[form].round)
         for number in range(rounds):
             if number and time.monotonic() > until:
                 break
+            able = list(times)
             shift = number % max(1, len(able))
             for form in [*able[shift:], *able[:shift]]:
-                times[form].append(running[form].round())
-        peak = {form: running[form].end() for form in able}
+                if (seconds := asked(form, running[form].round)) is not None:
+                    times[form].append(seconds)
+        for form in list(times):
+            if (mib := asked(form, running[form].end)) is not None:
+                peak[form] = mib
     finally:
         for each in running.values():
             if isinstance(each, Apart):
@@ -89,10 +98,10 @@ def measure(
         what=what,
         precision=precision,
         seconds={form: round(statistics.median(values), 4) for form, values in times.items()},
-        to_huggingface={form: ratio(form, "huggingface") for form in able if form != "huggingface"}
-        if "huggingface" in able
+        to_huggingface={form: ratio(form, "huggingface") for form in times if form != "huggingface"}
+        if "huggingface" in times
         else {},
-        to_plain=ratio("ours", "plain") if {"ours", "plain"} <= set(able) else None,
+        to_plain=ratio("ours", "plain") if {"ours", "plain"} <= set(times) else None,
         peak_mib=peak,
         rounds={form: [round(value, 4) for value in values] for form, values in times.items()},
         failed=failed,
@@ -145,7 +154,7 @@ def parts_line(found: Mapping[str, Any]) -> str:
 def run(arguments: argparse.Namespace, device: torch.device) -> None:
     """Measure, and write after each."""
     end = time.monotonic() + arguments.limit_s
-    forms = [form for form in known_forms() if form in arguments.forms]
+    forms = known_forms(arguments.forms)
     gflops = {precision: machine_gflops(device, precision) for precision in arguments.precision}
     found: dict[str, Any] = {
         "device": device_name() if device.type == "cuda" else f"{device_name()}, {os.cpu_count()} cores",
@@ -157,25 +166,27 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
         "gflops": gflops,
     }
     print(json.dumps(found))
-    found |= {"measured": [], "parts": [], "published": []}
     planned = plan(arguments)
-    for number, (row, what, precision) in enumerate(planned):
-        left = planned[number:]
-        shares = len(left) + 12 * (left[-1][1] == "published")
-        until = time.monotonic() + (end - time.monotonic()) / shares
-        if what == "published":
-            from benchmarks.network.rows import beside_published
+    found |= {"measured": [], "parts": [], "published": [], "left": [" ".join(filter(None, each)) for each in planned]}
+    with sole_writer(arguments.out, found):
+        for number, (row, what, precision) in enumerate(planned):
+            left = planned[number:]
+            shares = len(left) + 12 * (left[-1][1] == "published")
+            until = time.monotonic() + (end - time.monotonic()) / shares
+            if what == "published":
+                from benchmarks.network.rows import beside_published
 
-            for each in beside_published(end):
-                found["published"].append(each)
-                print(json.dumps(each), flush=True)
-                write_json(arguments.out, found)
-        elif what == "parts":
-            limit = max(gflops[precision].values())
-            found["parts"].append(parts(row, arguments.batch, device, precision, limit, arguments.rounds, until))
-            print(parts_line(found["parts"][-1]), flush=True)
-        else:
-            measured = measure(what, row, forms, arguments.rounds, device, precision, until)
-            found["measured"].append(asdict(measured))
-            print(line(measured), flush=True)
-        write_json(arguments.out, found)
+                for each in beside_published(end):
+                    found["published"].append(each)
+                    print(json.dumps(each), flush=True)
+                    write_json(arguments.out, found)
+            elif what == "parts":
+                limit = max(gflops[precision].values())
+                found["parts"].append(parts(row, arguments.batch, device, precision, limit, arguments.rounds, until))
+                print(parts_line(found["parts"][-1]), flush=True)
+            else:
+                measured = measure(what, row, forms, arguments.rounds, device, precision, until)
+                found["measured"].append(asdict(measured))
+                print(line(measured), flush=True)
+            del found["left"][0]
+            write_json(arguments.out, found)

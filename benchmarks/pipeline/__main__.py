@@ -10,7 +10,8 @@ of each published row, at step times of 0.3 and 1 s.
 evaluation: pictures per second with one worker and with two.
 first_step: from `dvc repro evaluate@shapes_tiny` in a fresh copy to the first training step, and where the time goes.
 
-Each part runs in a process of its own, in a folder of its own, for at most --limit-s; the file is written after each.
+Each part runs in a process of its own, in a folder of its own, for at most --limit-s; the file is written after each,
+and "left" in it names those that are to come.
 Ratios are of measurements in turns: other work on the machine slows down all of them.
 """
 
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.out import refuse_unwritable, sole_writer
 from benchmarks.pipeline.processes import PROJECT, end
 from pipeline.storage.files import write_json
 
@@ -136,13 +138,18 @@ def main() -> None:
         part, folder = arguments.part
         write_json(arguments.out, make(part, Path(folder), arguments))
         return
-    found: dict[str, Any] = {"machine": machine()}
-    for part in arguments.only:
-        print(f"{part}: at most {arguments.limit_s:g} s", file=sys.stderr, flush=True)
-        began_s = time.monotonic()
-        found[part] = {**measured(part, arguments), "took_s": round(time.monotonic() - began_s, 1)}
-        write_json(arguments.out, found)
-        print(f"{part}: {json.dumps(found[part])}", flush=True)
+    if min(arguments.rounds, arguments.steps, arguments.images) < 1 or not arguments.limit_s > 0:
+        sys.exit("error: --rounds, --steps and --images must be at least 1, and --limit-s more than 0")
+    refuse_unwritable(arguments.out)
+    found: dict[str, Any] = {"machine": machine(), "left": list(arguments.only)}
+    with sole_writer(arguments.out, found):
+        for part in arguments.only:
+            print(f"{part}: at most {arguments.limit_s:g} s", file=sys.stderr, flush=True)
+            began_s = time.monotonic()
+            found[part] = {**measured(part, arguments), "took_s": round(time.monotonic() - began_s, 1)}
+            found["left"].remove(part)
+            write_json(arguments.out, found)
+            print(f"{part}: {json.dumps(found[part])}", flush=True)
     if any("error" in found[part] for part in arguments.only):
         sys.exit(1)
 

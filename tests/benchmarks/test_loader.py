@@ -47,3 +47,19 @@ def test_the_plain_recipe_makes_what_the_loader_makes() -> None:
         shares.append(segments.float().mean().item())
     assert 0.25 < min(shares) <= max(shares) < 0.75  # the rule draws again until both labels show
     assert shown.shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "0"], "error: --rounds must be at least 1"),
+        (["--count", "1"], "--count at least 2, which make a batch"),
+        (["--images-per-s-per-gpu", "0"], "error: --images-per-s-per-gpu must be more than 0"),
+    ],
+)
+def test_counts_that_measure_nothing_are_refused(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["loader", "--images", "mine", *words])
+    with pytest.raises(SystemExit, match=message):
+        command.main()

@@ -117,6 +117,58 @@ def test_a_form_that_fails_is_named_and_the_others_are_measured(monkeypatch: pyt
     assert list(found.seconds) == ["ours"] and found.to_huggingface == {}
 
 
+def test_a_form_that_fails_in_a_later_round_has_no_figures_and_the_others_have_all_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = dict.fromkeys(plan.FORMS, 0)
+
+    def call_of(what: str, form: str, *_: object) -> object:
+        def call() -> None:
+            calls[form] += 1
+            if form == "plain" and calls[form] == 3:
+                raise RuntimeError("its process ended with exit code -9")
+
+        return call
+
+    monkeypatch.setattr(process, "call_of", call_of)
+    found = measure.measure("inference 64 x 64", "r50", plan.FORMS, 4, CPU, "float32", math.inf, start=Here)
+    assert found.failed == {"plain": "its process ended with exit code -9"}
+    assert {form: len(times) for form, times in found.rounds.items()} == {"ours": 4, "huggingface": 4}
+    assert found.to_plain is None and list(found.to_huggingface) == ["ours"] and "plain" not in found.peak_mib
+
+
+def test_without_transformers_its_form_is_left_out_and_refused_where_it_is_the_only_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forms.importlib.util, "find_spec", lambda name: None)
+    assert forms.known_forms(["huggingface", "ours"]) == ["ours"]
+    with pytest.raises(SystemExit, match="error: --forms huggingface needs transformers: pip install transformers"):
+        forms.known_forms(["huggingface"])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_benchmark_that_is_stopped_leaves_a_file_that_says_what_is_there_and_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "network.json"
+    given = ["--rows", "r50", "--sizes", "512x512", "640x640", "--only", "inference", "--forms", "ours"]
+    arguments = command.arguments_of([*given, "--out", str(out)])
+    measured = measure.Measured("r50", "inference 512 x 512", "float32", {"ours": 1.0}, {}, None, {}, {}, {})
+
+    def one(what: str, *_: object) -> measure.Measured:
+        if "640" in what:
+            raise KeyboardInterrupt
+        return measured
+
+    monkeypatch.setattr(measure, "measure", one)
+    monkeypatch.setattr(measure, "machine_gflops", lambda *_: {"matrix products": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        measure.run(arguments, CPU)
+    found = json.loads(out.read_text())
+    assert [each["what"] for each in found["measured"]] == ["inference 512 x 512"]
+    assert found["left"] == ["r50 inference 640 x 640 float32"]
+
+
 @pytest.mark.long
 def test_a_form_in_a_process_of_its_own_makes_rounds_and_says_its_memory_or_why_it_cannot() -> None:
     apart = process.Apart("inference 64 x 64", "ours", "r50", CPU, "float32")
@@ -143,8 +195,11 @@ def test_all_kinds_are_planned_for_every_row_and_precision_and_published_rows_la
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--rounds", "0"], "--rounds and --batch must be at least 1"),
+        (["--rounds", "0"], "--rounds, --batch and --threads must be at least 1"),
+        (["--rounds", "-3"], "--rounds, --batch and --threads must be at least 1"),
+        (["--threads", "0"], "--threads must be at least 1"),
         (["--limit-s", "0"], "--limit-s more than 0"),
+        (["--limit-s", "nan"], "--limit-s more than 0"),
         (["--only", "published"], "--only published needs --device cuda"),
     ],
 )

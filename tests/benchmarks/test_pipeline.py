@@ -63,6 +63,16 @@ def test_a_part_that_takes_too_long_is_stopped_and_says_so(
     assert ended.value.code == 1
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["help"]["error"] == "stopped after 0.2 s (--limit-s)" and found["machine"]["cores"] >= 1
+    assert found["left"] == []
+
+
+@pytest.mark.parametrize("words", [["--rounds", "0"], ["--steps", "-1"], ["--images", "0"], ["--limit-s", "0"]])
+def test_counts_that_measure_nothing_are_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="error: --rounds, --steps and --images must be at least 1, and --limit-s"):
+        run(monkeypatch, tmp_path / "found.json", *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_time_of_a_help_is_that_of_its_process() -> None:
