@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,9 +29,11 @@ def sole_writer(out: Path, begun: dict[str, Any]) -> Iterator[None]:
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Exit with one sentence where `out` is no file, or its folder cannot be made."""
+    """Exit with one sentence where `out` is a folder, or its own folder cannot be made or written to."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(f"this user may not write into {out.parent}")
     except OSError as error:
         sys.exit(f"error: --out {out} cannot be written ({error}); take a file in a folder of yours")
     if out.is_dir():

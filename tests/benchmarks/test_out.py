@@ -34,3 +34,9 @@ def test_a_missing_folder_is_made_and_what_is_no_file_is_refused(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="error: --out .*found.json cannot be written"):
         refuse_unwritable(tmp_path / "file" / "found.json")
+
+
+def test_a_folder_that_this_user_may_not_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(SystemExit, match="cannot be written .this user may not write into .*; take a file in a folder"):
+        refuse_unwritable(tmp_path / "found.json")
