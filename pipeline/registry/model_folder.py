@@ -72,6 +72,7 @@ def save_model(
     from pipeline.registry.served_model import LIBRARIES
     from pipeline.storage.files import whole_file, write_json
 
+    own = ["torchvision"] if settings["model"]["pixel_decoder"]["name"] == "fapn" else []  # m2f.fapn
     with tempfile.TemporaryDirectory() as folder:
         weights, served, code = (Path(folder) / part for part in ("weights.safetensors", "settings.json", "code"))
         with whole_file(weights) as partial:  # which everybody may read
@@ -88,7 +89,7 @@ def save_model(
             signature=ModelSignature(
                 outputs=_predictions(settings["task"]), params=ParamSchema([ParamSpec("png", "boolean", False)])
             ),
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in LIBRARIES],
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in (*LIBRARIES, *own)],
             metadata={key: settings[key] for key in ("task", "class_names", "thing_ids")},
             input_example=_example(),
         )
