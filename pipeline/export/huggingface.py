@@ -38,6 +38,11 @@ def require_transformers(config: ModelConfig) -> None:
             f"transformers has no backbone like {config.backbone.name}; it has those of rows with "
             f"{', '.join([*_RESNET_DEPTHS, *SWINS])}"
         )
+    if config.pixel_decoder.name != "deformable":
+        raise ValueError(
+            f"transformers has no pixel decoder like {config.pixel_decoder.name}; export the row for another library, "
+            "with --format torch.export"
+        )
 
 
 def write_folder(source: TrainedNetwork, folder: Path, metadata: Mapping[str, str]) -> None:

@@ -82,3 +82,18 @@ def test_checkpointed_steps_give_the_same_bits() -> None:
 def test_unknown_channels_are_an_error() -> None:
     with pytest.raises(ValueError, match="channels is 48; it must be a multiple of 32"):
         FeatureAlignedPyramid(PixelDecoderConfig(name="fapn", channels=48), (8, 16, 24, 40))
+
+
+def test_with_the_largest_swin_it_has_about_the_papers_217_million_parameters() -> None:
+    """Worked out: the first convolution takes 1536 * 256 * 9; each of three steps selects, aligns and convolves."""
+    config = ModelConfig(
+        backbone=BackboneConfig(name="swin-l"), pixel_decoder=PixelDecoderConfig(name="fapn"), num_classes=150
+    )
+    with torch.device("meta"):
+        model = build_model(config)
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert counts["pixel_decoder"] == 10_678_920
+    step = 2 * 256 * 256 + 2 * 256 + 256 * 216 * 9 + 216 + 256 * 256 * 9 + 256 + 256 * 256 * 9 + 2 * 256
+    selections = sum(c * c + c * 256 + 2 * 256 for c in (192, 384, 768))
+    assert counts["pixel_decoder"] == 1536 * 256 * 9 + 2 * 256 + 3 * step + selections + 256 * 256 * 9 + 256
+    assert sum(counts.values()) == 220_377_555  # 1.6 % more than the paper's

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from m2f import build_model
+from m2f.config import PixelDecoderConfig
 from m2f.kernels.build import use
 from pipeline.export.export import export
 from pipeline.export.huggingface import require_transformers
@@ -24,6 +25,13 @@ def test_a_backbone_that_transformers_lacks_is_one_sentence() -> None:
     row = load_params(PROJECT / "params.yaml").row("shapes_tiny")
     with pytest.raises(ValueError, match="transformers has no backbone like tiny; it has those of rows with r50, r101"):
         require_transformers(row.model)
+
+
+def test_a_pixel_decoder_that_transformers_lacks_is_one_sentence() -> None:
+    row = load_params(PROJECT / "params.yaml").row("ade20k_r50")
+    other = dataclasses.replace(row.model, pixel_decoder=PixelDecoderConfig(name="fapn"))
+    with pytest.raises(ValueError, match=r"transformers has no pixel decoder like fapn; export the row for another"):
+        require_transformers(other)
 
 
 @pytest.mark.slow
