@@ -10,6 +10,7 @@ What the step of a training does on a GPU that PyTorch documents as nondetermini
 * Backward of scaled_dot_product_attention: its flash and memory-efficient kernels add in a fixed order; cuDNN's is
   switched off.
 * Backward of F.grid_sample: there is no other; m2f.deterministic_sampling has one.
+* Backward of m2f.kernels.triton_attention: it gathers the values' gradient in a fixed order, without atomics.
 
 Sums over workers are NCCL's, whose order follows from the number of GPUs and how they are connected.
 """
