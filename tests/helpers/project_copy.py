@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from pipeline.cluster.workspace import without_git
 from pipeline.storage.results import write_metrics, write_plot
 from tests.helpers.shared import PROJECT
+from tests.helpers.waiting import LIMIT_S
 
 SECTIONS = {
     "ready": "rows",
@@ -75,11 +77,22 @@ class Copy:
         """What `python <arguments>` prints in the copy, as a user with the environment activated calls it."""
         path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
         environment = {"PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1", **settings}
-        answer = subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder, env=environment, capture_output=True, text=True
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        return answer.stdout
+        # into files, not pipes: DVC's queue workers keep what they inherit open, and sometimes do not end
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            answer = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                timeout=LIMIT_S,
+            )
+            output.seek(0)
+            errors.seek(0)
+            said = output.read()
+            assert answer.returncode == 0, said + errors.read()
+        return said
 
     def dvc(self, *arguments: str, **settings: str) -> str:
         """What `dvc <arguments>` prints in the copy."""
