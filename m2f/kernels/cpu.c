@@ -254,8 +254,8 @@ static uint32_t nth_smallest(const uint32_t *bits, int64_t count, int64_t wanted
 }
 
 /* m2f.points.uncertain_points: of `candidates` drawn points of every row the `certain` at which |map| is smallest, the
-   earlier where they are equal, then the drawn points after the candidates: output (R, points, 2). `scratch` has room for
-   2 * drawn + candidates floats for each part of the work, `part` says which is this one's. */
+   earlier where they are equal, then the drawn points after the candidates: output (R, points, 2). 0: there was no
+   memory for the draws. */
 int uncertain(const float *maps, const uint32_t *keys, float *output, int64_t rows, int64_t h, int64_t w,
                int64_t candidates, int64_t certain, int64_t points, int64_t begin, int64_t end) {
   const int64_t drawn = candidates + points - certain;

@@ -14,8 +14,7 @@ _ALIGNMENT = 16
 AVX-512, and four times the 16 bytes that a GPU's thread reads at once."""
 
 SLICE = 6 * 2**20
-"""Elements of a slice, at least: 25 MB, of which a sum uses a GPU's connections fully (PyTorch's
-DistributedDataParallel takes as many)."""
+"""Elements of a slice, at least: 25 MB, as many as PyTorch's DistributedDataParallel takes."""
 
 
 def flat_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -166,7 +166,7 @@ def compile_step(training: Training, groups: int) -> str:
     images = torch.zeros(count, 3, *row.train.augmentation.crop, device=device)
     keep_compiled_code()
     if worker.rank == 0:
-        said = f"{row.name}: compiling the network, which takes minutes the first time on a sort of GPU"
+        said = f"{row.name}: compiling the network, which takes longest the first time on a sort of GPU"
         print(said, file=sys.stderr, flush=True)
     try:
         with in_precision(row.train.precision, device):
