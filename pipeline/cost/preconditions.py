@@ -129,8 +129,9 @@ def _by(size: Size) -> str:
 
 
 def _of_workers(row: Row) -> list[str]:
-    """What M2F_WORKERS and M2F_GROUPS_AT_ONCE say that the row cannot be trained with."""
+    """What variables of the environment say that the row cannot be trained with."""
     try:
+        environment_int("M2F_CHECKPOINT_ACTIVATIONS")
         workers = environment_int("M2F_WORKERS")
         if workers is not None:
             check_workers(row, workers=workers, use_gpu=True)

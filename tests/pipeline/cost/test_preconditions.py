@@ -33,7 +33,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _alone(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("M2F_WORKERS", "M2F_GROUPS_AT_ONCE", "RAY_ADDRESS"):
+    for name in ("M2F_WORKERS", "M2F_GROUPS_AT_ONCE", "M2F_CHECKPOINT_ACTIVATIONS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(needs, "gpus_here", lambda row: False)
 
@@ -175,6 +175,9 @@ def test_what_the_environment_says_of_workers_is_checked(row: Row, monkeypatch: 
     assert of(row, manifest())[0] == ["5 workers for row r, which has 4 groups; use 1 to 4 (M2F_WORKERS)"]
     monkeypatch.setenv("M2F_WORKERS", "some")
     assert of(row, manifest())[0] == ["M2F_WORKERS is 'some'; it must be a whole number, 0 or more"]
+    monkeypatch.delenv("M2F_WORKERS")
+    monkeypatch.setenv("M2F_CHECKPOINT_ACTIVATIONS", "yes")
+    assert of(row, manifest())[0] == ["M2F_CHECKPOINT_ACTIVATIONS is 'yes'; it must be a whole number, 0 or more"]
 
 
 # Disk
