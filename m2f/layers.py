@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from m2f.kernels import gpu
 from m2f.recompute import cheap
 
 
@@ -51,15 +52,21 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, query_BNC: Tensor, key_BMC: Tensor, value_BMC: Tensor, allowed_BNM: Tensor | None = None
+        self,
+        query_BNC: Tensor,
+        key_BMC: Tensor,
+        value_BMC: Tensor,
+        allowed: Tensor | gpu.MaskWords | None = None,
     ) -> Tensor:
-        """(B, N, C); `allowed_BNM` is True where query n may look at key m."""
+        """(B, N, C). `allowed`: (B, N, M) bool, True where query n may look at key m, or the same as `MaskWords`."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
-            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, w, b in zip((query_BNC, key_BMC, value_BMC), weights, biases, strict=True)
+            F.linear(x, w, b) for x, w, b in zip((query_BNC, key_BMC, value_BMC), weights, biases, strict=True)
         )
-        mask = None if allowed_BNM is None else allowed_BNM[:, None]
+        if isinstance(allowed, gpu.MaskWords):
+            return self.out_proj(gpu.masked_attention(query, key, value, allowed, self.heads))
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        mask = None if allowed is None else allowed[:, None]
         mixed_BKND = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(mixed_BKND.transpose(1, 2).flatten(2))
 

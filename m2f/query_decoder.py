@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2f.config import QueryDecoderConfig
+from m2f.kernels import gpu
 from m2f.layers import Attention, FeedForward, sine_positions, xavier_normal_matrices
 from m2f.mask_product import masks_of
 from m2f.types import Prediction
@@ -30,9 +31,14 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(
-        self, query_BQC: Tensor, position_QC: Tensor, key_BMC: Tensor, value_BMC: Tensor, allowed_BQM: Tensor
+        self,
+        query_BQC: Tensor,
+        position_QC: Tensor,
+        key_BMC: Tensor,
+        value_BMC: Tensor,
+        allowed: Tensor | gpu.MaskWords,
     ) -> Tensor:
-        attended = self.cross_attention(query_BQC + position_QC, key_BMC, value_BMC, allowed_BQM)
+        attended = self.cross_attention(query_BQC + position_QC, key_BMC, value_BMC, allowed)
         query_BQC = self.norm1(query_BQC + attended)
         placed = query_BQC + position_QC
         query_BQC = self.norm2(query_BQC + self.self_attention(placed, placed, query_BQC))
@@ -44,6 +50,7 @@ class QueryDecoder(nn.Module):
 
     def __init__(self, config: QueryDecoderConfig, *, channels: int, num_classes: int, levels: int) -> None:
         super().__init__()
+        self.heads = config.heads
         self.query_feature = nn.Embedding(config.queries, channels)
         self.query_position = nn.Embedding(config.queries, channels)
         self.level_embedding = nn.Embedding(levels, channels)
@@ -88,9 +95,18 @@ class QueryDecoder(nn.Module):
             if last:
                 break
             level = i % len(maps)
-            with torch.no_grad():
-                allowed = (embedding_BQC.detach() @ shrunk[level]).sigmoid() >= 0.5
-                allowed |= ~allowed.any(dim=-1, keepdim=True)  # a query that sees nothing sees everything
+            allowed = allowed_pixels(embedding_BQC, shrunk[level], heads=self.heads)
             query = self.layers[i](query, self.query_position.weight, keys[level], values[level], allowed)
         *earlier, final = predictions
         return Prediction(final.class_logits, final.mask_logits, tuple(earlier))
+
+
+@torch.no_grad()
+def allowed_pixels(embedding_BQC: Tensor, features_BCM: Tensor, *, heads: int) -> Tensor | gpu.MaskWords:
+    """Where queries may look: mask probability at least 1/2, (B, Q, M) bool or as `MaskWords`, which an attention of so
+    many heads reads. A query that sees nothing sees everything."""
+    if gpu.takes_masks(embedding_BQC, features_BCM, heads):
+        return gpu.mask_words(embedding_BQC, features_BCM)
+    allowed = (embedding_BQC @ features_BCM).sigmoid() >= 0.5
+    allowed |= ~allowed.any(dim=-1, keepdim=True)
+    return allowed

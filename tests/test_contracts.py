@@ -315,7 +315,7 @@ def test_m2f_knows_nothing_but_torch_and_numbers() -> None:
             "m2f.fapn": {"torchvision"},
             "m2f.kernels.gpu": {"triton"},
         }  # Triton comes with torch
-        own |= {f"m2f.kernels.triton_{kernel}": {"triton"} for kernel in ("attention", "labels")}
+        own |= {f"m2f.kernels.triton_{kernel}": {"triton"} for kernel in ("attention", "labels", "masked_attention")}
         allowed = libraries | own.get(name, set())
         for other in imported(name):
             assert other.partition(".")[0] in allowed, f"{name} imports {other}"

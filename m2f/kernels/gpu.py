@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,21 @@ _OLDEST = (8, 0)
 MOST_CLASSES = 255
 """In a label map: of uint8, and of scores that a program's registers hold."""
 
+MOST_HEAD_CHANNELS = 64
+"""Of a head of the masked attention, whose tiles a program's registers hold."""
+
 Size = tuple[int, int]
 """(height, width)."""
+
+
+class MaskWords(NamedTuple):
+    """Where queries may look, one bit a pixel. A query that may look nowhere looks everywhere."""
+
+    words_BQW: Tensor
+    """int32; bit m % 32 of word m // 32 is pixel m's."""
+    seen_BQ: Tensor
+    """int32; 0 where no bit of the query is 1."""
+
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,6 +68,28 @@ def deformable_attention(
     return result
 
 
+def takes_masks(embedding_BQC: Tensor, features_BCM: Tensor, heads: int) -> bool:
+    """Whether `mask_words` and `masked_attention` are in use for these."""
+    channels = embedding_BQC.shape[2] // heads
+    return takes(embedding_BQC) and takes(features_BCM) and channels <= MOST_HEAD_CHANNELS
+
+
+def mask_words(embedding_BQC: Tensor, features_BCM: Tensor) -> MaskWords:
+    """`m2f.query_decoder.allowed_pixels`, from products that are nowhere kept."""
+    from m2f.kernels.triton_masked_attention import mask
+
+    return MaskWords(*mask(embedding_BQC.contiguous(), features_BCM.contiguous()))
+
+
+def masked_attention(query_BQC: Tensor, key_BMC: Tensor, value_BMC: Tensor, allowed: MaskWords, heads: int) -> Tensor:
+    """Attention of projected queries to projected keys and values, (B, Q, C) of their type, whose heads have channels
+    that follow each other; sums are float32."""
+    from m2f.kernels.triton_masked_attention import MaskedAttention
+
+    result: Tensor = MaskedAttention.apply(query_BQC, key_BMC, value_BMC, *allowed, heads)
+    return result
+
+
 def takes_labels(logits: Tensor, classes: int) -> bool:
     """Whether `labels` is in use for mask logits of this device and type, and for so many classes."""
     return takes(logits) and classes <= MOST_CLASSES
@@ -85,7 +120,8 @@ def _missing() -> str | None:
 
 
 def _tried() -> str | None:
-    """Count 1.5 as the middle of the pixels 1, 2, 3 and 6, and a place outside, each of half the weight."""
+    """Count 1.5 as the middle of the pixels 1, 2, 3 and 6, and a place outside, each of half the weight; and what a
+    query gets that may look at the second of two pixels."""
     if not torch.cuda.is_available():
         return "there is no GPU"
     if torch.cuda.get_device_capability() < _OLDEST:
@@ -101,4 +137,9 @@ def _tried() -> str | None:
         found = deformable_attention(
             value, ((2, 2),), torch.zeros(1, 2, device=device), offsets, torch.zeros(1, 1, 1, 1, 2, device=device)
         ).item()
-    return None if found == 1.5 else f"a kernel in Triton counts {found} where 1.5 is right"
+        features = torch.tensor([-1.0, 1.0], device=device)
+        pixels = torch.tensor([1.0, 1.5], device=device).view(1, 2, 1)
+        allowed = mask_words(torch.ones(1, 1, 1, device=device), features.view(1, 1, 2))
+        attended = masked_attention(pixels[:, :1], pixels, pixels, allowed, heads=1).item()
+    wrong = next((number for number in (found, attended) if number != 1.5), None)
+    return None if wrong is None else f"a kernel in Triton counts {wrong} where 1.5 is right"

@@ -76,6 +76,7 @@ MODULES = (
     "m2f.kernels.gpu",
     "m2f.kernels.triton_attention",
     "m2f.kernels.triton_labels",
+    "m2f.kernels.triton_masked_attention",
     "m2f.layers",
     "m2f.mask_product",
     "m2f.model",
