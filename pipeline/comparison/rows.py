@@ -207,6 +207,8 @@ class Facts:
     registered: Registration | None = None
     parameters: int | None = None
     """Of the network; None: nobody has counted them."""
+    precision: str = ""
+    """Where the row computes otherwise than the published recipe (`precision_of`)."""
     mlflow_run_id: str | None = None
     """The row's own run."""
     mlflow_experiment_id: str | None = None
@@ -285,9 +287,17 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
         benchmark=benchmark,
         registered=registered,
         parameters=benchmark.parameters if benchmark else evaluated.parameters if evaluated else None,
+        precision=precision_of(row),
         mlflow_run_id=evaluated.mlflow_run_id if evaluated else None,
         mlflow_experiment_id=evaluated.mlflow_experiment_id if evaluated else None,
     )
+
+
+def precision_of(row: Row) -> str:
+    """How a row computes: in training, and in tests if that is another way; empty: both as in the published recipe."""
+    training = row.train.precision + ("" if row.train.tf32 == "convolutions" else f", TF32 {row.train.tf32}")
+    tests = "" if row.test.precision == row.train.precision else f"; tests {row.test.precision}"
+    return "" if (training, tests) == ("float32", "") else training + tests
 
 
 def counts(rows: Mapping[str, Facts]) -> dict[str, int]:

@@ -45,8 +45,8 @@ class Column:
     """A column of a task's table."""
 
     key: str
-    """`row`, `verdict`, `seeds`, `range`, `memory`, `published memory`, `fps`, `published fps`, `training`, or a figure
-    with who has it: "miou", "published miou", "difference miou", "authors miou"."""
+    """`row`, `verdict`, `seeds`, `range`, `memory`, `published memory`, `fps`, `published fps`, `precision`,
+    `training`, or a figure with who has it: "miou", "published miou", "difference miou", "authors miou"."""
     heading: str
     group: str = ""
     """Heading above the headings of neighbours that belong together."""
@@ -78,7 +78,7 @@ def _columns(task: str) -> tuple[Column, ...]:
     for key, title in (("memory", "memory, GiB"), ("fps", "pictures/s")):
         columns += [Column(key, "ours", title, title)]
         columns += [Column(f"published {key}", "published", title, f"{title}, published")]
-    return (*columns, Column("training", "Training of a seed", "", "training"))
+    return (*columns, Column("precision", "Precision"), Column("training", "Training of a seed", "", "training"))
 
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = {task: _columns(task) for task in TITLES}
@@ -125,6 +125,7 @@ def table_line(name: str, facts: Facts) -> dict[str, Cell]:
         "range": Cell(span(facts, facts.primary)),
         **_memory_cells(facts),
         **_speed_cells(facts),
+        "precision": Cell(facts.precision or NOTHING.text),
         "training": _training_cell(facts),
     }
     shown: Mapping[str, Mapping[str, Any]] = {

@@ -280,6 +280,8 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
 def _differences(row: Row, *, real: bool, images: int) -> str:
     """How a measurement of inference differs from the published one."""
     found = ["fresh weights instead of trained ones"]
+    if row.test.precision != "float32":
+        found.append(f"the network computes in {row.test.precision}")
     if row.task != "semantic":
         found.append("no speed is published for this task; measured as for semantic segmentation")
     if not real:

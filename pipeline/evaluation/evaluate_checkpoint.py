@@ -112,7 +112,7 @@ def evaluation_key(
         test=settings_facts(row.test),
         data=manifest.digest,
         code=code_digest(code),
-        precision={"network": "float32", "tf32": row.train.tf32 if device == "cuda" else None},
+        precision={"network": row.test.precision, "tf32": row.train.tf32 if device == "cuda" else None},
         device=device,
         path=row.train.kernels if device == "cuda" else use(row.train.kernels),  # a driver may have no GPU
     )

@@ -16,6 +16,7 @@ from m2f.inference.windowed import Seen, Window, window_strips, windowed_labels
 from m2f.inference.windowed_objects import CroppedInstance, InstanceMerger, SegmentMerger, dense_instances
 from m2f.model import normalise, pad
 from m2f.types import Prediction
+from pipeline.compute.precision import in_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,13 +70,14 @@ def predict(
     if config.task != "semantic" or test.ms_flip is None:
         return predictions
     assert original is not None
-    scores = semantic_scores_ms_flip(
-        model,
-        original,
-        short_sides=test.ms_flip.short_sides,
-        long_side_max=test.ms_flip.long_side_max,
-        pad_multiple=test.pad_multiple,
-    )
+    with in_precision(test.precision, device):  # scores are float32 nevertheless
+        scores = semantic_scores_ms_flip(
+            model,
+            original,
+            short_sides=test.ms_flip.short_sides,
+            long_side_max=test.ms_flip.long_side_max,
+            pad_multiple=test.pad_multiple,
+        )
     return replace(predictions, ms_flip_labels=scores.max(0).indices)
 
 
@@ -89,7 +91,7 @@ def predict_batch(
     """
     device = next(model.parameters()).device
     padded = [pad(normalise(to_device(image[None], device)), config.test.pad_multiple) for image in images]
-    prediction = model(torch.cat(padded), auxiliary=False)
+    prediction = _prediction(model, torch.cat(padded), config)
     return [
         _made_of(
             Prediction(prediction.class_logits[place, None], prediction.mask_logits[place, None], ()),
@@ -145,7 +147,7 @@ def predict_windows(
         part = original[window.top : window.top + window.height, window.left : window.left + window.width]
         image = network_image(part, test)
         images = pad(normalise(to_device(image[None], device)), test.pad_multiple)
-        return Seen(model(images, auxiliary=False), _size(image), _size(images))
+        return Seen(_prediction(model, images, config), _size(image), _size(images))
 
     def merge(window: Window, seen: Seen) -> None:
         parts = replace(config, panoptic="objects" if with_objects else "segments")
@@ -175,7 +177,15 @@ def predict_windows(
 @torch.inference_mode()
 def single_scale(model: nn.Module, images: Tensor, valid: Size, size: Size, config: PredictConfig) -> Predictions:
     """`predict` without other sizes, for (1, 3, H, W) normalised, padded `images` of which `valid` is the picture."""
-    return _made_of(model(images, auxiliary=False), valid=valid, padded=_size(images), size=size, config=config)
+    prediction = _prediction(model, images, config)
+    return _made_of(prediction, valid=valid, padded=_size(images), size=size, config=config)
+
+
+def _prediction(model: nn.Module, images: Tensor, config: PredictConfig) -> Prediction:
+    """The network's own, of its last layer, in the row's precision for tests."""
+    with in_precision(config.test.precision, images.device):
+        prediction: Prediction = model(images, auxiliary=False)
+    return prediction
 
 
 def _made_of(prediction: Prediction, *, valid: Size, padded: Size, size: Size, config: PredictConfig) -> Predictions:

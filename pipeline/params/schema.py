@@ -222,6 +222,8 @@ class TestConfig:
     """Panoptic: share of its own mask that a query must win."""
     max_instances: int = 100
     """Instances kept of a picture."""
+    precision: Literal["float32", "bf16", "fp16"] = field(default="float32", metadata={OFF: "float32"})
+    """bf16, fp16: autocast of the network; what is made of its predictions stays float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from pipeline.comparison.rows import row_facts
-from pipeline.comparison.tables import table_line
+from pipeline.comparison.tables import table_line, used_columns
 from pipeline.params.schema import Params
 from pipeline.report.text import markdown
 from tests.helpers.report_rows import RULE, benchmark, evaluated, on_gpu, page_of, trained, written
@@ -60,3 +64,27 @@ def test_a_speed_measured_on_another_device_is_marked_and_told_with_its_device(p
         assert (str(line["fps"]), str(line["published fps"])) == (shown, "9.17 A100")
     written(tmp_path, benchmark("published", device="a CPU", fps=0.0123))
     assert str(table_line("published", row_facts(row, tmp_path, RULE))["fps"]) == "0.012 CPU *"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shown"),
+    [
+        ({}, {}, "-"),
+        ({"precision": "fp16"}, {"precision": "fp16"}, "fp16"),
+        ({"precision": "bf16"}, {}, "bf16; tests float32"),
+        ({"tf32": "all"}, {"precision": "bf16"}, "float32, TF32 all; tests bf16"),
+    ],
+)
+def test_a_precision_that_is_not_the_published_recipes_has_a_column_of_its_own(
+    train: dict[str, Any], test: dict[str, Any], shown: str, params: Params, tmp_path: Path
+) -> None:
+    written(tmp_path, evaluated("published", [0.8]))
+    row = params.rows["published"]
+    row = dataclasses.replace(
+        row, train=dataclasses.replace(row.train, **train), test=dataclasses.replace(row.test, **test)
+    )
+    facts = row_facts(row, tmp_path, RULE)
+    assert str(table_line("published", facts)["precision"]) == shown
+    assert ("Precision" in [column.heading for column in used_columns({"published": facts}, "semantic")]) == (
+        shown != "-"
+    )

@@ -206,11 +206,12 @@ def test_everything_that_decides_a_figure_is_in_the_key(job: Job) -> None:
         key(row=dataclasses.replace(row, model=model)),
         key(row=dataclasses.replace(row, task="instance")),
         key(row=dataclasses.replace(row, test=dataclasses.replace(row.test, max_instances=7))),
+        key(row=dataclasses.replace(row, test=dataclasses.replace(row.test, precision="bf16"))),
         key(manifest=dataclasses.replace(manifest, digest="another")),
         key(row=tf32, device="cuda"),
         key(code=Code(roots=("m2f.model.build_model",))),
     }
-    assert len(others) == 8 and key() not in others
+    assert len(others) == 9 and key() not in others
     # TF32 means nothing on a CPU, and what a row is called or trained with is in its checkpoint
     assert key(row=tf32) == key()
     assert key(row=dataclasses.replace(row, name="b", seeds=(7,), published={"pq": 1.0}, max_gpu_hours=9.0)) == key()

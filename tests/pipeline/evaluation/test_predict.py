@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from m2f import Prediction
 from m2f.model import MEAN_RGB, STD_RGB
 from pipeline.data.images.resize import network_image
-from pipeline.evaluation.predict import PredictConfig, predict, predict_windows
+from pipeline.evaluation.predict import PredictConfig, predict, predict_batch, predict_windows
 from pipeline.evaluation.task_metrics import measure
-from pipeline.params.schema import Row, Task, TestConfig
+from pipeline.params.schema import MsFlipConfig, Row, Task, TestConfig
 from pipeline.params.tasks import primary
 from pipeline.provenance.run_key import settings_facts
 from tests.helpers.registered import SIZES, decided_network, manifest_of, row_of
@@ -116,3 +116,36 @@ def test_a_row_is_evaluated_in_windows(task: Task, small_row: Row, storage: Path
     # 64 x 96: 2 windows; 67 x 101: 2 x 2; 150 x 33: 3
     assert len(shapes) == 9 and found.figures()[primary(task)] is not None
     assert "window" not in settings_facts(dataclasses.replace(row.test, window=None))
+
+
+class Multiplies(nn.Module):
+    """Gives the type of its products, and scores that are float32's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1))
+        self.types: list[torch.dtype] = []
+
+    def forward(self, images: Tensor, *, auxiliary: bool) -> Prediction:
+        product = nn.functional.linear(images.flatten(1)[:, :1], self.weight)
+        self.types.append(product.dtype)
+        masks = torch.full((len(images), 2, images.shape[2] // 4, images.shape[3] // 4), 3.0)
+        return Prediction(torch.tensor([[1.0, 1.001, -9.0], [1.0, 1.0, -9.0]]).expand(len(images), 2, 3), masks)
+
+
+@pytest.mark.parametrize("window", [None, {"size": 32, "overlap": 16}])
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_rows_precision_for_tests_is_the_networks_alone(
+    precision: Any, dtype: torch.dtype, window: dict[str, int] | None
+) -> None:
+    # class 1 leads by a thousandth: in bf16 the two would be equal, and class 0 the first of them
+    flip = MsFlipConfig(short_sides=(32,), long_side_max=96)
+    test = dataclasses.replace(SHOWN, precision=precision, window=window, ms_flip=None if window else flip)
+    config, model = PredictConfig(test=test, task="semantic", thing_ids=[]), Multiplies()
+    original = torch.from_numpy(picture()).permute(2, 0, 1)
+    found = predict(model, network_image(picture(), test), (32, 96), config, original=original)
+    assert found.labels is not None and found.labels.unique().tolist() == [1]
+    assert window or (found.ms_flip_labels is not None and found.ms_flip_labels.unique().tolist() == [1])
+    assert set(model.types) == {dtype}
+    alike = predict_batch(model, [network_image(picture(), test)] * 2, [(32, 96)] * 2, config)
+    assert [each.labels.unique().tolist() for each in alike] == [[1], [1]] and set(model.types) == {dtype}
