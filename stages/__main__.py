@@ -104,13 +104,14 @@ def _of_no_stage() -> None:
 
 
 def _names(section: str) -> list[str]:
-    """The names in a section of params.yaml."""
+    """The names in a section of params.yaml, or of checkpoints.yaml."""
     from pathlib import Path
 
     import yaml
 
+    path = Path(f"{section}.yaml") if Path(f"{section}.yaml").exists() else Path("params.yaml")
     try:
-        tree = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
         return [str(name) for name, _ in tree[section].items()]
     except FileNotFoundError:
         raise ValueError("params.yaml does not exist; run from the project's folder") from None

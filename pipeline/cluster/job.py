@@ -18,7 +18,7 @@ import yaml
 from pipeline.cluster.config import NodeGroup, node_groups
 from pipeline.cluster.stages import Plan, plan, run_command, run_plan, say
 from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
-from pipeline.params.load import load_params
+from pipeline.params.load import load_params, read_settings
 from pipeline.params.schema import Row
 from pipeline.storage.results import RESULTS, Registration, sound_result
 from pipeline.tracking.client import LOGIN
@@ -124,7 +124,7 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
         without_git(workspace)
     add_missing_results(upload, workspace)
 
-    params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    params = read_settings(workspace / "params.yaml")
     pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     rehearsed = [target.removeprefix(PREFLIGHT) for target in targets if target.startswith(PREFLIGHT)]
     asked = _stages(targets)

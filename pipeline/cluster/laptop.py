@@ -52,15 +52,16 @@ def check_targets(targets: Sequence[str]) -> None:
 
     from pipeline.cluster.job import PREFLIGHT
     from pipeline.cluster.stages import plan
-    from pipeline.params.load import load_params
+    from pipeline.params.load import load_params, read_settings
 
     _in_project()
     params = load_params("params.yaml")
     for target in targets:
         if target.startswith(PREFLIGHT):
             params.row(target.removeprefix(PREFLIGHT))
-    pipeline, tree = (yaml.safe_load(Path(name).read_text(encoding="utf-8")) for name in ("dvc.yaml", "params.yaml"))
-    plan([target for target in targets if not target.startswith(PREFLIGHT)], pipeline["stages"], tree)
+    pipeline = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    named = [target for target in targets if not target.startswith(PREFLIGHT)]
+    plan(named, pipeline, read_settings(Path("params.yaml")))
 
 
 def run(words: list[str]) -> int:

@@ -42,12 +42,40 @@ _READ_BY_DVC = ("datasets", "weights", "presets", "rows", "checkpoints")
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check params.yaml. ValueError says which key is wrong and what is known."""
+    """Read and check params.yaml and checkpoints.yaml. ValueError says which key is wrong and what is known."""
+    path = Path(path)
+    tree, checkpoints_in = read_settings(path), str(_checkpoints_file(path))
+    if isinstance(tree, Mapping) and (path.parent / "dvc.yaml").exists():
+        _check_for_dvc(tree, str(path), checkpoints_in)
+    return parse_params(tree, str(path), checkpoints_in=checkpoints_in)
+
+
+def read_settings(path: Path) -> Any:
+    """The sections of params.yaml as parsed YAML, with that of the checkpoints.yaml beside it, unchecked."""
+    tree, beside = _read(path), _checkpoints_file(path)
+    if not isinstance(tree, Mapping) or beside == path:
+        return tree
+    other = _read(beside)
+    if not isinstance(other, Mapping) or other.keys() != {"checkpoints"}:
+        raise ValueError(f"{beside} holds {shown(other)}; expected the section checkpoints alone")
+    if "checkpoints" in tree:
+        raise ValueError(f"{path} and {beside} both have the section checkpoints; move its entries to {beside}")
+    return {**tree, **other}
+
+
+def _checkpoints_file(path: Path) -> Path:
+    """Where the section `checkpoints` stands, which no row depends on: in the checkpoints.yaml beside a params.yaml, or
+    where there is none, and for a file of another name, in the file itself."""
+    beside = path.with_name("checkpoints.yaml")
+    return beside if path.name == "params.yaml" and beside.exists() else path
+
+
+def _read(path: Path) -> Any:
+    """A file's YAML."""
     import yaml
 
-    path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist; run from the project's folder, give --params, or begin a project with: m2f init"
@@ -56,9 +84,6 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start:,}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error_shown(error)}") from None
-    if isinstance(tree, Mapping) and (path.parent / "dvc.yaml").exists():
-        _check_for_dvc(tree, str(path))
-    return parse_params(tree, str(path))
 
 
 @cache
@@ -92,19 +117,21 @@ def _loader() -> Any:
     return Loader
 
 
-def _check_for_dvc(tree: Mapping[str, Any], where: str) -> None:
+def _check_for_dvc(tree: Mapping[str, Any], where: str, checkpoints_in: str) -> None:
     """ValueError where something is missing that dvc.yaml reads, though the stages could do without it."""
     if tree.keys() - {entry.name for entry in dataclasses.fields(Params)}:
         return  # a section's name is wrong, which the parser says
     for section in _READ_BY_DVC:
         if tree.get(section) is None:
+            file = checkpoints_in if section == "checkpoints" else where
             raise ValueError(
-                f"{where} has no section {section!r}, or an empty one; dvc.yaml reads it: write {section}: {{}}"
+                f"{file} has no section {section!r}, or an empty one; dvc.yaml reads it: write {section}: {{}}"
             )
     checkpoints = tree["checkpoints"] if isinstance(tree["checkpoints"], Mapping) else {}
     for name, entry in checkpoints.items():
         if isinstance(entry, Mapping) and "row" not in entry:
-            raise ValueError(f"{where}: checkpoints.{name} has no 'row', which dvc.yaml reads; write row: {name}")
+            at = f"{checkpoints_in}: checkpoints.{name}"
+            raise ValueError(f"{at} has no 'row', which dvc.yaml reads; write row: {name}")
     rows = tree["rows"] if isinstance(tree["rows"], Mapping) else {}
     for name, row in rows.items():
         for key, section in (("weights", "weights"), ("preset", "presets")):
@@ -116,8 +143,8 @@ def _check_for_dvc(tree: Mapping[str, Any], where: str) -> None:
                 raise ValueError(f"{where}: {section} has no entry 'none', which rows.{name} names; write none: {{}}")
 
 
-def parse_params(tree: Any, where: str = "params.yaml") -> Params:
-    """Params from a parsed YAML tree."""
+def parse_params(tree: Any, where: str = "params.yaml", *, checkpoints_in: str = "") -> Params:
+    """Params from a parsed YAML tree; `checkpoints_in`: the file of that section, if it is another one."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: expected the sections {names_given(Params)}, found {type(tree).__name__}")
     datasets = {
@@ -138,9 +165,10 @@ def parse_params(tree: Any, where: str = "params.yaml") -> Params:
     params = dataclasses.replace(params, rows=rows)
     for name in params.weights:
         check_origin(params, name, f"{where}: weights.{name}")
-    checkpoints = _section(tree, "checkpoints", where)
+    file = checkpoints_in or where
+    checkpoints = _section(tree, "checkpoints", file)
     return dataclasses.replace(
-        params, checkpoints={name: _checkpoint(name, entry, params, where) for name, entry in checkpoints.items()}
+        params, checkpoints={name: _checkpoint(name, entry, params, file) for name, entry in checkpoints.items()}
     )
 
 

@@ -25,11 +25,15 @@ stages:
 
 _ON_CODE = re.compile(rf"^( +)- ({'|'.join(PACKAGES)})(/\S+)?$")
 
+_OWN_FILE = 'checkpoints.yaml: ["checkpoints.${key}"]'
+"""Of the repository: where published checkpoints stand. A project's params.yaml has their section itself."""
+
 
 def project_stages(repository: str) -> str:
     """The text of a project's dvc.yaml, from the text of the repository's."""
     lines, placed = [], False
-    for line in repository.partition("\nstages:\n")[2].strip("\n").splitlines():
+    stages = repository.partition("\nstages:\n")[2].replace(_OWN_FILE, "checkpoints.${key}")
+    for line in stages.strip("\n").splitlines():
         if on_code := _ON_CODE.match(line):
             if not placed:
                 lines.append(f"{on_code[1]}- {PACKAGE}")

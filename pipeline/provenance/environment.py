@@ -119,5 +119,6 @@ def _git() -> dict[str, Any]:
     if top is None or Path(top).resolve() != PROJECT:
         commit, changed, _ = os.environ.get("M2F_GIT_COMMIT", "").partition("-changed")
         return {"git_commit": commit or None, "git_changed": bool(changed) if commit else None}
-    changes = ask("status", "--porcelain", "--untracked-files=no", "--", "m2f", "pipeline", "stages", "params.yaml")
+    decisive = ("m2f", "pipeline", "stages", "params.yaml", "checkpoints.yaml")
+    changes = ask("status", "--porcelain", "--untracked-files=no", "--", *decisive)
     return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": None if changes is None else bool(changes)}

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from pipeline.cluster.workspace import without_git
+from pipeline.params.load import read_settings
 from pipeline.storage.results import write_metrics, write_plot
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
@@ -40,10 +41,10 @@ class Copy:
         for name in ("m2f", "pipeline", "stages", ".dvc"):
             left_out = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
             shutil.copytree(PROJECT / name, folder / name, ignore=left_out)
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml", "checkpoints.yaml"):
             shutil.copy(PROJECT / name, folder / name)
         without_git(folder)
-        self.params: dict[str, Any] = yaml.safe_load((folder / "params.yaml").read_text())
+        self.params: dict[str, Any] = read_settings(folder / "params.yaml")
 
     def keep_rows(self, *rows: str) -> None:
         """Leave these rows alone in params.yaml, with the published checkpoints and initial weights that are theirs."""
@@ -55,7 +56,9 @@ class Copy:
             self.params[section] = {name: entry for name, entry in self.params[section].items() if name in names}
 
     def write_params(self) -> None:
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
+        params = dict(self.params)
+        for name, tree in (("checkpoints", {"checkpoints": params.pop("checkpoints")}), ("params", params)):
+            (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
     def make_everything_up_to_date(self) -> None:
         self.write_params()

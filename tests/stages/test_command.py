@@ -140,6 +140,8 @@ def test_names_are_printed_or_missing_in_a_sentence(tmp_path: Path) -> None:
     missing = m2f("--names", "weights", folder=tmp_path)
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
     assert "params.yaml has no names under weights" in missing.stderr
+    (tmp_path / "checkpoints.yaml").write_text("checkpoints: {street_a_authors: {}}\n")
+    assert m2f("--names", "checkpoints", folder=tmp_path).stdout == "street_a_authors\n"
     (tmp_path / "params.yaml").write_text("rows: [street_a\nweights: r50\n")  # whose letters are no names
     for section in ("rows", "weights"):
         torn = m2f("--names", section, folder=tmp_path)

@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from pipeline.cluster.stages import Plan, plan, run_plan
+from pipeline.params.load import read_settings
 from tests.helpers.shared import PROJECT
 
 PIPELINE: Mapping[str, Any] = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
-PARAMS: Mapping[str, Any] = yaml.safe_load((PROJECT / "params.yaml").read_text())
+PARAMS: Mapping[str, Any] = read_settings(PROJECT / "params.yaml")
 
 
 def test_rows_of_one_dataset_share_its_stages_and_run_side_by_side() -> None:

@@ -257,6 +257,31 @@ def test_beside_a_dvc_yaml_every_section_that_it_reads_has_to_be_there(section: 
             load_params(tmp_path / "params.yaml")
 
 
+def test_checkpoints_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    tree = small_tree()
+    entry = {"dataset": "mine", "url": "http://127.0.0.1/a.pth"}
+    whole = parse_params({**tree, "checkpoints": {"first": entry}})
+    del tree["checkpoints"]
+    for name in ("params.yaml", "other.yaml"):
+        (tmp_path / name).write_text(yaml.safe_dump(tree))
+    beside = tmp_path / "checkpoints.yaml"
+    beside.write_text(yaml.safe_dump({"checkpoints": {"first": entry}}))
+    assert load_params(tmp_path / "params.yaml") == whole
+    assert load_params(tmp_path / "other.yaml").checkpoints == {}  # a file of another name holds its own
+    for content, sentence in (
+        ({"checkpoints": {"first": {"rwo": 1}}}, "checkpoints.yaml: checkpoints.first: unknown key 'rwo'"),
+        ({"checkpoint": {}}, "checkpoints.yaml holds {'checkpoint': {}}; expected the section checkpoints alone"),
+        (None, "checkpoints.yaml holds None; expected the section checkpoints alone"),
+    ):
+        beside.write_text(yaml.safe_dump(content))
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/{sentence}")):
+            load_params(tmp_path / "params.yaml")
+    beside.write_text("checkpoints: {}\n")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**tree, "checkpoints": {"first": entry}}))
+    with pytest.raises(ValueError, match="checkpoints.yaml both have the section checkpoints; move its entries to "):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_where_no_dvc_yaml_is_a_row_needs_what_it_names_alone(tmp_path: Path) -> None:
     tree = {key: value for key, value in small_tree().items() if key not in ("weights", "checkpoints")}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))

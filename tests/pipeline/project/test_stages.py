@@ -29,6 +29,11 @@ def test_the_package_stands_for_the_code_and_all_else_is_the_repositorys() -> No
         if any(map(is_code, definition.get("deps", ()))):
             definition["deps"] = [path for path in definition["deps"] if not is_code(path)] + ["results/package.json"]
             replaced += 1
+    # a project's params.yaml has its checkpoints itself
+    assert repository.pop("vars") == ["checkpoints.yaml"]
+    published = repository["stages"]["published"]["do"]
+    assert {"checkpoints.yaml": ["checkpoints.${key}"]} in published["params"]
+    published["params"] = [each if isinstance(each, str) else "checkpoints.${key}" for each in published["params"]]
     assert made == repository
     assert replaced == 6  # all but those that always run
 
