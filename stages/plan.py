@@ -1,13 +1,15 @@
 """What rows will cost: steps, GPU-hours, days on the GPUs at hand, storage and money, before they run.
 
-How long a step takes comes from finished seeds of the row, else from benchmark@row on a GPU, else from the log that
-published@row has fetched, else from the published inference speed of its network on an A100: a training picture then
-takes three times as long as a pass forward over as many pixels; optimiser, matching and losses are not counted. That
-is right within a factor of about 2, which is shown as a range.
+How long a step takes comes from finished seeds of the row, else from benchmark@row on a GPU, else
+from the log that published@row has fetched, else from the published inference speed of its network
+on an A100: a training image then takes three times as long as a pass forward over as many pixels;
+optimiser, matching and losses are not counted. That is right within a factor of about 2, which is
+shown as a range.
 
-GPU-hours count the GPUs that a training works on: as many as it has groups, if there are so many. The time on the GPUs
-at hand is their GPU-hours divided by their number, but at least as long as the longest row takes. Downloads, sharding
-and restarts come on top. Seeds that results/train holds as finished are not counted again.
+GPU-hours count the GPUs that a training works on: as many as it has groups, if there are so many.
+The time on the GPUs at hand is their GPU-hours divided by their number, but at least as long as the
+longest row takes. Downloads, sharding and restarts come on top. Seeds that results/train holds as
+finished are not counted again. docs/costs.md explains the tables.
 """
 
 from __future__ import annotations
@@ -38,6 +40,13 @@ def command_line() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     parser.add_argument("--price-per-gpu-hour", type=float, help="an instance's price divided by its GPUs")
+    parser.add_argument(
+        "--spread",
+        type=float,
+        metavar="POINTS",
+        help="standard deviation between seeds, for the chance to tell a difference; default: verdict in params.yaml",
+    )
+    parser.add_argument("--details", action="store_true", help="also steps, cost and evidence of every row")
     parser.add_argument("--json", action="store_true", help="print the whole plan as JSON")
     return parser
 
@@ -56,7 +65,7 @@ def main() -> None:
     given = vars(arguments)
     settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
     plan = make_plan(load_params(arguments.params), arguments.rows, settings, results=RESULTS)
-    print(json.dumps(plan, indent=1) if arguments.json else text(plan))
+    print(json.dumps(plan, indent=1) if arguments.json else text(plan, details=arguments.details))
 
 
 if __name__ == "__main__":

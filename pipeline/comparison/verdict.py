@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.special import bdtr, ndtr, ndtri, stdtrit
+from scipy.special import bdtr, nctdtr, ndtr, ndtri, stdtrit
 
 from pipeline.params.schema import Row, VerdictConfig
 from pipeline.params.tasks import LABELS, primary
@@ -146,6 +146,30 @@ def predictive_interval(
     return None if spread is None else _expected(values, coverage, trainings, spread)
 
 
+def chance_to_tell(
+    seeds: int, difference: float, *, spread: float, trainings: int = 1, coverage: float, assumed_spread: float
+) -> float:
+    """How likely so many seeds show that a recipe differs: that the whole interval of `judge` lies on the right side of
+    the published figure.
+
+    difference, spread: the true ones, in points; the published trainings have the same spread, and are normal too.
+    trainings: how many the published figure is the median of.
+
+    With u = sqrt(1/n + 1), of medians sqrt(v(n) + v(m)), ours less the published figure is normal with mean
+    `difference` and deviation spread * u. Three seeds or more show their spread s: the interval lies on one side if
+    (ours less published) / (s * u) exceeds Student's t of n - 1 degrees of freedom, and this ratio follows the
+    noncentral t distribution with noncentrality difference / (spread * u); of medians nearly. Fewer take the assumed
+    spread a, with the normal quantile z: Phi((difference - z * a * u) / (spread * u)). ValueError for a spread of 0.
+    """
+    if spread <= 0 or assumed_spread <= 0:
+        raise ValueError(f"the spreads are {spread:g} and {assumed_spread:g} points; they must be above 0")
+    unit = math.sqrt(_variance(seeds, trainings))
+    shift = abs(difference) / (spread * unit)
+    if seeds >= SEEDS_FOR_SPREAD:
+        return 1 - float(nctdtr(seeds - 1, shift, _quantile(seeds - 1, coverage)))
+    return float(ndtr(shift - _quantile(math.inf, coverage) * assumed_spread / spread))
+
+
 def median_interval(values: Sequence[float], coverage: float) -> tuple[float, float, float] | None:
     """(lowest, highest, coverage) of an interval for the median of whatever distribution the draws are of.
 
@@ -189,13 +213,14 @@ class _Spread:
 
 
 def _expected(values: Sequence[float], coverage: float, trainings: int, spread: _Spread) -> tuple[float, float]:
-    if trainings == 1:
-        centre, variance = math.fsum(values) / len(values), 1 / len(values) + 1
-    else:
-        centre = statistics.median(values)
-        variance = median_variance(len(values)) + median_variance(trainings)
-    half = _quantile(spread.degrees, coverage) * spread.points * math.sqrt(variance)
+    centre = math.fsum(values) / len(values) if trainings == 1 else statistics.median(values)
+    half = _quantile(spread.degrees, coverage) * spread.points * math.sqrt(_variance(len(values), trainings))
     return centre - half, centre + half
+
+
+def _variance(seeds: int, trainings: int) -> float:
+    """Of the seeds' mean, or median, less the published figure, in squares of the spread."""
+    return 1 / seeds + 1 if trainings == 1 else median_variance(seeds) + median_variance(trainings)
 
 
 def _spread(values: Sequence[float], assumed: float | None) -> _Spread | None:

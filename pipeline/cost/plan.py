@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m2f.config import ModelConfig, QueryDecoderConfig
+from pipeline.comparison.verdict import chance_to_tell
 from pipeline.cost.speed import (
     CHECKPOINTS,
     GIB,
@@ -28,7 +29,8 @@ from pipeline.cost.speed import (
     validation_s,
 )
 from pipeline.data.images.sizes import area, counted
-from pipeline.params.schema import Params, Row
+from pipeline.params.schema import Params, Row, VerdictConfig
+from pipeline.params.tasks import primary
 from pipeline.runs.outcome import OVERLAYS
 from pipeline.storage.results import Evaluation, FetchedDataset, Manifest, find_result
 
@@ -36,7 +38,13 @@ RAW_BYTES_PER_PIXEL = 4
 """Of raw shards: three colours and a segment id."""
 
 OVERLAY_BYTES_PER_PIXEL = 5
-"""Of an overlay's PNG, three panels, per pixel of its picture: what the generated pictures of the demo take."""
+"""Of an overlay's PNG, three panels, per pixel of its image: what the generated images of the demo take."""
+
+SEED_COUNTS = (1, 3, 5)
+"""Numbers of seeds whose costs a plan compares."""
+
+DIFFERENCE_POINTS = 0.5
+"""The difference from the published figure that they are to show."""
 
 NETWORKS: Mapping[str, tuple[int, int, int]] = {
     "r50": (44_004_586, 43_898_240, 345),
@@ -59,6 +67,8 @@ class Settings:
     efficiency: float = 0.9
     """Share of perfect scaling that several GPUs keep."""
     price_per_gpu_hour: float | None = None
+    spread: float | None = None
+    """Standard deviation between seeds, in points; None: what params.yaml assumes."""
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -67,6 +77,8 @@ class Settings:
             raise ValueError(f"--efficiency is {self.efficiency:g}; it must be above 0 and at most 1")
         if self.price_per_gpu_hour is not None and self.price_per_gpu_hour <= 0:
             raise ValueError(f"--price-per-gpu-hour is {self.price_per_gpu_hour:g}; it must be above 0")
+        if self.spread is not None and self.spread <= 0:
+            raise ValueError(f"--spread is {self.spread:g} points; it must be above 0")
 
 
 def make_plan(params: Params, names: Sequence[str], settings: Settings, *, results: Path) -> dict[str, Any]:
@@ -79,13 +91,15 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
     rows = rows or list(params.rows.values())
     if not rows:
         raise ValueError("params.yaml has no rows, so there is nothing to plan; add one to `rows`")
-    entries = [_entry(row, settings, results) for row in rows]
+    rule = params.verdict
+    settings = dataclasses.replace(settings, spread=settings.spread or rule.assumed_spread_points)
+    entries = [_entry(row, settings, rule, results) for row in rows]
     datasets = _storage(params, list(dict.fromkeys(row.dataset for row in rows)), results)
     gpu_hours = _summed(entry["gpu_hours"] for entry in entries)
     # No order of the rows is shorter than all GPUs busy all the time, nor than the longest row.
     longest = [max((entry["hours"][side] for entry in entries if entry["hours"]), default=0.0) for side in range(3)]
     return {
-        "settings": dataclasses.asdict(settings),
+        "settings": {**dataclasses.asdict(settings), "difference": DIFFERENCE_POINTS},
         "rows": entries,
         "datasets": datasets,
         "total": {
@@ -100,7 +114,7 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
     }
 
 
-def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
+def _entry(row: Row, settings: Settings, rule: VerdictConfig, results: Path) -> dict[str, Any]:
     """A row's line."""
     speed = known_speed(row, results)
     images = counted(row.dataset, find_result(Manifest, row.dataset, results=results))
@@ -111,19 +125,20 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
     done = {seed.seed for seed in evaluated.seeds if seed.checkpoints} if evaluated else set()
     on_gpu = speed is not None and speed.device_type == "cuda"
     workers = min(row.train.groups, settings.gpus) if on_gpu else 1
-    step_s = seed_s = tests_s = 0.0
+    step_s = seed_s = test_s = tests_s = 0.0
     if speed is not None:
         alone = speed.evidence in ("benchmark", "published") and speed.devices == 1
         efficiency = settings.efficiency if alone and workers > 1 else 1.0
         groups = math.ceil(row.train.groups / workers)  # of the worker that has most
         step_s = groups * row.train.group_size * speed.train_s / efficiency
         seed_s = row.train.steps * step_s + validation_s(row, speed, images) / workers
+        test_s = evaluation_s(row, speed, images) / workers
         if left or finished - done:
-            tests_s = (left + len(finished)) * evaluation_s(row, speed, images) / workers
+            tests_s = (left + len(finished)) * test_s
     at_once = max(1, settings.gpus // workers) if on_gpu else 1
     hours = (math.ceil(left / at_once) * seed_s + tests_s) / HOUR_S
     gpu_hours = workers * (left * seed_s + tests_s) / HOUR_S if on_gpu else None
-    price = settings.price_per_gpu_hour
+    one_seed = workers * (seed_s + test_s) / HOUR_S if on_gpu else None
     overlays = OVERLAYS * OVERLAY_BYTES_PER_PIXEL * area(images.usual) if images else 0
     return {
         "row": row.name,
@@ -137,13 +152,42 @@ def _entry(row: Row, settings: Settings, results: Path) -> dict[str, Any]:
         "evaluation_h": _spread(speed, tests_s / HOUR_S),
         "hours": _spread(speed, hours),
         "gpu_hours": _spread(speed, gpu_hours),
-        "money": None if price is None or gpu_hours is None else _spread(speed, price * gpu_hours),
+        "money": _spread(speed, _money(gpu_hours, settings)),
+        "by_seeds": {str(count): _of_seeds(count, one_seed, row, speed, settings, rule) for count in SEED_COUNTS},
         "gib": len(row.seeds) * (CHECKPOINTS * checkpoint_bytes(row.model) + overlays) / GIB,
         "evidence": speed.evidence if speed else None,
         "device": speed.device if speed else None,
         "device_type": speed.device_type if speed else None,
         "source": speed.source if speed else None,
     }
+
+
+def _of_seeds(
+    count: int, one_seed: float | None, row: Row, speed: Speed | None, settings: Settings, rule: VerdictConfig
+) -> dict[str, Any]:
+    """What so many seeds cost with their evaluation, whatever is finished, and what they can show; `one_seed`: its
+    GPU-hours. No chance where nothing is published that they are compared with."""
+    gpu_hours = None if one_seed is None else count * one_seed
+    published = row.published.get(primary(row.task)) is not None
+    return {
+        "gpu_hours": _spread(speed, gpu_hours),
+        "money": _spread(speed, _money(gpu_hours, settings)),
+        "chance": chance_to_tell(
+            count,
+            DIFFERENCE_POINTS,
+            spread=settings.spread or rule.assumed_spread_points,
+            trainings=row.published_trainings,
+            coverage=rule.coverage,
+            assumed_spread=rule.assumed_spread_points,
+        )
+        if published
+        else None,
+    }
+
+
+def _money(gpu_hours: float | None, settings: Settings) -> float | None:
+    price = settings.price_per_gpu_hour
+    return None if gpu_hours is None or price is None else price * gpu_hours
 
 
 def _spread(speed: Speed | None, expected: float | None) -> list[float] | None:

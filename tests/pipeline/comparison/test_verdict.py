@@ -7,10 +7,12 @@ import re
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.comparison.verdict import (
     Verdict,
+    chance_to_tell,
     judge,
     median_interval,
     median_variance,
@@ -52,6 +54,35 @@ def row(**entries: Any) -> Row:
 
 
 PUBLISHED = row(published={"miou": 48.2})
+
+
+# The chance to tell a difference
+
+
+def test_how_likely_seeds_show_a_difference() -> None:
+    rule = {"coverage": 0.9, "assumed_spread": 1.0}
+    # one seed takes the assumed spread of 1: Phi((2 - 1.644854 * sqrt(2)) / (0.5 * sqrt(2))) = Phi(-0.46128)
+    assert chance_to_tell(1, 2.0, spread=0.5, **rule) == pytest.approx(0.3223, abs=1e-5)
+    # of a median of 5, v(5) = 0.286834: Phi(1 / sqrt(1.286834) - 1.644854) = Phi(-0.76332)
+    assert chance_to_tell(1, 1.0, spread=1.0, trainings=5, **rule) == pytest.approx(0.22264, abs=1e-5)
+    # without a difference, what is said of it is wrong in half of what the coverage leaves
+    for seeds in (3, 5, 10):
+        assert chance_to_tell(seeds, 0.0, spread=0.4, **rule) == pytest.approx(0.05)
+    assert chance_to_tell(3, 0.0, spread=0.4, coverage=0.8, assumed_spread=1.0) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="the spreads are 0 and 1 points; they must be above 0"):
+        chance_to_tell(3, 1.0, spread=0.0, **rule)
+
+
+@pytest.mark.parametrize("trainings", [1, 5])
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_chance_is_how_often_the_rule_says_below(seeds: int, trainings: int) -> None:
+    rng, draws = np.random.default_rng(3), 4000
+    ours = rng.standard_normal((draws, seeds)) - 2  # truly 2 spreads of 1 below
+    published = np.median(rng.standard_normal((draws, trainings)), axis=1)
+    rule = {"trainings": trainings, "coverage": 0.9, "assumed_spread": 1.0}
+    said = [judge(list(a), b, margin=1.0, **rule).decision for a, b in zip(ours, published, strict=True)]
+    # four standard errors, 4 * sqrt(0.25 / 4000) = 0.032; of medians the formula is nearly right
+    assert said.count("below") / draws == pytest.approx(chance_to_tell(seeds, 2.0, spread=1.0, **rule), abs=0.032)
 
 
 # The interval for the median

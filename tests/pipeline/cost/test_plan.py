@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,66 @@ def test_three_seeds_of_an_hour_side_by_side_and_one_after_the_other(params: Par
     assert plan["total"]["hours"][1] == 2.0  # 24 GPU-hours on 16 GPUs are 1.5 h, but the row takes 2
     assert planned(params, row, results, gpus=8)["rows"][0]["hours"][1] == 3.0
     assert planned(params, row, results, gpus=32)["rows"][0]["hours"][1] == 1.0
+
+
+def test_one_three_and_five_seeds_cost_as_many_times_a_seed_whatever_is_finished(
+    params: Params, row: Row, results: Path
+) -> None:
+    # an hour on 8 GPUs and 9 s * (1 + ms+flip) * 2 checkpoints of an evaluation of 720 images; 8.0... GPU-hours a seed
+    write_result(manifest(train=100, val=720), "ade20k", results=results)
+    write_trained(results, row.name, seed(0, steps=3600, images_per_s=None))
+    (entry,) = planned(params, row, results, gpus=8, price_per_gpu_hour=3.0)["rows"]
+    one = 8 * (3609 + 2 * 9 * (1 + ms_flip_factor((128, 192), row.test))) / 3600
+    assert entry["seeds_left"] == 2 and [*entry["by_seeds"]] == ["1", "3", "5"]
+    for count, of_seeds in entry["by_seeds"].items():
+        assert of_seeds["gpu_hours"] == pytest.approx(
+            [0.9 * int(count) * one, int(count) * one, 1.15 * int(count) * one]
+        )
+        assert of_seeds["money"] == pytest.approx([3 * hours for hours in of_seeds["gpu_hours"]])
+        assert of_seeds["chance"] is None  # nothing is published
+
+
+def test_the_chance_to_tell_half_a_point_follows_the_spread_and_what_is_published(
+    params: Params, row: Row, results: Path
+) -> None:
+    single = dataclasses.replace(row, published={"miou": 48.0})
+    median = dataclasses.replace(single, published_trainings=5)
+
+    def chances(of: Row, **settings: Any) -> list[float]:
+        (entry,) = planned(params, of, results, **settings)["rows"]
+        return [round(of_seeds["chance"], 3) for of_seeds in entry["by_seeds"].values()]
+
+    # params.yaml assumes 1 point; a seed: Phi(0.5 / sqrt(2) - 1.6449) = Phi(-1.2913)
+    assert chances(single)[0] == chances(single, spread=1.0)[0] == 0.098
+    # one seed shows no spread, so 1 is assumed, whatever it truly is: Phi((0.5 / sqrt(2) - 1.6449) / 0.3)
+    assert chances(single, spread=0.3)[0] == 0.0
+    # studies/verdicts.md: seeds of spread 1 show half a point in 9 and 10 % (median of 5: 10 and 13), simulated
+    assert chances(single)[1:] == pytest.approx([0.09, 0.10], abs=0.01)
+    assert chances(median)[1:] == pytest.approx([0.10, 0.13], abs=0.015)
+
+
+def test_every_plan_of_published_rows_fits_a_hundred_columns(params: Params, tmp_path: Path) -> None:
+    write_benchmark(tmp_path, "coco_panoptic_swin-b-in22k", step_s=9, images=2, device_type="cpu")
+    published = [name for name, row in params.rows.items() if row.published_authors]
+    for settings in (Settings(), Settings(price_per_gpu_hour=32.77, spread=0.25)):
+        for names in ([], *([name] for name in published)):
+            plan = make_plan(params, names, settings, results=tmp_path)
+            for details in (False, True):
+                assert max(map(len, text(plan, details=details).splitlines())) <= 100, names
+
+
+def test_what_the_table_has_no_room_for_goes_on_below_and_details_have_steps_cost_and_evidence(
+    params: Params, row: Row, results: Path
+) -> None:
+    plan = planned(params, row, results, gpus=16, price_per_gpu_hour=3.0)
+    assert "3,600" not in text(plan) and "--details shows" in text(plan)
+    (entry,) = plan["rows"]
+    shown = [re.split("  +", line) for line in text(plan, details=True).splitlines()]
+    assert ["mine", "3,600", "1", "72 (65 to 83)", f"benchmark, {entry['device']}"] in shown
+    entry["device"] = "a processor of many words " * 4
+    long = text(plan, details=True).splitlines()
+    first = next(place for place, line in enumerate(long) if "benchmark, a processor" in line)
+    assert long[first + 1].strip() and long[first + 1].startswith(" " * long[first].index("benchmark"))
 
 
 def test_several_rows_keep_all_gpus_busy(params: Params, row: Row, results: Path) -> None:
@@ -204,7 +265,7 @@ def test_a_row_of_unknown_speed_is_shown_and_not_counted(params: Params, tmp_pat
     plan = make_plan(params, ["shapes_tiny", "cityscapes_r50"], Settings(), results=tmp_path)
     alone = make_plan(params, ["cityscapes_r50"], Settings(), results=tmp_path)
     assert plan["total"]["gpu_hours"] == alone["total"]["gpu_hours"]
-    assert "python -m stages.benchmark shapes_tiny measures it" in text(plan)
+    assert "not known: shapes_tiny. What measures it:\n  python -m stages.benchmark shapes_tiny" in text(plan)
 
 
 def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp_path: Path) -> None:
@@ -237,6 +298,7 @@ def test_a_mistyped_row_is_answered_with_the_nearest(params: Params, tmp_path: P
         ({"gpus": 0}, "--gpus is 0; it must be at least 1"),
         ({"efficiency": 1.5}, "--efficiency is 1.5; it must be above 0 and at most 1"),
         ({"price_per_gpu_hour": -1.0}, "--price-per-gpu-hour is -1; it must be above 0"),
+        ({"spread": 0.0}, "--spread is 0 points; it must be above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
