@@ -118,7 +118,19 @@ def below_reference(seed: SeedFacts, facts: Facts) -> list[str]:
 def table_notes(task: str, rows: Mapping[str, Facts]) -> list[str]:
     """What stands below the table of a task's rows; of published figures only where a row has some."""
     printed = task != "semantic" and any(facts.published for facts in rows.values())
-    return [_LEGENDS[task], *([_MEMORY_AS_PRINTED] if printed else []), *_checkpoint_notes(rows)]
+    return [_LEGENDS[task], *([_MEMORY_AS_PRINTED] if printed else []), *_misprints(rows), *_checkpoint_notes(rows)]
+
+
+def _misprints(rows: Mapping[str, Facts]) -> list[str]:
+    """Rows whose published memory is not what is printed."""
+    figures = {name: facts.published for name, facts in rows.items()}
+    wrong = [
+        f"{name} {published['train_mem_gib']} GiB (printed: {published['train_mem_gb_as_printed']})"
+        for name, published in figures.items()
+        if {"train_mem_gib", "train_mem_gb_as_printed"} <= published.keys()
+    ]
+    said = f"The published memory is corrected where it is a misprint: {', '.join(wrong)}; see docs/rows.md."
+    return [said] if wrong else []
 
 
 def _checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from pipeline.comparison.rows import row_facts
 from pipeline.comparison.tables import table_line
+from pipeline.params.load import load_params
 from pipeline.params.schema import Params, VerdictConfig
 from pipeline.provenance.run_key import settings_key
-from pipeline.report.sentences import attention, how_to_read
+from pipeline.report.sentences import attention, how_to_read, table_notes
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, ended, evaluated, page_of, trained, written
+from tests.helpers.shared import PROJECT
 
 
 def test_what_needs_a_look_is_told_with_the_command_that_mends_it(params: Params, tmp_path: Path) -> None:
@@ -42,6 +44,18 @@ def test_a_seed_that_has_no_result_yet_is_missing(params: Params, tmp_path: Path
     facts = row_facts(params.rows["ours"], tmp_path, RULE)
     assert table_line("ours", facts)["seeds"].text == "2 of 3"
     assert attention({"ours": facts}) == [("ours", "a seed has no result yet; dvc repro evaluate@ours")]
+
+
+def test_memory_that_the_published_table_misprints_is_named_below_the_table(tmp_path: Path) -> None:
+    params = load_params(PROJECT / "params.yaml")
+    facts = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items() if row.task == "semantic"}
+    assert table_line("ade20k_swin-s", facts["ade20k_swin-s"])["published memory"].text == "4.92"
+    said = (
+        "The published memory is corrected where it is a misprint: ade20k_swin-t 3.74 GiB (printed: 3826), "
+        "ade20k_swin-s 4.92 GiB (printed: 3.74); see docs/rows.md."
+    )
+    assert said in table_notes("semantic", facts)
+    assert not any("misprint" in note for note in table_notes("semantic", {"ade20k_r50": facts["ade20k_r50"]}))
 
 
 def test_the_verdict_is_explained_in_two_sentences_with_an_example_by_the_rows_own_rule() -> None:
