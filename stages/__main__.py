@@ -66,8 +66,11 @@ COMMANDS = {
 }
 """In the order in which they are used."""
 
-_PATHS = {"folder", "images", "out", "own", "params", "source"}
+_PATHS = {"folder", "images", "out", "own", "params"}
 """Arguments for which a shell offers files."""
+
+_SOURCES = "sources"
+"""What the argument `source` names besides files; for `--names` like a section of params.yaml."""
 
 _NAMES = {"row": "rows", "rows": "rows", "dataset": "datasets"}
 """Arguments for which it offers the names in a section of params.yaml."""
@@ -104,7 +107,14 @@ def _of_no_stage() -> None:
 
 
 def _names(section: str) -> list[str]:
-    """The names in a section of params.yaml, or of checkpoints.yaml."""
+    """The names in a section of params.yaml or checkpoints.yaml, or of the networks that were trained or registered
+    here."""
+    if section == _SOURCES:
+        from pipeline.storage.results import Registration, TrainingResult, names_of, sound_result
+
+        registered = (sound_result(Registration, row) for row in names_of(Registration))
+        return [*names_of(TrainingResult), *(f"models:/{each.model}@best" for each in registered if each)]
+
     from pathlib import Path
 
     import yaml
@@ -136,8 +146,9 @@ def _parser(*, arguments: bool = False) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--names",
-        choices=sorted({*_NAMES.values(), *_NAMES_OF.values()}),
-        help="print the names in this section of params.yaml, as completion does",
+        choices=sorted({*_NAMES.values(), *_NAMES_OF.values(), _SOURCES}),
+        help="print the names in this section of params.yaml, or of trained rows and registered models (sources), as "
+        "completion does",
     )
     commands = parser.add_subparsers(title="commands, in the order in which they are used", metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -158,6 +169,14 @@ def _completed(command: str, argument: str) -> object:
 
     if argument in _PATHS:
         return shtab.FILE
+    if argument == "source":
+        names = f"m2f --names {_SOURCES} 2>/dev/null"
+        return {
+            "bash": "_m2f_sources",
+            "zsh": f"{{_files; compadd -- $({names})}}",
+            "tcsh": shtab.FILE["tcsh"],
+            "preamble": {"bash": f'_m2f_sources() {{\n  compgen -f -- "$1"\n  compgen -W "$({names})" -- "$1"\n}}'},
+        }
     section = _NAMES_OF.get(command) if argument == "name" else _NAMES.get(argument)
     return section and shtab.cmd(f"m2f --names {section} 2>/dev/null")
 

@@ -38,7 +38,8 @@ def start_tensors(
             tensors[name] = tensors[name][rows]
         tensors[KEPT_CLASSES] = (rows >= 0).to(torch.uint8)
         listed = f" ({', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""
-        head = f", no-object and {len(kept)} of {len(classes)} classes{listed}; other classes begin anew"
+        head = f", no-object and {len(kept)} of {len(classes)} classes{listed}"
+        head += "; other classes begin anew" if len(kept) < len(classes) else ""
     lacking = f"; entries that it lacks begin anew: {', '.join(loaded.missing)}" if loaded.missing else ""
     return tensors, f"backbone, pixel decoder, query decoder{head}{lacking}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.results import (
+    Aliases,
+    BestVersion,
+    RegisteredVersion,
+    Registration,
+    TrainingResult,
+    write_result,
+    write_waiting,
+)
 from stages.__main__ import COMMANDS
+from tests.helpers.costs import seed, write_trained
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
 
@@ -132,6 +143,22 @@ def test_bash_completes_the_names_in_params(tmp_path: Path) -> None:
     assert completed(script, "m2f", "predict", "model.pt", "images", "--row", "") == ["street_a", "other"]
     assert completed(script, "m2f", "shard", "") == ["streets"]
     assert completed(script, "m2f", "weights", "") == ["r50"]
+
+
+def test_a_source_is_completed_to_files_trained_rows_and_registered_models(tmp_path: Path) -> None:
+    script = tmp_path / "completion.bash"
+    script.write_text(m2f("--print-completion", "bash").stdout)
+    (tmp_path / "model.pt").touch()
+    assert completed(script, "m2f", "export", "mo") == ["model.pt"]
+    version = RegisteredVersion(version=1, seed=0, run_key=None, figure=None, value=None)
+    aliases = Aliases(best=BestVersion(**dataclasses.asdict(version)), median=version)
+    registered = Registration(row="mine_tiny", model="mine-tiny", aliases=aliases, tracking_uri="sqlite:///mlflow.db")
+    write_result(registered, "mine_tiny", results=tmp_path / "results")
+    write_trained(tmp_path / "results", "mine_tiny", seed(0, steps=10))
+    write_waiting(TrainingResult, "street_a", "images", results=tmp_path / "results")
+    for command in ("export", "predict"):
+        assert completed(script, "m2f", command, "m") == ["model.pt", "mine_tiny", "models:/mine-tiny@best"]
+    assert m2f("--names", "sources", folder=tmp_path).stdout == "mine_tiny\nmodels:/mine-tiny@best\n"
 
 
 def test_names_are_printed_or_missing_in_a_sentence(tmp_path: Path) -> None:

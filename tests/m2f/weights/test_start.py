@@ -50,6 +50,8 @@ def test_classes_of_the_same_name_are_taken_over_wherever_they_stand() -> None:
         assert torch.equal(after[1], STATE[name][2]) and torch.equal(after[2], STATE[name][0])
         assert torch.equal(after[3], STATE[name][3])  # no object
     assert said.endswith(", no-object and 2 of 3 classes (tree, road); other classes begin anew")
+    _, said = start_tensors(LOADED, ("tree", "road"), known=CLASSES, rule="match")  # nothing begins anew
+    assert said.endswith(", no-object and 2 of 2 classes (tree, road)")
 
 
 def test_class_names_that_are_not_as_many_as_the_files_classes_are_refused() -> None:
