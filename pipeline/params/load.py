@@ -51,16 +51,19 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def read_settings(path: Path) -> Any:
-    """The sections of params.yaml as parsed YAML, with that of the checkpoints.yaml beside it, unchecked."""
+    """The sections of params.yaml as parsed YAML, with the entries of the checkpoints.yaml beside it, unchecked."""
     tree, beside = _read(path), _checkpoints_file(path)
     if not isinstance(tree, Mapping) or beside == path:
         return tree
     other = _read(beside)
     if not isinstance(other, Mapping) or other.keys() != {"checkpoints"}:
         raise ValueError(f"{beside} holds {shown(other)}; expected the section checkpoints alone")
-    if "checkpoints" in tree:
-        raise ValueError(f"{path} and {beside} both have the section checkpoints; move its entries to {beside}")
-    return {**tree, **other}
+    own, shipped = tree.get("checkpoints") or {}, other["checkpoints"] or {}
+    if not isinstance(own, Mapping) or not isinstance(shipped, Mapping):
+        return {**tree, "checkpoints": own if isinstance(shipped, Mapping) else shipped}  # the parser says what it is
+    if twice := sorted(map(str, own.keys() & shipped.keys())):
+        raise ValueError(f"{path} and {beside} both have checkpoints.{twice[0]}; give one of them another name")
+    return {**tree, "checkpoints": {**shipped, **own}}
 
 
 def _checkpoints_file(path: Path) -> Path:

@@ -276,9 +276,12 @@ def test_checkpoints_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
         beside.write_text(yaml.safe_dump(content))
         with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/{sentence}")):
             load_params(tmp_path / "params.yaml")
-    beside.write_text("checkpoints: {}\n")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**tree, "checkpoints": {"first": entry}}))
-    with pytest.raises(ValueError, match="checkpoints.yaml both have the section checkpoints; move its entries to "):
+    for content in ({"checkpoints": None}, {"checkpoints": {"second": entry}}):
+        beside.write_text(yaml.safe_dump(content))
+        assert set(load_params(tmp_path / "params.yaml").checkpoints) == {"first", *(content["checkpoints"] or ())}
+    beside.write_text(yaml.safe_dump({"checkpoints": {"first": entry}}))
+    with pytest.raises(ValueError, match="checkpoints.yaml both have checkpoints.first; give one of them another name"):
         load_params(tmp_path / "params.yaml")
 
 
