@@ -23,8 +23,8 @@ def constant(values: tuple[Any, ...], like: Tensor, dtype: torch.dtype = torch.f
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A host tensor on another device, without making the host wait for the work queued there."""
-    if torch.device(device).type == "cuda":
+    """A tensor on a device; one of the host's comes without making the host wait for the work queued there."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

@@ -3,6 +3,7 @@
     python -m benchmarks.network --device cpu --out network.json
     python -m benchmarks.network --device cuda --out network.json
     python -m benchmarks.network --device cpu --rows r50 --rounds 7 --only training --out network.json
+    python -m benchmarks.network --only counts --out counts.json
     python -m benchmarks.network --device cpu --sizes 512x512 --forms ours huggingface --out network.json
 
 Three forms of one network, with random weights: "ours" (kernels auto), "plain" (PyTorch's operations) and
@@ -11,6 +12,9 @@ inference of one image up to its label map, by the same function for all, and a 
 forward, matching, losses with 12,544 points, backward, clipping and AdamW. Each form has a process of its own, and
 they make their rounds in turn, so that a machine that slows down does so for all; times are medians, and ratios are
 medians of each round's ratio. The file is written after each measurement; "left" in it names those that are to come.
+
+"counts" is what a training step asks of a GPU, counted without one: operations, each of them a launch or more, copies
+to the host, which it waits for, products, and the most memory at once, by part, with and without kernels in Triton.
 
 "parts" is this project's training step by part: seconds, operations asked of the device, and the share of the limit,
 which is the faster of a large matrix product and a large convolution, measured here. On a GPU the profiler's launches

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.network.counts import lines, table
 from benchmarks.network.forms import in_precision, known_forms, timed
 from benchmarks.network.parts import parts
 from benchmarks.network.plan import plan
@@ -155,7 +156,8 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
     """Measure, and write after each."""
     end = time.monotonic() + arguments.limit_s
     forms = known_forms(arguments.forms)
-    gflops = {precision: machine_gflops(device, precision) for precision in arguments.precision}
+    only_counts = set(arguments.only) == {"counts"}
+    gflops = {} if only_counts else {each: machine_gflops(device, each) for each in arguments.precision}
     found: dict[str, Any] = {
         "device": device_name() if device.type == "cuda" else f"{device_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
@@ -167,7 +169,13 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
     }
     print(json.dumps(found))
     planned = plan(arguments)
-    found |= {"measured": [], "parts": [], "published": [], "left": [" ".join(filter(None, each)) for each in planned]}
+    found |= {
+        "counts": {},
+        "measured": [],
+        "parts": [],
+        "published": [],
+        "left": [" ".join(filter(None, each)) for each in planned],
+    }
     with sole_writer(arguments.out, found):
         for number, (row, what, precision) in enumerate(planned):
             left = planned[number:]
@@ -180,6 +188,9 @@ def run(arguments: argparse.Namespace, device: torch.device) -> None:
                     found["published"].append(each)
                     print(json.dumps(each), flush=True)
                     write_json(arguments.out, found)
+            elif what == "counts":
+                found["counts"][row] = table(row, arguments.batch)
+                print("\n".join(lines(row, arguments.batch, found["counts"][row])), flush=True)
             elif what == "parts":
                 limit = max(gflops[precision].values())
                 found["parts"].append(parts(row, arguments.batch, device, precision, limit, arguments.rounds, until))

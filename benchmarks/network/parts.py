@@ -1,80 +1,20 @@
 """A training step of this project's network by part: time, launches, synchronisations, and the share of the limit.
 
-Launches and synchronisations are PyTorch's profiler's on a GPU. Without one, `counted` counts the operations of a step
-on tensors without memory (the meta device), which take a GPU's way through the code: each is a launch or more there.
+Launches and synchronisations are PyTorch's profiler's on a GPU. Without one, benchmarks.network.counts counts them.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.network.forms import CLIP_NORM, LR, MASKS, WEIGHT_DECAY, Batch, in_precision, our_network
-from m2f.losses import set_losses
-from m2f.matcher import match
-
-PARTS = ("backbone", "pixel decoder", "query decoder", "matching", "losses", "backward", "optimiser")
-"""In this order; they are a step."""
-
-Part = Callable[[str], Any]
-"""A context for the name of a part."""
-
-
-class Step:
-    """This project's network with its optimiser and a batch, and a step whose parts can be watched."""
-
-    def __init__(self, row: str, batch: int, device: torch.device, precision: str) -> None:
-        torch.manual_seed(0)
-        self.network = our_network(row).to(device).train()
-        self.trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.device, self.precision = device, precision
-        self.batch, self.seeds = Batch.of(batch, device), range(batch)
-        self.optimizer: torch.optim.Optimizer | None = None
-        if device.type != "meta":  # fused AdamW needs memory
-            self.optimizer = torch.optim.AdamW(self.trained, lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
-
-    def run(self, part: Part) -> Tensor:
-        """One step, its loss. The losses match once more: what "matching" costs counts into "losses" too."""
-        network, images, targets, seeds = self.network, self.batch.images, self.batch.targets, self.seeds
-        config = network.config.loss
-        self.network.zero_grad()
-        with in_precision(self.precision, self.device):
-            with part("backbone"):
-                maps = network.backbone(images, seeds)
-            with part("pixel decoder"):
-                features, levels = network.pixel_decoder(maps)
-            with part("query decoder"):
-                prediction = network.query_decoder(features, levels, auxiliary=True)
-            with part("matching"):
-                match((*prediction.auxiliary, prediction), targets, config=config, seeds=seeds)
-            with part("losses"):
-                losses = set_losses(
-                    prediction, targets, num_masks=float(MASKS * len(images)), config=config, seeds=seeds
-                )
-                total = torch.stack(list(losses.values())).sum()
-        with part("backward"):
-            total.backward()
-        if self.optimizer is not None:
-            with part("optimiser"):
-                nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
-                self.optimizer.step()
-        return total.detach()
-
-
-def _without_second_matching(values: dict[str, Any]) -> dict[str, Any]:
-    values["losses"] = type(values["losses"])(values["losses"] - values["matching"])
-    return values
-
+from benchmarks.network.counts import counted
+from benchmarks.network.step import PARTS, Step, without_second_matching
 
 # Time
 
@@ -100,80 +40,10 @@ def seconds_by_part(step: Step, rounds: int, until: float) -> dict[str, float]:
             break
         step.run(part)
     medians = {name: statistics.median(values) for name, values in taken.items()}
-    return {name: round(value, 5) for name, value in _without_second_matching(medians).items()}
+    return {name: round(value, 5) for name, value in without_second_matching(medians).items()}
 
 
-# Counts
-
-
-class Operations(TorchDispatchMode):
-    """Counts what a device would be asked to do: operations on its tensors, copies from the host and to it.
-
-    A tensor of the meta device becomes zeros where it is copied to the host.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        device = kwargs.get("device")
-        tensors = [x for x in _flat((args, kwargs)) if isinstance(x, Tensor)]
-        given = any(tensor.is_meta for tensor in tensors)
-        if func is torch.ops.aten._to_copy.default and device is not None and given and device.type == "cpu":
-            self.counts["copies to the host"] += 1
-            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        result = func(*args, **kwargs)
-        made = any(isinstance(x, Tensor) and x.is_meta for x in _flat(result))
-        if made and tensors and not given:
-            self.counts["copies from the host"] += 1
-        elif (made or given) and not func.is_view and not func.name().startswith(_NOTHING_TO_DO):
-            self.counts["operations"] += 1
-        return result
-
-
-_NOTHING_TO_DO = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "aten::_reshape_alias")
-"""Operations without a launch, besides views."""
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, Mapping):
-        values = tuple(values.values())
-    if isinstance(values, Sequence) and not isinstance(values, str):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a part of a step asks of a device."""
-
-    operations: int
-    """Of PyTorch, but for views and allocations."""
-    copies_from_host: int
-    copies_to_host: int
-    flops: int
-    """Of convolutions, matrix products and attention, a multiplication and an addition as 2."""
-
-
-def counted(row: str, batch: int) -> dict[str, Counted]:
-    """Counts by part in float32, without computing anything; without the optimiser, which is one operation or two."""
-    step = Step(row, batch, torch.device("meta"), "float32")
-    found: dict[str, dict[str, int]] = {}
-
-    @contextmanager
-    def part(name: str) -> Iterator[None]:
-        with FlopCounterMode(display=False) as flops, Operations() as operations:
-            yield
-        found[name] = {**operations.counts, "flops": int(flops.get_total_flops())}
-
-    step.run(part)
-    names = ("operations", "copies from the host", "copies to the host", "flops")
-    by_name = [_without_second_matching({part: found[part].get(name, 0) for part in found}) for name in names]
-    return {part: Counted(*(values[part] for values in by_name)) for part in found}
+# What the profiler sees
 
 
 def profiled(step: Step) -> dict[str, Any]:

@@ -13,8 +13,8 @@ FORMS = ("ours", "plain", "huggingface")
 SIZES = ((512, 512), (640, 640), (1024, 2048))
 """(height, width) of the images at which inference is measured."""
 
-KINDS = ("inference", "training", "parts", "published")
-"""Of measurements."""
+KINDS = ("counts", "inference", "training", "parts", "published")
+"""Of measurements. counts: of no device, and in no time."""
 
 
 def size_name(size: tuple[int, int]) -> str:
@@ -23,10 +23,12 @@ def size_name(size: tuple[int, int]) -> str:
 
 
 def plan(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """What is measured, in this order: (row, what, precision); "published" stands for all its rows."""
+    """What is measured, in this order: (row, what, precision). "counts" are once a row, "published" is of all rows."""
     wanted = [size for size in SIZES if arguments.sizes is None or size_name(size) in arguments.sizes]
     whats = [f"inference {height} x {width}" for height, width in wanted]
     whats += [f"training step of {arguments.batch} images", "parts"]
     whats = [what for what in whats if what.split()[0] in arguments.only]
     planned = [(row, what, precision) for row in arguments.rows for precision in arguments.precision for what in whats]
+    if "counts" in arguments.only:
+        planned = [(row, "counts", "") for row in arguments.rows] + planned
     return planned + [("", "published", "")] * ("published" in arguments.only)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -35,6 +37,9 @@ class MaskWords(NamedTuple):
     """int32; 0 where no bit of the query is 1."""
 
 
+_DEVICES = ("cuda", "meta")
+"""meta: tensors without memory, which take a GPU's way."""
+
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -48,9 +53,20 @@ def use(choice: Kernels) -> Literal["plain", "compiled"]:
     return "compiled" if _used else "plain"
 
 
+@contextmanager
+def as_if(used: bool) -> Iterator[None]:
+    """As if the kernels were in use or not, to count what tensors without memory ask of a GPU."""
+    global _used
+    before, _used = _used, used
+    try:
+        yield
+    finally:
+        _used = before
+
+
 def takes(value: Tensor) -> bool:
     """Whether the kernels are in use for a tensor of this device and type."""
-    return _used and value.is_cuda and value.dtype in _TYPES
+    return _used and value.device.type in _DEVICES and value.dtype in _TYPES
 
 
 def deformable_attention(

@@ -88,6 +88,7 @@ def train(run: Run, report: Report | None = None) -> Finished | None:
     after saving step, positions and norms in `diverged.json`, and, on rank 0, YieldRequested when it was asked to.
     """
     # here: who only makes a Run does without albumentations and Arrow
+    from pipeline.data.loader.device_batches import on_device
     from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 
     if (result := finished_result(run.run_dir)) is not None:
@@ -132,7 +133,7 @@ def train(run: Run, report: Report | None = None) -> Finished | None:
     stopped = False
 
     with divergence_noted(run, curve):
-        for step, batch in enumerate(batches, start=first_step):
+        for step, batch in enumerate(on_device(batches, worker.device), start=first_step):
             made = training_step(training, batch, step=step)
 
             done = step + 1

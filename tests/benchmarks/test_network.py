@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.network import __main__ as command
-from benchmarks.network import forms, measure, parts, plan, process
+from benchmarks.network import counts, forms, measure, parts, plan, process, step
 from benchmarks.network.process import Here
 from benchmarks.network.rows import semantic_rows
 from m2f.config import BackboneConfig
@@ -32,8 +32,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_steps_matching_crosses_to_the_host_once_and_its_draws_to_the_device_once() -> None:
-    found = parts.counted("tiny", 2)
-    assert list(found) == list(parts.PARTS[:-1])
+    found = counts.counted("tiny", 2)
+    assert list(found) == list(step.PARTS[:-1])
     assert found["matching"].copies_to_host == 1 and found["matching"].copies_from_host == 1
     assert sum(part.copies_to_host for part in found.values()) == 1
     assert found["matching"].operations < 200  # 10 predictions of 2 images; one after the other they were 1,247
@@ -43,18 +43,49 @@ def test_a_steps_matching_crosses_to_the_host_once_and_its_draws_to_the_device_o
 @pytest.mark.usefixtures("small")
 @pytest.mark.long
 def test_a_larger_batch_has_larger_products_but_not_more_operations() -> None:
-    two, three = (parts.counted("tiny", batch) for batch in (2, 3))
+    two, three = (counts.counted("tiny", batch) for batch in (2, 3))
     for part in ("backbone", "pixel decoder", "query decoder"):
         assert two[part].operations == three[part].operations
     assert three["backbone"].flops == 1.5 * two["backbone"].flops
 
 
 def test_a_product_is_counted_as_a_multiplication_and_an_addition() -> None:
-    with parts.Operations() as operations:
+    with counts.Operations() as operations:
         a = torch.zeros(4, 6, device="meta")
         b = a.t().view(6, 4)  # views are nothing to do
         (a @ b + 1).cpu().tolist()
     assert operations.counts == {"operations": 3, "copies to the host": 1}  # zeros, product, sum
+
+
+def test_memory_is_of_tensors_that_live_at_once_and_a_view_takes_none() -> None:
+    # 1 KiB that was there, 4 and 8 made; the 4 go before another 2 come: at most 13, and 11 are left
+    known = torch.zeros(256, device="meta")
+    memory = counts.Memory([known])
+    with memory:
+        memory.begin()
+        four, eight = torch.zeros(1024, device="meta"), torch.zeros(2048, device="meta")
+        view = eight.view(2, 1024)
+        del four
+        two = torch.zeros(512, device="meta")
+    assert (memory.peak, memory.bytes) == (13 * 1024, 11 * 1024)
+    del eight
+    assert memory.bytes == 11 * 1024 and view.numel() * 4 + two.numel() * 4 == 10 * 1024  # the view keeps it
+    memory.begin()
+    assert memory.peak == 11 * 1024
+
+
+@pytest.mark.usefixtures("small")
+def test_kernels_make_fewer_operations_and_keep_less_and_their_table_says_so() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    found = counts.table("tiny", 2)
+    for part in ("pixel decoder", "query decoder"):
+        assert found["kernels"][part]["operations"] < found["plain"][part]["operations"]
+    assert found["kernels"]["losses"]["left_mib"] < found["plain"]["losses"]["left_mib"]
+    assert found["kernels"]["backbone"] == found["plain"]["backbone"]
+    lines = [*counts.lines("tiny", 2, found)]
+    assert len(lines) == 8 and max(map(len, lines)) <= 100
+    operations = found["plain"]["backbone"]["operations"]
+    assert lines[2].split()[:4] == ["backbone", f"{operations}", "->", f"{operations}"]
 
 
 @pytest.mark.slow
@@ -62,7 +93,7 @@ def test_a_product_is_counted_as_a_multiplication_and_an_addition() -> None:
 @pytest.mark.long
 def test_the_parts_of_a_step_have_times_and_shares_and_two_steps_have_the_same_bits() -> None:
     found = parts.parts("tiny", 2, CPU, "float32", gflops=100.0, rounds=1, until=0.0)
-    assert list(found["parts"]) == list(parts.PARTS)
+    assert list(found["parts"]) == list(step.PARTS)
     for name, part in found["parts"].items():
         assert name in ("losses", "matching") or part["seconds"] > 0
         # operations per second of 100 * 10^9

@@ -56,10 +56,24 @@ def made_on() -> dict[str, str]:
     processor = f"{device_name()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "processor": processor,
+        "model": processor_model(),
         "arithmetic": arithmetic(),
         "torch": torch.__version__,
         "kernels": use("auto"),
     }
+
+
+def processor_model() -> str:
+    """Family, model, stepping, cache, cores and a digest of what it can do: several share a name in virtual machines, and
+    libraries choose other loops for each."""
+    facts = dict.fromkeys(("cpu family", "model", "stepping", "cache size", "siblings", "flags"), "")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in facts:
+                facts[key.strip()] = value.strip()
+    flags = facts.pop("flags")
+    return "-".join([*facts.values(), hashlib.sha256(flags.encode()).hexdigest()[:8]])
 
 
 def arithmetic() -> str:

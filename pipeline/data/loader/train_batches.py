@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from m2f.constants import to_device
 from m2f.draws import mix
 from pipeline.data.images.codecs import (
     decode_masks,
@@ -75,6 +76,22 @@ class Batch:
             masks=None if self.masks is None else tuple(masks.pin_memory() for masks in self.masks),
             labels=tuple(labels.pin_memory() for labels in self.labels),
         )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its `large` tensors on a device."""
+        return replace(
+            self,
+            images=to_device(self.images, device),
+            segments=None if self.segments is None else to_device(self.segments, device),
+            masks=None if self.masks is None else tuple(to_device(masks, device) for masks in self.masks),
+        )
+
+    def large(self) -> Iterator[Tensor]:
+        """The tensors that have all pixels."""
+        yield self.images
+        if self.segments is not None:
+            yield self.segments
+        yield from self.masks or ()
 
 
 @dataclass(frozen=True, kw_only=True)
