@@ -64,7 +64,7 @@ def made_on() -> dict[str, str]:
 
 
 def processor_model() -> str:
-    """Family, model, stepping, cache, cores and a digest of what it can do: several share a name in virtual machines, and
+    """Family, model, stepping, cache, cores and a digest of abilities. Several share a name in virtual machines, and
     libraries choose other loops for each."""
     facts = dict.fromkeys(("cpu family", "model", "stepping", "cache size", "siblings", "flags"), "")
     with contextlib.suppress(OSError):

@@ -1,0 +1,41 @@
+"""The whole network with the kernels of a GPU, which Triton's interpreter runs, beside PyTorch's own operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from m2f.kernels import gpu
+from tests.helpers.triton_kernels import Interpreter
+
+
+@pytest.mark.long
+def test_a_step_and_a_label_map_with_all_kernels_are_those_of_the_plain_form() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    interpreter = Interpreter("tests.helpers.interpreted_step")
+    try:
+        plain, plain_used = interpreter.call("step", False)
+        found, used = interpreter.call("step", True)
+    finally:
+        interpreter.end()
+    assert {"AttentionBackward", "MaskedAttentionBackward"} == set(used) - set(plain_used)
+    assert found.keys() == plain.keys() and len(found) > 100
+    labels, plain_labels = found.pop("labels"), plain.pop("labels")
+    assert (labels != plain_labels).float().mean() < 0.01  # rounding decides between equal scores
+    assert plain_labels.unique().numel() > 1
+    for name, expected in plain.items():
+        largest = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(
+            found[name], expected, atol=2e-5 * largest, rtol=0, msg=lambda said, name=name: f"{name}: {said}"
+        )
+
+
+def test_kernels_are_used_as_if_they_could_be_had_only_where_it_is_said() -> None:
+    tensor = torch.empty(1, device="meta")
+    assert not gpu.takes(tensor)
+    with gpu.as_if(True):
+        assert gpu.takes(tensor) and not gpu.takes(tensor.double())
+        with gpu.as_if(False):
+            assert not gpu.takes(tensor)
+        assert gpu.takes(tensor)
+    assert not gpu.takes(tensor)
