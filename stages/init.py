@@ -44,6 +44,8 @@ def main() -> None:
     if arguments.own:
         todo = "give the classes their names" if begun.to_name else "read both"
         print(f"params.yaml has your images and the row {row}: {todo}")
+    if begun.changes_left_out:
+        print("the settings are as they were committed: changes to this clone's own params.yaml were left out")
     print("\nNext:")
     steps = [] if folder.samefile(".") else [(f"cd {shlex.quote(str(folder))}", "")]
     programs = Path(sys.executable).parent

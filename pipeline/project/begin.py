@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.project.settings import EMBEDDED, NOTHING_OWN, Entries, project_settings
 from pipeline.project.stages import project_stages, shown_folders
+from pipeline.provenance.environment import committed
 from pipeline.storage.files import write_text
 
 _COPIES = Path(__file__).with_name("repository")
@@ -34,6 +35,8 @@ class Begun:
     """Relative to its folder."""
     to_name: bool = False
     """Whether params.yaml has classes of one's own that wait for their names."""
+    changes_left_out: bool = False
+    """Whether this clone's own params.yaml has changes to what a project begins with: it begins without them."""
 
 
 def begin(folder: Path, *, own: Path | None = None) -> Begun:
@@ -43,8 +46,11 @@ def begin(folder: Path, *, own: Path | None = None) -> Begun:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     begun, entries = (Begun(row=EMBEDDED), NOTHING_OWN) if own is None else _with_own(folder, own)
-    settings, stages = project_settings(_repository("params.yaml"), entries), project_stages(_repository("dvc.yaml"))
+    here = _repository("params.yaml")
+    settings = project_settings(committed("params.yaml") or here, entries)
     _check(settings)
+    begun = replace(begun, changes_left_out=settings != project_settings(here, entries))
+    stages = project_stages(_repository("dvc.yaml"))
     files = {
         "params.yaml": settings,
         "dvc.yaml": stages,

@@ -105,20 +105,34 @@ def commit_word() -> str | None:
     return state["git_commit"] and f"{state['git_commit']}{'-changed' if state['git_changed'] else ''}"
 
 
+def committed(name: str) -> str | None:
+    """The text of a file of the project as it was last committed; None: this is no checkout, or Git does not say."""
+    return _ask_git("show", f"HEAD:{name}") if _in_checkout() else None
+
+
+def _ask_git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def _in_checkout() -> bool:
+    """Whether this project is a checkout of its own, and no copy inside another."""
+    top = _ask_git("rev-parse", "--show-toplevel")
+    return top is not None and Path(top.strip()).resolve() == PROJECT
+
+
 def _git() -> dict[str, Any]:
     """Commit of the project's own checkout, or of the one it was copied from, and whether files differ from it."""
-
-    def ask(*arguments: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    top = ask("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != PROJECT:
+    if not _in_checkout():
         commit, changed, _ = os.environ.get("M2F_GIT_COMMIT", "").partition("-changed")
         return {"git_commit": commit or None, "git_changed": bool(changed) if commit else None}
     decisive = ("m2f", "pipeline", "stages", "params.yaml", "checkpoints.yaml")
-    changes = ask("status", "--porcelain", "--untracked-files=no", "--", *decisive)
-    return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": None if changes is None else bool(changes)}
+    changes = _ask_git("status", "--porcelain", "--untracked-files=no", "--", *decisive)
+    head = _ask_git("rev-parse", "HEAD")
+    return {
+        "git_commit": None if head is None else head.strip(),
+        "git_changed": None if changes is None else bool(changes.strip()),
+    }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,31 @@ def test_a_project_has_what_dvc_and_the_stages_read(tmp_path: Path) -> None:
     templates = {f".dvc/plots/{path.name}" for path in (PROJECT / ".dvc/plots").iterdir()}
     expected = {"params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", *templates}
     assert expected <= set(begun.files)
+
+
+def test_changes_to_a_clones_own_settings_are_left_out_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(PROJECT / ".dvc/plots", clone / ".dvc/plots")
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"):
+        shutil.copy(PROJECT / name, clone / name)
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(text.replace("steps: 1000,", "steps: 7,"))
+    monkeypatch.setattr("pipeline.project.begin._COPIES", clone)
+    monkeypatch.setattr("pipeline.provenance.environment.PROJECT", clone)
+    assert not begin(tmp_path / "no checkout").changes_left_out
+    assert "steps: 7," in (tmp_path / "no checkout/params.yaml").read_text()
+
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (clone / "params.yaml").write_text(text)
+    for words in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "shipped"]):
+        subprocess.run([*git, *words], cwd=clone, check=True)
+    assert not begin(tmp_path / "as shipped").changes_left_out
+    (clone / "params.yaml").write_text(text.replace("steps: 1000,", "steps: 7,"))
+    assert begin(tmp_path / "changed").changes_left_out
+    made = {name: (tmp_path / name / "params.yaml").read_text() for name in ("as shipped", "changed")}
+    assert made["as shipped"] == made["changed"] and "steps: 1000," in made["changed"]
 
 
 def no_scm(folder: Path, *value: str) -> str:
