@@ -37,10 +37,10 @@ demo: $(INSTALLED)
 	@python -m stages.report
 	@echo
 	@echo "What to do next, after . $(VENV)/bin/activate:"
-	@echo "  the report     open reports/index.html: table, curves, pictures, and where each figure comes from"
+	@echo "  the report     open reports/index.html: table, curves, images, and where each figure comes from"
 	@echo "  every curve    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri" \
 	  "sqlite:///mlflow.db, then http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=panoptic-rows"
-	@echo "  your pictures  docs/own-data.md: lay them out, name them in params.yaml, dvc repro register@<row>"
+	@echo "  your images    docs/own-data.md: lay them out, name them in params.yaml, dvc repro register@<row>"
 
 test: $(INSTALLED)
 	@python -m pytest -q $(AT_ONCE) -m "not long and not full and not cluster and not gpu" --durations=20

@@ -3,7 +3,7 @@
     python -m benchmarks.operations
 
 The paper (arXiv 2112.01527, tables I, III and V) counts a multiplication and an addition as one. Its implementation
-makes the masks of all ten predictions at a quarter of the picture's size where ours, in inference, makes the last one's
+makes the masks of all ten predictions at a quarter of the image's size where ours, in inference, makes the last one's
 only, and its count holds the sum of class scores over queries at the input's size, for semantic and panoptic rows.
 "with those" adds both to ours.
 """

@@ -1,6 +1,6 @@
-"""Pictures per second that are sharded, and the share of the cores' time that this uses.
+"""Images per second that are sharded, and the share of the cores' time that this uses.
 
-Enlarges real pictures, from an archive in ADE20K's folder layout, to Cityscapes' 2048 x 1024 (PNG) and to a usual size
+Enlarges real images, from an archive in ADE20K's folder layout, to Cityscapes' 2048 x 1024 (PNG) and to a usual size
 of ADE20K, 683 x 512 (JPEG), puts them into archives, and shards these with Ray, encoded and raw. The time is that of
 the whole build: listing, reading, verifying, writing, digests and the sample sheet; Ray is running before. The last
 column counts the workers that run or wait for nothing but a core: what the share would be were nothing else running.
@@ -149,7 +149,7 @@ def main() -> None:
         os.environ["M2F_STORAGE"] = f"{folder}/storage"
         Path(folder, "storage").mkdir()
         connect()
-        print("| pictures | shards | pictures/s | written, MiB/s | share of cores | ready |")
+        print("| images | shards | images/s | written, MiB/s | share of cores | ready |")
         print("|---|---|---|---|---|---|")
         for name, (height, width, suffix, times) in FORMATS.items():
             archive = Path(folder) / f"{name}.zip"

@@ -84,13 +84,13 @@ def set_losses(
     layers, last = len(predictions), len(predictions) - 1
     batch_size, queries, _ = prediction.class_logits.shape
     if not len(targets) == len(seeds) == batch_size:
-        raise ValueError(f"{batch_size} pictures need as many targets and seeds, got {len(targets)} and {len(seeds)}")
+        raise ValueError(f"{batch_size} images need as many targets and seeds, got {len(targets)} and {len(seeds)}")
     if class_weight_totals is None:
         labels = [target.labels for target in targets] if config.class_weights else ()
         totals = group_totals([len(target) for target in targets], queries=queries, config=config, labels=labels)
         class_weight_totals = [totals.class_weight] * batch_size
     elif len(class_weight_totals) != batch_size:
-        raise ValueError(f"{batch_size} pictures need as many class_weight_totals, got {len(class_weight_totals)}")
+        raise ValueError(f"{batch_size} images need as many class_weight_totals, got {len(class_weight_totals)}")
     device = prediction.mask_logits.device
 
     pairs_LM3 = match(predictions, targets, config=config, seeds=seeds)

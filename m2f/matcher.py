@@ -135,4 +135,4 @@ def _explain(predictions: Sequence[Prediction], layer: int, image: int) -> str:
     bad = [f"{part} ({int((~logits.isfinite()).sum())} of {logits.numel()})" for part, logits in parts.items()
            if not logits.isfinite().all()]  # fmt: skip
     what = " and ".join(bad) if bad else "mask logits, too large to add up,"
-    return f"the network diverged: {what} of {name}, picture {image} of the batch, are not finite"
+    return f"the network diverged: {what} of {name}, image {image} of the batch, are not finite"

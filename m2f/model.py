@@ -52,7 +52,7 @@ class Mask2Former(nn.Module):
                 "test.pad_multiple: 32 in a row"
             )
         if seeds is not None and len(seeds) != len(images):
-            raise ValueError(f"{len(seeds)} seeds for {len(images)} pictures")
+            raise ValueError(f"{len(seeds)} seeds for {len(images)} images")
         features = self.features if self._compiled is None or not self.training else self._compiled
         with recomputing(images.device.type == "cpu"):
             mask_features, maps = features(images, self.backbone.scales(seeds))

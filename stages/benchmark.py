@@ -1,8 +1,8 @@
 """Measure a row on this machine: results/benchmark/<row>.json.
 
 Parameters, operations of a forward pass, training memory and step time of one group (what one of the recipe's GPUs
-has), and inference speed by the tables' protocol. Pictures come from the dataset's shards, where there are some; a
-published dataset without shards is measured on random pictures of its size. Several GPUs are measured together with
+has), and inference speed by the tables' protocol. Images come from the dataset's shards, where there are some; a
+published dataset without shards is measured on random images of its size. Several GPUs are measured together with
 torchrun --nproc-per-node 8 -m stages.benchmark ROW: sums over them are then in the step's time.
 """
 
@@ -31,11 +31,11 @@ def command_line() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=60.0,
-        help="for inference and for training each; fewer pictures and steps are measured where they take longer, at "
+        help="for inference and for training each; fewer images and steps are measured where they take longer, at "
         "least 3 of each; default: %(default)s",
     )
     parser.add_argument(
-        "--groups", type=int, default=1, help="of pictures in a step on each device; default: %(default)s"
+        "--groups", type=int, default=1, help="of images in a step on each device; default: %(default)s"
     )
     parser.add_argument("--again", action="store_true", help="measure although nothing has changed since the last time")
     return parser
@@ -93,12 +93,12 @@ def _tell(result: Benchmark, path: Path) -> None:
     print(f"{result.row} on {result.environment.device}")
     print(f"  parameters  {result.parameters / 1e6:.1f} million, {result.parameters_trained / 1e6:.1f} trained")
     print(f"  operations  {result.flops.forward / 1e9:.1f} GFLOP for a forward pass at {height} x {width}")
-    print(f"  inference   {inference.fps:.2f} pictures/s ({inference.images} timed){_memory(inference)}")
+    print(f"  inference   {inference.fps:.2f} images/s ({inference.images} timed){_memory(inference)}")
     if training is None:
         print(f"  training    not measured: {result.skipped}")
     else:
         each = f" on each of {training.workers} workers" if training.workers > 1 else ""
-        images = how_many(training.images, "picture")
+        images = how_many(training.images, "image")
         print(f"  training    {training.step_s:.3f} s for a step of {images}{each}{_memory(training)}")
     print(f"  written to {path}")
 

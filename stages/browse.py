@@ -1,7 +1,7 @@
-"""Look at a dataset: a page with its counts and its pictures, with labels, names and boxes.
+"""Look at a dataset: a page with its counts and its images, with labels, names and boxes.
 
-The most crowded and the smallest pictures come first, then some of all, as shards hold them; then pictures as a row's
-training sees them, after augmentation. With --worst, and a trained row, also the validation pictures on which the row
+The most crowded and the smallest images come first, then some of all, as shards hold them; then images as a row's
+training sees them, after augmentation. With --worst, and a trained row, also the validation images on which the row
 does worst by its task's figure, prediction beside truth.
 """
 
@@ -28,10 +28,10 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("dataset", help="an entry of `datasets` in params.yaml, sharded")
     parser.add_argument("--row", help="whose augmentation is shown (default: the dataset's first row)")
     parser.add_argument("--out", metavar="DIR", help="folder of the page (default: browse/<dataset>)")
-    parser.add_argument("--split", default="train", help="of the stored pictures (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=12, help="pictures of each section (default: %(default)s)")
+    parser.add_argument("--split", default="train", help="of the stored images (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=12, help="images of each section (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the augmentation (default: %(default)s)")
-    parser.add_argument("--worst", action="store_true", help="predict all validation pictures and show the worst")
+    parser.add_argument("--worst", action="store_true", help="predict all validation images and show the worst")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     return parser
 
@@ -89,9 +89,9 @@ def _stored(out: Path, manifest: Manifest, row: Row | None, split: str, count: i
     samples = stored_samples(manifest, split, task=task, count=count)
     borders = "panoptic" in manifest.labels or task == "instance"
     texts = {
-        "crowded": ("The most crowded", "Pictures with the most objects, as the shards hold them."),
-        "smallest": ("The smallest", "Pictures of the fewest pixels."),
-        "spread": ("From the whole split", "Pictures spread evenly over it."),
+        "crowded": ("The most crowded", "Images with the most objects, as the shards hold them."),
+        "smallest": ("The smallest", "Images of the fewest pixels."),
+        "spread": ("From the whole split", "Images spread evenly over it."),
     }
     return [
         Section(
@@ -118,8 +118,8 @@ def _augmented(out: Path, manifest: Manifest, row: Row, *, seed: int, count: int
     ]
     crop = " × ".join(map(str, reversed(row.train.augmentation.crop)))
     text = (
-        f"The first pictures of row {row.name} with seed {seed}, after augmentation: the smallest first, then the most "
-        f"crowded. A smaller picture than the crop, {crop}, is padded; the padding is not shown."
+        f"The first images of row {row.name} with seed {seed}, after augmentation: the smallest first, then the most "
+        f"crowded. A smaller image than the crop, {crop}, is padded; the padding is not shown."
     )
     return Section(title="As a training sees them", text=text, cards=cards)
 
@@ -145,12 +145,12 @@ def _worst(out: Path, manifest: Manifest, row: Row, network: TrainedNetwork, cou
         Card(
             file=f"{IMAGES}/{path.name}",
             title=each.name,
-            note=f"{figure} {100 * each.value:.2f} on this picture alone",
+            note=f"{figure} {100 * each.value:.2f} on this image alone",
             classes={},
         )
         for each, path in write_worst(out / IMAGES, network.network, manifest, row, scored)
     ]
-    text = f"Validation pictures with the lowest {figure}, by {network.description}: picture, prediction, truth."
+    text = f"Validation images with the lowest {figure}, by {network.description}: image, prediction, truth."
     return Section(title="Where the row does worst", text=text, cards=cards, wide=True)
 
 

@@ -1,8 +1,8 @@
-"""Predict pictures with a trained network: label maps, overlays, COCO JSON and a page to look through.
+"""Predict images with a trained network: label maps, overlays, COCO JSON and a page to look through.
 
 SOURCE is a row of params.yaml (its best seed's checkpoint), a registered model (models:/name@best, models:/name/3), or
-a checkpoint file with --row. IMAGES is a picture, a video, a folder, a zip or tar archive, or a quoted glob. The same
-command goes on where it was interrupted. Exit code 3: all is written, but some pictures could not be read.
+a checkpoint file with --row. IMAGES is an image, a video, a folder, a zip or tar archive, or a quoted glob. The same
+command goes on where it was interrupted. Exit code 3: all is written, but some images could not be read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def command_line() -> argparse.ArgumentParser:
         prog=called("predict"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SOURCE", help="a row, models:/name@alias, or a checkpoint file")
-    parser.add_argument("images", metavar="IMAGES", help="a picture, video, folder, archive or glob")
+    parser.add_argument("images", metavar="IMAGES", help="an image, video, folder, archive or glob")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results: new, or to go on with")
     parser.add_argument("--row", help="the row of a checkpoint file")
     parser.add_argument("--seed", type=int, help="of a row (default: the best)")
@@ -32,15 +32,15 @@ def command_line() -> argparse.ArgumentParser:
         "--checkpoint", choices=("last", "best"), help="of a row (default: the one that decides its figure)"
     )
     parser.add_argument(
-        "--batch", type=int, default=1, help="pictures at once; only those of one padded size go together"
+        "--batch", type=int, default=1, help="images at once; only those of one padded size go together"
     )
     parser.add_argument(
         "--window",
         metavar="SIZE,OVERLAP",
-        help="predict larger pictures in windows of SIZE pixels that share OVERLAP (default: the row's test.window)",
+        help="predict larger images in windows of SIZE pixels that share OVERLAP (default: the row's test.window)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--workers", type=int, default=0, help="Ray workers that share the pictures (default: none)")
+    parser.add_argument("--workers", type=int, default=0, help="Ray workers that share the images (default: none)")
     parser.add_argument("--palette", action="store_true", help="label maps in the classes' colours (indexed PNG)")
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     return parser
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"{arguments.out}/index.html shows the predictions of {network.description}")
     if failures:
         print(
-            f"{how_many(len(failures), 'picture')} could not be read; {arguments.out}/summary.csv says why",
+            f"{how_many(len(failures), 'image')} could not be read; {arguments.out}/summary.csv says why",
             file=sys.stderr,
         )
         sys.exit(SOME_LEFT_OUT)

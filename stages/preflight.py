@@ -1,13 +1,13 @@
 """Rehearse a row before its data, GPUs and hours are spent: reports/preflight/<row>.html.
 
-The whole row at its real sizes, on stand-in pictures in the data set's own layout: archives are fetched and checked,
+The whole row at its real sizes, on stand-in images in the data set's own layout: archives are fetched and checked,
 shards written, weights converted, some steps trained on all workers, a worker killed and replaced, a validation, an
-evaluation, a model registered, a report. It takes minutes. The page has every step's time and memory, pictures per
+evaluation, a model registered, a report. It takes minutes. The page has every step's time and memory, images per
 second, memory beside the published figure, how far the loader is ahead, projected hours, and what will not hold.
 
 It works in folders of its own, a temporary one and one below the storage root, and deletes both; no result is touched.
 The server of MLFLOW_TRACKING_URI is asked whether it answers, and nothing is written there.
-On a machine without GPUs a step is one group of one picture. With RAY_ADDRESS the workers are those of that cluster.
+On a machine without GPUs a step is one group of one image. With RAY_ADDRESS the workers are those of that cluster.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
     parser.add_argument("--steps", type=int, help="of the training; default: 20, on a CPU 4")
     parser.add_argument("--images", type=int, help="that are validated and evaluated; default: 20, on a CPU 2")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the sides of pictures, crops and test sizes")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sides of images, crops and test sizes")
     parser.add_argument(
         "--real-weights", action="store_true", help="fetch the row's initial weights; default: random ones like them"
     )
@@ -123,8 +123,8 @@ def _make_writable(out: Path) -> None:
 
 def _in_words(extent: Extent) -> str:
     scaled = "" if extent.scale == 1 else f", at {extent.scale:g} of its sizes"
-    alone = ", one picture a step" if extent.one_image else ""
-    return f"{extent.steps} steps, {extent.images} validation pictures{alone}{scaled}"
+    alone = ", one image a step" if extent.one_image else ""
+    return f"{extent.steps} steps, {extent.images} validation images{alone}{scaled}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Turn a dataset's verified archives into Arrow files of verified records.
 
-Writes results/shard/<dataset>.json, the manifest, and results/plots/classes/<dataset>.csv: pixels, pictures and
+Writes results/shard/<dataset>.json, the manifest, and results/plots/classes/<dataset>.csv: pixels, images and
 instances of every class (`dvc plots show` draws them). Run again after an interruption it goes on where it stopped.
 """
 
@@ -74,7 +74,7 @@ def main() -> None:
         print(f"{dataset}: class_names leaves out the categories {', '.join(manifest.left_out)}", file=sys.stderr)
     for split, entry in manifest.splits.items():
         size = manifest.bytes[split] / 2**20
-        counts = f"{how_many(entry.records, 'picture')}, {how_many(len(entry.shards), 'shard')}"
+        counts = f"{how_many(entry.records, 'image')}, {how_many(len(entry.shards), 'shard')}"
         print(f"{dataset} {split}: {counts}, {size:.1f} MiB")
 
 

@@ -2,7 +2,7 @@
 
 python -m studies.fine_tuning coast_random,coast_shapes camvid_random,camvid_shapes --out docs/fine-tuning.png
 
-Each argument is a panel of the picture and a table: rows of params.yaml that are trained here, the first of which the
+Each argument is a panel of the image and a table: rows of params.yaml that are trained here, the first of which the
 others are compared with. A curve is the mean over the row's seeds, in percent; the band spans them.
 """
 

@@ -435,7 +435,7 @@ def show_reads(params: Params, found: Sequence[Training]) -> None:
         )
     table(
         "Shards read without a cache, GB/s in all, by the row of each dataset that reads most",
-        ["dataset", "GiB", "row", "pictures/s of a GPU", "MB each", *(f"{gpus} GPUs" for gpus in SIZES)],
+        ["dataset", "GiB", "row", "images/s of a GPU", "MB each", *(f"{gpus} GPUs" for gpus in SIZES)],
         lines,
     )
 

@@ -1,1 +1,1 @@
-"""Training pictures per second of one process, beside the recipe written down plainly."""
+"""Training images per second of one process, beside the recipe written down plainly."""

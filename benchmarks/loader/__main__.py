@@ -1,14 +1,14 @@
-"""Training pictures per second of one process, beside the recipe written down plainly with OpenCV.
+"""Training images per second of one process, beside the recipe written down plainly with OpenCV.
 
     python -m benchmarks.loader --images data/camvid.zip --ignore-label 11
 
-Real pictures (a folder or archive in ADE20K's layout) are enlarged to the sizes of the published data sets: PNG of
+Real images (a folder or archive in ADE20K's layout) are enlarged to the sizes of the published data sets: PNG of
 2048 x 1024 (Cityscapes), JPEG of 683 x 512 (ADE20K) and of 640 x 480 (COCO). Each is augmented by its row's recipe, in
-turns on the same pictures: by OpenCV alone (decode, resize all, crop, flip, distort), by the loader from shards of
+turns on the same images: by OpenCV alone (decode, resize all, crop, flip, distort), by the loader from shards of
 either layout, and decoded only. One thread, files in the page cache, seconds of the process's CPU time, so that other
 work on the machine counts little; the figures are medians over the rounds.
 
-Prints the tables of studies/measured.md: pictures per second, where the loader's time goes, and what no loader can
+Prints the tables of studies/measured.md: images per second, where the loader's time goes, and what no loader can
 avoid: copying the rows that the crop shows and resizing just these.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder or zip archive in ADE20K's layout")
     parser.add_argument("--ignore-label", type=int, default=255, help="its label of nothing; default: %(default)s")
-    parser.add_argument("--count", type=int, default=24, help="pictures of every size; default: %(default)s")
+    parser.add_argument("--count", type=int, default=24, help="images of every size; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=9, help="turns; default: %(default)s")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
     parser.add_argument("--images-per-s-per-gpu", type=float, help="what a GPU trains on: how many are fed")

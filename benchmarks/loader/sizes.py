@@ -1,4 +1,4 @@
-"""The sizes at which loading is measured, of pictures and of a batch."""
+"""The sizes at which loading is measured, of images and of a batch."""
 
 from __future__ import annotations
 

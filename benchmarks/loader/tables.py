@@ -93,7 +93,7 @@ def write_shard(
 
 def decode(file: Files) -> tuple[np.ndarray, np.ndarray]:
     """Picture and labels, whole, by cv2.imdecode."""
-    return decode_image(file.image, "picture"), decode_segments(file.labels, "labels")
+    return decode_image(file.image, "image"), decode_segments(file.labels, "labels")
 
 
 def straightforward(
@@ -267,19 +267,17 @@ def compare(
     found = per_second(contenders, rounds)
     crop = " x ".join(map(str, augmentation.crop))
     kib = {layout: manifest.bytes["train"] / 1024 for layout, manifest in manifests.items()}
-    print(f"\n{name}: {len(files)} pictures of {size.width} x {size.height} ({size.suffix}), crop {crop}, {size.row}")
-    print(f"KiB per picture: {', '.join(f'{layout} {total / len(files):,.0f}' for layout, total in kib.items())}\n")
+    print(f"\n{name}: {len(files)} images of {size.width} x {size.height} ({size.suffix}), crop {crop}, {size.row}")
+    print(f"KiB per image: {', '.join(f'{layout} {total / len(files):,.0f}' for layout, total in kib.items())}\n")
     fed = "" if images_per_s_per_gpu is None else f" GPUs fed at {images_per_s_per_gpu:g} images/s each |"
-    print(
-        f"| one process | pictures/s | x straightforward | x decoding alone | {PROCESSES} processes, pictures/s |{fed}"
-    )
+    print(f"| one process | images/s | x straightforward | x decoding alone | {PROCESSES} processes, images/s |{fed}")
     print("|---|---|---|---|---|" + ("---|" if fed else ""))
     for contender, rate in found.items():
         ratios = [rate / found[other] for other in (PLAIN, DECODING)]
         last = f" {PROCESSES * rate / images_per_s_per_gpu:,.0f} |" if images_per_s_per_gpu else ""
         print(f"| {contender} | {rate:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {PROCESSES * rate:,.0f} |{last}")
     parts = {layout: profile(manifest, augmentation, 4 * len(files)) for layout, manifest in manifests.items()}
-    print("\n| ms per picture | raw | encoded |\n|---|---|---|")
+    print("\n| ms per image | raw | encoded |\n|---|---|---|")
     least = {layout: sum(ms for part, ms in found.items() if part.startswith("at")) for layout, found in parts.items()}
     for part in sorted({part for found in parts.values() for part in found} - {"all"}):
         if not part.startswith("at"):

@@ -7,7 +7,7 @@ help: the time of every command's --help.
 overhead: the step of a small row by the bare loop (pipeline.training.loop.train alone), with MLflow, and with Ray and
 MLflow, in turns; the time to log a point and to write a checkpoint; and, derived from these, their share of the step
 of each published row, at step times of 0.3 and 1 s.
-evaluation: pictures per second with one worker and with two.
+evaluation: images per second with one worker and with two.
 first_step: from `dvc repro evaluate@shapes_tiny` in a fresh copy to the first training step, and where the time goes.
 
 Each part runs in a process of its own, in a folder of its own, for at most --limit-s; the file is written after each,

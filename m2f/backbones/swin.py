@@ -251,7 +251,7 @@ class Swin(nn.Module):
         if not self.training or self.drop_path_rate == 0.0:
             return None
         if seeds is None:
-            raise ValueError("training with drop path needs one seed per picture: model(images, seeds=...)")
+            raise ValueError("training with drop path needs one seed per image: model(images, seeds=...)")
         return drop_path_scales(self.drop_rate_R, seeds)
 
     def maps(self, images: Tensor, scales_RB: Tensor | None) -> tuple[Tensor, ...]:

@@ -45,11 +45,9 @@ def semantic_scores_ms_flip(
     ValueError when there is no short side, a number is below 1 or the picture is not as said.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or not image.numel():
-        raise ValueError(
-            f"the picture is {tuple(image.shape)} {image.dtype}; it must be (3, height, width) torch.uint8"
-        )
+        raise ValueError(f"the image is {tuple(image.shape)} {image.dtype}; it must be (3, height, width) torch.uint8")
     if not short_sides:
-        raise ValueError("short_sides is empty; name at least one size to look at the picture in")
+        raise ValueError("short_sides is empty; name at least one size to look at the image in")
     size = (image.shape[1], image.shape[2]) if size is None else size
     if min(*short_sides, long_side_max, pad_multiple, *size) < 1:
         raise ValueError(

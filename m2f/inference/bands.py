@@ -37,10 +37,10 @@ def checked_sizes(
     height, width = prediction.mask_logits.shape[2:]
     padded = (STRIDE * height, STRIDE * width) if padded_size is None else padded_size
     if (-(-padded[0] // STRIDE), -(-padded[1] // STRIDE)) != (height, width):
-        raise ValueError(f"a picture of {padded} does not have mask logits of {(height, width)}; padded_size is wrong")
+        raise ValueError(f"an image of {padded} does not have mask logits of {(height, width)}; padded_size is wrong")
     valid = padded if valid_size is None else valid_size
     if not all(0 < v <= p for v, p in zip(valid, padded, strict=True)) or min(size) < 1:
-        raise ValueError(f"cannot cut {valid} out of a padded picture of {padded} and resize it to {size}")
+        raise ValueError(f"cannot cut {valid} out of a padded image of {padded} and resize it to {size}")
     return padded, valid
 
 

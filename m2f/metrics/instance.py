@@ -96,19 +96,19 @@ class InstanceMetric:
         picture was added before.
         """
         if image_id in self._images:
-            raise ValueError(f"picture {image_id} was added before")
+            raise ValueError(f"image {image_id} was added before")
         predicted_runs, true_runs = _run_lengths(masks, "masks"), _run_lengths(true_masks, "true_masks")
         labels, scores = _on_host(labels, scores)
         sizes = {(int(run["size"][0]), int(run["size"][1])) for run in (*predicted_runs, *true_runs)}
         sizes |= {tuple(dense.shape[1:]) for dense in (masks, true_masks) if isinstance(dense, Tensor | np.ndarray)}
         sizes |= set() if size is None else {(size[0], size[1])}
         if len(sizes) != 1:
-            raise ValueError(f"masks of picture {image_id} must have one size, got {sorted(sizes) or 'none'}")
+            raise ValueError(f"masks of image {image_id} must have one size, got {sorted(sizes) or 'none'}")
         predicted = self._annotations(
             predicted_runs, labels, image_id, "predicted", area=_areas(predicted_runs), score=_numbers(scores)
         )
         if not all(math.isfinite(annotation["score"]) for annotation in predicted):
-            raise ValueError(f"scores of picture {image_id} are not all finite")
+            raise ValueError(f"scores of image {image_id} are not all finite")
         areas = _areas(true_runs) if true_areas is None else _numbers(true_areas)
         flags = [0] * len(true_runs) if crowd is None else [int(flag) for flag in _numbers(crowd)]
         true = self._annotations(true_runs, true_labels, image_id, "true", area=areas, iscrowd=flags)
@@ -123,7 +123,7 @@ class InstanceMetric:
             )
         twice = self._images.keys() & other._images.keys()
         if twice:
-            raise ValueError(f"cannot merge: both metrics hold picture {min(twice)} ({len(twice)} in all)")
+            raise ValueError(f"cannot merge: both metrics hold image {min(twice)} ({len(twice)} in all)")
         self._images |= other._images
 
     def state(self) -> dict[str, Any]:
@@ -172,11 +172,11 @@ class InstanceMetric:
         lengths = {"labels": len(classes)} | {column: len(values) for column, values in columns.items()}
         wrong = {column: length for column, length in lengths.items() if length != len(runs)}
         if wrong:
-            raise ValueError(f"picture {image_id} has {len(runs)} {name} masks, but {wrong}")
+            raise ValueError(f"image {image_id} has {len(runs)} {name} masks, but {wrong}")
         outside = [label for label in classes if not 0 <= label < self.num_classes]
         if outside:
             raise ValueError(
-                f"{name} label {outside[0]} of picture {image_id} is outside the classes 0 to {self.num_classes - 1}"
+                f"{name} label {outside[0]} of image {image_id} is outside the classes 0 to {self.num_classes - 1}"
             )
         return tuple(
             {"segmentation": run, "category_id": label, **dict(zip(columns, values, strict=True))}

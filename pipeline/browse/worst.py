@@ -32,7 +32,7 @@ def scored_images(network: nn.Module, manifest: Manifest, row: Row, *, processes
     """The row's first figure, a fraction, of every validation picture alone, worst first; pictures in which there is
     nothing to measure are left out. The mean of all is not the dataset's figure, which counts over pictures."""
     places, figure = range(manifest.split("val").records), primary(row.task)
-    progress = Progress(f"looking for the worst pictures of {row.name}", len(places), unit="pictures")
+    progress = Progress(f"looking for the worst images of {row.name}", len(places), unit="images")
     row, found = while_training(row), []
     for val_image, predictions in predict_images(network, manifest, row, places=places, processes=processes):
         metrics = TaskMetrics(row, manifest)

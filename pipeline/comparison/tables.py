@@ -75,7 +75,7 @@ def _columns(task: str) -> tuple[Column, ...]:
         columns += figure(MS_FLIP, "", "authors")
     elif task == "panoptic":
         columns += [*figure("ap", "", "published", "difference"), *figure("miou", "", "authors")]
-    for key, title in (("memory", "memory, GiB"), ("fps", "pictures/s")):
+    for key, title in (("memory", "memory, GiB"), ("fps", "images/s")):
         columns += [Column(key, "ours", title, title)]
         columns += [Column(f"published {key}", "published", title, f"{title}, published")]
     return (*columns, Column("precision", "Precision"), Column("training", "Training of a seed", "", "training"))
@@ -164,7 +164,7 @@ def _memory_cells(facts: Facts) -> dict[str, Cell]:
     cells = {"memory": NOTHING, "published memory": Cell(f"{printed}") if printed else NOTHING}
     if ours:
         apart = bool(printed) and not ours.comparable
-        note = f"{ours.pictures:g} pictures" if apart else ours.device
+        note = f"{ours.pictures:g} images" if apart else ours.device
         cells["memory"] = Cell(f"{ours.gib:.2f}", note, apart)
     return cells
 

@@ -66,14 +66,14 @@ CODE = Code(
 """The definitions that decide how long a row takes."""
 
 _COUNTED = (
-    "one forward pass of the network for one picture; products of convolutions, linear layers and attention, a "
+    "one forward pass of the network for one image; products of convolutions, linear layers and attention, a "
     "multiplication and an addition as 2; not norms, activations, resizing and the sampling of deformable attention"
 )
 
 _ANSWERS: Mapping[str, str] = {
-    "semantic": "the label map (class scores, resized to the picture's own size, and their argmax)",
-    "panoptic": f"the panoptic segments at the picture's own size, {SEGMENTS} queries competing",
-    "instance": "the instances at the picture's own size, each of a query of its own",
+    "semantic": "the label map (class scores, resized to the image's own size, and their argmax)",
+    "panoptic": f"the panoptic segments at the image's own size, {SEGMENTS} queries competing",
+    "instance": "the instances at the image's own size, each of a query of its own",
 }
 
 
@@ -144,7 +144,7 @@ def benchmark(
     images = counted(row.dataset, manifest)
     if images is None:
         raise ValueError(
-            f"the picture sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
+            f"the image sizes of dataset {row.dataset} are not known yet; run dvc repro shard@{row.dataset} first"
         )
     worker = Worker.here()
     if worker.size > 1 and groups * worker.size > row.train.groups:
@@ -259,10 +259,10 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
         valid = (image_3HW.shape[1], image_3HW.shape[2])
         return timer.seconds(lambda: single_scale(timed, images, valid, size, config))
 
-    taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="pictures", seconds=subject.seconds)
+    taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="images", seconds=subject.seconds)
     counts = Counter(sizes[-len(taken_s) :])
     real = subject.manifest is not None
-    where = "real pictures of the validation split" if real else "random pictures of the published size"
+    where = "real images of the validation split" if real else "random images of the published size"
     memory_mib, reserved_mib = timer.peak_mib()
     return InferenceCost(
         fps=len(taken_s) / sum(taken_s),
@@ -285,9 +285,9 @@ def _differences(row: Row, *, real: bool, images: int) -> str:
     if row.task != "semantic":
         found.append("no speed is published for this task; measured as for semantic segmentation")
     if not real:
-        found.append("random pictures of one size instead of the validation split's")
+        found.append("random images of one size instead of the validation split's")
     if images != IMAGES:
-        found.append(f"{images} pictures timed instead of {IMAGES}")
+        found.append(f"{images} images timed instead of {IMAGES}")
     return "; ".join(found)
 
 
@@ -331,14 +331,14 @@ def _training(subject: _Subject, groups: int) -> TrainingCost | str:
         )
     except torch.OutOfMemoryError:
         room = torch.cuda.get_device_properties(timer.device).total_memory / 2**30
-        why = f"{groups * config.group_size} pictures do not fit into this GPU's {room:.0f} GiB"
+        why = f"{groups * config.group_size} images do not fit into this GPU's {room:.0f} GiB"
         if worker.size > 1:  # an error, with which torchrun ends the others: they wait for this one's sums
             raise ValueError(f"row {row.name}: {why}") from None
         return why
     if subject.manifest is not None:
         source = "random crops of the training split"
     else:
-        source = f"random pictures with {masks_of(row)} masks each"
+        source = f"random images with {masks_of(row)} masks each"
     spread = _spread(taken_s)
     memory_mib, reserved_mib = (None if mib is None else worker.largest(mib) for mib in timer.peak_mib())
     return TrainingCost(

@@ -55,7 +55,7 @@ CODE = Code(
         **COMPILES,
         "pipeline.evaluation.overlays": "shows what was predicted",
         "pipeline.evaluation.evaluate_checkpoint._part_file": "says where a part lies",
-        "pipeline.evaluation.evaluate_checkpoint._shown": "says which pictures are shown",
+        "pipeline.evaluation.evaluate_checkpoint._shown": "says which images are shown",
         "pipeline.evaluation.evaluate_checkpoint.Job": "its values are in the key, or say where bytes lie",
     },
     sinks=(*PROGRESS, "pipeline.evaluation.image_figures.ImageFigures"),  # it watches
@@ -152,7 +152,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
     parts = parts_of(records)
     missing = [part for part in parts if not _part_file(job, part).exists()]
     if missing:
-        progress = Progress(f"evaluating {job.what}", records, unit="pictures")
+        progress = Progress(f"evaluating {job.what}", records, unit="images")
         progress.restart(records - sum(map(len, missing)), records)
         if resources.workers <= 1:
             make_parts(job, missing, progress.add)

@@ -104,9 +104,7 @@ class TaskMetrics:
         figures = {name: known[name] for name in FIGURES[self.task]}
         if figures[primary(self.task)] is None:
             what = "instance" if self.task == "instance" else "labelled pixel"
-            raise ValueError(
-                f"no validation picture has a {what}, so there is nothing to measure; check the annotations"
-            )
+            raise ValueError(f"no validation image has a {what}, so there is nothing to measure; check the annotations")
         if self.ms_flip is not None:
             figures[MS_FLIP] = self.ms_flip.result()["miou"]
         return figures

@@ -293,7 +293,7 @@ def check_row(row: Row, at: str) -> None:
     if (window := row.test.window) is not None:
         check_window(window, f"{at}.test.window")
         if row.test.ms_flip is not None:
-            raise ValueError(f"{at}.test has both window and ms_flip, which shows every picture whole; take one out")
+            raise ValueError(f"{at}.test has both window and ms_flip, which shows every image whole; take one out")
     if row.test.ms_flip is not None and row.task != "semantic":
         raise ValueError(f"{at}.test.ms_flip averages semantic scores, but the row's task is {row.task}")
 

@@ -75,7 +75,7 @@ def find_images(source: str, *, without: Path) -> list[Found]:
     or videos. ValueError where there is none.
     """
     if not source:
-        raise ValueError("IMAGES is empty; name a picture, a video, a folder, an archive or a glob")
+        raise ValueError("IMAGES is empty; name an image, a video, a folder, an archive or a glob")
     path = Path(source)
     if path.is_dir():
         found = [(path, name) for name in file_names(path) if _looks_right(name)]
@@ -91,14 +91,14 @@ def find_images(source: str, *, without: Path) -> list[Found]:
         top = Path(os.path.commonpath([Path(each).parent for each in matched]))
         found = [(top, Path(each).relative_to(top).as_posix()) for each in matched if _looks_right(each)]
     else:
-        raise ValueError(f"{source} is no file or folder, and no file matches it; give pictures that are there")
+        raise ValueError(f"{source} is no file or folder, and no file matches it; give images that are there")
     inside = cache(lambda folder: folder.resolve().is_relative_to(without.resolve()))
     outside = [(where, file) for where, file in found if not inside((where / file).parent)]
     if found and not outside:
         raise ValueError(f"{source} lies in {without}, where the results would go; give another folder with --out")
     if not outside:
         wanted = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
-        raise ValueError(f"{source} holds no picture: no file in it ends with one of {wanted}")
+        raise ValueError(f"{source} holds no image: no file in it ends with one of {wanted}")
     names = _names([file for _, file in outside])
     return [Found(name, where.absolute(), file) for name, (where, file) in zip(names, outside, strict=True)]
 

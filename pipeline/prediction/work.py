@@ -68,14 +68,14 @@ def predict_all(
     )
     device = device or torch.device("cpu")
     total = sum(frame_count(each.where / each.file) if each.is_video else 1 for each in found)
-    progress = Progress(f"predicting with {network.description}", total, unit="pictures")
+    progress = Progress(f"predicting with {network.description}", total, unit="images")
     try:
         if workers:
             names, failures = _predict_with_ray(network, found, folder, batch, device, workers, progress)
         else:
             names, failures = _predict(network, found, folder, batch, device, progress)
         if not names:
-            raise ValueError(f"no picture of {source} could be predicted: {next(iter(failures.values()))}")
+            raise ValueError(f"no image of {source} could be predicted: {next(iter(failures.values()))}")
     except ValueError:
         folder.discard()
         raise
@@ -241,6 +241,6 @@ def _predictions(
         return [error] * len(pictures)
     except torch.OutOfMemoryError:
         raise ValueError(
-            f"the GPU has no memory for {how_many(len(pictures), 'picture')} of {sizes[0][1]} x {sizes[0][0]} pixels "
-            "at once; give a smaller --batch, --window for large pictures, or --device cpu"
+            f"the GPU has no memory for {how_many(len(pictures), 'image')} of {sizes[0][1]} x {sizes[0][0]} pixels "
+            "at once; give a smaller --batch, --window for large images, or --device cpu"
         ) from None

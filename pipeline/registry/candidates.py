@@ -62,7 +62,7 @@ def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate
         if value is None:
             raise ValueError(
                 f"seed {entry.seed} has no {LABELS[evaluated.primary]} in {result_path(Evaluation, evaluated.row)}: "
-                "the validation pictures hold nothing that it counts, so there is no best checkpoint to register"
+                "the validation images hold nothing that it counts, so there is no best checkpoint to register"
             )
         found.append(
             Candidate(
@@ -91,7 +91,7 @@ def published_candidate(result: PublishedEvaluation) -> Candidate:
     value = evaluated.figures[result.primary]
     if value is None:
         raise ValueError(
-            f"{result.name} has no {LABELS[result.primary]}: the validation pictures hold nothing that it counts"
+            f"{result.name} has no {LABELS[result.primary]}: the validation images hold nothing that it counts"
         )
     folder = run_dir(result.sha256)
     path = checkpoint_path(folder, evaluated.step)

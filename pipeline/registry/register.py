@@ -144,7 +144,7 @@ def _made_by(row: Row, candidate: Candidate) -> str:
 
 def licence(dataset_terms: str, weights_terms: str) -> str:
     """What a user of the weights must know: the terms of the pictures, and of the weights they started from."""
-    parts = [f"pictures: {dataset_terms or 'no terms stated'}"]
+    parts = [f"images: {dataset_terms or 'no terms stated'}"]
     if weights_terms:
         parts.append(f"initial weights: {weights_terms}")
     return "; ".join(parts)

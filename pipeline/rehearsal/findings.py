@@ -110,7 +110,7 @@ def step_seconds(project: Project, seed: TrainedSeed) -> float | None:
 
 def _seconds_of_pictures(step: Step) -> float | None:
     """Seconds that an evaluation's pictures took, by its own lines, which leave out its start; None: it has none."""
-    found = [re.search(r": (\d+) pictures? in .*, ([\d.,]+) pictures/s", line) for line in step.lines]
+    found = [re.search(r": (\d+) images? in .*, ([\d.,]+) images/s", line) for line in step.lines]
     rates = [(int(match[1]), float(match[2].replace(",", ""))) for match in found if match]
     return sum(count / rate for count, rate in rates if rate) if rates else None
 
@@ -138,10 +138,8 @@ def _images(row: Row, extent: Extent) -> int:
 def _speed(row: Row, extent: Extent, step_s: float, seed: TrainedSeed) -> _Part:
     devices = ", ".join(sorted({device for span in seed.worker_groups for device in span.devices})) or "unknown"
     images = _images(row, extent)
-    note = f"{images} of the {row.train.global_batch} pictures of the row's step" if extent.one_image else ""
-    rate = Figure(
-        name="training", value=f"{_number(step_s)} s a step, {_number(images / step_s)} pictures/s", note=note
-    )
+    note = f"{images} of the {row.train.global_batch} images of the row's step" if extent.one_image else ""
+    rate = Figure(name="training", value=f"{_number(step_s)} s a step, {_number(images / step_s)} images/s", note=note)
     group = Figure(name="workers", value=f"{seed.workers} on {devices}")
     return [group, rate], []
 
@@ -165,7 +163,7 @@ def _loading(row: Row, extent: Extent, step_s: float, rates: Mapping[str, float]
     figures = [
         Figure(
             name="loader",
-            value=f"{_number(loaded)} pictures/s, {_number(loaded / trained)} times what is trained on",
+            value=f"{_number(loaded)} images/s, {_number(loaded / trained)} times what is trained on",
             note="all workers' loader processes at the same time, files in memory",
         ),
         Figure(
@@ -176,7 +174,7 @@ def _loading(row: Row, extent: Extent, step_s: float, rates: Mapping[str, float]
     ]
     if loaded < ENOUGH * trained and not extent.one_image:
         return figures, [
-            f"the loader makes {_number(loaded)} pictures/s and the network takes {_number(trained)}; give workers "
+            f"the loader makes {_number(loaded)} images/s and the network takes {_number(trained)}; give workers "
             "more loader processes (M2F_LOADER_PROCESSES) or cores, or set `pixels: raw` in the data set"
         ]
     return figures, []
@@ -206,7 +204,7 @@ def _projected(
             name="whole row",
             value=f"{duration(hours * HOUR_S)} a seed; {what}: {duration(seeds * hours * HOUR_S)} one after the other",
             note=f"{row.train.steps:,} steps of {_number(full_step_s)} s, validations and evaluations with {workers} "
-            f"worker{'s' * (workers > 1)}; from few steps and pictures: a rough figure",
+            f"worker{'s' * (workers > 1)}; from few steps and images: a rough figure",
         )
     ]
     gpu_hours = workers * hours

@@ -22,13 +22,13 @@ def extent_in_words(row: Row, extent: Extent, project: Project) -> list[str]:
     """What was rehearsed, and what of it is not as in the row."""
     height, width = project.size
     said = [
-        f"{extent.steps} steps and {extent.images} validation pictures of {height} x {width}, which were generated in "
+        f"{extent.steps} steps and {extent.images} validation images of {height} x {width}, which were generated in "
         f"the layout of {row.dataset}."
     ]
     if extent.one_image:
-        said.append("On a CPU: a step is one group of one picture, and pictures are evaluated at one size only.")
+        said.append("On a CPU: a step is one group of one image, and images are evaluated at one size only.")
     if extent.scale != 1:
-        said.append(f"Pictures, crops and test sizes have {extent.scale:g} times the row's sides.")
+        said.append(f"Images, crops and test sizes have {extent.scale:g} times the row's sides.")
     weights = "the published ones" if extent.real_weights else "random ones, in the published layout where there is one"
     return [*said, f"Initial weights are {weights}. Nothing of it is kept but this page; no figure here is a result."]
 

@@ -85,7 +85,7 @@ class _Stored:
             return ""
         files = "a file" if self.missing == 1 else f"{self.missing} files"
         why = f" ({self.failure})" if self.failure else ""
-        return f"Curves or pictures are left out: {files} could not be read from the storage root{why}."
+        return f"Curves or images are left out: {files} could not be read from the storage root{why}."
 
 
 def _details(params: Params, results: Path, rows: Mapping[str, Facts], stored: _Stored) -> dict[str, Details]:

@@ -136,7 +136,7 @@ def tables_of(folder: StoredPath, made_by: str) -> dict[str, bytes]:
     if images.exists():
         found = read_json(images, made_by=made_by)
         if not isinstance(found, list) or not all(isinstance(line, dict) for line in found):
-            raise ValueError(f"{images} holds no lines of pictures; make it again with: {made_by}")
+            raise ValueError(f"{images} holds no lines of images; make it again with: {made_by}")
         columns = list(dict.fromkeys(name for line in found for name in line))
         lines = [[_shown(line.get(name)) if name in LABELS else line.get(name) for name in columns] for line in found]
         tables["images.json"] = _table(columns, lines)

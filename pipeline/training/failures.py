@@ -72,7 +72,7 @@ def sentence(error: BaseException, run: Run) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         groups, size = run.groups_at_once or "all its", run.row.train.group_size
         return (
-            f"a worker's GPU has not the memory for {groups} groups of {size} pictures at once; set M2F_GROUPS_AT_ONCE "
+            f"a worker's GPU has not the memory for {groups} groups of {size} images at once; set M2F_GROUPS_AT_ONCE "
             f"below that or M2F_CHECKPOINT_ACTIVATIONS to 1, or use more workers ({_first_line(text)})"
         )
     if isinstance(error, (ValueError, OSError)):

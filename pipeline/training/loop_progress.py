@@ -35,7 +35,7 @@ class TrainingProgress:
 
         def note(steps_s: float) -> str:
             loss = float(torch.stack(list(losses.values())).sum()) / self.share
-            return f"{steps_s * self.run.row.train.global_batch:.1f} pictures/s, loss {loss:.3f}"
+            return f"{steps_s * self.run.row.train.global_batch:.1f} images/s, loss {loss:.3f}"
 
         self.shown.add(done - self.shown.count, note=note)
         if done == self.run.row.train.steps:

@@ -175,7 +175,7 @@ def test_a_state_in_json_and_back_is_the_same_metric_to_the_last_bit():
     again.add_state(json.loads(json.dumps(first.state())))
     assert len(again) == 6 and again.result() == whole.result()
     assert again.state()["images"][4:] == first.state()["images"]
-    with pytest.raises(ValueError, match="cannot merge: both metrics hold picture 0"):
+    with pytest.raises(ValueError, match="cannot merge: both metrics hold image 0"):
         again.add_state(first.state())
 
 
@@ -201,17 +201,17 @@ def test_nothing_counted_gives_none_and_no_print(capfd):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"labels": [2]}, "predicted label 2 of picture 1 is outside the classes 0 to 1"),
-        ({"true_labels": [-1]}, "true label -1 of picture 1 is outside the classes 0 to 1"),
-        ({"scores": [0.5, 0.5]}, r"picture 1 has 1 predicted masks, but \{'score': 2\}"),
-        ({"crowd": []}, r"picture 1 has 1 true masks, but \{'iscrowd': 0\}"),
-        ({"scores": [float("nan")]}, "scores of picture 1 are not all finite"),
+        ({"labels": [2]}, "predicted label 2 of image 1 is outside the classes 0 to 1"),
+        ({"true_labels": [-1]}, "true label -1 of image 1 is outside the classes 0 to 1"),
+        ({"scores": [0.5, 0.5]}, r"image 1 has 1 predicted masks, but \{'score': 2\}"),
+        ({"crowd": []}, r"image 1 has 1 true masks, but \{'iscrowd': 0\}"),
+        ({"scores": [float("nan")]}, "scores of image 1 are not all finite"),
         ({"masks": LEFT[None, :5]}, r"must have one size, got \[\(5, 10\), \(10, 10\)\]"),
         ({"size": (10, 9)}, r"must have one size, got \[\(10, 9\), \(10, 10\)\]"),
         ({"masks": LEFT[None].float()}, r"must be bool of shape \(N, H, W\), got float32 of shape \(1, 10, 10\)"),
         ({"true_masks": [{"size": [10, 10], "counts": [50, 50]}]}, "or a list of compressed run lengths"),
         ({"masks": [], "labels": [], "scores": [], "true_masks": [], "true_labels": []}, "one size, got none"),
-        ({"image_id": 0}, "picture 0 was added before"),
+        ({"image_id": 0}, "image 0 was added before"),
     ],
 )
 def test_wrong_values_are_refused_and_the_picture_is_not_kept(changed, message):
@@ -233,7 +233,7 @@ def test_wrong_values_are_refused_and_the_picture_is_not_kept(changed, message):
 def test_metrics_of_other_classes_or_with_the_same_picture_are_refused():
     with pytest.raises(ValueError, match="of 3 classes and 100 instances into one of 4 classes and 100 instances"):
         counted([]).merge(InstanceMetric(num_classes=3))
-    with pytest.raises(ValueError, match=r"both metrics hold picture 2 \(2 in all\)"):
+    with pytest.raises(ValueError, match=r"both metrics hold image 2 \(2 in all\)"):
         counted([1, 2, 3]).merge(counted([3, 2]))
 
 

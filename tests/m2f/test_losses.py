@@ -250,14 +250,14 @@ def test_numbers_that_are_not_finite_stop_the_run():
     prediction = answers(1)
     with torch.no_grad():
         prediction.mask_logits[0, 0, 0, 0] = math.nan
-    with pytest.raises(Divergence, match=r"mask logits \(1 of 168\) of the last prediction, picture 0"):
+    with pytest.raises(Divergence, match=r"mask logits \(1 of 168\) of the last prediction, image 0"):
         set_losses(prediction, [image(1, 2)], num_masks=2.0, config=LossConfig(points=1024), seeds=[1])
 
 
 def test_wrong_counts_are_refused():
-    with pytest.raises(ValueError, match="2 pictures need as many targets and seeds, got 1 and 2"):
+    with pytest.raises(ValueError, match="2 images need as many targets and seeds, got 1 and 2"):
         set_losses(answers(2), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1, 2])
-    with pytest.raises(ValueError, match="1 pictures need as many class_weight_totals, got 2"):
+    with pytest.raises(ValueError, match="1 images need as many class_weight_totals, got 2"):
         set_losses(answers(1), [image(1, 2)], num_masks=2.0, config=CONFIG, seeds=[1], class_weight_totals=[1.0, 1.0])
 
 

@@ -161,13 +161,13 @@ def test_matching_is_float32_under_autocast():
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        (0, math.nan, r"diverged: class logits \(1 of 24\) of auxiliary prediction 0, picture 0 of the batch, are not"),
+        (0, math.nan, r"diverged: class logits \(1 of 24\) of auxiliary prediction 0, image 0 of the batch, are not"),
         (
             1,
             math.inf,
-            r"diverged: mask logits \(64 of 256\) of auxiliary prediction 0, picture 0 of the batch, are not",
+            r"diverged: mask logits \(64 of 256\) of auxiliary prediction 0, image 0 of the batch, are not",
         ),
-        (1, 3e38, "diverged: mask logits, too large to add up, of auxiliary prediction 0, picture 0 of the batch"),
+        (1, 3e38, "diverged: mask logits, too large to add up, of auxiliary prediction 0, image 0 of the batch"),
     ],
 )
 def test_a_cost_that_is_not_finite_is_divergence_and_says_where(part, value, message):

@@ -177,7 +177,7 @@ def test_a_pictures_drop_path_does_not_depend_on_its_batch() -> None:
 def test_training_with_drop_path_needs_seeds_and_evaluating_does_not() -> None:
     model = build_model(TINY)
     images = torch.randn(1, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"needs one seed per picture: model\(images, seeds=...\)"):
+    with pytest.raises(ValueError, match=r"needs one seed per image: model\(images, seeds=...\)"):
         model(images)
     model.eval()(images)
     build_model(TINY, drop_path_rate=0.0)(images)

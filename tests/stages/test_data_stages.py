@@ -57,7 +57,7 @@ def test_fetch_then_shard_write_their_facts_and_say_what_they_made(workspace: Pa
     assert "mine: mine.zip" in fetched.stdout
     sharded = stage("stages.shard", "mine")
     assert sharded.returncode == 0, sharded.stderr
-    assert sharded.stdout.startswith("mine train: 3 pictures, 1 shard, ")
+    assert sharded.stdout.startswith("mine train: 3 images, 1 shard, ")
     table = (workspace / "results/plots/classes/mine.csv").read_text()
     assert table.startswith("class,split,pixels,images,instances\nsky,train,246,3,0\n")
     first = (workspace / "results/shard/mine.json").read_bytes()
@@ -75,7 +75,7 @@ def test_coco_archives_become_shards_without_being_unpacked(workspace: Path, sto
     assert stage("stages.fetch", "tiny").returncode == 0
     sharded = stage("stages.shard", "tiny")
     assert sharded.returncode == 0, sharded.stderr
-    assert sharded.stdout.startswith("tiny val: 2 pictures, 1 shard, ")
+    assert sharded.stdout.startswith("tiny val: 2 images, 1 shard, ")
     manifest = read_result(Manifest, "tiny", results=workspace / "results")
     assert manifest.labels == ("instances", "panoptic", "semantic")
     assert [path.name for path in storage.rglob("*.png")] == ["samples.png"]
@@ -99,7 +99,7 @@ def test_a_bad_picture_leaves_no_manifest_and_no_shards(workspace: Path, storage
     put(workspace / "mine/annotations/training/p1.png", encoded(labels(4, 4)))
     zipped(workspace / "mine", workspace / "data/mine.zip")
     assert stage("stages.fetch", "mine").returncode == 0
-    assert "p1.png is 4 x 4 (height x width), but its picture" in failure("stages.shard", "mine")
+    assert "p1.png is 4 x 4 (height x width), but its image" in failure("stages.shard", "mine")
     assert not (workspace / "results/shard").exists()
     assert list((storage / "shards").iterdir()) == []
 

@@ -57,15 +57,15 @@ def test_the_stage_writes_a_folder_and_its_exit_code_says_what_was_left_out(chec
     put(tmp_path / "in/b.png", b"no picture")
     answer = predict(*words)
     assert answer.returncode == 3
-    assert ": 2 pictures, all finished before\n" in answer.stderr
-    assert f"1 picture could not be read; {tmp_path}/out/summary.csv says why" in answer.stderr
+    assert ": 2 images, all finished before\n" in answer.stderr
+    assert f"1 image could not be read; {tmp_path}/out/summary.csv says why" in answer.stderr
 
 
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     answer = predict("shapes_tiny", "nowhere", "--out", str(tmp_path / "out"))
     assert answer.returncode == 1
     assert answer.stderr == (
-        "error: nowhere is no file or folder, and no file matches it; give pictures that are there\n"
+        "error: nowhere is no file or folder, and no file matches it; give images that are there\n"
     )
     answer = predict("shapes_tiny", "docs/report.png", "--out", str(tmp_path / "out"), "--window", "512")
     assert answer.returncode == 1

@@ -32,13 +32,11 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     image_source, images = _find(sources, "leftImg8bit", folder, IMAGE_SUFFIX)
     label_source, labels = _find(sources, "gtFine", folder, LABEL_SUFFIX)
     if not images:
-        raise ValueError(f"{image_source} has no pictures leftImg8bit/{folder}/<city>/*{IMAGE_SUFFIX}")
+        raise ValueError(f"{image_source} has no images leftImg8bit/{folder}/<city>/*{IMAGE_SUFFIX}")
     for name in sorted(images.keys() - labels.keys()):
         raise ValueError(f"{image_source.name}: {images[name]} has no label gtFine/{folder}/{name}{LABEL_SUFFIX}")
     for name in sorted(labels.keys() - images.keys()):
-        raise ValueError(
-            f"{label_source.name}: {labels[name]} has no picture leftImg8bit/{folder}/{name}{IMAGE_SUFFIX}"
-        )
+        raise ValueError(f"{label_source.name}: {labels[name]} has no image leftImg8bit/{folder}/{name}{IMAGE_SUFFIX}")
     return [
         Record(
             name=name,

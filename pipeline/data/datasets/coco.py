@@ -72,7 +72,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         lister, (file_name, height, width) = next(iter(entries.items()))
         if len(set(entries.values())) > 1:
             said = " and ".join(f"{file} has {' '.join(map(shown, entry))}" for file, entry in entries.items())
-            raise ValueError(f"picture {identity} differs (name, height, width): {said}")
+            raise ValueError(f"image {identity} differs (name, height, width): {said}")
         listed_name = file_name
         if file_name not in images:  # some exporters write the folder too
             file_name = file_name.removeprefix(f"{folder}/")
@@ -80,7 +80,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
             raise ValueError(f"{lister} lists {shown(listed_name)}, but no source has it in {folder}/")
         name = file_name.rpartition(".")[0] or file_name
         if name in found:
-            raise ValueError(f"{lister} lists two pictures called {shown(name)}; keep one of them")
+            raise ValueError(f"{lister} lists two images called {shown(name)}; keep one of them")
         segments = objects = None
         if instances is not None and identity in instances.images:
             text = ",".join(instances.annotations.pop(identity, []))
@@ -95,7 +95,7 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
             read=partial(read_labelled, images[file_name], (height, width), lister, segments, objects, reading),
         )
     if not found:
-        raise ValueError(f"{listings[0].file} lists no pictures")
+        raise ValueError(f"{listings[0].file} lists no images")
     return list(found.values())
 
 
@@ -156,7 +156,7 @@ def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, Place], folde
     texts = listing.annotations.pop(identity, [])
     if len(texts) != 1 or identity not in listing.maps:
         raise ValueError(
-            f"{listing.file} has {len(texts)} annotations of {shown(file_name)}; panoptic pictures have one with "
+            f"{listing.file} has {len(texts)} annotations of {shown(file_name)}; panoptic images have one with "
             "segments_info"
         )
     png = listing.maps[identity]
@@ -197,7 +197,7 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
                 identity = whole(entry, "id")
                 if identity in listing.images:
                     raise ValueError(
-                        f"the picture {shown(listing.images[identity][0])} has its id too; give each its own"
+                        f"the image {shown(listing.images[identity][0])} has its id too; give each its own"
                     )
                 listing.images[identity] = (
                     plain_name(words(entry, "file_name")),
@@ -221,7 +221,7 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
             listing.categories.left_out[category.id] = category.name
     unknown = listing.annotations.keys() - listing.images.keys()
     if unknown:
-        raise ValueError(f"{place} has annotations of picture {min(unknown)}, which its `images` do not list")
+        raise ValueError(f"{place} has annotations of image {min(unknown)}, which its `images` do not list")
     return listing
 
 

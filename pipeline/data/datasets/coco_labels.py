@@ -141,7 +141,7 @@ def _instances(objects: Objects, size: tuple[int, int]) -> tuple[tuple[Instance,
     """The instances of a picture, and the categories of those that are left out."""
     found, left_out = [], set[str]()
     for place, entry in enumerate(json.loads(f"[{objects.text}]"), 1):
-        name = f"annotation {shown(entry['id'])}" if "id" in entry else f"annotation {place} of its picture"
+        name = f"annotation {shown(entry['id'])}" if "id" in entry else f"annotation {place} of its image"
         try:
             category = whole(entry, "category_id")
             if category in objects.categories.left_out:

@@ -30,10 +30,10 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
     images = label_maps.by_stem(names, f"{top}images/{folder}/", IMAGE_SUFFIXES, source)
     if not images:
         raise ValueError(
-            f"{source} has no pictures in {top}images/{folder}/ for split {split}; known suffixes: "
+            f"{source} has no images in {top}images/{folder}/ for split {split}; known suffixes: "
             f"{' '.join(IMAGE_SUFFIXES)} (`splits` in params.yaml names the folders)"
         )
     labels = label_maps.paired(config, source, images, names, f"{top}annotations/{folder}/")
     for stem in sorted(labels.keys() - images.keys()):
-        raise ValueError(f"{source.name}: {labels[stem]} has no picture in {top}images/{folder}/")
+        raise ValueError(f"{source.name}: {labels[stem]} has no image in {top}images/{folder}/")
     return label_maps.records(config, source, images, labels)

@@ -31,7 +31,7 @@ def decode_image(data: Any, file: str) -> np.ndarray:
 
     image = decoded(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError(f"{file} does not decode; it is truncated or not a picture")
+        raise ValueError(f"{file} does not decode; it is truncated or not an image")
     return image
 
 

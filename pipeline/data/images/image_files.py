@@ -75,7 +75,7 @@ def memory_said(file: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"{file} needs more memory than there is; scale it down, or run fewer --processes at once (max_pixels in "
-            "the dataset refuses such pictures before they are decoded)"
+            "the dataset refuses such images before they are decoded)"
         ) from None
 
 
@@ -95,11 +95,11 @@ def opened(data: bytes, file: str, max_pixels: int = MAX_PIXELS) -> Iterator[Ima
         raise ValueError(f"{file} {error}") from None
     except UnidentifiedImageError:
         said = f"it begins with {data[:8]!r}, as no known format does"
-        raise ValueError(f"{file} does not decode ({said}); it is truncated or not a picture") from None
+        raise ValueError(f"{file} does not decode ({said}); it is truncated or not an image") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders raise exceptions of all types
-        raise ValueError(f"{file} does not decode ({error_shown(error)}); it is truncated or not a picture") from None
+        raise ValueError(f"{file} does not decode ({error_shown(error)}); it is truncated or not an image") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -237,7 +237,7 @@ def _tiff_header(data: bytes, file: str, max_pixels: int) -> _Header:
             smaller = sum(bool(page.get(ExifTags.Base.NewSubfileType, 0) & 5) for page in pages[1:])  # or masks
     except Exception as error:  # as decoders raise them
         raise ValueError(
-            f"{file} does not decode (its tags: {error_shown(error)}); it is truncated or not a picture"
+            f"{file} does not decode (its tags: {error_shown(error)}); it is truncated or not an image"
         ) from None
     if wrong := _wrong_size(size, max_pixels):
         raise ValueError(f"{file} {wrong}")

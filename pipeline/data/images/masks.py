@@ -126,7 +126,7 @@ def _check_polygon(polygon: Sequence[Any], place: int, size: tuple[int, int]) ->
         for value in values:
             if not -OUTSIDE <= value <= side + OUTSIDE:  # NaN is not
                 raise ValueError(
-                    f"polygon {place} of its segmentation has {axis} {shown(value)}, but its picture is {height} x "
+                    f"polygon {place} of its segmentation has {axis} {shown(value)}, but its image is {height} x "
                     f"{width} (height x width)"
                 )
     # no edge is longer than the picture and what a polygon may leave it by
@@ -150,7 +150,7 @@ def _of_runs(runs: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     sides, counts = runs["size"], runs["counts"]
     if sides != list(size):
         said = " x ".join(map(shown, sides)) if isinstance(sides, list) and len(sides) == 2 else shown(sides)
-        raise ValueError(f"its run lengths are for {said} (height x width), its picture is {size[0]} x {size[1]}")
+        raise ValueError(f"its run lengths are for {said} (height x width), its image is {size[0]} x {size[1]}")
     if isinstance(counts, list):
         return _compressed(counts, size)
     if not isinstance(counts, str):

@@ -164,7 +164,7 @@ def _chosen(split: SplitReader, images: Literal["all", "with_things"]) -> np.nda
     chosen = np.flatnonzero((things > 0) & (np.minimum(height, width) >= MIN_SIDE))
     if not len(chosen):
         raise ValueError(
-            f"dataset {split.dataset} has no training picture with things and sides of at least {MIN_SIDE} px; "
+            f"dataset {split.dataset} has no training image with things and sides of at least {MIN_SIDE} px; "
             f"set `images: all` in the row's train settings"
         )
     return chosen
@@ -235,7 +235,7 @@ class _Training(Dataset[Batch]):
             if example is not None:
                 return example
         raise ValueError(
-            f"dataset {self.split.dataset}: {DRAWS} training pictures were drawn for position {position}, and none "
+            f"dataset {self.split.dataset}: {DRAWS} training images were drawn for position {position}, and none "
             f"shows a pixel of its instances, the last one {record.where}; check the masks"
         )
 

@@ -139,7 +139,7 @@ def _listed(dataset: str, config: DatasetConfig, sources: Sequence[Path]) -> dic
     listed = {split: LAYOUTS[config.layout].records(config, sources, split) for split in config.splits}
     for split, records in listed.items():
         if not records:
-            raise ValueError(f"split {split} of {dataset} has no pictures; leave it out of `splits` in params.yaml")
+            raise ValueError(f"split {split} of {dataset} has no images; leave it out of `splits` in params.yaml")
     return listed
 
 
@@ -245,7 +245,7 @@ class _Work:
 
     def progress(self) -> Progress:
         """A line that counts the records."""
-        return Progress(f"{self.shards.dataset}: sharding", self.records, unit="pictures")
+        return Progress(f"{self.shards.dataset}: sharding", self.records, unit="images")
 
     def begun(self, job: ShardJob) -> int:
         """About the records that a running task has written, as far as its store shows them before the end."""
@@ -334,7 +334,7 @@ def _paint_samples(
         for shard, place in sample_places([shard.records for shard in split.shards])
         for row in read_rows(files[split.shards[shard].path.removesuffix(".arrow")], [place])
     ]
-    title = f"{len(rows)} of {split.records:,} pictures of the split {name}, with their labels"
+    title = f"{len(rows)} of {split.records:,} images of the split {name}, with their labels"
     data = sample_sheet(rows, config.class_names, config.pixels, title)
     with whole_file(folder / "samples.png") as partial:
         partial.write_bytes(data)

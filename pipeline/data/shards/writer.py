@@ -140,7 +140,7 @@ def verify(
         held=held,
         labels=labels,
         targets=sum(not (thing.crowd or thing.empty) for thing in owners),
-        empty=tuple(f"{thing.name}, picture {record.name}" for thing in owners if thing.empty),
+        empty=tuple(f"{thing.name}, image {record.name}" for thing in owners if thing.empty),
         left_out=labelled.left_out,
         image_digest=hashlib.sha256(labelled.image).hexdigest()[:16],
     )
@@ -151,7 +151,7 @@ def _check_size(size: tuple[int, int], labelled: Labelled, record: Record, readi
     for made_for in (labelled.size, None if labelled.segments is None else labelled.segments.shape):
         if made_for not in (None, size):
             raise ValueError(
-                f"{record.label_file} is {made_for[0]} x {made_for[1]} (height x width), but its picture "
+                f"{record.label_file} is {made_for[0]} x {made_for[1]} (height x width), but its image "
                 f"{record.image_file} is {size[0]} x {size[1]}{turned_hint(size, made_for, reading.exif)}"
             )
 
@@ -374,7 +374,7 @@ def same_labels(known: ImageLabels | None, found: ImageLabels) -> ImageLabels:
     if known.label_types != found.label_types:
         label_types, others = (" and ".join(labels.label_types) for labels in (known, found))
         raise ValueError(
-            f"{found.file} has {others} labels, but {known.file} has {label_types} labels; all pictures of a dataset "
+            f"{found.file} has {others} labels, but {known.file} has {label_types} labels; all images of a dataset "
             "need the same types"
         )
     return known

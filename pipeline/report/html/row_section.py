@@ -153,7 +153,7 @@ def _headline(facts: Facts) -> tuple[str, str]:
     label, median = LABELS[first], facts.median[first]
     checkpoint = "last checkpoint" if facts.decides == "last" else "checkpoint that is best on validation"
     if median is None:
-        return "", f"A seed's {checkpoint} has no {label}, because the pictures hold nothing to count."
+        return "", f"A seed's {checkpoint} has no {label}, because the images hold nothing to count."
     of = f"median of {count} seeds ({span(facts, first)})" if count > 1 else "one seed"
     return f"{median:.2f}", f"{label} of the {checkpoint}, {of}"
 
@@ -250,8 +250,8 @@ def _seeds(facts: Facts, mlflow: MlflowPages) -> list[SeedLine]:
 def _overlays(details: Details) -> list[list[tuple[str, str]]]:
     shown = []
     for number, panels in enumerate(details.overlays, start=1):
-        names = (": picture", ": prediction", ": truth") if len(panels) == 3 else ("",)
-        shown.append([(f"validation picture {number}{name}", uri) for name, uri in zip(names, panels, strict=True)])
+        names = (": image", ": prediction", ": truth") if len(panels) == 3 else ("",)
+        shown.append([(f"validation image {number}{name}", uri) for name, uri in zip(names, panels, strict=True)])
     return shown
 
 
@@ -264,16 +264,16 @@ def _benchmark(facts: Facts) -> list[tuple[str, str]]:
     if training is None:
         step = f"not measured: {measured.skipped}"
     else:
-        step = f"{training.step_s:.3f} s for {training.images} pictures"
+        step = f"{training.step_s:.3f} s for {training.images} images"
         step += f" on each of {training.workers} workers" if training.workers > 1 else ""
         step += "" if training.memory_mib is None else f", {training.memory_mib / 1024:.2f} GiB"
     return [
         ("device", measured.environment.device),
         ("parameters", f"{measured.parameters / 1e6:,.1f} million"),
-        ("one picture", f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})"),
+        ("one image", f"{flops.forward / 1e9:,.0f} GFLOPs at {size} ({flops.counted})"),
         (
             "inference",
-            f"{rate(inference.fps)}/s over {inference.images} pictures: {inference.protocol}; {inference.differs}",
+            f"{rate(inference.fps)}/s over {inference.images} images: {inference.protocol}; {inference.differs}",
         ),
         ("training step", step),
     ]

@@ -44,8 +44,8 @@ def speed_charts(rows: Mapping[str, Facts]) -> list[SpeedChart]:
             apart = len(devices) > 1 and all(point.published is None for point in points)
             chart = svg.scatter(
                 points,
-                x_label=f"pictures/s on {device}",
-                label=f"{label} against pictures per second of the rows of {dataset} on {device}",
+                x_label=f"images/s on {device}",
+                label=f"{label} against images per second of the rows of {dataset} on {device}",
             )
             what = f"{label} on {device}" + (": ours only, not comparable with the published device" if apart else "")
             told = [(point.name, _in_words(point)) for point in points]

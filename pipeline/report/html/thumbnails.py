@@ -38,7 +38,7 @@ def panels(overlay: bytes, limit: int) -> list[str]:
         with Image.open(io.BytesIO(overlay)) as opened:
             sheet = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"it is no picture: {error}") from None
+        raise ValueError(f"it is no image: {error}") from None
     width, rest = divmod(sheet.width - 2 * _GAP, 3)
     if rest or width < 1:
         return [_data_uri(sheet, limit)]

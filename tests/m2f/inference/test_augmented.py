@@ -162,9 +162,9 @@ def test_a_mirrored_picture_has_mirrored_scores() -> None:
             {"image": torch.zeros(3, 32, 32)},
             r"\(3, 32, 32\) torch.float32; it must be \(3, height, width\) torch.uint8",
         ),
-        ({"image": torch.zeros(32, 32, 3, dtype=torch.uint8)}, r"the picture is \(32, 32, 3\)"),
-        ({"image": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, r"the picture is \(1, 3, 32, 32\)"),
-        ({"image": torch.zeros(3, 0, 32, dtype=torch.uint8)}, r"the picture is \(3, 0, 32\)"),
+        ({"image": torch.zeros(32, 32, 3, dtype=torch.uint8)}, r"the image is \(32, 32, 3\)"),
+        ({"image": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, r"the image is \(1, 3, 32, 32\)"),
+        ({"image": torch.zeros(3, 0, 32, dtype=torch.uint8)}, r"the image is \(3, 0, 32\)"),
     ],
 )
 def test_what_cannot_be_is_refused(changed, message) -> None:

@@ -183,23 +183,23 @@ def test_masks_are_never_made_at_full_resolution(labels_of, padded_size, monkeyp
 
 @pytest.mark.parametrize(("size", "valid_size"), [((64, 96), (65, 96)), ((64, 96), (0, 96)), ((0, 96), (64, 96))])
 def test_sizes_that_cannot_be_are_refused(size, valid_size):
-    with pytest.raises(ValueError, match=r"cannot cut \(\d+, 96\) out of a padded picture of \(64, 96\) and resize it"):
+    with pytest.raises(ValueError, match=r"cannot cut \(\d+, 96\) out of a padded image of \(64, 96\) and resize it"):
         semantic_scores(answers(), size, valid_size)
-    with pytest.raises(ValueError, match="out of a padded picture"):
+    with pytest.raises(ValueError, match="out of a padded image"):
         panoptic_segments(answers(), size, valid_size, thing_ids=[])
-    with pytest.raises(ValueError, match="out of a padded picture"):
+    with pytest.raises(ValueError, match="out of a padded image"):
         instances(answers(), size, valid_size)
 
 
 def test_a_padded_size_that_does_not_fit_the_masks_and_an_unknown_resize_are_refused():
     sizes = {"size": (64, 96), "padded_size": (60, 96)}
-    message = r"a picture of \(60, 96\) does not have mask logits of \(16, 24\); padded_size is wrong"
+    message = r"an image of \(60, 96\) does not have mask logits of \(16, 24\); padded_size is wrong"
     for make in (semantic_scores, semantic_labels, instances):
         with pytest.raises(ValueError, match=message):
             make(answers(), **sizes)
     with pytest.raises(ValueError, match=message):
         panoptic_segments(answers(), thing_ids=[], **sizes)
-    with pytest.raises(ValueError, match=r"cannot cut \(64, 96\) out of a padded picture of \(61, 96\)"):
+    with pytest.raises(ValueError, match=r"cannot cut \(64, 96\) out of a padded image of \(61, 96\)"):
         semantic_scores(answers(), (64, 96), (64, 96), padded_size=(61, 96))
     with pytest.raises(ValueError, match="resize is 'masks'; it must be one of scores, logits"):
         semantic_scores(answers(), (64, 96), resize="masks")

@@ -41,7 +41,7 @@ def test_memory_is_the_benchmarks_or_else_the_most_of_the_trainings(params: Para
     written(tmp_path, on_gpu("published", 1, peak_memory_mib=8192.0))
     row = params.rows["published"]
     cell = table_line("published", row_facts(row, tmp_path, RULE))["memory"]
-    assert (str(cell), cell.apart) == ("8.00 4 pictures *", True)
+    assert (str(cell), cell.apart) == ("8.00 4 images *", True)
     written(tmp_path, benchmark("published"))
     cell = table_line("published", row_facts(row, tmp_path, RULE))["memory"]
     assert (str(cell), cell.apart) == ("5.50 A100", False)

@@ -89,9 +89,9 @@ def test_a_row_is_measured_on_the_pictures_of_its_shards(
     assert training is not None and result.skipped is None
     assert inference.sizes == ((64, 96, inference.images),)
     assert inference.fps > 0
-    assert "real pictures of the validation split" in inference.protocol
+    assert "real images of the validation split" in inference.protocol
     assert inference.differs.startswith("fresh weights instead of trained ones; no speed is published for this task")
-    assert "random pictures" not in inference.differs
+    assert "random images" not in inference.differs
     assert 0 < training.seconds.p10 <= training.step_s <= training.seconds.p90
     assert (training.workers, training.groups, training.images, training.crop) == (1, 1, 1, (64, 64))
     assert "random crops of the training split" in training.protocol
@@ -108,9 +108,9 @@ def test_a_published_dataset_is_measured_without_its_shards(small_row: Row, shap
     # COCO's 480 x 640 with a short side of 160: 160 x 213, padded to 160 x 224
     assert result.flops.image_size == (160, 224)
     assert result.inference.sizes == ((480, 640, result.inference.images),)
-    assert "random pictures of the published size" in result.inference.protocol
-    assert "random pictures of one size instead of the validation split's" in result.inference.differs
-    assert f"{result.inference.images} pictures timed instead of 195" in result.inference.differs
+    assert "random images of the published size" in result.inference.protocol
+    assert "random images of one size instead of the validation split's" in result.inference.differs
+    assert f"{result.inference.images} images timed instead of 195" in result.inference.differs
     assert ("no speed is published" in result.inference.differs) == (task != "semantic")
     assert result.training is not None and result.training.images == 2
     assert "9 masks each" in result.training.protocol

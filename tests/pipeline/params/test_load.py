@@ -61,7 +61,7 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
         ),
         (
             changed("rows", "cityscapes_r50", "test", "window", value={"size": 512, "overlap": 128}),
-            "rows.cityscapes_r50.test has both window and ms_flip, which shows every picture whole; take one out",
+            "rows.cityscapes_r50.test has both window and ms_flip, which shows every image whole; take one out",
         ),
         (
             changed("rows", "shapes_tiny", "max_gpu_hours", value=-1),

@@ -89,13 +89,13 @@ def test_a_compressed_tar_archive_and_an_empty_name_are_refused_in_a_sentence(tm
     put(tmp_path / "a.tar.gz", b"\x1f\x8b")
     with pytest.raises(ValueError, match=r"a\.tar\.gz is a compressed tar archive.*; unpack it first"):
         found_names(tmp_path / "a.tar.gz")
-    with pytest.raises(ValueError, match="IMAGES is empty; name a picture"):
+    with pytest.raises(ValueError, match="IMAGES is empty; name an image"):
         found_names("")
 
 
 def test_where_there_is_no_picture_a_sentence_says_so(tmp_path: Path) -> None:
     put(tmp_path / "notes.txt", b"")
-    with pytest.raises(ValueError, match=r"holds no picture: no file in it ends with one of \.jpg"):
+    with pytest.raises(ValueError, match=r"holds no image: no file in it ends with one of \.jpg"):
         found_names(tmp_path)
     with pytest.raises(ValueError, match=r"gone\.png is no file or folder, and no file matches it"):
         found_names(tmp_path / "gone.png")

@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_listed_everywhere_and_the_rest_is_made(network_o
 
 def test_where_no_picture_can_be_predicted_nothing_is_left_behind(network_of: Make, tmp_path: Path) -> None:
     put(tmp_path / "in/v.mp4", b"no video")
-    with pytest.raises(ValueError, match=r"no picture of .*in could be predicted: .*v\.mp4 is a video without frames"):
+    with pytest.raises(ValueError, match=r"no image of .*in could be predicted: .*v\.mp4 is a video without frames"):
         predicted(network_of("semantic"), tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

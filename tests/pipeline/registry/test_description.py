@@ -38,18 +38,18 @@ def test_figures_are_tags_in_percent_and_unknown_ones_are_left_out() -> None:
 
 
 def test_a_version_tells_its_figures_its_seed_its_code_the_command_and_the_terms(row: Row) -> None:
-    text = version_description(row, candidate(), licence="pictures: CC BY", made_by="dvc repro register@x")
+    text = version_description(row, candidate(), licence="images: CC BY", made_by="dvc repro register@x")
     assert text.split("\n\n") == [
         "PQ 52.00, SQ 83.00, RQ 61.00, AP 41.83 (percent, validation), seed 3 of coco_panoptic_r50.",
         "Run key 0123456789abcdef, commit c0ffee. Made by `dvc repro register@x`.",
-        "Terms: pictures: CC BY.",
+        "Terms: images: CC BY.",
     ]
 
 
 def test_a_model_tells_its_versions_beside_the_published_figures_and_the_verdict(row: Row) -> None:
     versions = {"best": ("4", {"pq": "52.5", "ap": "41", "seed": "3"}), "median": ("2", {"pq": "52", "seed": "0"})}
     verdict = Verdict(decision="reproduced", reason="The median of 5 seeds equals the published 52.00.")
-    text = model_description(row, "coco-panoptic-r50", versions, verdict, licence="pictures: CC BY")
+    text = model_description(row, "coco-panoptic-r50", versions, verdict, licence="images: CC BY")
     parts = text.split("\n\n")
     assert parts[0].startswith(
         "Mask2Former with r50 for panoptic segmentation: row coco_panoptic_r50, trained on coco."
@@ -64,5 +64,5 @@ def test_a_model_tells_its_versions_beside_the_published_figures_and_the_verdict
     ]
     assert "**reproduced**: The median of 5 seeds equals the published 52.00." in parts
     assert "Recipe: 368,750 steps of 16 images, crops of 1024 x 1024, initial weights torchvision_r50." in parts
-    assert "Made by `dvc repro register@coco_panoptic_r50`." in parts and "Terms: pictures: CC BY." in parts
+    assert "Made by `dvc repro register@coco_panoptic_r50`." in parts and "Terms: images: CC BY." in parts
     assert 'models:/coco-panoptic-r50@best"' in parts[-1]

@@ -168,7 +168,7 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
         "seed": "1",
         "run_key": "run1",
         "dataset_digest": "d" * 64,
-        "licence": "pictures: CC0 (made up)",
+        "licence": "images: CC0 (made up)",
         "checkpoint_sha256": trained.checkpoints.last.sha256,
         "git_commit": "c0ffee",
         "digest": "",
@@ -177,7 +177,7 @@ def test_a_version_says_where_it_came_from(row: Row, storage: Path, registry: Ml
         "mIoU 62.50, mean acc. 62.50, pixel acc. 62.50 (percent, validation), seed 1 of"
     )
     assert "Made by `dvc repro register@odd_semantic`" in version.description
-    assert version.description.endswith("Terms: pictures: CC0 (made up).")
+    assert version.description.endswith("Terms: images: CC0 (made up).")
     model = mlflow.pyfunc.load_model("models:/odd-semantic@best")
     assert model.metadata.metadata["class_names"] == ["sky", "road", "car"]
 
@@ -220,8 +220,8 @@ def test_a_version_is_shown_at_the_run_that_trained_it(row: Row, storage: Path, 
 
 
 def test_the_terms_of_pictures_and_initial_weights_go_with_the_weights() -> None:
-    assert licence("CC BY 4.0", "MIT") == "pictures: CC BY 4.0; initial weights: MIT"
-    assert licence("", "") == "pictures: no terms stated"
+    assert licence("CC BY 4.0", "MIT") == "images: CC BY 4.0; initial weights: MIT"
+    assert licence("", "") == "images: no terms stated"
 
 
 def test_registering_again_finds_the_same_versions(row: Row, storage: Path, registry: MlflowClient) -> None:

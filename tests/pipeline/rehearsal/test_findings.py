@@ -57,7 +57,7 @@ def rehearsed(
             seconds=40.0,
             memory_mib=None,
             error=error,
-            lines=("evaluating seed 0 of it, step 12: 20 pictures in 10 s, 2.0 pictures/s", "it: median mIoU 0.00"),
+            lines=("evaluating seed 0 of it, step 12: 20 images in 10 s, 2.0 images/s", "it: median mIoU 0.00"),
         ),
     ]
     extent = Extent(steps=12, images=20, scale=1.0, one_image=gpu_memory_mib is None, real_weights=False)
@@ -71,7 +71,7 @@ def values(found: Findings) -> dict[str, str]:
 def test_a_steps_time_is_the_median_so_that_a_replaced_worker_does_not_count(project: Project) -> None:
     found = rehearsed(project)
     assert found.measured["step_s"] == 0.5
-    assert values(found)["training"] == "0.5 s a step, 32 pictures/s"
+    assert values(found)["training"] == "0.5 s a step, 32 images/s"
 
 
 def test_the_row_is_projected_from_steps_validations_and_evaluations(project: Project) -> None:
@@ -90,7 +90,7 @@ def test_a_seed_that_takes_more_gpu_hours_than_allowed_will_not_start(project: P
 
 def test_a_loader_slower_than_the_network_is_said_with_what_to_do(project: Project) -> None:
     (problem,) = rehearsed(project, max_gpu_hours=1000.0, rates={**RATES, "loaded_per_s": 30.0}).problems
-    assert problem.startswith("the loader makes 30 pictures/s and the network takes 32; give workers more loader")
+    assert problem.startswith("the loader makes 30 images/s and the network takes 32; give workers more loader")
 
 
 def test_memory_stands_beside_the_published_figure_and_is_the_processs_on_a_cpu(project: Project) -> None:

@@ -23,7 +23,7 @@ def test_multi_scale_and_flip_stands_beside_the_authors(params: Params, tmp_path
     text = markdown({"published": facts}, RULE)
     assert (
         "| Row | Verdict | mIoU | seeds | published | difference | mIoU authors' | mIoU (ms+flip) "
-        "| mIoU (ms+flip) authors' | memory, GiB, published | pictures/s, published |\n" in text
+        "| mIoU (ms+flip) authors' | memory, GiB, published | images/s, published |\n" in text
     )
     assert "| published | undecided | 80.00 | 1 | 80.44 | -0.44 | 79.40 | 81.50 | 82.20 | 5.67 | 9.17 A100 |\n" in text
 

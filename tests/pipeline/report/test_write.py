@@ -56,7 +56,7 @@ def test_the_page_is_whole_and_loads_nothing_from_outside(params: Params, tmp_pa
     assert "url(" not in page
     assert "@import" not in page
     assert page.count("<polyline") == 2  # loss and mIoU of seed 0
-    assert "Curves or pictures are left out: 3 files could not be read" in page  # two seeds' curves, a picture
+    assert "Curves or images are left out: 3 files could not be read" in page  # two seeds' curves, a picture
     assert "&lt;sky&gt;" in page
     assert "<sky>" not in page
     for fact in (
@@ -90,7 +90,7 @@ def test_a_storage_root_that_fails_is_asked_once_and_the_report_is_made(
     monkeypatch.setattr("pipeline.report.write.read_curve", refuse)
     written(tmp_path, trained("ours", 3))
     written(tmp_path, evaluated("ours", [0.7, 0.71, 0.72]))
-    left_out = "Curves or pictures are left out: 3 files could not be read from the storage root (the bucket does not"
+    left_out = "Curves or images are left out: 3 files could not be read from the storage root (the bucket does not"
     assert left_out in page_of(params, tmp_path)
     assert len(asked) == 1
 

@@ -29,7 +29,7 @@ def test_a_step_is_said_with_the_loss_of_all_groups_as_far_as_this_worker_knows_
     progress.step(2, {"loss_mask": tensor(1.0), "loss_dice": tensor(2.0)})  # of half the groups
     said = capsys.readouterr().err
     assert re.fullmatch(
-        r"small seed 5: 2 of 6 steps \(33%\), [\d,.]+ steps/s, [\d,.]+ pictures/s, loss 6.000, 0 s left\n", said
+        r"small seed 5: 2 of 6 steps \(33%\), [\d,.]+ steps/s, [\d,.]+ images/s, loss 6.000, 0 s left\n", said
     )
 
 

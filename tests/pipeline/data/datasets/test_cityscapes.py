@@ -41,7 +41,7 @@ def test_a_picture_without_label_and_a_missing_archive_are_named(tmp_path: Path)
     images, truth = write(tmp_path, np.full((2, 2), 7, np.uint8))
     with pytest.raises(ValueError, match="has no folder gtFine/"):
         cityscapes.records(CONFIG, [images], "train")
-    with pytest.raises(ValueError, match=r"no pictures leftImg8bit/val/"):
+    with pytest.raises(ValueError, match=r"no images leftImg8bit/val/"):
         cityscapes.records(CONFIG, [images, truth], "val")
     (truth / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(ValueError, match=r"ulm_000000_000019_leftImg8bit\.png has no label gtFine/train/ulm/ulm"):

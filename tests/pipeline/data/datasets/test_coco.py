@@ -74,7 +74,7 @@ def test_masks_lie_on_their_objects_in_turned_pictures(tmp_path: Path, storage: 
     with pytest.raises(ValueError, match=r"a\.jpg is 8 x 6 .* says 6 x 8; if .*turned .* EXIF .*, set exif: apply"):
         coco.records(dataclasses.replace(CONFIG, exif="ignore"), [tmp_path], "val")[0].read()
     another_size = dataclasses.replace(record, read=lambda: record.read()._replace(size=(8, 6)))
-    with pytest.raises(ValueError, match=r"json is 8 x 6 .* its picture .*a\.jpg is 6 x 8; if .*, set exif: ignore"):
+    with pytest.raises(ValueError, match=r"json is 8 x 6 .* its image .*a\.jpg is 6 x 8; if .*, set exif: ignore"):
         writer.verify(another_size, 4, frozenset({1, 2, 3}))
 
 
@@ -136,7 +136,7 @@ def wrong_json(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
         (wrong_json(lambda data: b"{[]: []}"), r"instances_val2017\.json is not JSON \(Expecting a name"),
         (
             wrong_json(lambda data: b'{"categories": [], "images": [], "annotations": []}'),
-            r"instances_val2017\.json lists no pictures",
+            r"instances_val2017\.json lists no images",
         ),
         (
             wrong_json(lambda data: json.dumps({**INSTANCES, "annotations": None}).encode()),
@@ -172,7 +172,7 @@ def test_wrong_and_missing_files_are_named(tmp_path: Path, spoil: Callable[[Path
 
 def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
     folder = write_coco(tmp_path / "coco", changed(INSTANCES, "images", 1, "width", value=9))
-    with pytest.raises(ValueError, match=r"picture 2 differs .* has 'a\.jpg' 6 8 and .*instances.* has 'a\.jpg' 6 9"):
+    with pytest.raises(ValueError, match=r"image 2 differs .* has 'a\.jpg' 6 8 and .*instances.* has 'a\.jpg' 6 9"):
         coco.records(CONFIG, [folder], "val")
 
 
@@ -194,7 +194,7 @@ def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
         (("images", 0, "height"), None, r"entry 1 of images \(id 7\): it has no height"),
         (("images", 0, "height"), "6", r"entry 1 of images \(id 7\): its height is '6'; .* number, without quotes"),
         (("images", 0, "width"), float("inf"), r"entry 1 of images \(id 7\): its width is inf; it must be a whole"),
-        (("images", 0, "id"), 2, r"entry 2 of images \(id 2\): the picture 'b\.jpg' has its id too; give each its own"),
+        (("images", 0, "id"), 2, r"entry 2 of images \(id 2\): the image 'b\.jpg' has its id too; give each its own"),
         (("images", 0, "id"), "7", r"entry 1 of images \(id '7'\): its id is '7'; it must be a whole number, without"),
         (("images", 0, "file_name"), "c.jpg", r"lists 'c\.jpg', but no source has it in val2017/"),
         (
@@ -203,9 +203,9 @@ def test_both_files_must_agree_on_a_picture(tmp_path: Path) -> None:
             r"entry 1 of images \(id 7\): its file_name is \['b.jpg'\]; it",
         ),
         (("images", 0, "file_name"), "b\ud800.jpg", r"its file_name is 'b\\ud800\.jpg'; it must be text"),
-        (("images", 0, "file_name"), "a.jpg", "lists two pictures called 'a'; keep one"),
+        (("images", 0, "file_name"), "a.jpg", "lists two images called 'a'; keep one"),
         (("images", 0), [7], r"entry 1 of images: it is \[7\]; it must be a mapping"),
-        ((*FIRST, "image_id"), 4, "has annotations of picture 4, which its `images` do not list"),
+        ((*FIRST, "image_id"), 4, "has annotations of image 4, which its `images` do not list"),
         (
             (*FIRST, "image_id"),
             "2",

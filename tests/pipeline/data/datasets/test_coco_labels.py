@@ -157,7 +157,7 @@ def test_objects_and_segments_of_other_categories_are_left_out_and_their_pixels_
         ((*FIRST, "area"), "9.5", "annotation 11: its area is '9.5'; it must be a number of pixels"),
         ((*FIRST, "bbox"), [1, 2, 3], r"annotation 11: its bbox is \[1, 2, 3\]; it must be four numbers"),
         ((*FIRST, "segmentation"), [1, 2, 3], "annotation 11: its segmentation is neither a list of polygons nor"),
-        ((*FIRST, "segmentation"), {"size": [8, 6], "counts": [48]}, r"run lengths are for 8 x 6 .* picture is 6 x 8"),
+        ((*FIRST, "segmentation"), {"size": [8, 6], "counts": [48]}, r"run lengths are for 8 x 6 .* image is 6 x 8"),
         ((*FIRST, "segmentation"), {"size": [6, 8], "counts": [40]}, "annotation 11: its run lengths do not cover 6 x"),
         (
             (*FIRST, "segmentation"),
@@ -182,7 +182,7 @@ def test_what_is_wrong_with_instances_is_named(tmp_path: Path, path: tuple[Any, 
         (("categories", 2, "isthing"), "1", "'sky' as a thing category, but thing_classes .* does not list it"),
         (("categories", 1, "isthing"), 0, "'dog' as a stuff category, but thing_classes in params.yaml lists it"),
         ((*FIRST, "file_name"), "c.png", r"lists 'c\.png', but no source has it in annotations/panoptic_val2017/"),
-        (("annotations", 1, "image_id"), 2, r"has 2 annotations of 'a\.jpg'; panoptic pictures have one"),
+        (("annotations", 1, "image_id"), 2, r"has 2 annotations of 'a\.jpg'; panoptic images have one"),
         ((*FIRST, "segments_info"), None, r"has 1 annotations of 'a\.jpg'; panoptic .* with segments_info"),
         (
             (*FIRST, "segments_info", 0, "category_id"),

@@ -102,13 +102,13 @@ def test_image_without_label_and_label_without_image_are_named(tmp_path: Path, a
         folder.records(config(), [read], "train")
     (source / "images/validation/p0.jpg").unlink()
     read = zipped(source, tmp_path / "b.zip") if archived else source
-    with pytest.raises(ValueError, match=r"annotations/validation/p0\.png has no picture in images/validation/"):
+    with pytest.raises(ValueError, match=r"annotations/validation/p0\.png has no image in images/validation/"):
         folder.records(config(), [read], "val")
 
 
 def test_an_empty_split_and_a_missing_layout_say_what_is_expected(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "data", val=0)
-    with pytest.raises(ValueError, match=r"has no pictures in images/validation/ for split val.*`splits`"):
+    with pytest.raises(ValueError, match=r"has no images in images/validation/ for split val.*`splits`"):
         folder.records(config(), [source], "val")
     put(tmp_path / "other/pictures/a.jpg", b"")
     with pytest.raises(ValueError, match=r"has no folder images/ \(found pictures\); see docs/own-data.md"):

@@ -223,7 +223,7 @@ BEFORE_HEADER = GREY[:8] + GREY[33:-12] + GREY[8:]
         (saved(np.array([[-5, 7]], np.int32), "TIFF"), "a.tif holds int32 values from -5 to 7; set value_range"),
         (saved(np.array([[0, np.nan]], np.float32), "TIFF"), "a.tif holds 1 values that are NaN or infinite"),
         (b"", "a.tif does not decode: it is empty; fetch or copy it again"),
-        (b"<html>", "a.tif does not decode .*; it is truncated or not a picture"),
+        (b"<html>", "a.tif does not decode .*; it is truncated or not an image"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a.tif is a pointer of Git LFS.*; run: git lfs pull"),
         (b"II*\0\x08\0\0\0", "a.tif does not decode"),
         (b"II*\0\xff\xff\xff\x7f", "a.tif does not decode"),

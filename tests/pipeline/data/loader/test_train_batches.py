@@ -344,7 +344,7 @@ def test_pictures_whose_instances_never_show_end_in_a_sentence(storage: Path, mo
     monkeypatch.setattr(train_batches, "DRAWS", 5)
     small = instance(1, rectangle((32, 32), 5, 5, 6, 6))
     manifest = write_shards(storage, {"train": [stored("p0", image(32, 32), instances=[small])]}, **THINGS)
-    with pytest.raises(ValueError, match="dataset mine: 5 training pictures were drawn for position 0, .*: p0; check"):
+    with pytest.raises(ValueError, match="dataset mine: 5 training images were drawn for position 0, .*: p0; check"):
         batches(manifest, augmentation(jitter=(0.1, 0.1), **JITTER), task="instance")
 
 
@@ -361,7 +361,7 @@ def test_only_pictures_with_things_that_are_large_enough_are_taken(storage: Path
     assert {name for batch in batches(manifest, task="panoptic") for name in batch.names} == set(sizes)
     manifest = write_shards(storage, {"train": records[:1]}, **THINGS)
     with pytest.raises(
-        ValueError, match="no training picture with things and sides of at least 32 px; set `images: all`"
+        ValueError, match="no training image with things and sides of at least 32 px; set `images: all`"
     ):
         batches(manifest, task="panoptic", images="with_things")
 

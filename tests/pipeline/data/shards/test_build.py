@@ -259,7 +259,7 @@ def test_wrong_records_are_skipped_and_listed_up_to_a_twentieth(
         "d: images/training/p3.jpg",
         "d: images/training/p7.jpg",
     ]
-    assert "p3.png is 5 x 5 (height x width), but its picture" in manifest.skipped["train"][0].reason
+    assert "p3.png is 5 x 5 (height x width), but its image" in manifest.skipped["train"][0].reason
     assert "p7.jpg does not decode" in manifest.skipped["train"][1].reason
     assert "mine: skipped d: images/training/p7.jpg: d: images/training/p7.jpg does not" in capsys.readouterr().err
     assert "p3" not in {row["name"] for row in rows(storage, manifest, "train")}
@@ -322,7 +322,7 @@ def torn(data: bytes) -> bytes:
     [
         ("images/training/p1.jpg", torn(encoded(image(200, 200), ".jpg")), r"images/training/p1\.jpg does not decode"),
         ("images/training/p1.jpg", b"", r"images/training/p1\.jpg does not decode"),
-        ("images/training/p1.jpg", b"<html>", r"p1\.jpg does not decode .* truncated or not a picture"),
+        ("images/training/p1.jpg", b"<html>", r"p1\.jpg does not decode .* truncated or not an image"),
         (
             "annotations/training/p1.png",
             torn(encoded(labels(200, 200))),
@@ -331,7 +331,7 @@ def torn(data: bytes) -> bytes:
         (
             "annotations/training/p1.png",
             encoded(labels(12, 14)),
-            r"annotations/training/p1\.png is 12 x 14 \(height x width\), but its picture .*p1\.jpg is 12 x 16",
+            r"annotations/training/p1\.png is 12 x 14 \(height x width\), but its image .*p1\.jpg is 12 x 16",
         ),
         (
             "annotations/training/p1.png",
@@ -343,7 +343,7 @@ def torn(data: bytes) -> bytes:
             encoded(labels(16, 12)),
             r"p1\.jpg is 12 x 16; if the labels were drawn on the images as stored, set exif: ignore in the dataset",
         ),
-        ("annotations/validation/p9.png", encoded(labels()), r"annotations/validation/p9\.png has no picture"),
+        ("annotations/validation/p9.png", encoded(labels()), r"annotations/validation/p9\.png has no image"),
         ("images/validation/p9.jpg", encoded(image(), ".jpg"), r"images/validation/p9\.jpg has no label"),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_noticed(tmp_path: Path, storage: Pa
 
 
 def test_an_empty_split_and_a_wrong_number_of_classes_are_refused(tmp_path: Path, storage: Path) -> None:
-    with pytest.raises(ValueError, match="has no pictures in images/validation/ for split val"):
+    with pytest.raises(ValueError, match="has no images in images/validation/ for split val"):
         build(write_folder(tmp_path / "d", val=0))
     folder = write_folder(tmp_path / "e")
     with pytest.raises(ValueError, match="lists 0 classes"):

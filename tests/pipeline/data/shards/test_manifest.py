@@ -101,7 +101,7 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
         things_per_image={0: 1, 10: 2},
         things=21,
         targets=20,
-        empty=EmptyThings(count=1, first=("a.json: annotation 1, picture a",)),
+        empty=EmptyThings(count=1, first=("a.json: annotation 1, image a",)),
         left_out=(),
         sizes=((5, 9, 3),),
         labels=None,
@@ -117,4 +117,4 @@ def test_sizes_and_things_of_several_shards_are_one_histogram() -> None:
     assert list(counts.things_per_image.items()) == [(0, 1), (2, 1), (10, 3)]
     assert (counts.pixels, counts.ignored_pixels) == ((2, 4), 6)
     assert (counts.instances, counts.bytes) == ((8, 0), 20)
-    assert counts.empty_things == EmptyThings(count=2, first=("a.json: annotation 1, picture a",) * 2)
+    assert counts.empty_things == EmptyThings(count=2, first=("a.json: annotation 1, image a",) * 2)

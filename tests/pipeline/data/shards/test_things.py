@@ -29,7 +29,7 @@ CROWD = {"iscrowd": 1}
 
 
 def name(place: int) -> str:
-    return f"d: annotations/instances_val2017.json: annotation {place}, picture a"
+    return f"d: annotations/instances_val2017.json: annotation {place}, image a"
 
 
 def test_objects_without_a_pixel_are_counted_and_the_first_five_named(tmp_path: Path, storage: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_warning_begins_above_two_percent(tmp_path: Path, storage: Path, capsy
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ([EMPTY, EMPTY], r"none of the 2 annotated .* val of mine .*: 2 have no pixel, 0 are crowds .* 0, picture a; "),
+        ([EMPTY, EMPTY], r"none of the 2 annotated .* val of mine .*: 2 have no pixel, 0 are crowds .* 0, image a; "),
         ([CROWD, CROWD], r"none of the 2 annotated .* val of mine .*: 0 have no pixel, 2 are crowds"),
         ([CROWD, EMPTY], "none of the 2 annotated .*: 1 have no pixel, 1 are crowds"),
     ],
@@ -81,14 +81,14 @@ def test_segments_of_things_without_a_pixel_are_named_too() -> None:
         return Labelled(encoded(image(4, 4)), ids, (1, 1, 0), (False, False, False))
 
     stored = verify(Record("a", "a.png", "a.txt", read), 2, frozenset({1}))
-    assert (stored.targets, stored.empty) == (1, ("a.txt: segment 1, picture a",))  # segment 2 is stuff
+    assert (stored.targets, stored.empty) == (1, ("a.txt: segment 1, image a",))  # segment 2 is stuff
 
 
 def test_an_instance_without_a_name_is_counted_by_its_place() -> None:
     objects = (Instance(1, (0, 0, 4, 4), 16.0, False, b"0`0"), Instance(1, (0, 0, 4, 4), 16.0, False, b"`0"))
     record = Record("a", "a.png", "a.json", lambda: Labelled(encoded(image(4, 4)), None, None, instances=objects))
     stored = verify(record, 2, frozenset({1}))
-    assert (stored.targets, stored.empty) == (1, ("a.json: instance 1, picture a",))
+    assert (stored.targets, stored.empty) == (1, ("a.json: instance 1, image a",))
 
 
 def test_categories_that_class_names_leaves_out_are_in_the_manifest(tmp_path: Path, storage: Path) -> None:

@@ -17,7 +17,7 @@ def test_marks_of_speed_and_figure_hold_the_numbers_of_their_rows() -> None:
         Point(name="swin-t", published=Mark(speed=7.0, value=81.0)),
         Point(name="tiny", ours=Mark(speed=3.0, value=70.0)),
     ]
-    chart = scatter(points, x_label="pictures/s", label="mIoU & speed")
+    chart = scatter(points, x_label="images/s", label="mIoU & speed")
     assert re.findall(r'<text class="number (\w+)"[^>]*>(\d)<', chart) == [
         ("hollow", "1"), ("ours", "1"), ("hollow", "2"), ("ours", "3"),
     ]  # fmt: skip

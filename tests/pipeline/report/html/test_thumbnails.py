@@ -54,7 +54,7 @@ def test_panels_are_those_that_evaluation_joins(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_no_overlay_is_shown_whole_and_no_picture_is_an_error() -> None:
     assert len(panels(png(np.zeros((5, 7, 3), np.uint8)), 1000)) == 1  # 7 - 2 * 4 < 1
-    with pytest.raises(ValueError, match="it is no picture"):
+    with pytest.raises(ValueError, match="it is no image"):
         panels(b"text", 1000)
 
 
