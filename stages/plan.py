@@ -31,7 +31,7 @@ def command_line() -> argparse.ArgumentParser:
         help="entries of `rows`; default: the published tables' rows, or else all",
     )
     parser.add_argument("--params", default="params.yaml", help="default: %(default)s")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs at hand; default: %(default)s")
+    parser.add_argument("--gpus", type=int, help="GPUs at hand; default: those of --cluster, else 8")
     parser.add_argument(
         "--efficiency",
         type=float,
@@ -40,6 +40,11 @@ def command_line() -> argparse.ArgumentParser:
         "default: %(default)s",
     )
     parser.add_argument("--price-per-gpu-hour", type=float, help="an instance's price divided by its GPUs")
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="take GPUs and price from a cluster file with provider.price_per_hour: of the dearest machine with GPUs",
+    )
     parser.add_argument(
         "--spread",
         type=float,
@@ -62,8 +67,13 @@ def main() -> None:
     from pipeline.params.load import load_params
     from pipeline.storage.results import RESULTS
 
-    given = vars(arguments)
-    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__})
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    if arguments.cluster is not None:
+        from pipeline.cluster.config import gpus_and_price
+
+        gpus, price = gpus_and_price(arguments.cluster)
+        given = {"gpus": gpus, "price_per_gpu_hour": price} | given
+    settings = Settings(**{name: given[name] for name in Settings.__dataclass_fields__ if name in given})
     plan = make_plan(load_params(arguments.params), arguments.rows, settings, results=RESULTS)
     print(json.dumps(plan, indent=1) if arguments.json else text(plan, details=arguments.details))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.aws import FILLED_IN, MODULE, Account, Provider, look
-from pipeline.cluster.config import PLACEHOLDER, node_groups, placeholders, read_cluster_file, texts
+from pipeline.cluster.config import PLACEHOLDER, node_groups, placeholders, prices, read_cluster_file, texts
 from pipeline.tracking.client import LOGIN
 
 PROVIDERS = ("external", "aws", "local")
@@ -37,6 +37,10 @@ def problems(path: str | Path) -> list[str]:
             found.append(f"{key} is missing; Ray would take a default of its own")
     found += _local_problems(config) if provider_type == "local" else _aws_problems(config)
     found += _secrecy_problems(config)
+    try:
+        prices(config)
+    except ValueError as error:
+        found.append(str(error))
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
         if provider_type != "local":

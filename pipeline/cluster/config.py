@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -49,6 +50,38 @@ def read_cluster_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("provider"), dict):
         raise ValueError(f"{path} has no section provider, so it is no cluster file; compare it with cluster.yaml")
     return content
+
+
+def prices(config: Mapping[str, Any]) -> dict[str, float]:
+    """What a machine costs an hour by node type, in any currency, as far as provider.price_per_hour says it.
+
+    ValueError where it names no node type, or a price is no number above 0.
+    """
+    known, types = config["provider"].get("price_per_hour") or {}, config.get("available_node_types") or {}
+    if not isinstance(known, Mapping):
+        raise ValueError(
+            f"provider.price_per_hour is {known!r}; give each node type's, as {{{next(iter(types), 'a')}: 1.5}}"
+        )
+    for name, price in known.items():
+        if name not in types:
+            raise ValueError(f"provider.price_per_hour has {name!r}, which is none of available_node_types")
+        if type(price) not in (int, float) or not 0 < price < math.inf:
+            raise ValueError(f"provider.price_per_hour.{name} is {price!r}; it must be a number above 0")
+    return dict(known)
+
+
+def gpus_and_price(path: str | Path) -> tuple[int, float]:
+    """(how many GPUs the cluster may have, what a GPU costs an hour, of the dearest node type that it may start).
+
+    ValueError where none of these has a price.
+    """
+    config = read_cluster_file(path)
+    known, groups = prices(config), [group for group in node_groups(config) if group.gpus]
+    priced = [known[group.node_type] / group.gpus for group in groups if group.node_type in known]
+    if not priced:
+        names = " or ".join(group.node_type for group in groups) or "a machine with GPUs"
+        raise ValueError(f"{path} has no price of {names}; write what one costs an hour into provider.price_per_hour")
+    return sum(group.count * group.gpus for group in groups), max(priced)
 
 
 def token_file(config: Mapping[str, Any]) -> Path | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.config import make_token, node_groups, read_cluster_file
+from pipeline.cluster.config import make_token, node_groups, prices, read_cluster_file
 
 HEAD_COMMANDS = ("repro", "attach", "status", "stop")
 """Commands of pipeline/submit.py that run on the head."""
@@ -143,16 +143,23 @@ def what_starts(path: str) -> str:
     end = f"until: python -m pipeline.submit down {path}"
     if provider["type"] == "local":
         return f"Ray on {1 + len(provider['worker_ips'])} machines of your own, {end}"
-    types = config["available_node_types"]
+    types, groups, known = config["available_node_types"], node_groups(config), prices(config)
     head = types[config["head_node_type"]]["node_config"]["InstanceType"]
     more = " or ".join(
         f"up to {group.count} {types[group.node_type]['node_config']['InstanceType']} ({group.gpus} GPUs each)"
-        for group in node_groups(config)
+        for group in groups
     )
+    count = {config["head_node_type"]: 1, **{group.node_type: group.count for group in groups}}
+    if count.keys() <= known.keys():
+        alone, all_of_them = known[config["head_node_type"]], sum(known[name] * count[name] for name in count)
+        cost = (
+            f"By provider.price_per_hour that is {alone:,.2f} an hour for the head, {all_of_them:,.2f} with all of them"
+        )
+    else:
+        cost = f"AWS's price list for {provider['region']} says what they cost an hour"
     return (
         f"One {head}, {end}; {more} while rows need them, given back after "
-        f"{config.get('idle_timeout_minutes', 5)} idle minutes. AWS's price list for {provider['region']} says "
-        "what they cost an hour"
+        f"{config.get('idle_timeout_minutes', 5)} idle minutes. {cost}"
     )
 
 

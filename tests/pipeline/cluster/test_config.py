@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster.config import NodeGroup, make_token, node_groups, read_cluster_file
+from pipeline.cluster.config import NodeGroup, gpus_and_price, make_token, node_groups, prices, read_cluster_file
+from tests.helpers.cluster_files import filled
 from tests.helpers.shared import PROJECT
 
 
@@ -26,6 +27,32 @@ def test_the_autoscaler_takes_the_types_with_the_most_gpus_first() -> None:
         NodeGroup(node_type="small", count=1, gpus=4, cpus=16),
     ]
     assert node_groups({"provider": {"type": "local"}}) == []
+
+
+def test_a_gpus_hour_costs_its_share_of_the_dearest_machine_that_may_start(tmp_path: Path) -> None:
+    price = {"head": 0.5, "p4d_24xlarge": 32.0, "p4de_24xlarge": 80}  # of p4de there may be none
+    path = filled("cluster.yaml", tmp_path, provider__price_per_hour=price)
+    assert gpus_and_price(path) == (32, 4.0)  # 4 machines of 8 GPUs
+    two = {"available_node_types__p4d_24xlarge__max_workers": 2, "available_node_types__p4de_24xlarge__max_workers": 1}
+    assert gpus_and_price(filled("cluster.yaml", tmp_path, provider__price_per_hour=price, **two)) == (24, 10.0)
+    with pytest.raises(
+        ValueError, match=r"cluster.yaml has no price of p4d_24xlarge; write what one costs an hour into"
+    ):
+        gpus_and_price(PROJECT / "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"p4d": 3.0}, "provider.price_per_hour has 'p4d', which is none of available_node_types"),
+        ({"head": "1 $"}, "provider.price_per_hour.head is '1 [$]'; it must be a number above 0"),
+        ({"head": 0}, "provider.price_per_hour.head is 0; it must be a number above 0"),
+        (3.0, r"provider.price_per_hour is 3.0; give each node type's, as \{head: 1.5\}"),
+    ],
+)
+def test_prices_of_no_machine_or_no_number_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prices({"provider": {"price_per_hour": given}, "available_node_types": {"head": {}}})
 
 
 # aws-account.yaml, which makes what the cluster files name

@@ -109,6 +109,14 @@ def test_what_starts_on_aws_is_named_with_the_most_there_may_be() -> None:
     )
 
 
+def test_what_starts_has_its_price_where_the_file_names_one(tmp_path: Path) -> None:
+    price = {"head": 0.5, "p4d_24xlarge": 32.0}
+    said = laptop.what_starts(str(filled("cluster.yaml", tmp_path, provider__price_per_hour=price)))
+    assert said.endswith(
+        "By provider.price_per_hour that is 0.50 an hour for the head, 128.50 with all of them"
+    )  # 4 * 32
+
+
 def test_run_leaves_a_cluster_that_is_up_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = Ray(monkeypatch)
     assert submit.main(["run", path, *REPRO]) == 0

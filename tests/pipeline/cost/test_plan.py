@@ -17,6 +17,7 @@ from pipeline.cost.plan_table import text
 from pipeline.data.images.sizes import ms_flip_factor
 from pipeline.params.schema import Params, Row, TrainConfig
 from pipeline.storage.results import Manifest, write_result
+from tests.helpers.cluster_files import filled
 from tests.helpers.costs import manifest, seed, write_benchmark, write_trained
 from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation
 
@@ -116,6 +117,20 @@ def test_what_the_table_has_no_room_for_goes_on_below_and_details_have_steps_cos
     long = text(plan, details=True).splitlines()
     first = next(place for place, line in enumerate(long) if "benchmark, a processor" in line)
     assert long[first + 1].strip() and long[first + 1].startswith(" " * long[first].index("benchmark"))
+
+
+def test_gpus_and_price_come_from_a_cluster_file_unless_they_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stages.plan import main
+
+    cluster = filled("cluster.yaml", tmp_path, provider__price_per_hour={"p4d_24xlarge": 32.0})
+    for words, expected in (([], (32, 4.0)), (["--gpus", "5"], (5, 4.0)), (["--price-per-gpu-hour", "1"], (32, 1.0))):
+        command = ["plan", "cityscapes_r50", "--json", "--params", str(PROJECT / "params.yaml"), *words]
+        monkeypatch.setattr("sys.argv", [*command, "--cluster", str(cluster)])
+        main()
+        settings = json.loads(capsys.readouterr().out)["settings"]
+        assert (settings["gpus"], settings["price_per_gpu_hour"]) == expected
 
 
 def test_several_rows_keep_all_gpus_busy(params: Params, row: Row, results: Path) -> None:
