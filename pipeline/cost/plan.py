@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from m2f.config import ModelConfig, QueryDecoderConfig
+from m2f.config import ModelConfig, PixelDecoderConfig, QueryDecoderConfig
 from pipeline.comparison.verdict import chance_to_tell
 from pipeline.cost.speed import (
     CHECKPOINTS,
@@ -46,16 +46,17 @@ SEED_COUNTS = (1, 3, 5)
 DIFFERENCE_POINTS = 0.5
 """The difference from the published figure that they are to show."""
 
-NETWORKS: Mapping[str, tuple[int, int, int]] = {
-    "r50": (44_004_586, 43_898_240, 345),
-    "r101": (63_049_040, 62_838_144, 396),
-    "swin-t": (47_349_626, 47_349_626, 469),
-    "swin-s": (68_667_530, 68_667_530, 625),
-    "swin-b": (106_832_184, 106_832_184, 625),
-    "swin-l": (215_398_772, 215_398_772, 625),
+NETWORKS: Mapping[tuple[str, str], tuple[int, int, int]] = {
+    ("r50", "deformable"): (44_004_586, 43_898_240, 345),
+    ("r101", "deformable"): (63_049_040, 62_838_144, 396),
+    ("swin-t", "deformable"): (47_349_626, 47_349_626, 469),
+    ("swin-s", "deformable"): (68_667_530, 68_667_530, 625),
+    ("swin-b", "deformable"): (106_832_184, 106_832_184, 625),
+    ("swin-l", "deformable"): (215_398_772, 215_398_772, 625),
+    ("swin-l", "fapn"): (220_287_548, 220_287_548, 555),
 }
-"""By backbone, of the published decoders without classes and queries: values saved, values trained, and tensors that
-they are in, so that a plan builds no network."""
+"""By backbone and pixel decoder, of the published decoders without classes and queries: values saved, values trained,
+and tensors that they are in, so that a plan builds no network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,10 +236,11 @@ def checkpoint_bytes(model: ModelConfig) -> int:
 
 def known_checkpoint_bytes(model: ModelConfig) -> int | None:
     """The same without building the network; None where it has to be built."""
-    name, queries = model.backbone.name, model.query_decoder.queries
+    name, queries = (model.backbone.name, model.pixel_decoder.name), model.query_decoder.queries
     published = ModelConfig(
         num_classes=model.num_classes,
         backbone=dataclasses.replace(model.backbone, frozen_norm=True),
+        pixel_decoder=PixelDecoderConfig(name=model.pixel_decoder.name),
         query_decoder=QueryDecoderConfig(queries=queries),
         loss=model.loss,
     )
