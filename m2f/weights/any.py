@@ -23,6 +23,11 @@ CLASS_HEAD = ("query_decoder.class_head.weight", "query_decoder.class_head.bias"
 """Our entries whose shape is that of the classes; the last row is "no object"."""
 
 
+PIXEL_DECODER = "pixel_decoder."
+_PYRAMID = "pixel_decoder.top."
+"""In names of this project's files alone: a feature-aligned pyramid, which nobody publishes."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Who names this network's tensors how."""
@@ -126,6 +131,26 @@ def load_whole(path: str | Path, config: ModelConfig, *, partial: bool = False, 
     classes than the row."""
     tensors = read_files(Path(path))
     origin = _origin(tensors, path)
+    name = config.pixel_decoder.name
+    if name == "deformable" or any(_PYRAMID in each for each in tensors):
+        return _loaded(tensors, origin, path, config, partial, any_classes)
+    if not partial:
+        raise ValueError(
+            f"{path}, a checkpoint of {origin.title}, has another pixel decoder than {name}; `partial` takes over all "
+            "else"
+        )
+    theirs = dataclasses.replace(config, pixel_decoder=dataclasses.replace(config.pixel_decoder, name="deformable"))
+    loaded = _loaded(tensors, origin, path, theirs, partial, any_classes)
+    kept = {each: tensor for each, tensor in loaded.tensors.items() if not each.startswith(PIXEL_DECODER)}
+    lacking = [each for each in loaded.missing if not each.startswith(PIXEL_DECODER)]
+    own = [each for each in entries(config) if each.startswith(PIXEL_DECODER)]
+    return dataclasses.replace(loaded, tensors=kept, missing=(*lacking, *own))
+
+
+def _loaded(
+    tensors: Names, origin: Origin, path: str | Path, config: ModelConfig, partial: bool, any_classes: bool
+) -> Loaded:
+    """A file's tensors as `config`'s network has them."""
     given = origin.cleaned(tensors, config)
     head = given.get(origin.theirs(CLASS_HEAD[1])[0])
     classes = config.num_classes if head is None or head.dim() != 1 else len(head) - 1

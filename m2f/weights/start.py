@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from m2f.weights.any import CLASS_HEAD, Loaded
+from m2f.weights.any import CLASS_HEAD, PIXEL_DECODER, Loaded
 
 KEPT_CLASSES = "kept_classes"
 """In a file to start from: which rows of its class head are taken over, (C + 1,) uint8; without it, all."""
@@ -40,8 +40,13 @@ def start_tensors(
         listed = f" ({', '.join(kept[:5])}{', ...' if len(kept) > 5 else ''})" if kept else ""
         head = f", no-object and {len(kept)} of {len(classes)} classes{listed}"
         head += "; other classes begin anew" if len(kept) < len(classes) else ""
-    lacking = f"; entries that it lacks begin anew: {', '.join(loaded.missing)}" if loaded.missing else ""
-    return tensors, f"backbone, pixel decoder, query decoder{head}{lacking}"
+    missing = loaded.missing
+    anew = not any(name.startswith(PIXEL_DECODER) for name in tensors)
+    if anew:
+        missing = tuple(name for name in missing if not name.startswith(PIXEL_DECODER))
+    lacking = f"; entries that it lacks begin anew: {', '.join(missing)}" if missing else ""
+    parts = "backbone, query decoder" if anew else "backbone, pixel decoder, query decoder"
+    return tensors, f"{parts}{head}{lacking}{'; the pixel decoder, another one, begins anew' if anew else ''}"
 
 
 def start_network(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

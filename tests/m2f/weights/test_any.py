@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from m2f import build_model
 from m2f.weights import load_any, load_whole, to_detectron2, to_huggingface, to_reference
+from m2f.weights.start import start_network, start_tensors
 from tests.helpers.whole_networks import TINY, seeded_state
 
 State = dict[str, Tensor]
@@ -154,6 +156,37 @@ def test_weights_that_are_no_finite_numbers_are_refused(
         return
     with pytest.raises(ValueError, match=sentence):
         load_any(path, TINY)
+
+
+PYRAMID = dataclasses.replace(TINY, pixel_decoder=dataclasses.replace(TINY.pixel_decoder, name="fapn"))
+"""The same network but for its pixel decoder."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [to_reference(STATE, TINY), to_detectron2(STATE, TINY), to_huggingface(STATE, TINY, published=True), STATE],
+    ids=["mmsegmentation", "the authors", "Hugging Face", "this project"],
+)
+def test_of_a_checkpoint_with_another_pixel_decoder_all_else_is_taken_over(tmp_path: Path, made: State) -> None:
+    path = write_safetensors(tmp_path, made)
+    with pytest.raises(ValueError, match="has another pixel decoder than fapn; `partial` takes over all else"):
+        load_any(path, PYRAMID)
+    loaded = load_whole(path, PYRAMID, partial=True)
+    shared = {name: tensor for name, tensor in STATE.items() if not name.startswith("pixel_decoder.")}
+    assert loaded.tensors.keys() == shared.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in shared.items())
+    own = build_model(PYRAMID)
+    assert {*loaded.missing} | {*shared} == {*own.state_dict()}
+    tensors, said = start_tensors(loaded, "abc")
+    assert said == "backbone, query decoder and class head; the pixel decoder, another one, begins anew"
+    start_network(own, tensors)
+    assert torch.equal(own.state_dict()["query_decoder.class_head.bias"], STATE["query_decoder.class_head.bias"])
+
+
+def test_a_pyramid_of_this_project_is_read_whole(tmp_path: Path) -> None:
+    state = seeded_state(PYRAMID)
+    loaded = load_whole(write_safetensors(tmp_path, run_checkpoint(state)), PYRAMID)
+    assert loaded.missing == () and loaded.tensors.keys() == state.keys()
 
 
 def test_a_head_of_other_classes_is_read_where_the_caller_can_use_it(tmp_path: Path) -> None:
