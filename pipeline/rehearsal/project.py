@@ -7,12 +7,10 @@ import dataclasses
 import hashlib
 import http.server
 import os
-import shutil
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +19,12 @@ from urllib.parse import quote
 
 import yaml
 
+from pipeline.cost.plan import checkpoint_bytes
 from pipeline.data.images.sizes import ImageCounts, Size, counted
+from pipeline.rehearsal.folders import folders_of, python_path
 from pipeline.rehearsal.stand_ins import write_stand_ins
 from pipeline.rehearsal.weights import write_random_backbone
+from pipeline.storage.disk import Room, full_disk_said
 from pipeline.storage.results import Manifest, sound_result
 from pipeline.storage.root import storage_root
 
@@ -31,14 +32,17 @@ if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig, Params, Row
     from pipeline.storage.stores import StoredPath
 
-FOLDER = "preflight"
-"""Below the storage root: the storage of rehearsals, which is deleted at their ends."""
-
-_PREFIX = "m2f-preflight-"
-"""Of the folders of rehearsals among the system's temporary ones."""
-
 _SIDE = 32
 """Scaled crops are multiples of this."""
+
+_LEAST_SIDE = 64
+"""Of a picture: generated ones have no less (pipeline.data.datasets.shapes)."""
+
+_BESIDES = 128 * 2**20
+"""Bytes that a rehearsal takes beside pictures and weights: MLflow's database, Ray's logs, results."""
+
+_BYTES_PER_PIXEL = 6
+"""Of a stand-in at most: an archive's PNG of noise with its labels, and as much again while it is packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,79 +76,50 @@ class Project:
 def opened(row: Row, params: Params, file: Path, extent: Extent) -> Iterator[Project]:
     """A project for the rehearsal of a row of the params.yaml `file`; whatever happens, nothing of it is left.
 
-    ValueError where the storage root cannot be written.
+    ValueError or OSError where there is no room for it, or its folders cannot be written.
     """
-    root = storage_root()
-    was_there = root.exists()
-    forget_ended()
-    mine = f"{row.name}-{socket.gethostname()}-{os.getpid()}"
-    storage = root / FOLDER / mine
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mine}-"))
-    served = folder / "served"
-    served.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        (folder / "params.yaml").write_text(
-            yaml.safe_dump(
-                _short_params(row, params, file, extent, served, f"http://127.0.0.1:{server.server_port}"),
-                sort_keys=False,
-            ),
-            encoding="utf-8",
-        )
-        yield Project(
-            folder=folder,
-            storage=storage,
-            size=stand_in_size(row, extent.scale),
-            environment=_environment(folder, storage, extent),
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-        shutil.rmtree(folder, ignore_errors=True)
-        _delete(storage)
-        if isinstance(root, Path) and not was_there:
-            with suppress(OSError):  # another process has put something there
-                root.rmdir()
-
-
-def forget_ended() -> None:
-    """End and delete what rehearsals of this machine have left that were killed."""
-    root = storage_root() / FOLDER
-    left: list[StoredPath] = list(root.iterdir()) if root.exists() else []
-    for path in left:
-        if _has_ended(path.name):
-            _end_processes(str(path))
-            _delete(path)
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if _has_ended(folder.name.removeprefix(_PREFIX).rpartition("-")[0]):
-            shutil.rmtree(folder, ignore_errors=True)  # unless it is another user's
-
-
-def _has_ended(name: str) -> bool:
-    """Whether <row>-<host>-<process> was a process of this machine; row and host may have dashes."""
-    import psutil
-
-    rest, _, process = name.rpartition("-")
-    here = rest.endswith(f"-{socket.gethostname()}")
-    return here and process.isdecimal() and not psutil.pid_exists(int(process))
-
-
-def _end_processes(storage: str) -> None:
-    """End the stages that a killed rehearsal has left running, by their storage root."""
-    import psutil
-
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it has ended, or is another user's
-            if process.environ().get("M2F_STORAGE") == storage:
-                process.kill()
+    _check_room(row, extent)
+    with folders_of(row.name) as (folder, storage):
+        served = folder / "served"
+        served.mkdir()
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(served)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            with full_disk_said(folder):
+                settings = _short_params(row, params, file, extent, served, address)
+                (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            yield Project(
+                folder=folder,
+                storage=storage,
+                size=stand_in_size(row, extent.scale),
+                environment=_environment(folder, storage, extent),
+            )
+        finally:
+            server.shutdown()
+            server.server_close()
 
 
 def stand_in_size(row: Row, scale: float = 1.0) -> Size:
     """(height, width) of the row's pictures: as its shards or the published data set have them, or as it tests them."""
     known: ImageCounts | None = counted(row.dataset, sound_result(Manifest, row.dataset))
     height, width = known.usual if known else (row.test.short_side, row.test.short_side * 4 // 3)
-    return max(_SIDE, round(height * scale)), max(_SIDE, round(width * scale))
+    return max(_LEAST_SIDE, round(height * scale)), max(_LEAST_SIDE, round(width * scale))
+
+
+def _check_room(row: Row, extent: Extent) -> None:
+    """ValueError where the temporary folder or the storage root has no room for a rehearsal."""
+    height, width = stand_in_size(row, extent.scale)
+    pixels = sum(_images(row, extent).values()) * height * width
+    whole = checkpoint_bytes(row.model)  # of which a third are weights
+    rehearsing = f"rehearsing {row.name}"
+    temporary = Room(Path(tempfile.gettempdir()), "the temporary folder", "TMPDIR")
+    temporary.check(rehearsing, _BESIDES + _BYTES_PER_PIXEL * pixels + 2 * whole // 3)
+    root = storage_root()
+    if isinstance(root, Path):
+        there = next(path for path in (root, *root.parents) if path.is_dir())
+        storage = Room(there, "the storage root", "M2F_STORAGE")
+        storage.check(rehearsing, _BESIDES + 2 * _BYTES_PER_PIXEL * pixels + 3 * whole)
 
 
 def _short_params(row: Row, params: Params, file: Path, extent: Extent, served: Path, address: str) -> dict[str, Any]:
@@ -170,13 +145,18 @@ def _short_params(row: Row, params: Params, file: Path, extent: Extent, served: 
     }
 
 
+def _images(row: Row, extent: Extent) -> dict[str, int]:
+    """Stand-ins of each split."""
+    batch = row.train.group_size * (1 if extent.one_image else row.train.groups)
+    return {"train": 2 * batch, "val": extent.images}
+
+
 def _stand_in_dataset(
     original: Mapping[str, Any], row: Row, params: Params, extent: Extent, served: Path, address: str
 ) -> dict[str, Any]:
     config: DatasetConfig = params.dataset(row.dataset)
     entry = copy.deepcopy(original["datasets"][row.dataset])
-    batch = row.train.group_size * (1 if extent.one_image else row.train.groups)
-    images = {"train": 2 * batch, "val": extent.images}
+    images = _images(row, extent)
     size = stand_in_size(row, extent.scale)
     if config.layout == "shapes":
         entry["generate"] |= {**images, "height": size[0], "width": size[1]}
@@ -229,12 +209,11 @@ def _scaled_test(row: Row, scale: float) -> dict[str, Any]:
 
 def _environment(folder: Path, storage: StoredPath, extent: Extent) -> dict[str, str]:
     """Of this process, but another storage, no tracking server, and the package wherever it lies."""
-    home = str(Path(__file__).parents[2])
     without = ("MLFLOW_TRACKING_URI", "M2F_SHARD_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in without}
     environment |= {
         "M2F_STORAGE": str(storage),
-        "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
     }
     for name in ("NO_PROXY", "no_proxy"):  # the stand-ins come from this machine
         environment[name] = ",".join([*filter(None, [os.environ.get(name)]), "127.0.0.1"])
@@ -243,15 +222,6 @@ def _environment(folder: Path, storage: StoredPath, extent: Extent) -> dict[str,
     if extent.one_image:
         environment.setdefault("M2F_WORKERS", "1")
     return environment
-
-
-def _delete(storage: StoredPath) -> None:
-    if isinstance(storage, Path):
-        shutil.rmtree(storage, ignore_errors=True)
-        with suppress(OSError):  # other rehearsals are there, or it is gone
-            storage.parent.rmdir()
-    elif storage.exists():
-        storage.fs.rm(storage.path, recursive=True)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

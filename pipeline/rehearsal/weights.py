@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,4 +26,6 @@ def write_random_backbone(model: ModelConfig, layout: Literal["torchvision", "sw
         }
     else:
         tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
-    torch.save(tensors, path)
+    content = io.BytesIO()
+    torch.save(tensors, content)  # into a file, it says nothing of a full disk
+    path.write_bytes(content.getbuffer())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,54 +88,19 @@ def test_archives_and_weights_are_handed_out_with_their_digests() -> None:
         assert written["weights"]["torchvision_r50"]["url"].endswith("/backbone.pth")
 
 
-def test_nothing_is_left_when_a_rehearsal_fails(storage: Path) -> None:
-    folders = []
-
-    def failing() -> None:
-        params = load_params(PARAMS)
-        with opened(params.row("shapes_tiny"), params, PARAMS, extent()) as project:
-            folders.append(project.folder)
-            Path(project.environment["M2F_STORAGE"]).mkdir(parents=True)
-            raise RuntimeError("stage")
-
-    with pytest.raises(RuntimeError, match="stage"):
-        failing()
-    assert not folders[0].exists()
-    assert [path.name for path in storage.iterdir()] == ["runs"]
-
-
-@pytest.mark.parametrize("host", ["machine", "gpu-node-1"])
-def test_what_a_killed_rehearsal_left_is_ended_and_deleted_by_the_next_and_a_running_ones_is_not(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, host: str
+def test_without_room_nothing_is_begun_and_the_setting_to_change_is_named(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: host)
-    monkeypatch.setattr(tempfile, "tempdir", str(storage.parent / "temporary"))
-    (storage.parent / "temporary").mkdir()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left, running, foreign = (f"a-row-{host}-{ended.pid}", f"row-{host}-{os.getppid()}", f"row-elsewhere-{ended.pid}")
-    for name in (left, running, foreign):
-        (storage / "preflight" / name).mkdir(parents=True)
-        (storage.parent / "temporary" / f"m2f-preflight-{name}-x_1").mkdir()
-    stage = subprocess.Popen(["sleep", "600"], env={"M2F_STORAGE": str(storage / "preflight" / left)})
-    params = load_params(PARAMS)
-    with opened(params.row("shapes_tiny"), params, PARAMS, extent()):
-        assert stage.wait(LIMIT_S) == -signal.SIGKILL
-    assert {path.name for path in (storage / "preflight").iterdir()} == {running, foreign}
-    assert {path.name for path in (storage.parent / "temporary").iterdir()} == {
-        f"m2f-preflight-{name}-x_1" for name in (running, foreign)
-    }
-
-
-@pytest.mark.parametrize("was_there", [True, False])
-def test_an_empty_storage_root_stays_and_one_that_was_made_goes(storage: Path, *, was_there: bool) -> None:
-    (storage / "runs").rmdir()
-    if not was_there:
-        storage.rmdir()
-    params = load_params(PARAMS)
-    with opened(params.row("shapes_tiny"), params, PARAMS, extent()) as project:
-        Path(project.environment["M2F_STORAGE"]).mkdir(parents=True)
-    assert storage.exists() == was_there
+    params, usage = load_params(PARAMS), shutil.disk_usage
+    full = storage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=0 if path == full else 1 << 40))
+    for full, named in ((storage, "M2F_STORAGE"), (Path(tempfile.gettempdir()), "TMPDIR")):
+        with (
+            pytest.raises(ValueError, match=f"^rehearsing shapes_tiny takes .* {full}; make room, or set {named} to"),
+            opened(params.row("shapes_tiny"), params, PARAMS, extent()),
+        ):
+            pass
+    assert [path.name for path in storage.iterdir()] == ["runs"]
 
 
 def test_stand_ins_of_archives_with_odd_names_can_be_downloaded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from m2f.model import build_model
 from m2f.weights import backbone_from_swin, backbone_from_torchvision, load_backbone, read_checkpoint
 from pipeline.params.load import load_params
+from pipeline.params.schema import Row
 from pipeline.rehearsal.weights import write_random_backbone
 from tests.helpers.shared import PROJECT
 
@@ -26,3 +27,9 @@ def test_they_are_converted_and_loaded_as_published_ones(row: str, layout: str, 
     load_backbone(network, convert(read_checkpoint(tmp_path / "backbone.pth")))
     changed = {name for name, value in network.state_dict().items() if (value != before[name]).any()}
     assert changed and all(name.startswith("backbone.") for name in changed)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_of_the_system(small_row: Row) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write_random_backbone(small_row.model, "torchvision", Path("/dev/full"))
