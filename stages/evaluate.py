@@ -28,6 +28,7 @@ def main() -> None:
     if waits(Evaluation, arguments.row):
         return
 
+    from pipeline.comparison.rows import current_training
     from pipeline.data.shards.look import current_manifest
     from pipeline.evaluation.dvc_tables import confusions, curves, metrics
     from pipeline.evaluation.evaluate import evaluate_row
@@ -35,9 +36,7 @@ def main() -> None:
     from pipeline.params.tasks import in_words
     from pipeline.storage.results import (
         PublishedEvaluation,
-        TrainingResult,
         find_result,
-        read_result,
         write_metrics,
         write_plot,
         write_result,
@@ -48,7 +47,7 @@ def main() -> None:
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)
-    manifest, trained = current_manifest(params, row.dataset), read_result(TrainingResult, row.name)
+    manifest, trained = current_manifest(params, row.dataset), current_training(row)
     result = evaluate_row(row, manifest=manifest, trained=trained)
     write_result(result, row.name)
     write_metrics(row.name, metrics(result))

@@ -38,7 +38,7 @@ def main() -> None:
     if waits(Registration, arguments.row):
         return
 
-    from pipeline.comparison.rows import row_facts
+    from pipeline.comparison.rows import current_training, row_facts
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.params.tasks import LABELS
@@ -46,7 +46,6 @@ def main() -> None:
     from pipeline.storage.results import (
         RESULTS,
         Evaluation,
-        TrainingResult,
         read_result,
         write_result,
         write_waiting,
@@ -63,7 +62,7 @@ def main() -> None:
         print(f"{row.name} is not registered: rows.{row.name}.registry is false in params.yaml")
         return
     manifest = current_manifest(params, row.dataset)
-    trained, evaluated = read_result(TrainingResult, row.name), read_result(Evaluation, row.name)
+    trained, evaluated = current_training(row), read_result(Evaluation, row.name)
     terms = "" if row.weights == "none" else params.weights[row.weights].terms
     facts = row_facts(row, RESULTS, params.verdict)
     result = register(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stages import called, run
 
 if TYPE_CHECKING:
+    from pipeline.params.schema import Params, Row
     from pipeline.storage.results import EvaluatedSeed, TrainedSeed, Which
 
 
@@ -26,40 +28,29 @@ def main() -> None:
 
     from pipeline.params.load import load_params
     from pipeline.params.sentences import how_many
-    from pipeline.storage.results import (
-        Evaluation,
-        Manifest,
-        PublishedEvaluation,
-        TrainingResult,
-        find_result,
-        sound_result,
-    )
+    from pipeline.storage.results import TrainingResult, names_of
     from pipeline.tracking.client import shown_uri
-    from pipeline.tracking.mlflow_runs import rows_experiment, track_published, track_row
+    from pipeline.tracking.mlflow_runs import rows_experiment
     from pipeline.tracking.pages import MlflowPages
 
     params = load_params(arguments.params)
-    late, tasks = list[str](), dict[str, None]()
+    late, unread, tasks = list[str](), list[str](), dict[str, None]()
     for row in [params.row(name) for name in arguments.rows or params.rows]:
         ids: dict[str, str | None] = {}
-        manifest = sound_result(Manifest, row.dataset)
-        published = find_result(PublishedEvaluation, row.name)
-        if published is not None and published.curve and row.name in params.checkpoints:
-            config = params.checkpoints[row.name]
-            ids["published"] = track_published(row, config, published, manifest=manifest, patient=True)
-        if (trained := find_result(TrainingResult, row.name)) is not None:
-            seeds: Sequence[TrainedSeed | EvaluatedSeed] = trained.seeds
-            decides: Which = "last"
-            evaluated = find_result(Evaluation, row.name)
-            if evaluated and [seed.run_key for seed in evaluated.seeds] == [seed.run_key for seed in seeds]:
-                seeds, decides = evaluated.seeds, evaluated.decides
-            ids |= track_row(row, seeds, manifest=manifest, decides=decides, verdict=params.verdict, patient=True)
+        for part in (_published, _trained):
+            try:
+                ids |= part(row, params)
+            except (ValueError, OSError) as error:  # of a file that is torn: the others go on
+                unread.append(row.name)
+                print(f"error: {row.name}: {' '.join(str(error).split())}", file=sys.stderr)
         if ids:
             tasks[row.task] = None
             missing = [name for name, run_id in ids.items() if run_id is None]
             late += missing
             print(f"{row.name}: {len(ids) - len(missing)} of {len(ids)} runs are up to date in {shown_uri()}")
-    if not tasks:
+    if not arguments.rows and (gone := [name for name in names_of(TrainingResult) if name not in params.rows]):
+        print(f"left as they are, because {arguments.params} has no such row: {', '.join(gone)}")
+    if not tasks and not unread:
         print("no training has been tracked yet: results/ holds no training and no published log of these rows")
     if late:
         raise OSError(f"{shown_uri()} did not take {how_many(len(late), 'run')}; run python -m stages.track again")
@@ -68,6 +59,43 @@ def main() -> None:
         pages = MlflowPages(shown_uri())
         if page := pages.rows(experiment, task):
             print(f"{task} rows beside each other: {page}{pages.how}")
+    if unread:
+        raise ValueError(f"not all of {', '.join(dict.fromkeys(unread))} is up to date in {shown_uri()}, as said above")
+
+
+def _published(row: Row, params: Params) -> dict[str, str | None]:
+    """The run of the row's published training, if its log is here: None where the server does not take it."""
+    from pipeline.storage.results import Manifest, PublishedEvaluation, find_result, sound_result
+    from pipeline.tracking.mlflow_runs import track_published
+
+    published = find_result(PublishedEvaluation, row.name)
+    if published is None or not published.curve or row.name not in params.checkpoints:
+        return {}
+    manifest, config = sound_result(Manifest, row.dataset), params.checkpoints[row.name]
+    return {"published": track_published(row, config, published, manifest=manifest, patient=True)}
+
+
+def _trained(row: Row, params: Params) -> dict[str, str | None]:
+    """The runs of the row's trainings, by their keys, and its own."""
+    from pipeline.comparison.rows import is_of_other_settings
+    from pipeline.storage.results import Evaluation, Manifest, TrainingResult, find_result, sound_result
+    from pipeline.tracking.mlflow_runs import track_row
+
+    trained = find_result(TrainingResult, row.name)
+    if trained is None:
+        return {}
+    seeds: Sequence[TrainedSeed | EvaluatedSeed] = trained.seeds
+    decides: Which = "last"
+    evaluated = find_result(Evaluation, row.name)
+    if evaluated and [seed.run_key for seed in evaluated.seeds] == [seed.run_key for seed in seeds]:
+        seeds, decides = evaluated.seeds, evaluated.decides
+    if stale := is_of_other_settings(row, trained):
+        print(
+            f"{row.name}: its trainings are of other settings than params.yaml has now, so the row itself is left as "
+            f"it is in MLflow until: dvc repro evaluate@{row.name}"
+        )
+    verdict, manifest = params.verdict, sound_result(Manifest, row.dataset)
+    return track_row(row, seeds, manifest=manifest, decides=decides, verdict=verdict, stale=stale, patient=True)
 
 
 if __name__ == "__main__":

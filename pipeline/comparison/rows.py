@@ -19,6 +19,7 @@ from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, percent, primary
 from pipeline.provenance.run_key import settings_key
 from pipeline.storage.results import (
+    RESULTS,
     Baseline,
     BelowReference,
     Benchmark,
@@ -34,6 +35,7 @@ from pipeline.storage.results import (
     Which,
     find_result,
     made_by,
+    read_result,
     result_path,
 )
 
@@ -320,6 +322,22 @@ def short_device(device: str, *, gpu: bool = True) -> str:
     return re.split(r"-| \d+GB| PCIe| MIG", model)[0] + (part[0] if part else "")
 
 
+def is_of_other_settings(row: Row, trained: TrainingResult) -> bool:
+    """Whether trainings are of other settings than the row has now."""
+    return trained.settings != settings_key(row)
+
+
+def current_training(row: Row, *, results: Path = RESULTS) -> TrainingResult:
+    """The row's trainings. ValueError where there are none, or they are of other settings than the row has now."""
+    trained = read_result(TrainingResult, row.name, results=results)
+    if is_of_other_settings(row, trained):
+        raise ValueError(
+            f"{result_path(TrainingResult, row.name, results=results)} is of other settings than row {row.name} has "
+            f"in params.yaml; train the row with: dvc repro train@{row.name}"
+        )
+    return trained
+
+
 def of_row(result_type: type[_Result], row: Row, results: Path) -> _Result | None:
     """The row's result of a type, or None where the stage has not run.
 
@@ -452,7 +470,7 @@ def _status(
     if not evaluated:
         return "trained" if trained else "not run"
     if trained and (
-        trained.settings != settings_key(row)
+        is_of_other_settings(row, trained)
         or [seed.run_key for seed in trained.seeds] != [seed.run_key for seed in seeds]
     ):
         return "out of date"

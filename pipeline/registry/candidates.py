@@ -72,7 +72,7 @@ def candidates(evaluated: Evaluation, trained: TrainingResult) -> list[Candidate
                 figures=entry.checkpoints[evaluated.decides].figures,
                 checkpoint=f"{training.run_dir}/{checkpoint.path}",
                 sha256=checkpoint.sha256,
-                mlflow_run_id=training.mlflow_run_id,
+                mlflow_run_id=entry.mlflow_run_id or training.mlflow_run_id,
                 git_commit=training.environment.git_commit if training.environment else None,
             )
         )

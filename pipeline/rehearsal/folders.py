@@ -96,12 +96,12 @@ def _has_ended(name: str) -> bool:
     return here and process.isdecimal() and not psutil.pid_exists(int(process))
 
 
-def delete_folders(folder: Path, storage: StoredPath, root: Path | None) -> None:
+def delete_folders(folder: Path, storage: StoredPath, root: StoredPath | None) -> None:
     """End what works in a rehearsal's folders, and delete them; root: also the storage root, if it is empty then."""
     _end_processes(str(storage))
     shutil.rmtree(folder, ignore_errors=True)
     _delete_storage(storage)
-    if root is not None:
+    if isinstance(root, Path):
         with suppress(OSError):  # another process has put something there
             root.rmdir()
 

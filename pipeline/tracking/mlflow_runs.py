@@ -134,14 +134,15 @@ def catch_up(
     Returns the run's id; None when the server does not answer, or nothing ever opened a run for the folder. What is
     there already is not sent twice, so it may be called at any time after the training. `status` as in
     results/train/ (None: not ended). `evaluations`: keys of those of its checkpoints; the one that `decides` is shown.
-    `of_row`: what is known of the row, where the folder does not say it. `patient`: wait for a slow server as long as
-    it takes. ValueError: a file of the folder is torn.
+    `of_row`: of the row whose result this is. Where the folder names another one, which was renamed or has the same
+    training, it has a run below each of them. `patient`: wait for a slow server as long as it takes. ValueError: a file
+    of the folder is torn.
     """
     described = note_of(run_dir, TrackedRun)
     if described is None:
         return None
-    if described.of_row is None:
-        described = replace(described, of_row=of_row)
+    if of_row is not None:
+        described = _below(described, of_row)
     loss = f"{described.name} is not up to date in MLflow; later, python -m stages.track sends what it lacks"
     shown = {**machine_tags(run_dir), **(tags or {})}  # files that are torn are no fault of the server's
     made_by = f"dvc repro -f {'published' if status == 'published' else 'evaluate'}@{described.row}"
@@ -175,6 +176,16 @@ def catch_up(
         return run_id
 
     return attempt(loss, send, patient=patient)
+
+
+def _below(described: TrackedRun, of_row: TrackedRow) -> TrackedRun:
+    """A training as one of this row, whatever the row was called that has trained it."""
+    row, dataset = of_row.params["row"], of_row.params["dataset"]
+    if described.row == row:
+        return described if described.of_row else replace(described, of_row=of_row)
+    name = f"{described.name.removesuffix(f' of {described.row}')} of {row}"
+    tags = {**described.tags, "mlflow.source.name": f"stages.train {row}"}
+    return replace(described, row=row, dataset=dataset, name=name, tags=tags, of_row=of_row)
 
 
 def track_published(
@@ -214,28 +225,37 @@ def track_row(
     manifest: Manifest | None = None,
     decides: Which = "last",
     verdict: VerdictConfig | None = None,
+    stale: bool = False,
     patient: bool = False,
 ) -> dict[str, str | None]:
     """Bring MLflow up to date with a row: `catch_up` for every seed, then `log_row`.
 
     `seeds`: trained ones, or evaluated ones with the checkpoint that `decides`. `manifest`: of the row's data set.
-    `verdict`: the rule by which the row is judged; None: it is not compared with what is published. Returns ids of
-    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer.
+    `verdict`: the rule by which the row is judged; None: it is not compared with what is published. `stale`: the seeds
+    are of other settings than the row has now; they stay below the run of theirs, and the row's is left. Returns ids of
+    runs: a seed's by its run key, the row's by the row's name; None where the server did not answer. ValueError: a file
+    of a run folder is torn; all else is sent.
     """
     of_row = tracked_row(row, manifest)
-    ids = {
-        seed.run_key: catch_up(
-            storage_root() / "runs" / seed.run_key,
-            status=seed.status,
-            evaluations=_evaluations(seed),
-            decides=decides,
-            of_row=of_row,
-            patient=patient,
-        )
-        for seed in seeds
-    }
-    statuses = [seed.status for seed in seeds]
-    ids[row.name] = log_row(row, of_row, statuses=statuses, facts=_facts(row, verdict), patient=patient)
+    ids: dict[str, str | None] = {}
+    torn: list[str] = []
+    for seed in seeds:
+        try:
+            ids[seed.run_key] = catch_up(
+                storage_root() / "runs" / seed.run_key,
+                status=seed.status,
+                evaluations=_evaluations(seed),
+                decides=decides,
+                of_row=None if stale else of_row,
+                patient=patient,
+            )
+        except ValueError as error:
+            torn.append(str(error))
+    if not stale:
+        statuses = [seed.status for seed in seeds]
+        ids[row.name] = log_row(row, of_row, statuses=statuses, facts=_facts(row, verdict), patient=patient)
+    if torn:
+        raise ValueError("; ".join(torn))
     return ids
 
 

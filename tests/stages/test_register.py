@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.load import load_params
+from pipeline.provenance.run_key import settings_key
 from pipeline.storage.results import Registration, find_result, read_result, waiting, write_result
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.project_copy import Copy
@@ -24,7 +26,8 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     manifest = made_up_manifest(dataset="shapes", class_names=shapes.class_names, thing_classes=shapes.thing_classes)
     write_result(manifest, "shapes", results=tmp_path / "results")
     results = results_of(row, tmp_path / "storage", {0: 0.5654, 1: 0.5883})
-    write_result(results["trained"], row.name, results=tmp_path / "results")
+    trained = dataclasses.replace(results["trained"], settings=settings_key(row))
+    write_result(trained, row.name, results=tmp_path / "results")
     command = [sys.executable, "-m", "stages.register", "shapes_tiny"]
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 1
@@ -41,6 +44,13 @@ def test_the_stage_registers_a_rows_checkpoints_and_says_under_which_names(tmp_p
     aliases = read_result(Registration, row.name, results=tmp_path / "results").aliases
     assert aliases.best.version == 1 and aliases.median.version == 2
     assert (tmp_path / "storage/mlflow/mask2former/models").is_dir()  # found again from other folders
+    write_result(dataclasses.replace(trained, settings="earlier"), row.name, results=tmp_path / "results")
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == (
+        "error: results/train/shapes_tiny.json is of other settings than row shapes_tiny has in params.yaml; train the "
+        "row with: dvc repro train@shapes_tiny\n"
+    )
 
 
 def test_a_row_with_registry_false_is_left_out_and_says_so(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.params.load import load_params
+from pipeline.provenance.run_key import settings_key
 from pipeline.runs.curve_file import point_line, read_curve
 from pipeline.runs.outcome import evaluation_dir, write_note
 from pipeline.storage.results import write_result
@@ -404,7 +406,8 @@ def test_one_command_brings_mlflow_up_to_date_with_results(
     trained("k0"), trained("k1", seed=1)
     for key in ("k0", "k1"):
         open_run(**described(key), run_dir=Path("storage/runs", key))
-    write_result(training("shapes_tiny", [trained_seed(n) for n in (0, 1)]), "shapes_tiny")
+    settings = settings_key(load_params(PARAMS).row("shapes_tiny"))
+    write_result(training("shapes_tiny", [trained_seed(n) for n in (0, 1)], settings), "shapes_tiny")
     evaluated = [evaluated_seed(n, checkpoint("panoptic", 0.5)) for n in (0, 1)]
     write_result(evaluation("shapes_tiny", evaluated, task="panoptic"), "shapes_tiny")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/empty.db")
@@ -426,12 +429,50 @@ def test_one_command_brings_mlflow_up_to_date_with_results(
     assert row.data.metrics["test/miou_median"] == 50.0
 
 
+def test_a_torn_file_stops_neither_the_other_seeds_nor_the_other_rows(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = load_params(PARAMS).row("shapes_tiny")
+    for key in ("k0", "k1"):
+        open_run(**described(key), run_dir=trained(key))
+    Path("storage/runs/k0/environment.json").write_text("{")
+    write_result(training("shapes_tiny", [trained_seed(n) for n in (0, 1)], settings_key(row)), "shapes_tiny")
+    Path("results/train/ade20k_r50.json").write_text("{")
+    Path("results/train/earlier_row.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["track", "--params", PARAMS])
+    with pytest.raises(ValueError, match="^not all of shapes_tiny, ade20k_r50 is up to date in sqlite:.*above$"):
+        track()
+    said = capsys.readouterr()
+    torn = sorted(said.err.splitlines())
+    assert torn[0].startswith("error: ade20k_r50: results/train/ade20k_r50.json is not JSON")
+    assert torn[1].startswith("error: shapes_tiny: ") and "k0/environment.json is not JSON" in torn[1]
+    assert len(torn) == 2
+    assert f"left as they are, because {PARAMS} has no such row: earlier_row" in said.out
+    runs = client().search_runs([client().get_experiment_by_name("mask2former").experiment_id])
+    keys = {run.data.tags["m2f.run_key"]: run.info.status for run in runs if "m2f.run_key" in run.data.tags}
+    assert keys == {"k0": "RUNNING", "k1": "FINISHED"}
+    assert ["2 finished"] == [run.data.tags["m2f.seeds"] for run in runs if "m2f.seeds" in run.data.tags]
+
+
+def test_the_command_leaves_a_row_whose_settings_have_changed_and_says_so(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_run(**described("k0"), run_dir=trained("k0"))
+    write_result(training("shapes_tiny", [trained_seed(0)], "of other settings"), "shapes_tiny")
+    monkeypatch.setattr(sys, "argv", ["track", "--params", PARAMS])
+    track()
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("shapes_tiny: its trainings are of other settings than params.yaml has now, so the row")
+    assert second.startswith("shapes_tiny: 1 of 1 runs are up to date in sqlite:")
+
+
 def test_the_command_names_a_server_that_takes_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained("k0")
     uri = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     open_run(**described("k0"), run_dir=Path("storage/runs/k0"))
-    write_result(training("shapes_tiny", [trained_seed(0)]), "shapes_tiny")
+    settings = settings_key(load_params(PARAMS).row("shapes_tiny"))
+    write_result(training("shapes_tiny", [trained_seed(0)], settings), "shapes_tiny")
     monkeypatch.setattr(sys, "argv", ["track", "--params", str(PROJECT / "params.yaml")])
     with pytest.raises(OSError, match=f"{uri} did not take 2 runs; run python -m stages.track again"):
         track()

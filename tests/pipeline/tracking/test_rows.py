@@ -191,6 +191,36 @@ def test_a_run_folder_of_an_earlier_version_joins_the_rows_run(row: Row, storage
     assert run.data.metrics == {"val/miou": 50.0} and run.data.params["backbone"] == "r50"
 
 
+def test_the_seeds_of_a_renamed_row_lie_below_its_run_under_its_name(row: Row, storage: Path) -> None:
+    manifest, new = made_up_manifest(dataset="ade20k"), dataclasses.replace(row, name="longer_name")
+    old = open_training(storage / "runs/k0", row, seed=0, run_key="k0", manifest=manifest, workers=1)
+    leave_results(row, [0.6]), leave_results(new, [0.6])
+    seeds = [trained_seed(0)]
+    for _ in range(2):  # both rows are there: each has its own
+        before, after = (track_row(each, seeds, manifest=manifest, verdict=RULE) for each in (row, new))
+        assert before["k0"] == old
+        for ids, name in ((before, row.name), (after, "longer_name")):
+            tags = run_of(ids["k0"]).data.tags
+            assert (tags["m2f.row"], tags["mlflow.parentRunId"]) == (name, ids[name])
+            assert tags["mlflow.source.name"] == f"stages.train {name}"
+            assert run_of(ids["k0"]).info.run_name == f"seed 0 of {name}"
+            assert run_of(ids["k0"]).data.params["row"] == name
+    assert len({*before.values(), *after.values()}) == 4
+
+
+def test_trainings_of_earlier_settings_are_not_shown_as_figures_of_the_present_ones(row: Row, storage: Path) -> None:
+    manifest = made_up_manifest(dataset="ade20k")
+    seeds = leave_results(row, [0.6]).seeds
+    open_training(storage / "runs/k0", row, seed=0, run_key="k0", manifest=manifest, workers=1)
+    ids = track_row(row, seeds, manifest=manifest, verdict=RULE)
+    longer = dataclasses.replace(row, train=dataclasses.replace(row.train, steps=320_000))
+    assert track_row(longer, seeds, manifest=manifest, verdict=RULE, stale=True) == {"k0": ids["k0"]}
+    client = mlflow_client()
+    (experiment,) = [each.experiment_id for each in client.search_experiments() if each.name == "mask2former"]
+    assert {run.info.run_id for run in client.search_runs([experiment])} == set(ids.values())
+    assert run_of(ids["k0"]).data.tags["mlflow.parentRunId"] == ids[row.name]
+
+
 def test_of_a_folder_alone_nothing_is_known_of_its_row(storage: Path) -> None:
     assert catch_up(storage / "runs/k0", of_row=TrackedRow(settings="s", params={}, data=())) is None
 
