@@ -16,6 +16,9 @@ On the head, through `ray submit cluster.yaml pipeline/submit.py -- ...`, or `ru
   stop [JOB]                            end a job; what it has finished stays
 
 `ray job submit --working-dir . -- python pipeline/submit.py repro TARGET...` works as well.
+
+In a job of Slurm, through `sbatch deploy/slurm/row.sbatch TARGET...`:
+  slurm TARGET... [M2F_WORKERS=2 ...]   like repro, on a Ray cluster that lives as long as the job
 """
 
 # `ray submit` copies this file alone: until the project is found, only the standard library is there.
@@ -61,6 +64,7 @@ def main(words: Sequence[str]) -> int:
         return int(getattr(laptop, command)(rest))
     actions: dict[str, Callable[[list[str]], int]] = {
         "repro": drive if _INSIDE in os.environ else repro,
+        "slurm": slurm,
         "attach": attach,
         "status": status,
         "stop": stop,
@@ -236,6 +240,18 @@ def drive(words: list[str]) -> int:
     others = dict(running[[job for job, _ in running].index(me) + 1 :])
     workspace = Path(os.environ.get("M2F_WORKSPACE") or "~/m2f").expanduser()
     return run_job(targets, upload=here.parent, workspace=workspace, others=others)
+
+
+# Inside a job of Slurm
+
+
+def slurm(words: list[str]) -> int:
+    """What deploy/slurm/row.sbatch calls."""
+    targets, settings = parse_targets(words)
+    os.environ.update(settings)
+    from pipeline.cluster.slurm import run_job
+
+    return run_job(targets)
 
 
 def parse_targets(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

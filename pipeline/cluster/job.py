@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline.cluster.config import NodeGroup, node_groups
-from pipeline.cluster.stages import Plan, plan, run_command, run_plan, say
+from pipeline.cluster.stages import Alone, Plan, plan, run_command, run_plan, say
 from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
 from pipeline.params.load import load_params, read_settings
 from pipeline.params.schema import Row
@@ -71,7 +72,7 @@ def missing(needs: Sequence[Need], *, here: Sequence[NodeGroup], more: Sequence[
             has = f"the cluster has {gpus} and can start no more" if gpus else "the cluster has none and can start none"
             less = f"set M2F_WORKERS={gpus} to train on those, or " if gpus else ""
             what = each.gpu_type if each.gpu_type == "GPU" else f"{each.gpu_type} GPU"
-            found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster file")
+            found.append(f"row {each.row} needs {each.gpus} {what}s, but {has}; {less}add machines to the cluster")
         elif each.cpus > cpus:
             found.append(
                 f"row {each.row} needs {each.cpus} cores (M2F_WORKERS), but the cluster has {cpus}; "
@@ -124,67 +125,91 @@ def drive(targets: Sequence[str], *, upload: Path, workspace: Path, others: Mapp
         without_git(workspace)
     add_missing_results(upload, workspace)
 
-    params = read_settings(workspace / "params.yaml")
-    pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    rehearsed = [target.removeprefix(PREFLIGHT) for target in targets if target.startswith(PREFLIGHT)]
-    asked = _stages(targets)
-    todo = plan(asked, pipeline, params) if asked else Plan((), {}, (), {})
+    todo = planned(targets, workspace)
     for job, theirs in others.items():
-        running = _stages(theirs)
-        if running and (both := sorted(set(plan(running, pipeline, params).rows) & set(todo.rows))):
+        if both := sorted(set(planned(theirs, workspace).stages.rows) & set(todo.stages.rows)):
             raise ValueError(f"{job} works on {', '.join(both)}; join it with: attach {job}")
+    code = run_todo(todo, workspace)
+    if not todo.stages.rows and todo.rehearsed:
+        say(f"\nwhat the rehearsal found: {workspace}/reports/preflight of the head; home: {_home()}")
+    else:
+        say("\n" + "\n".join(where_things_are(workspace, list(todo.stages.rows))))
+    return code
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """What a job does, in this order."""
+
+    rehearsed: tuple[str, ...]
+    """Rows that are rehearsed first."""
+    stages: Plan
+    needs: tuple[Need, ...]
+    """What the rows take."""
+
+
+def planned(targets: Sequence[str], workspace: Path) -> Todo:
+    """What targets mean by a workspace's dvc.yaml and params.yaml. ValueError for one that names no stage."""
+    tree = read_settings(workspace / "params.yaml")
+    pipeline = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    rehearsed = tuple(target.removeprefix(PREFLIGHT) for target in targets if target.startswith(PREFLIGHT))
+    asked = [target for target in targets if not target.startswith(PREFLIGHT)]
+    todo = plan(asked, pipeline, tree) if asked else Plan((), {}, (), {})
     rows = load_params(workspace / "params.yaml")
-    needed = [need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()]
-    side_by_side = _prepare([*needed, *(need(rows.row(row)) for row in rehearsed)])
+    needs = [need(rows.row(row), trains=f"train@{row}" in stages) for row, stages in todo.rows.items()]
+    return Todo(rehearsed, todo, (*needs, *(need(rows.row(row)) for row in rehearsed)))
+
+
+def run_todo(todo: Todo, workspace: Path, *, machines: int | None = None, alone: Alone = nullcontext) -> int:
+    """Wait for what the rows need, rehearse, then run shared stages and rows. The exit code; ValueError for what the
+    cluster lacks.
+
+    `machines`: how many are to join, where no cluster file says it. `alone`: held while shared stages run.
+    """
+    side_by_side = _prepare(todo.needs, machines)
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # dvc calls `python`
     environment = {**os.environ, "PATH": path}
-    for row in rehearsed:
+    for row in todo.rehearsed:
         command = [sys.executable, "-m", "stages.preflight", row]
         if code := run_command(command, workspace, f"preflight {row}", environment):
             say(f"the rehearsal of {row} failed, so nothing else is run; its page is in reports/preflight")
             return code
-    if not asked:
-        say(f"\nwhat the rehearsal found: {workspace}/reports/preflight of the head; home: {_home()}")
+    stages = todo.stages
+    if not (stages.shared or stages.rows or stages.last):
         return 0
-
-    say(f"shared stages: {' '.join(todo.shared) or 'none'}")
-    for row, stages in todo.rows.items():
-        say(f"row {row}: {' '.join(stage.partition('@')[0] for stage in stages)}")
-    if len(todo.rows) > 1:
-        say(f"{min(side_by_side, len(todo.rows))} of {len(todo.rows)} rows side by side")
-    code = run_plan(todo, workspace, side_by_side=side_by_side, environment=environment)
-    say("\n" + "\n".join(where_things_are(workspace, list(todo.rows))))
-    return code
+    say(f"shared stages: {' '.join(stages.shared) or 'none'}")
+    for row, theirs in stages.rows.items():
+        say(f"row {row}: {' '.join(stage.partition('@')[0] for stage in theirs)}")
+    if len(stages.rows) > 1:
+        say(f"{min(side_by_side, len(stages.rows))} of {len(stages.rows)} rows side by side")
+    return run_plan(stages, workspace, side_by_side=side_by_side, environment=environment, alone=alone)
 
 
-def where_things_are(workspace: Path, rows: Sequence[str]) -> list[str]:
-    """Where results, curves and registered models of rows are after a job, and how they come home; lines to print."""
+def where_things_are(workspace: Path, rows: Sequence[str], *, home: bool = False) -> list[str]:
+    """Where results, curves and registered models of rows are after a job, and how they come home; lines to print.
+
+    `home`: the workspace is the user's own.
+    """
     storage = os.environ.get("M2F_STORAGE") or "the storage root"
-    lines = [f"results    {workspace}/results on the head; checkpoints and overlays: {storage}/runs"]
+    at = "" if home else " on the head"
+    lines = [f"results    {workspace}/results{at}; checkpoints and overlays: {storage}/runs"]
     report = workspace / "reports" / "index.html"
-    if report.is_file():
-        lines.append(f"report     {report} on the head; at home: python -m stages.report")
-    else:
-        lines.append("report     at home: python -m stages.report")
+    make = "python -m stages.report" if home else "at home: python -m stages.report"
+    lines.append(f"report     {report}{at}; {make}" if report.is_file() and not home else f"report     {make}")
     if tracking := os.environ.get("MLFLOW_TRACKING_URI"):
         lines.append(f"curves     {LOGIN.sub('', tracking)} (MLflow; docs/cluster.md has the way there)")
     for row in rows:
         if model := sound_result(Registration, row, results=workspace / RESULTS):
             best, median = model.aliases.best.version, model.aliases.median.version
             lines.append(f"model      models:/{model.model}@best (version {best}), @median (version {median})")
-    return [*lines, f"bring home {_home()}"]
+    return lines if home else [*lines, f"bring home {_home()}"]
 
 
 def _home() -> str:
     return f"python -m pipeline.submit results {os.environ.get('M2F_CLUSTER_FILE') or 'cluster.yaml'}"
 
 
-def _stages(targets: Sequence[str]) -> list[str]:
-    """Targets without rehearsals."""
-    return [target for target in targets if not target.startswith(PREFLIGHT)]
-
-
-def _prepare(needs: Sequence[Need]) -> int:
+def _prepare(needs: Sequence[Need], machines: int | None) -> int:
     """Wait for the machines and the first worker group; how many rows may run side by side. ValueError for what is
     missing."""
     import ray
@@ -193,7 +218,7 @@ def _prepare(needs: Sequence[Need]) -> int:
     ray.init(address="auto", log_to_driver=False, logging_level="WARNING")
     try:
         fixed = [entry.get("min_workers", 0) for entry in (config.get("available_node_types") or {}).values()]
-        wait_for_machines(1 + sum(fixed), lambda: len(_here()))
+        wait_for_machines(machines or 1 + sum(fixed), lambda: len(_here()))
         gpu_type = accelerator_type()
         if gpu_type is not None and any(each.gpus for each in needs):
             types = (config.get("available_node_types") or {}).values()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pipeline.storage.results import RESULTS
 
 _ROW_SECTIONS = ("rows", "checkpoints")
 """Stages made for each entry of these sections of params.yaml belong to one row; the others are shared."""
+Alone = Callable[[], AbstractContextManager[None]]
+"""A lock between jobs that would do the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +160,12 @@ def run_plan(
     side_by_side: int,
     environment: Mapping[str, str],
     write: Callable[[str], None] = say,
+    alone: Alone = nullcontext,
 ) -> int:
-    """Run a plan and end with a summary; 0 when everything went well, else the worst exit code."""
+    """Run a plan and end with a summary; 0 when everything went well, else the worst exit code.
+
+    `alone`: held while shared stages run.
+    """
     lock = threading.Lock()
 
     def one_line(line: str) -> None:
@@ -178,11 +185,12 @@ def run_plan(
         summary.append(f"  {name}: {'done' if code == 0 else f'FAILED (exit code {code})'} after {seconds:.0f} s")
 
     failed: set[str] = set()
-    for stage in todo.shared:
-        code, seconds = run([stage], stage)
-        if code != 0:
-            failed.add(stage)
-        ended(stage, code, seconds)
+    with alone():
+        for stage in todo.shared:
+            code, seconds = run([stage], stage)
+            if code != 0:
+                failed.add(stage)
+            ended(stage, code, seconds)
     ready = {}
     for row, stages in todo.rows.items():
         if lost := sorted(todo.needs[row] & failed):

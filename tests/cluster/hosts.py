@@ -238,6 +238,11 @@ class Hosts:
                     found.append(int(pid))
         return found
 
+    def all_pids(self, host: str) -> list[int]:
+        """The machine's ids of all of a host's processes but the first."""
+        pids = (int(pid) for pid in _ip("netns", "pids", f"{PREFIX}-{host}").split())
+        return [pid for pid in pids if _status(pid).get("NSpid", "").split()[-1:] != ["1"]]
+
     def kill(self, host: str, name: str, sig: int = signal.SIGKILL) -> int:
         """Signal a host's processes of a name; how many there were."""
         pids = self.pids(host, name)

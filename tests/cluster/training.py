@@ -172,7 +172,7 @@ print(json.dumps([run["info"]["status"], {{name: history(name) for name in {metr
     status, shown = json.loads(cluster.lab.on("head", f"python3 - <<'END'\n{_MLFLOW}\n{script}\nEND").stdout)
     shown = {name: sorted((int(step), float(value)) for step, value in points) for name, points in shown.items()}
     return Ending(
-        weights=_tensors(run_folder(cluster) / seed["checkpoints"]["last"]["path"]),
+        weights=digest_of_tensors(run_folder(cluster) / seed["checkpoints"]["last"]["path"]),
         curve=curve,
         worker_groups=[(span["from_step"], span["workers"]) for span in seed.get("worker_groups", [])],
         pq=seed["metrics"]["pq"],
@@ -191,7 +191,7 @@ def as_shown(curve: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
     return shown
 
 
-def _tensors(checkpoint: Path) -> str:
+def digest_of_tensors(checkpoint: Path) -> str:
     """SHA-256 of a safetensors file but for its metadata, which say how long the training took."""
     content = checkpoint.read_bytes()
     length = 8 + int.from_bytes(content[:8], "little")

@@ -43,10 +43,10 @@ def test_what_the_cluster_lacks_is_said_and_what_it_may_start_counts() -> None:
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=some(1, gpus=4)) == []
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=[]) == [
         "row a needs 8 GPUs, but the cluster has 4 and can start no more; "
-        "set M2F_WORKERS=4 to train on those, or add machines to the cluster file"
+        "set M2F_WORKERS=4 to train on those, or add machines to the cluster"
     ]
     assert missing(wanted, here=some(3, cpus=8), more=[]) == [
-        "row a needs 8 GPUs, but the cluster has none and can start none; add machines to the cluster file"
+        "row a needs 8 GPUs, but the cluster has none and can start none; add machines to the cluster"
     ]
     assert missing([Need("b", gpus=0, cpus=3)], here=some(2, cpus=1), more=[]) == [
         "row b needs 3 cores (M2F_WORKERS), but the cluster has 2; set M2F_WORKERS=2 or less"
@@ -71,7 +71,7 @@ def test_only_gpus_of_the_wanted_type_count(rows: Mapping[str, Row], monkeypatch
     assert wanted == [Need("ade20k_swin-s", gpus=8, cpus=1, gpu_type="A100")]
     assert missing(wanted, here=some(1, gpus=4, cpus=8), more=[]) == [
         "row ade20k_swin-s needs 8 A100 GPUs, but the cluster has 4 and can start no more; "
-        "set M2F_WORKERS=4 to train on those, or add machines to the cluster file"
+        "set M2F_WORKERS=4 to train on those, or add machines to the cluster"
     ]
 
 
