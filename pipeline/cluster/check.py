@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster import gcp
 from pipeline.cluster.aws import FILLED_IN, MODULE, Account, Provider, look
 from pipeline.cluster.config import PLACEHOLDER, node_groups, placeholders, prices, read_cluster_file, texts
 from pipeline.tracking.client import LOGIN
 
-PROVIDERS = ("external", "aws", "local")
+PROVIDERS = ("external", "aws", "gcp", "local")
 """Of the cluster files that there are here, and Ray's `aws` for one with every name in it."""
 
 WORKER_GROUP_GPUS = 8
@@ -35,15 +36,17 @@ def problems(path: str | Path) -> list[str]:
     for key in ("cluster_name", "auth", "file_mounts"):
         if not config.get(key):
             found.append(f"{key} is missing; Ray would take a default of its own")
-    found += _local_problems(config) if provider_type == "local" else _aws_problems(config)
+    found += _local_problems(config) if provider_type == "local" else _cloud_problems(config)
     found += _secrecy_problems(config)
     try:
         prices(config)
     except ValueError as error:
         found.append(str(error))
+    if not found and provider_type == "gcp":
+        found += gcp.node_problems(config)
     if not found:  # Ray's own check stops at its first complaint, and may be about a placeholder
         found += _rays_problems(config)
-        if provider_type != "local":
+        if provider_type in ("aws", "external"):
             found += _node_problems(config)
     return found
 
@@ -53,6 +56,9 @@ def account_problems(path: str | Path) -> tuple[list[str], list[str]]:
     config = read_cluster_file(path)
     if config["provider"]["type"] == "local":
         return [], []
+    if config["provider"]["type"] == "gcp":
+        region = config["provider"]["region"]
+        return [], [f"Google Cloud was not asked; `gcloud compute regions describe {region}` shows your quota for GPUs"]
     try:
         return look(Account(config))
     except ValueError as error:
@@ -71,9 +77,26 @@ def _type_problems(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{error.json_path.removeprefix('$.')} is {error.instance!r:.60}; Ray wants the type {expected} there"
 
 
-def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    if not config["provider"].get("region"):
-        yield "provider.region is missing; name the region of your subnet"
+_NAMED = {"gcp": (("region", "availability_zone", "project_id"), ("machineType", "disks"))}
+"""Provider -> what it must name, and what each of its node_configs must; of AWS, where it is not said here."""
+_NAMED_AWS = (("region",), ("InstanceType", "ImageId", "IamInstanceProfile"))
+
+
+def _may_be_taken_away(node: Mapping[str, Any]) -> str:
+    """The key of a node_config that makes its machines spot machines; empty: they are not."""
+    if "InstanceMarketOptions" in node:
+        return "InstanceMarketOptions"
+    scheduling = node.get("scheduling") or {}
+    return "scheduling" if scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible") else ""
+
+
+def _cloud_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    of_provider, of_node = _NAMED.get(config["provider"]["type"], _NAMED_AWS)
+    for key in of_provider:
+        if not config["provider"].get(key):
+            yield f"provider.{key} is missing" + (
+                "; name the region of your subnet" if of_node is _NAMED_AWS[1] else ""
+            )
     types = config.get("available_node_types") or {}
     if not types:
         yield "available_node_types is missing; Ray would start a default machine that cannot train"
@@ -86,14 +109,14 @@ def _aws_problems(config: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, entry in types.items():
         node = entry.get("node_config") or {}
-        for key in ("InstanceType", "ImageId", "IamInstanceProfile"):
+        for key in of_node:
             if key not in node:
                 yield f"available_node_types.{name}.node_config.{key} is missing"
         if name == head:
             if entry.get("resources", {}).get("GPU"):
                 yield f"{name} is the head and has GPUs, which idle while data are made; use a machine without"
-            if "InstanceMarketOptions" in node:
-                yield f"{name} is the head and may be taken away (InstanceMarketOptions); use an on-demand machine"
+            if why := _may_be_taken_away(node):
+                yield f"{name} is the head and may be taken away ({why}); use an on-demand machine"
         elif "GPU" not in (entry.get("resources") or {}):
             yield f"available_node_types.{name}.resources has no GPU; the autoscaler starts machines by it"
         elif entry.get("min_workers", 0) > 0:
@@ -155,6 +178,11 @@ def _secrecy_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield "a password stands in an address; the file goes to every machine and into logs: see docs/security.md"
     if re.search(r"AWS_SECRET_ACCESS_KEY|AKIA[0-9A-Z]{16}", str(dict(config))):
         yield "an AWS key stands in the file; give the machines an instance profile (IamInstanceProfile) instead"
+    if (config["provider"].get("gcp_credentials") or {}) or "BEGIN PRIVATE KEY" in str(dict(config)):
+        yield (
+            "a key of Google Cloud stands in the file; log in instead (gcloud auth application-default login), and "
+            "give the machines service accounts"
+        )
 
 
 def _rays_problems(config: dict[str, Any]) -> Iterator[str]:

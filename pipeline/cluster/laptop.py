@@ -121,9 +121,7 @@ def head_runs(path: str) -> bool:
             _ssh(config, config["provider"]["head_ip"], _RAYS), stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
     else:
-        from pipeline.cluster.aws import Account
-
-        if Account(config).head() is None:
+        if not _head_is_there(path, config):
             return False
         asked = _asked("exec", path, _RAYS)
     said = re.search(r"ray-(\d+)\s*$", asked.stdout)
@@ -136,6 +134,19 @@ def head_runs(path: str) -> bool:
     return said[1] != "0"
 
 
+def _head_is_there(path: str, config: Mapping[str, Any]) -> bool:
+    """Whether the cloud has a machine that is the head. ValueError when it does not answer."""
+    if config["provider"]["type"] == "gcp":
+        asked = _asked("get-head-ip", path)
+        if asked.returncode != 0 and "Head node of cluster" not in asked.stderr + asked.stdout:
+            last = (asked.stderr.strip() or asked.stdout.strip() or "no word").splitlines()[-1]
+            raise ValueError(f"Google Cloud could not be asked whether a head runs: {last}")
+        return asked.returncode == 0
+    from pipeline.cluster.aws import Account
+
+    return Account(config).head() is not None
+
+
 def what_starts(path: str) -> str:
     """What `up` starts and who says what it costs, in a sentence or two."""
     config = read_cluster_file(path)
@@ -144,9 +155,10 @@ def what_starts(path: str) -> str:
     if provider["type"] == "local":
         return f"Ray on {1 + len(provider['worker_ips'])} machines of your own, {end}"
     types, groups, known = config["available_node_types"], node_groups(config), prices(config)
-    head = types[config["head_node_type"]]["node_config"]["InstanceType"]
+    machine, seller = ("machineType", "Google") if provider["type"] == "gcp" else ("InstanceType", "AWS")
+    head = types[config["head_node_type"]]["node_config"][machine]
     more = " or ".join(
-        f"up to {group.count} {types[group.node_type]['node_config']['InstanceType']} ({group.gpus} GPUs each)"
+        f"up to {group.count} {types[group.node_type]['node_config'][machine]} ({group.gpus} GPUs each)"
         for group in groups
     )
     count = {config["head_node_type"]: 1, **{group.node_type: group.count for group in groups}}
@@ -156,7 +168,7 @@ def what_starts(path: str) -> str:
             f"By provider.price_per_hour that is {alone:,.2f} an hour for the head, {all_of_them:,.2f} with all of them"
         )
     else:
-        cost = f"AWS's price list for {provider['region']} says what they cost an hour"
+        cost = f"{seller}'s price list for {provider['region']} says what they cost an hour"
     return (
         f"One {head}, {end}; {more} while rows need them, given back after "
         f"{config.get('idle_timeout_minutes', 5)} idle minutes. {cost}"

@@ -15,7 +15,7 @@ from tests.helpers.shared import PROJECT
 def filled(name: str, tmp_path: Path, **changes: Any) -> Path:
     """The project's file with something in every place that is to be filled in; changes: key__key=value."""
     text = (PROJECT / name).read_text()
-    if name == "cluster.onprem.yaml":
+    if name in ("cluster.onprem.yaml", "cluster.gcp.yaml"):
         text = PLACEHOLDER.sub(lambda found: re.sub(r"\W+", "-", found.group()), text)
     config = yaml.safe_load(text)
     if name == "cluster.onprem.yaml":

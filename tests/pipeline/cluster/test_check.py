@@ -47,7 +47,7 @@ def test_what_an_account_has_is_unknown_without_credentials_and_nothing_is_wrong
         ({"provider__region": None, "provider__regoin": "us-east-1"}, "provider.region is missing"),
         ({"provider__region": None}, "provider.region is missing"),
         ({"provider__price_per_hour": {"p4": 3.0}}, "price_per_hour has 'p4', which is none of available_node_types"),
-        ({"provider__type": "gcp"}, "this project knows external, aws, local"),
+        ({"provider__type": "azure"}, "this project knows external, aws, gcp, local"),
         ({"provider__module": "mine.Provider"}, "this project has pipeline.cluster.aws.Provider"),
         ({"initialization_commands": ["echo <your name>"]}, "initialization_commands.0.: fill in <your name>"),
         ({"auht": {}}, "Ray: .*auht"),
