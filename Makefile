@@ -24,7 +24,7 @@ help:
 	@echo "make test-quick    those of them that take a few seconds at most and do not start Ray"
 	@echo "make test-long     those of about a minute each, two at once: kills, outages, a row of each task"
 	@echo "make test-full     all: more kills, every row; with a GPU or several hosts, what needs them"
-	@echo "make test-cluster  ray up, submit, faults, ray down on hosts in namespaces; as root, with sshd and rsync"
+	@echo "make test-cluster  ray up, faults, ray down, Slurm, the image on hosts in namespaces; as root, with sshd, Slurm ..."
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
 	@echo "make clean         remove caches; results/, storage/ and .venv stay"
