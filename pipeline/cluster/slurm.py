@@ -36,8 +36,10 @@ MOST_REQUEUES = 20
 """How often a job puts itself into the queue again: one that gets nowhere is not to go on for ever."""
 START_WAIT_S = 120.0
 """How long Ray may take to start on the first node."""
-END_WAIT_S = 60.0
-"""How long rows may take to tidy up."""
+END_WAIT_S = 20.0
+"""How long rows, and then Ray, may take to tidy up: a job that Slurm ends has 30 seconds by default."""
+SIGNAL_WAIT_S = 5.0
+"""What Slurm tells a job's other processes has reached the first one after this long."""
 AGAIN_S = 5.0
 """After a node's Ray has ended, it is started again so much later."""
 ENDED = ("", "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
@@ -156,11 +158,16 @@ def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence
             start_new_session=True,
         )
         try:
-            while (code := rows.poll()) is None and not received:
-                ray.look()
+            while (code := rows.poll()) is None and not received and (lost := ray.look()) is None:
                 time.sleep(0.5)
+            if code != 0 and not received:
+                time.sleep(SIGNAL_WAIT_S)  # Slurm may be what has ended the rows, or Ray
         finally:
             _end(rows)
+    if code != 0 and received:
+        return None
+    if code is None:
+        raise ValueError(lost)
     return code
 
 
@@ -249,13 +256,13 @@ class RayNodes:
                 timeout=END_WAIT_S,
             )
 
-    def look(self) -> None:
-        """Start Ray again on a node where it has ended. ValueError if that was the first: the cluster has ended."""
+    def look(self) -> str | None:
+        """Start Ray again on a node where it has ended. A sentence if that was the first: the cluster has ended."""
         for node, step in list(self._steps.items()):
             if step.poll() is None:
                 continue
             if node == self._nodes[0]:
-                raise ValueError(
+                return (
                     f"Ray has ended on {node}, the first node (exit code {step.returncode}: {self._said(node)}); "
                     "submit the same again, it goes on from the last checkpoints"
                 )
@@ -265,6 +272,7 @@ class RayNodes:
             elif time.monotonic() > self._again_s[node]:
                 del self._again_s[node]
                 self._start(node, f"--address={self.address}")
+        return None
 
     def _start_head(self) -> None:
         """On ports that are free now. Another job of the node may take one before Ray does: then on others."""
@@ -294,7 +302,7 @@ class RayNodes:
         with open(self._log(node), "wb") as log:
             self._steps[node] = subprocess.Popen(
                 [*step, "bash", "-c", _NODE, "node", *ray],
-                env={**self._environment, **HEAD_SETTINGS},
+                env={**self._environment, **_RAY_SETTINGS},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -308,7 +316,7 @@ class RayNodes:
         return " ".join(self._log(node).read_text(encoding="utf-8", errors="replace").split()[-60:])
 
 
-HEAD_SETTINGS = {
+_RAY_SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
@@ -355,15 +363,17 @@ def _remove_ended(allocation: Allocation) -> None:
 
 
 def _close(workspace: Path, project: Path) -> None:
-    _bring_home(workspace, project)
-    shutil.rmtree(workspace, ignore_errors=True)
+    _bring_home(workspace, project, remove=True)
 
 
-def _bring_home(workspace: Path, project: Path) -> None:
+def _bring_home(workspace: Path, project: Path, *, remove: bool = False) -> None:
+    """Take a workspace's results into the project. `remove`: and then remove it; another job may have done so."""
     from pipeline.cluster.workspace import add_newer_results
 
     with _locked(project / JOBS / "results.lock"):
-        taken = add_newer_results(workspace, project)
+        taken = add_newer_results(workspace, project) if workspace.is_dir() else []
+        if remove:
+            shutil.rmtree(workspace, ignore_errors=True)
     if taken:
         say(f"{len(taken)} results are in {project}: {', '.join(taken)}")
 

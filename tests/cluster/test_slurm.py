@@ -181,6 +181,22 @@ def test_two_tasks_of_an_array_share_the_nodes_and_make_shared_stages_once(slurm
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_cancelled_job_leaves_nothing_and_the_same_again_continues(slurm: Slurm) -> None:
+    job = slurm.submit("--nodes=2 --cpus-per-task=1", TRAIN)
+    reaches(slurm, job, 12)
+    slurm.ask(f"scancel {job}")
+    until(lambda: left_over(slurm) == [], said=lambda: f"{left_over(slurm)}\n{slurm.log(job)}\n{slurm.logs()}")
+    assert slurm.state(job) == "CANCELLED"
+    assert "cancelled; the same again goes on from the last checkpoints" in slurm.log(job)
+    job = slurm.submit("--nodes=2 --cpus-per-task=1", TRAIN)
+    assert slurm.ends(job) == "COMPLETED", slurm.log(job)
+    assert "going on from step 10" in slurm.log(job)
+    check_whole(slurm, "faults")
+    forget(slurm, "faults")
+
+
+@pytest.mark.full
 def test_a_job_that_cannot_begin_ends_with_a_sentence(slurm: Slurm) -> None:
     job = slurm.submit("--nodes=2 --cpus-per-task=1", "train@ade20k_r50")
     assert slurm.ends(job) == "FAILED"

@@ -84,7 +84,10 @@ def test_the_copied_file_needs_nothing_but_python_to_start(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["jump"], "error: jump is no command; there are check, up, run, results, down, repro, slurm, attach, status, stop\n"),
+        (
+            ["jump"],
+            "error: jump is no command; there are check, up, run, results, down, repro, slurm, attach, status, stop\n",
+        ),
         (["repro"], "error: name what to make: repro register@ade20k_swin-s\n"),
         (["repro", "--force", "a@b"], "error: --force is neither a target like register@ade20k_swin-s nor a setting"),
         (["results"], "error: name one cluster file: python -m pipeline.submit results cluster.yaml\n"),
