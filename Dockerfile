@@ -23,8 +23,10 @@ COPY --chown=m2f:m2f requirements.lock ./
 RUN python3 -m venv .venv && .venv/bin/python -m pip install --disable-pip-version-check -r requirements.lock
 
 COPY --chown=m2f:m2f . .
-RUN make install
+# The folders are there so that a volume in their place is the user's.
+RUN make install && mkdir results storage
 
 ARG COMMIT=
-ENV PATH=/m2f/.venv/bin:$PATH M2F_GIT_COMMIT=$COMMIT RAY_USAGE_STATS_ENABLED=0 RAY_enable_metrics_collection=0
+ENV PATH=/m2f/.venv/bin:$PATH M2F_GIT_COMMIT=$COMMIT RAY_USAGE_STATS_ENABLED=0 RAY_enable_metrics_collection=0 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 CMD ["m2f", "--help"]

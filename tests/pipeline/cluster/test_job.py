@@ -118,3 +118,11 @@ def test_a_job_ends_by_saying_where_results_curves_and_models_are_and_how_they_c
     lines = where_things_are(tmp_path, [])
     assert lines[1] == f"report     {tmp_path}/reports/index.html on the head; at home: python -m stages.report"
     assert lines[-1].endswith("results cluster.yaml")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert where_things_are(tmp_path, [])[-1] == "bring home as docs/cluster.md says for Kubernetes"
+    # a job of Slurm has them in the project
+    at_home = where_things_are(tmp_path, ["a"], home=True)
+    assert at_home[0] == f"results    {tmp_path}/results; checkpoints and overlays: s3://bucket/m2f/runs"
+    assert at_home[1] == "report     python -m stages.report" and at_home[-1].startswith(
+        "model      models:/shapes-a@best"
+    )
