@@ -451,7 +451,7 @@ def test_a_torn_file_stops_neither_the_other_seeds_nor_the_other_rows(
     runs = client().search_runs([client().get_experiment_by_name("mask2former").experiment_id])
     keys = {run.data.tags["m2f.run_key"]: run.info.status for run in runs if "m2f.run_key" in run.data.tags}
     assert keys == {"k0": "RUNNING", "k1": "FINISHED"}
-    assert ["2 finished"] == [run.data.tags["m2f.seeds"] for run in runs if "m2f.seeds" in run.data.tags]
+    assert [run.data.tags["m2f.seeds"] for run in runs if "m2f.seeds" in run.data.tags] == ["2 finished"]
 
 
 def test_the_command_leaves_a_row_whose_settings_have_changed_and_says_so(
