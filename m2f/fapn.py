@@ -11,6 +11,7 @@ B images, C channels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,8 @@ class Alignment(nn.Module):
         upsampled = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
         where = self.offsets(self.norm(self.difference(torch.cat((fine, 2 * upsampled), dim=1))))
         offsets, weights = where.split((2 * _OFFSET_GROUPS * _TAPS, _OFFSET_GROUPS * _TAPS), dim=1)
-        # in float32: bf16 would round positions
-        with torch.autocast(fine.device.type, enabled=False):
+        # in float32: bf16 would round positions; tensors without memory have no autocast
+        with nullcontext() if fine.is_meta else torch.autocast(fine.device.type, enabled=False):
             aligned: Tensor = deform_conv2d(
                 upsampled.float(),
                 offsets.float(),

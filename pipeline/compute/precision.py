@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -14,10 +15,11 @@ _FIRST_SCALE = 2.0**16
 """As torch.amp.GradScaler begins, and after how many steps without overflow it doubles."""
 
 
-def in_precision(precision: Precision, device: torch.device) -> torch.autocast:
-    """Where a network computes in a precision, as autocast does it."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "float32")
+def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Where a network computes in a precision, as autocast does it; float32 on any device, those without memory too."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 class LossScale:
