@@ -66,7 +66,7 @@ COMMANDS = {
 }
 """In the order in which they are used."""
 
-_PATHS = {"folder", "images", "out", "own", "params"}
+_PATHS = {"cluster", "folder", "images", "out", "own", "params"}
 """Arguments for which a shell offers files."""
 
 _SOURCES = "sources"
