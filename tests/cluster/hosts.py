@@ -239,9 +239,10 @@ class Hosts:
         return found
 
     def all_pids(self, host: str) -> list[int]:
-        """The machine's ids of all of a host's processes but the first."""
+        """The machine's ids of all of a host's processes but the first, and what holds that."""
         pids = (int(pid) for pid in _ip("netns", "pids", f"{PREFIX}-{host}").split())
-        return [pid for pid in pids if _status(pid).get("NSpid", "").split()[-1:] != ["1"]]
+        own = {pid: _status(pid).get("NSpid", "").split()[1:] for pid in pids}  # in the host's own numbers
+        return [pid for pid, numbers in own.items() if numbers and numbers[-1] != "1"]
 
     def kill(self, host: str, name: str, sig: int = signal.SIGKILL) -> int:
         """Signal a host's processes of a name; how many there were."""

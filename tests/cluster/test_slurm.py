@@ -147,7 +147,7 @@ def test_a_preempted_job_and_one_whose_time_ends_go_on_and_end_with_the_same_bit
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_a_job_that_loses_a_node_is_started_again_on_both_and_goes_on(slurm: Slurm, undisturbed: str) -> None:
+def test_a_job_that_loses_a_node_is_started_again_on_both_and_goes_on(slurm: Slurm) -> None:
     job = slurm.submit("--nodes=2 --cpus-per-task=1", TRAIN)
     reaches(slurm, job, 15)
     slurm.lose("worker2")
