@@ -194,6 +194,8 @@ class Facts:
     median_seed: int | None
     published: Mapping[str, Any]
     published_authors: Mapping[str, Any]
+    judged_by: Literal["published", "published_authors"]
+    """Which of the two `verdict` and `difference` are of."""
     difference: Mapping[str, float]
     """The median less the published figure."""
     baseline: Baseline | None
@@ -215,6 +217,11 @@ class Facts:
     """The row's own run."""
     mlflow_experiment_id: str | None = None
     """Of the experiment that holds all rows."""
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """The figures that the row is judged by."""
+        return self.published if self.judged_by == "published" else self.published_authors
 
     def as_json(self) -> dict[str, Any]:
         """The row in results.json."""
@@ -272,7 +279,8 @@ def row_facts(row: Row, results: Path, settings: VerdictConfig) -> Facts:
         median_seed=_nearest(done, first, statistics.median(values)) if values else None,
         published=dict(row.published),
         published_authors=dict(row.published_authors),
-        difference=_difference(median, row.published),
+        judged_by=row.figures,
+        difference=_difference(median, row.reference),
         baseline=_baseline(evaluated, row.task),
         published_checkpoint=_published_checkpoint(checked, row.task) if checked else None,
         other_checkpoints={

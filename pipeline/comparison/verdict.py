@@ -57,7 +57,7 @@ def row_verdict(
     failed: the seeds that did not finish: failed, diverged or stopped.
     """
     figure = figure or primary(row.task)
-    published = row.published.get(figure)
+    published = row.reference.get(figure)
     if published is None:
         return Verdict(decision="no verdict", reason=_unpublished(row, figure))
     if not values and not failed:

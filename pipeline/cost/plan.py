@@ -58,6 +58,9 @@ NETWORKS: Mapping[tuple[str, str], tuple[int, int, int]] = {
 """By backbone and pixel decoder, of the published decoders without classes and queries: values saved, values trained,
 and tensors that they are in, so that a plan builds no network."""
 
+LEARNED_NORMS: Mapping[str, tuple[int, int]] = {"r50": (53_120, 106), "r101": (105_344, 208)}
+"""By backbone: the values trained besides, and their tensors, where batch norm's scale and shift learn."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -239,13 +242,16 @@ def known_checkpoint_bytes(model: ModelConfig) -> int | None:
     name, queries = (model.backbone.name, model.pixel_decoder.name), model.query_decoder.queries
     published = ModelConfig(
         num_classes=model.num_classes,
-        backbone=dataclasses.replace(model.backbone, frozen_norm=True),
+        backbone=model.backbone,
         pixel_decoder=PixelDecoderConfig(name=model.pixel_decoder.name),
         query_decoder=QueryDecoderConfig(queries=queries),
         loss=model.loss,
     )
     if name in NETWORKS and model == published:
         saved, trained, tensors = NETWORKS[name]
+        if not model.backbone.frozen_norm:
+            values, more = LEARNED_NORMS.get(model.backbone.name, (0, 0))
+            trained, tensors = trained + values, tensors + more
         own = 257 * (model.num_classes + 1) + 2 * 256 * queries
         return 4 * (saved + own) + 8 * (trained + own) + 4 * tensors
     return None

@@ -160,8 +160,9 @@ def parse_params(tree: Any, where: str = "params.yaml", *, checkpoints_in: str =
         check_dataset(data, f"{where}: datasets.{name}")
         check_labels(data, f"{where}: datasets.{name}")
     check_verdict(params.verdict, f"{where}: verdict")
-    for name, preset in _section(tree, "presets", where).items():
-        check_preset(name, preset, f"{where}: presets.{name}")
+    for section in ("presets", "recipes"):
+        for name, preset in _section(tree, section, where).items():
+            check_preset(name, preset, f"{where}: {section}.{name}")
     weights = {name: _weights(name, entry, params, where) for name, entry in _section(tree, "weights", where).items()}
     params = dataclasses.replace(params, weights=weights)
     rows = {name: _row(name, row, params, where) for name, row in _section(tree, "rows", where).items()}
@@ -211,7 +212,7 @@ def _weights(name: str, entry: Any, params: Params, where: str) -> WeightsConfig
 def _row(name: str, tree: Any, params: Params, where: str) -> Row:
     """One row with all that its preset and its dataset say, checked."""
     at = f"{where}: rows.{name}"
-    full = with_num_classes(with_preset(tree, params.presets, at), params.datasets)
+    full = with_num_classes(with_preset(tree, params, at), params.datasets)
     full = with_class_weights(full, params.datasets, at)
     if isinstance(full, Mapping) and "dataset" in full:
         if not isinstance(full["dataset"], str):

@@ -268,7 +268,14 @@ class Row:
     published_trainings: int = 1
     """How many trainings the published figures are the median of; 1: they are a single training's."""
     published_authors: Mapping[str, Any] = field(default_factory=dict)
-    """The original authors' figures, shown beside and not judged against."""
+    """The original authors' figures."""
+    figures: Literal["published", "published_authors"] = field(default="published", metadata={OFF: "published"})
+    """Which of the two the row is judged by: those of its own recipe. The other is shown beside."""
+
+    @property
+    def reference(self) -> Mapping[str, Any]:
+        """The figures that the row is judged by."""
+        return self.published if self.figures == "published" else self.published_authors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,6 +321,9 @@ class Params:
     """By name: the row's for the one whose training is compared with, others with something after it."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that several rows share, by the name a row's `preset` gives; the row's own come first."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What another recipe than the presets' changes, by the name a row's `recipe` gives; it comes before the preset,
+    and the row's own before both."""
     sites: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What weights or checkpoints of one publisher share, by the name an entry's `site` gives."""
     verdict: VerdictConfig = field(default_factory=VerdictConfig)

@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.parse import parse_part, pick
-from pipeline.params.schema import DatasetConfig, Row
+from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.params.sentences import shown
 
-_OF_THE_ROW = ("name", "dataset", "weights", "preset")
-"""Settings that a preset cannot hold: dvc.yaml reads them from each row."""
+_OF_THE_ROW = ("name", "dataset", "weights", "preset", "recipe")
+"""What a preset or a recipe cannot hold."""
 
 _PLACE = re.compile(r"\{([^{}]*)\}|[{}]")
 """In a site's texts: what an entry fills in, or a brace alone, which it cannot."""
@@ -66,7 +66,7 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
 
 
 def check_preset(name: str, preset: Mapping[str, Any], at: str) -> None:
-    """ValueError where a preset holds what is no setting of a row, or a value that none can have."""
+    """ValueError where a preset or a recipe holds what is no setting of a row, or a value that none can have."""
     if name == "none" and preset:
         raise ValueError(f"{at} holds {', '.join(map(str, preset))}; none stands for no preset, so choose another name")
     for key in _OF_THE_ROW:
@@ -75,15 +75,18 @@ def check_preset(name: str, preset: Mapping[str, Any], at: str) -> None:
     parse_part(Row, preset, at)
 
 
-def with_preset(row: Any, presets: Mapping[str, Mapping[str, Any]], at: str) -> Any:
-    """A row with its preset's settings where it gives none of its own. A list is one setting."""
+def with_preset(row: Any, params: Params, at: str) -> Any:
+    """A row with its recipe's and then its preset's settings where it gives none of its own. A list is one setting."""
     if not isinstance(row, Mapping):
         return row
-    name = row.get("preset", "none")
-    if not isinstance(name, str):
-        raise ValueError(f"{at}.preset is {shown(name)}; expected the name of a preset, or none")
-    preset = {} if name == "none" else pick(presets, name, "preset", at)
-    return _merged(preset, {key: value for key, value in row.items() if key != "preset"})
+    full = {key: value for key, value in row.items() if key not in ("recipe", "preset")}
+    for key, section in (("recipe", params.recipes), ("preset", params.presets)):
+        name = row.get(key, "none")
+        if not isinstance(name, str):
+            raise ValueError(f"{at}.{key} is {shown(name)}; expected the name of a {key}, or none")
+        if name != "none":
+            full = _merged(pick(section, name, key, at), full)
+    return full
 
 
 def with_num_classes(row: Any, datasets: Mapping[str, DatasetConfig]) -> Any:

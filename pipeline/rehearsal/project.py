@@ -138,7 +138,7 @@ def _short_params(row: Row, params: Params, file: Path, extent: Extent, served: 
         short["test"] = {**short.get("test", {}), "ms_flip": None}
     short["seeds"] = [row.seeds[0]]
     return {
-        **{section: original[section] for section in ("presets", "sites", "verdict") if section in original},
+        **{section: original[section] for section in ("presets", "recipes", "sites", "verdict") if section in original},
         "datasets": {row.dataset: _stand_in_dataset(original, row, params, extent, served, address)},
         "weights": {row.weights: _stand_in_weights(original, row, params, extent, served, address)},
         "rows": {row.name: short},

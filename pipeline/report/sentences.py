@@ -135,7 +135,7 @@ def _misprints(rows: Mapping[str, Facts]) -> list[str]:
 
 def _checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
     """Published rows of which it is known which checkpoint their figures are of."""
-    published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.published}
+    published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.reference}
     named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
     return [
         f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."

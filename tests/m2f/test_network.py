@@ -150,6 +150,18 @@ def test_every_state_dict_entry_has_exactly_one_reference_name_and_its_shape(row
     assert {reference_name(name): [list(t.shape), str(t.dtype)[6:]] for name, t in state.items()} == entries
 
 
+def test_rows_of_the_authors_recipe_have_their_batch_norm() -> None:
+    with torch.device("meta"):
+        models = {name: build_model(PARAMS.rows[f"{name}_r50_authors"].model) for name in ("cityscapes", "ade20k")}
+    norm = models["cityscapes"].backbone.bn1
+    groups = parameter_groups(models["cityscapes"], PARAMS.rows["cityscapes_r50_authors"].train.optimizer)
+    (group,) = [group for group in groups if any(parameter is norm.weight for parameter in group["params"])]
+    assert (group["lr"], group["weight_decay"]) == (1e-5, 0.0)  # SyncBN that learns, without decay
+    assert models["cityscapes"].train().backbone.bn1.training
+    frozen = models["ade20k"].train().backbone.bn1
+    assert not frozen.weight.requires_grad and not frozen.training  # detectron2's FrozenBN
+
+
 def test_the_tiny_row_is_the_same_network_with_group_norm_and_fewer_channels() -> None:
     model = build_model(TINY)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())

@@ -195,7 +195,7 @@ def _reach(rows: Mapping[str, Facts]) -> float:
 def _differences(facts: Facts) -> list[float]:
     """The seeds' figures less the published one."""
     first = facts.primary
-    published = facts.published.get(first)
+    published = facts.reference.get(first)
     if published is None:
         return []
     return [value - published for seed in facts.seeds if (value := seed.figures.get(first)) is not None]

@@ -159,7 +159,7 @@ def _headline(facts: Facts) -> tuple[str, str]:
 
 
 def _charts(name: str, facts: Facts, details: Details, colours: Mapping[int, str]) -> list[tuple[str, Markup]]:
-    first, published = facts.primary, facts.published.get(facts.primary)
+    first, published = facts.primary, facts.reference.get(facts.primary)
     validation = f"Validation {LABELS[first]} during training, percent"
     warnings = [(point.step, point.value) for seed in facts.seeds for point in seed.below_reference]
     drawn = [
@@ -184,7 +184,7 @@ def _charts(name: str, facts: Facts, details: Details, colours: Mapping[int, str
 def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, Markup]:
     """(caption, chart) of the seeds on one axis with what they are compared with."""
     first, verdict = facts.primary, facts.verdict
-    label, published = LABELS[first], facts.published.get(first)
+    label, published = LABELS[first], facts.reference.get(first)
     values = {seed.seed: value for seed in facts.seeds if (value := seed.figures.get(first)) is not None}
     if not values:
         return "", Markup()
@@ -199,7 +199,7 @@ def _spread(name: str, facts: Facts, colours: Mapping[int, str]) -> tuple[str, M
         label=f"{label} of each seed of {name}",
         median=facts.median[first],
         published=published,
-        authors=facts.published_authors.get(first),
+        authors=facts.published_authors.get(first) if facts.judged_by == "published" else None,
         margin=facts.margin,
         interval=verdict.interval,
     )

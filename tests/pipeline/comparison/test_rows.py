@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.comparison.rows import Interval, row_facts
+from pipeline.comparison.tables import table_line
 from pipeline.params.schema import Params
 from pipeline.storage.files import write_json
 from pipeline.storage.results import EvaluatedCheckpoint
@@ -37,6 +38,15 @@ def test_the_difference_is_ours_less_the_published_figure(params: Params, tmp_pa
     assert facts.difference == {"miou": -0.44}  # 80.00 - 80.44
     assert facts.published == {"miou": 80.44, "inf_fps": 9.17, "train_mem_gib": 5.67, "device": "A100"}
     assert facts.published_authors == {"miou": 79.4, "miou_ms_flip": 82.2}
+
+
+def test_a_row_of_the_authors_recipe_is_compared_with_their_figures(params: Params, tmp_path: Path) -> None:
+    written(tmp_path, evaluated("published", [0.8]))
+    row = dataclasses.replace(params.rows["published"], figures="published_authors")
+    facts = row_facts(row, tmp_path, RULE)
+    assert facts.reference == facts.published_authors and facts.difference == {"miou": 0.6}  # 80.00 - 79.40
+    (cell,) = [cell for key, cell in table_line("published", facts).items() if key == "difference miou"]
+    assert cell.text == "+0.60" and "published 79.40" in facts.verdict.reason
 
 
 def test_a_row_without_results_is_not_run(params: Params, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -361,6 +362,9 @@ def test_a_row_published_under_another_recipe_or_nowhere_has_no_verdict() -> Non
     verdict = row_verdict(authors, FIVE, 0, RULE)
     assert verdict.decision == "no verdict"
     assert verdict.reason == "AP is published only by the authors, under another recipe: 46.70."
+    theirs = row_verdict(dataclasses.replace(authors, figures="published_authors"), [46.0], 0, RULE)
+    assert theirs.decision == "undecided"  # a row of their recipe is judged by them
+    assert theirs.reason.startswith("The one seed, 46.00, is 0.70 below the published 46.70")
     nothing = row_verdict(row(), [], 0, RULE)
     assert (nothing.decision, nothing.reason) == ("no verdict", "No mIoU is published.")
     other = row_verdict(row(published={"miou": 48.2}), FIVE, 0, RULE, figure="miou_ms_flip")

@@ -626,6 +626,24 @@ def test_a_rows_own_settings_come_before_those_of_its_preset_and_lists_are_one_s
     assert (second.train.optimizer.lr, second.train.augmentation.short_sides, second.seeds) == (0.5, (64, 96), (3, 4))
 
 
+def test_a_recipe_comes_between_a_row_and_its_preset() -> None:
+    tree = small_tree(recipe="other", train={"optimizer": {"lr": 0.125}})
+    optimizer = {"lr": 0.0625, "eps": 0.5}
+    tree["recipes"] = {"other": {"train": {"optimizer": optimizer}, "figures": "published_authors", "seeds": [9]}}
+    first, second = (parse_params(tree).rows[name] for name in ("first", "second"))
+    assert (first.train.optimizer.lr, first.train.optimizer.eps, first.train.steps) == (0.125, 0.5, 100)
+    assert (first.seeds, first.figures) == ((9,), "published_authors")
+    assert (second.train.optimizer.eps, second.seeds, second.figures) == (0.25, (3, 4), "published")
+    for recipe, sentence in (
+        ("othr", "rows.first: no recipe is called 'othr'; did you mean 'other'?"),
+        (1, "rows.first.recipe is 1; expected the name of a recipe, or none"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            parse_params({**tree, "rows": {"first": {**tree["rows"]["second"], "recipe": recipe}}})
+    with pytest.raises(ValueError, match=r"recipes.other holds 'preset', which each row says for itself"):
+        parse_params({**tree, "recipes": {"other": {"preset": "small"}}})
+
+
 def test_a_setting_of_one_row_leaves_every_other_row_as_it_was() -> None:
     before = parse_params(copy.deepcopy(TREE)).rows
     for name, row in before.items():
