@@ -2,7 +2,7 @@
 
 SOURCE is a row (its best seed), models:/name@alias, or a checkpoint file with --row.
 
-onnx           one file of opset 18, for ONNX Runtime and what reads ONNX; needs pip install onnx onnxscript onnxruntime
+onnx           one file of opset 19, for ONNX Runtime and what reads ONNX; needs pip install onnx onnxscript onnxruntime
 torch.export   one .pt2 file for torch.export.load
 huggingface    a folder for transformers, whose own processor resizes and normalises
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +17,7 @@ from pipeline.params.tasks import primary
 from pipeline.runs.checkpoints import save_model
 from pipeline.runs.curve_file import point_line
 from pipeline.runs.outcome import evaluation_dir
+from pipeline.runs.published_log import logged_step_s, read_log
 from pipeline.storage.files import local_file, sha256, write_text
 from pipeline.storage.results import EvaluatedCheckpoint, Manifest, PaddedEvaluation, PublishedEvaluation
 from pipeline.storage.root import storage_root
@@ -32,16 +31,6 @@ CODES = {
     for layout, function in CONVERTED_BY.items()
 }
 """The definitions that make figures of a published checkpoint, by its layout."""
-
-_TRAINING = {
-    "loss": "loss",
-    "decode.loss_cls": "loss_class",
-    "decode.loss_mask": "loss_mask",
-    "decode.loss_dice": "loss_dice",
-}
-_TRAINING |= {"base_lr": "lr", "grad_norm": "grad_norm", "memory": "memory_mib"}
-_VALIDATION = {"mIoU": "val_miou", "mAcc": "val_mean_accuracy", "aAcc": "val_pixel_accuracy"}
-"""Names in the published logs (percent) and ours (fractions)."""
 
 
 def evaluate_published(row: Row, config: PublishedConfig, *, manifest: Manifest, name: str = "") -> PublishedEvaluation:
@@ -139,32 +128,3 @@ def write_log(url: str, run_dir: StoredPath) -> None:
     points = sorted(read_log(downloaded(url).path).items())
     now_ms = int(time.time() * 1000)
     write_text(run_dir / "curve.jsonl", "".join(f"{point_line(step, point, now_ms)}\n" for step, point in points))
-
-
-def read_log(path: StoredPath) -> dict[int, dict[str, float]]:
-    """Points by step of a training log in mmengine's format: JSON lines, training and validation mixed.
-
-    Metrics get our names and become fractions. ValueError when a line is no JSON object, or none has a step.
-    """
-    points: dict[int, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            values = {ours: float(entry[theirs]) for theirs, ours in _TRAINING.items() if theirs in entry}
-            values |= {ours: float(entry[theirs]) / 100 for theirs, ours in _VALIDATION.items() if theirs in entry}
-        except (json.JSONDecodeError, TypeError, ValueError):
-            raise ValueError(f"{path} is no training log: line {number} is not a JSON object of numbers") from None
-        if values and "step" in entry:
-            points.setdefault(int(entry["step"]), {}).update(values)
-    if not points:
-        raise ValueError(f"{path} is no training log: no line has a step with a loss or a metric")
-    return points
-
-
-def logged_step_s(path: StoredPath) -> float | None:
-    """Median seconds of a training step by a log in mmengine's format; None where it gives no times."""
-    entries = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    times = [entry["time"] for entry in entries if "loss" in entry and "time" in entry]  # validation lines have a time
-    return statistics.median(times) if times else None

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from pipeline.export.check import Run
 
-OPSET = 18
-"""Of ONNX's operators; GridSample, of which the deformable attention is made, is in 16 and later."""
+OPSET = 19
+"""Of ONNX's operators; GridSample, of which the deformable attention is made, is in 16 and later, and DeformConv, of
+which the feature-aligned pyramid is, in 19."""
 
 
 def require_onnx() -> None:

@@ -18,6 +18,9 @@ from pipeline.params.sentences import shown
 _OF_THE_ROW = ("name", "dataset", "weights", "preset", "recipe")
 """What a preset or a recipe cannot hold."""
 
+_OF_THE_SITE = ("site", "name", "stamp", "log")
+"""What an entry of `weights` or `checkpoints` says to its site."""
+
 _PLACE = re.compile(r"\{([^{}]*)\}|[{}]")
 """In a site's texts: what an entry fills in, or a brace alone, which it cannot."""
 
@@ -45,12 +48,12 @@ def _is_colour(entry: Any) -> bool:
 def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> Any:
     """An entry of `weights` or `checkpoints` with what its site says of it.
 
-    A site's texts hold {name} and {stamp} of the entry, and {date} and {digest}: the parts of `stamp`, or of `name`
-    where there is no stamp, before and after the last dash.
+    A site's texts hold {name}, {stamp} and {log} of the entry, and {date} and {digest}: the parts of `stamp`, or of
+    `name` where there is no stamp, before and after the last dash. What the entry gives itself is not made of them.
     """
     if not isinstance(entry, Mapping) or "site" not in entry:
         return entry
-    named = {key: entry[key] for key in ("site", "name", "stamp") if key in entry}
+    named = {key: entry[key] for key in _OF_THE_SITE if key in entry}
     for key, value in named.items():
         if not isinstance(value, str):
             raise ValueError(f"{at}.{key} is {shown(value)}; expected text, in quotes if it looks like a number")
@@ -59,10 +62,12 @@ def with_site(entry: Any, sites: Mapping[str, Mapping[str, str]], at: str) -> An
     known = {**named, "date": date, "digest": digest}
     filled = {}
     for key, text in site.items():
+        if key in entry:
+            continue
         if unknown := [part for part in _PLACE.findall(text) if part not in known]:
             raise ValueError(f"{at}: its site's {key} is {shown(text)}, and the entry has no {shown(unknown[0])}")
         filled[key] = _PLACE.sub(lambda place: known[place[1]], text)
-    return {**filled, **{key: value for key, value in entry.items() if key not in ("site", "name", "stamp")}}
+    return {**filled, **{key: value for key, value in entry.items() if key not in _OF_THE_SITE}}
 
 
 def check_preset(name: str, preset: Mapping[str, Any], at: str) -> None:

@@ -14,14 +14,13 @@ from mlflow import MlflowClient
 
 from m2f import build_model
 from m2f.weights import reference_name, to_detectron2, to_huggingface
-from pipeline.evaluation.published import digest_prefix, evaluate_published, logged_step_s, read_log
+from pipeline.evaluation.published import digest_prefix, evaluate_published
 from pipeline.evaluation.task_metrics import measure
 from pipeline.params.schema import PublishedConfig, Row
 from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
 from pipeline.tracking.mlflow_runs import track_published
-from tests.helpers.shared import shared
 
 LOG = [
     {"base_lr": 1e-4, "loss": 90.5, "decode.loss_cls": 4.0, "grad_norm": 200.0, "memory": 5806, "step": 50},
@@ -150,33 +149,3 @@ def test_a_checkpoint_that_was_altered_on_its_way_is_refused(
 def test_the_digest_is_read_from_a_published_name() -> None:
     assert digest_prefix("https://x/mask2former_r50_20221202_140802-ffd9d750.pth") == "ffd9d750"
     assert digest_prefix("https://x/swin_tiny_patch4_window7_224.pth") == ""
-
-
-def test_a_real_mmengine_log_becomes_points_by_step() -> None:
-    points = read_log(shared("reference/mmengine_training_log.json"))
-    assert list(points) == [5, 10, 15, 20]
-    assert points[10]["loss"] == pytest.approx(108.76382980346679)
-    assert points[10]["val_miou"] == pytest.approx(0.0242)
-    assert points[20]["lr"] == 0.0  # base_lr: what the decoders learn at
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("<html>", "line 1 is not a JSON object"), ('{"step": 1}\n', "no line has a step with a loss"), ("", "no line")],
-)
-def test_what_is_no_log_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "log.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_log(tmp_path / "log.json")
-
-
-def test_the_time_of_a_step_is_the_median_of_a_logs_training_lines(tmp_path: Path) -> None:
-    log = tmp_path / "log.json"
-    lines = [{"loss": 9.0, "time": time, "step": 50} for time in (2.0, 0.5, 0.4)]  # the first one is slow
-    log.write_text("\n".join(json.dumps(line) for line in [*lines, {"mIoU": 70.0, "time": 99.0, "step": 150}]))
-    assert logged_step_s(log) == 0.5
-    log.write_text(json.dumps(LOG[0]))
-    assert logged_step_s(log) is None
-    assert logged_step_s(shared("reference/mmengine_training_log.json")) == pytest.approx(
-        (1.9282 + 3.4677) / 2, abs=1e-4
-    )

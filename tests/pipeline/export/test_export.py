@@ -96,7 +96,7 @@ def test_an_onnx_file_has_this_projects_numbers_and_says_what_they_mean(
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == list(source.class_names)
-    assert (about["row"], about["task"], about["run_key"], about["opset"]) == ("shapes_tiny", "panoptic", "feed", "18")
+    assert (about["row"], about["task"], about["run_key"], about["opset"]) == ("shapes_tiny", "panoptic", "feed", "19")
     images, sizes = session.get_inputs()
     assert (images.name, images.type, images.shape[1]) == ("images", "tensor(uint8)", 3)
     assert (sizes.name, sizes.type, sizes.shape[1]) == ("sizes", "tensor(int64)", 2)
@@ -109,6 +109,17 @@ def test_an_onnx_file_has_this_projects_numbers_and_says_what_they_mean(
     fed = [{"images": each.numpy(), "sizes": torch.tensor([[50, 70]]).numpy()} for each in (noise, other)]
     first, second = (session.run(None, each) for each in fed)
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.full
+def test_a_network_with_a_feature_aligned_pyramid_is_exported(source: TrainedNetwork, tmp_path: Path) -> None:
+    model = source.row.model
+    pyramid = dataclasses.replace(model, pixel_decoder=dataclasses.replace(model.pixel_decoder, name="fapn"))
+    with_pyramid = source_of(dataclasses.replace(source.row, model=pyramid))
+    for file, form in (("it.onnx", "onnx"), ("it.pt2", "torch.export")):
+        made = export(with_pyramid, tmp_path / file, form=form)
+        assert made.parity.apart == 0
+        assert all(made.parity.largest[name] < 1e-4 * made.parity.magnitude[name] for name in made.parity.largest)
 
 
 @pytest.mark.full

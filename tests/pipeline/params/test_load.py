@@ -192,7 +192,10 @@ def changed(*path: str, value: Any = None, delete: bool = False) -> dict[str, An
             changed("rows", "ade20k_swin-s", "published_trainings", value=0),
             "rows.ade20k_swin-s.published_trainings is 0; it must be at least 1",
         ),
-        ([], "expected the sections datasets, rows, weights, checkpoints, presets, sites, verdict, found list"),
+        (
+            [],
+            "expected the sections datasets, rows, weights, checkpoints, presets, recipes, sites, verdict, found list",
+        ),
     ],
 )
 def test_a_wrong_entry_is_one_sentence_that_names_it_and_the_remedy(tree: Any, message: str) -> None:
@@ -711,6 +714,11 @@ def test_a_sites_address_is_filled_with_an_entrys_name_and_stamp() -> None:
     assert params.weights["w"].url == "http://127.0.0.1/net-b-ab12.pth"
     assert (params.weights["w"].sha256_prefix, params.weights["w"].layout) == ("ab12", "swin")
     assert params.weights["w"].terms == "ours"  # an entry's own comes first
+    sites["here"]["log_url"] = "http://127.0.0.1/{log}_{date}.json"
+    first = tree["checkpoints"]["first"]
+    for own, log_url in (({"log": "old"}, "http://127.0.0.1/old_2022_1.json"), ({"log_url": ""}, "")):
+        with_log = parse_params({**tree, "checkpoints": {"first": {**first, **own}}})
+        assert with_log.checkpoints["first"].log_url == log_url  # what the entry gives itself is not made
     del tree["checkpoints"]["first"]["stamp"]
     with pytest.raises(ValueError, match=r"checkpoints.first: its site's url is .*, and the entry has no 'stamp'$"):
         parse_params(tree)
@@ -750,6 +758,16 @@ def test_the_27_rows_of_the_tables_are_there_and_all_others_are_ours_or_the_auth
     ours = {name for name, row in others.items() if not row.published_authors}
     assert ours == {"shapes_tiny", "camvid_tiny", "nuclei_tiny"}
     assert not any(row.published for row in others.values())  # the authors' alone
+
+
+def test_every_published_training_has_its_log() -> None:
+    checkpoints = {name: PARAMS.checkpoints[name] for name in PUBLISHED_ROWS if name in PARAMS.checkpoints}
+    assert len(checkpoints) == 24 and len({checkpoint.log_url for checkpoint in checkpoints.values()}) == 24
+    for name, checkpoint in checkpoints.items():
+        assert checkpoint.log_url.endswith(".json"), name
+        # the same training: its date is in both names
+        date = re.search(r"_(\d{8}_\d{6})-", checkpoint.url)
+        assert date and f"_{date[1]}." in checkpoint.log_url, name
 
 
 @pytest.mark.parametrize("name", PUBLISHED_ROWS)
