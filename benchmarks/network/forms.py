@@ -10,7 +10,6 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from m2f.inference import semantic_labels
 from m2f.kernels.build import use
 from m2f.losses import set_losses
 from m2f.types import Prediction
+from pipeline.compute.precision import in_precision
 
 CLASSES, QUERIES, MASKS, POINTS = 150, 100, 10, 12_544
 """ADE20K's classes, and about the true masks of its images (10.5 classes on average)."""
@@ -89,11 +89,6 @@ def inference(form: str, row: str, size: tuple[int, int], device: torch.device, 
             return semantic_labels(predicted(form, network, images), size)
 
     return call
-
-
-def in_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Where a network computes in bf16, as autocast does it, or in float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from benchmarks.network.counts import lines, table
-from benchmarks.network.forms import in_precision, known_forms, timed
+from benchmarks.network.forms import known_forms, timed
 from benchmarks.network.parts import parts
 from benchmarks.network.plan import plan
 from benchmarks.network.process import Apart, Here
 from benchmarks.out import sole_writer
 from m2f.kernels.build import use
+from pipeline.compute.precision import in_precision
 from pipeline.provenance.environment import device_name
 from pipeline.storage.files import write_json
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.network.forms import CLIP_NORM, LR, MASKS, WEIGHT_DECAY, Batch, in_precision, our_network
+from benchmarks.network.forms import CLIP_NORM, LR, MASKS, WEIGHT_DECAY, Batch, our_network
 from m2f.losses import set_losses
 from m2f.matcher import match
+from pipeline.compute.precision import in_precision
 
 PARTS = ("backbone", "pixel decoder", "query decoder", "matching", "losses", "backward", "optimiser")
 """In this order; they are a step."""

@@ -8,15 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Precision = Literal["float32", "bf16", "fp16"]
-
 _GROWTH_INTERVAL = 2000
 _FIRST_SCALE = 2.0**16
 """As torch.amp.GradScaler begins, and after how many steps without overflow it doubles."""
 
 
-def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Where a network computes in a precision, as autocast does it; float32 on any device, those without memory too."""
+def in_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Where a network computes in float32, bf16 or fp16, as autocast does it."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
