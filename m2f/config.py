@@ -50,6 +50,8 @@ class PixelDecoderConfig:
     points: int = 4
     """Sampled positions per head and level."""
     feedforward: int = 1024
+    float32: bool = field(default=False, metadata={OFF: False})
+    """Whether it computes in float32 where the rest of the network does in 16 bits, as the authors' does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

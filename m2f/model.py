@@ -60,7 +60,13 @@ class Mask2Former(nn.Module):
 
     def features(self, images: Tensor, scales: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Backbone and pixel decoder, which `compile_training` compiles. `scales`: of the backbone's `scales`."""
-        result: tuple[Tensor, tuple[Tensor, ...]] = self.pixel_decoder(self.backbone.maps(images, scales))
+        maps = self.backbone.maps(images, scales)
+        result: tuple[Tensor, tuple[Tensor, ...]]
+        if not self.config.pixel_decoder.float32:
+            result = self.pixel_decoder(maps)
+            return result
+        with torch.autocast(images.device.type, enabled=False):
+            result = self.pixel_decoder([x.float() for x in maps])
         return result
 
     def compile_training(self, *, backend: str = "inductor") -> None:

@@ -243,7 +243,7 @@ def known_checkpoint_bytes(model: ModelConfig) -> int | None:
     published = ModelConfig(
         num_classes=model.num_classes,
         backbone=model.backbone,
-        pixel_decoder=PixelDecoderConfig(name=model.pixel_decoder.name),
+        pixel_decoder=PixelDecoderConfig(name=model.pixel_decoder.name, float32=model.pixel_decoder.float32),
         query_decoder=QueryDecoderConfig(queries=queries),
         loss=model.loss,
     )

@@ -103,7 +103,7 @@ def _write_row(params: Params, row: Row, folder: Path, points: int, size: tuple[
     results, storage = folder / "results", folder / "storage"
     draws = np.random.default_rng(int(_digest(row.name)[:8], 16))
     first = primary(row.task)
-    target = row.published.get(first, row.published_authors.get(first, 60.0))
+    target = row.reference.get(first, row.published_authors.get(first, 60.0))
     names = params.datasets[row.dataset].class_names or ("road", "sky")
     if row.task == "instance":
         names = params.datasets[row.dataset].thing_classes
@@ -263,7 +263,7 @@ def _write_published(
     params: Params, row: Row, folder: Path, base: np.ndarray, names: Any, draws: np.random.Generator, points: int
 ) -> None:
     first = primary(row.task)
-    value = row.published[first] + 0.004
+    value = row.reference[first] + 0.004
     key = f"published-{_digest(row.name)[:16]}"
     log = bool(params.checkpoints[row.name].log_url)
     if log:
@@ -284,7 +284,7 @@ def _write_published(
         dataset=row.dataset,
         url=params.checkpoints[row.name].url,
         sha256=_digest(key),
-        published=dict(row.published),
+        published=dict(row.reference),
         curve=f"runs/{key}/curve.jsonl" if log else None,
     )
     write_result(result, row.name, results=folder / "results")

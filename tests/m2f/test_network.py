@@ -162,6 +162,23 @@ def test_rows_of_the_authors_recipe_have_their_batch_norm() -> None:
     assert not frozen.weight.requires_grad and not frozen.training  # detectron2's FrozenBN
 
 
+def test_a_pixel_decoder_in_float32_stays_so_under_autocast() -> None:
+    images, mask_features = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), {}
+    for float32 in (True, False):
+        torch.manual_seed(0)
+        decoder = dataclasses.replace(TINY.pixel_decoder, float32=float32)
+        model = build_model(dataclasses.replace(TINY, pixel_decoder=decoder)).eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            maps = [x.float() for x in model.backbone(images)]
+            mask_features[float32], levels = model.features(images, None)
+        assert all(x.dtype == torch.float32 for x in levels) or not float32
+        if float32:
+            with torch.inference_mode():
+                expected, _ = model.pixel_decoder(maps)
+            assert torch.equal(mask_features[True], expected)
+    assert mask_features[False].dtype == torch.bfloat16 and mask_features[True].dtype == torch.float32
+
+
 def test_the_tiny_row_is_the_same_network_with_group_norm_and_fewer_channels() -> None:
     model = build_model(TINY)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())

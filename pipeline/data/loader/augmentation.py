@@ -49,8 +49,9 @@ def training_transform(augmentation: AugmentationConfig, *, distort_later: bool 
     the `distortion` that the picture is to undergo, if any, and leaves it to the caller.
     """
     steps: list[A.BasicTransform]
+    detectron2 = augmentation.rules == "detectron2"
     if augmentation.jitter is not None:
-        steps = [LargeScaleJitter(augmentation.crop, augmentation.jitter, augmentation.flip)]
+        steps = [LargeScaleJitter(augmentation.crop, augmentation.jitter, augmentation.flip, one_offset=detectron2)]
     else:
         steps = [
             ShortSideCrop(
@@ -59,7 +60,7 @@ def training_transform(augmentation: AugmentationConfig, *, distort_later: bool 
             Flip(p=augmentation.flip),
         ]
     if augmentation.photometric:
-        steps.append(PhotometricDistortion(later=distort_later))
+        steps.append(PhotometricDistortion(later=distort_later, most_hue=18 if detectron2 else 17))
     return A.Compose(steps)
 
 
@@ -231,13 +232,23 @@ class LargeScaleJitter(_ResizedCrop):
 
     flip: the probability of mirroring. The two sides of the crop times the factor, truncated to pixels, limit the long
     and the short side. The crop is never drawn again. (mmdetection 3.3: RandomFlip, RandomResize with ratio_range and
-    keep_ratio, RandomCrop.)
+    keep_ratio, RandomCrop.) one_offset: one draw is the share of both sides' room (detectron2's FixedSizeCrop).
     """
 
-    def __init__(self, crop: tuple[int, int], jitter: tuple[float, float], flip: float = 0.0) -> None:
+    def __init__(
+        self, crop: tuple[int, int], jitter: tuple[float, float], flip: float = 0.0, *, one_offset: bool = False
+    ) -> None:
         super().__init__(crop)
         self.jitter = jitter
         self.flip = flip
+        self.one_offset = one_offset
+
+    def _part(self, size: tuple[int, int]) -> Part:
+        if not self.one_offset:
+            return super()._part(size)
+        share = self.py_random.uniform(0.0, 1.0)
+        top, left = (round(share * max(0, side - most)) for side, most in zip(size, self.crop, strict=True))
+        return slice(top, top + self.crop[0]), slice(left, left + self.crop[1])
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw everything."""
@@ -309,20 +320,21 @@ class PhotometricDistortion(A.ImageOnlyTransform):
     """Brightness, contrast, saturation and hue, each with probability 0.5, truncated to uint8 after every step.
 
     Brightness adds U(-32, 32). Contrast multiplies by U(0.5, 1.5), before or after the colour steps (0.5 each). In HSV,
-    saturation is multiplied by U(0.5, 1.5) and the hue, of 180, moved by -18 to 17. later: what is drawn is given as
-    `distortion`, and the picture stays as it is.
+    saturation is multiplied by U(0.5, 1.5) and the hue, of 180, moved by -18 to `most_hue`. later: what is drawn is
+    given as `distortion`, and the picture stays as it is.
     """
 
-    def __init__(self, *, later: bool = False) -> None:
+    def __init__(self, *, later: bool = False, most_hue: int = 17) -> None:
         super().__init__(p=1.0)
         self.later = later
+        self.most_hue = most_hue
 
     def get_params(self) -> dict[str, Any]:
         """Draw every step; None: left out. Every draw is made, so that a step's value does not depend on another's."""
         draw = self.py_random
         some = [draw.random() < 0.5 for _ in range(4)]
         brightness, contrast, saturation = draw.uniform(-32, 32), draw.uniform(0.5, 1.5), draw.uniform(0.5, 1.5)
-        hue, contrast_first = draw.randint(-18, 17), draw.random() < 0.5
+        hue, contrast_first = draw.randint(-18, self.most_hue), draw.random() < 0.5
         values = (brightness, contrast, saturation, hue)
         drawn = {
             name: value if applied else None

@@ -7,7 +7,8 @@ mix(seed, 5, p, k) % pictures and the augmentation's seed mix(seed, 2, p, k). So
 do not change what is seen. pipeline.data.loader.sampling has another order, where rare classes are shown more often.
 
 The rules for instances are mmdetection 3.3's: CocoDataset.parse_data_info says which annotations are targets,
-RandomCrop which of them a crop keeps, FilterAnnotations when another picture is drawn.
+RandomCrop which of them a crop keeps, FilterAnnotations when another picture is drawn. `augmentation.rules` detectron2
+has the rules of the authors' dataset mappers instead.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Batch:
     images: Tensor
     """(B, 3, H, W) uint8 RGB; what lies right of and below a picture is arbitrary."""
     sizes: Tensor
-    """(B, 2) int64, (height, width) of every picture inside the crop."""
+    """(B, 2) int64, (height, width) of every picture inside the crop; by detectron2's rules the crop's."""
     segments: Tensor | None
     """(B, H, W) index into `labels[b]`; nothing and padding are 255 (uint8) or, with over 255 segments, -1 (int32).
     None for the task instance."""
@@ -59,7 +60,7 @@ class Batch:
     """Task instance: B times (T, H, W) bool, padded with False. None otherwise."""
     labels: tuple[Tensor, ...]
     """B times (T,) int64: class of every segment or instance of the crop, by rising id; T may be 0. Classes of the task
-    instance are counted among the things. With large-scale jitter a panoptic thing may have no pixel left."""
+    instance are counted among the things. With large-scale jitter a panoptic segment may have no pixel left."""
     positions: tuple[int, ...]
     """Place of every picture in the run's order."""
     seeds: tuple[int, ...]
@@ -201,21 +202,23 @@ class _Training(Dataset[Batch]):
         self.split, self.chosen, self.augmentation = split, chosen, augmentation
         self.seed, self.global_batch, self.image_range = seed, global_batch, image_range
         self.transform = training_transform(augmentation, distort_later=True)
+        self.detectron2 = augmentation.rules == "detectron2"
 
     def __getitem__(self, step: int) -> Batch:
         positions = [step * self.global_batch + place for place in self.image_range]
         height, width = crop = self.augmentation.crop
+        grey = 128 if self.detectron2 else 0
         images = torch.empty(len(positions), 3, height, width, dtype=torch.uint8)
         examples = [self._example(position) for position in positions]
         for place, example in enumerate(examples):
             planes, (h, w) = images[place].numpy(), example.image.shape[:2]
-            _put(example.image, planes)
+            _put(example.image, planes, padding=grey)
             if example.distortion is not None:
                 example.distortion.in_place(planes[:, :h, :w])
         truths, instance = [example.truth for example in examples], self.split.task == "instance"
         return Batch(
             images=images,
-            sizes=torch.tensor([example.image.shape[:2] for example in examples]),
+            sizes=torch.tensor([crop if grey else example.image.shape[:2] for example in examples]),
             segments=None if instance else stack_segments(truths, crop),
             masks=tuple(pad_masks(masks, crop) for masks in truths) if instance else None,
             labels=tuple(torch.from_numpy(example.labels) for example in examples),
@@ -264,28 +267,31 @@ class _Training(Dataset[Batch]):
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=new, boxes=boxes)
         ids, counts, kept = drawn["mask"], drawn["counts"], None
         if self.augmentation.jitter is not None:
-            kept = large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
+            kept = np.ones(len(firsts), bool)
+            if not self.detectron2:
+                kept = large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
         truth, present = close_gaps(ids, new, len(firsts), where=record.where, counts=counts, kept=kept)
         return _Example(drawn["image"], truth, classes[present], record.name, drawn.get("distortion"))
 
     def _instance(self, record: StoredRecord) -> _Example | None:
-        """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches."""
+        """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches; by detectron2's
+        rules it then has no target."""
         things = record.things()
         masks = decode_masks(things.run_lengths, record.size)
         drawn = self.transform(image=record.image(), masks=masks, boxes=things.boxes)
         height, width = drawn["image"].shape[:2]
         kept = (things.areas > 0) & large_enough(things.boxes) & touching(drawn["boxes"], height, width)
         seen = kept & np.array([mask.any() for mask in drawn["masks"]], bool)
-        if kept.any() and not seen.any():
+        if kept.any() and not seen.any() and not self.detectron2:
             return None
         targets = seen & ~things.crowd
         labels = self.split.thing_index[things.classes[targets]]
         return _Example(drawn["image"], drawn["masks"][targets], labels, record.name, drawn.get("distortion"))
 
 
-def _put(image: np.ndarray, planes: np.ndarray) -> None:
-    """An (h, w, 3) picture into (3, H, W), zeros right and below."""
+def _put(image: np.ndarray, planes: np.ndarray, *, padding: int) -> None:
+    """An (h, w, 3) picture into (3, H, W), `padding` right and below."""
     height, width = image.shape[:2]
     cv2.split(image, [plane[:height, :width] for plane in planes])
-    planes[:, height:] = 0
-    planes[:, :height, width:] = 0
+    planes[:, height:] = padding
+    planes[:, :height, width:] = padding

@@ -179,6 +179,23 @@ def test_the_jitters_factor_and_offsets_are_uniform() -> None:
     assert np.abs(np.bincount(starts) - 1000).max() < 4 * (1000 * 2 / 3) ** 0.5
 
 
+def test_by_detectron2s_rules_one_draw_is_the_share_of_both_sides_room() -> None:
+    # 12 x 16 pixels of which 8 x 8 are shown: offsets 0 to 4 and 0 to 8, both rounded from one share
+    jitter = LargeScaleJitter((8, 8), (2.0, 2.0), one_offset=True)
+    jitter.set_random_seed(0)
+    drawn = [jitter.get_params_dependent_on_data({"shape": (6, 8, 3)}, {}) for _ in range(400)]
+    assert {params["size"] for params in drawn} == {(12, 16)}
+    starts = {tuple(side.start for side in params["part"]) for params in drawn}
+    assert all(abs(2 * top - left) <= 1 for top, left in starts)
+    assert {left for _, left in starts} == {*range(9)}
+    hues = set()
+    for most_hue in (17, 18):
+        distortion = PhotometricDistortion(most_hue=most_hue)
+        distortion.set_random_seed(0)
+        hues |= {(most_hue, distortion.get_params()["hue"]) for _ in range(1000)}
+    assert max(hue for most, hue in hues if most == 17 and hue) == 17 and (18, 18) in hues and (18, -18) in hues
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_part_resized_to_the_nearest_is_that_part_of_the_whole(mirrored: bool) -> None:
     random = np.random.default_rng(0)

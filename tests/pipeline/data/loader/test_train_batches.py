@@ -270,6 +270,34 @@ def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resi
     assert {tuple(class_ids) for _, class_ids in found} == {(1,), (0, 1)}
 
 
+def test_by_detectron2s_rules_every_panoptic_segment_stays_a_target(storage: Path) -> None:
+    ids = np.zeros((16, 16), np.uint8)  # sky
+    ids[4:6, 2:4] = 1  # a car, of which most crops show nothing
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), ids, [0, 1])]}, **THINGS)
+    jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), rules="detectron2", **JITTER)
+    made = batches(manifest, jitter, task="panoptic", steps=20)
+    shown = [
+        (labels.tolist(), bool((each == 1).any()))
+        for b in made
+        for each, labels in zip(b.segments, b.labels, strict=True)
+    ]
+    assert all(class_ids == [0, 1] for class_ids, _ in shown)
+    assert 0 < sum(seen for _, seen in shown) < len(shown)
+
+
+def test_by_detectron2s_rules_a_picture_may_keep_no_instance_and_is_padded_with_grey(storage: Path) -> None:
+    # at a tenth the small cars vanish, as below
+    jitter = augmentation(jitter=(0.1, 0.1), rules="detectron2", **JITTER)
+    targets: dict[str, set[int]] = {}
+    for batch in batches(vanishing(storage), jitter, task="instance"):
+        assert batch.sizes.tolist() == [list(batch.images.shape[2:])] * len(batch.sizes)
+        assert (batch.images[:, :, 3:] == 128).all() and (batch.images[:, :, :, 3:] == 128).all()
+        assert not (batch.images[:, :, :3, :3] == 128).all()
+        for name, classes in zip(batch.names, batch.labels, strict=True):
+            targets.setdefault(name, set()).add(len(classes))
+    assert targets == {"p0": {0}, "p1": {0}, "p2": {0}, "p3": {0}, "p4": {1}}
+
+
 def vanishing(storage: Path, **changes: Any) -> Manifest:
     """Five pictures of 32 x 32: p0 to p3 show a car of one pixel, p4 one that fills half of it."""
     small, large = rectangle((32, 32), 5, 5, 6, 6), rectangle((32, 32), 0, 0, 32, 16)
