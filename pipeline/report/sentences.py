@@ -21,7 +21,8 @@ from pipeline.params.tasks import LABELS
 LEGEND = (
     "Figures are percent, single scale, on the validation images. A row shows the median over its seeds, and the "
     'lowest and highest seed. "Difference" is our median less the published figure. The original authors used another '
-    "recipe: their figures are shown, but not compared. Where it is not known which checkpoint a published figure is "
+    "recipe: their figures are compared with rows of that recipe only (<row>_authors), and shown beside the others. "
+    "Where it is not known which checkpoint a published figure is "
     "of, the last is compared. Each seed shows the last and the best on validation. Memory is the most that a GPU took "
     "in training. Images/s is inference, one image at a time. A value marked * is not comparable with the "
     "published one: it was measured on another device, or with another number of images on a GPU."

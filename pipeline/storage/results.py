@@ -54,7 +54,8 @@ class Ready:
     """What is missing here (pipeline.cost.needs). `run` may be true all the same: for a stage that was asked for by
     name and does without it."""
     settings: str
-    """SHA-256 of all settings of the row, its preset included, but `registry`: with others its stages run again."""
+    """SHA-256 of all settings of the row, its recipe's and preset's included, but `registry`: with others its stages
+    run again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
