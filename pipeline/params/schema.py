@@ -145,8 +145,9 @@ class AugmentationConfig:
     photometric: bool = True
     rules: Literal["openmmlab", "detectron2"] = field(default="openmmlab", metadata={OFF: "openmmlab"})
     """Whose rules apply where the two differ. detectron2, the authors': one draw for both offsets of a jittered crop,
-    hues moved by up to 18 both ways, small pictures padded with grey 128 before they are normalised, and of the targets
-    that a jittered crop cuts off, panoptic segments stay targets without a pixel and a picture may keep no instance."""
+    hues moved by up to 18 both ways, small pictures padded with grey 128 before they are normalised; of what a crop
+    cuts off, panoptic segments stay targets without a pixel, and instances too unless `jitter` is set: then a picture
+    may have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -266,16 +266,16 @@ class _Training(Dataset[Batch]):
         boxes = segments.boxes[firsts] * (self.split.thing_index[classes] >= 0)[:, None]  # stuff has none
         drawn = self.transform(image=record.image(), mask=segments.ids, label_of=new, boxes=boxes)
         ids, counts, kept = drawn["mask"], drawn["counts"], None
-        if self.augmentation.jitter is not None:
+        if self.detectron2:
             kept = np.ones(len(firsts), bool)
-            if not self.detectron2:
-                kept = large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
+        elif self.augmentation.jitter is not None:
+            kept = large_enough(boxes) & touching(drawn["boxes"], *ids.shape)
         truth, present = close_gaps(ids, new, len(firsts), where=record.where, counts=counts, kept=kept)
         return _Example(drawn["image"], truth, classes[present], record.name, drawn.get("distortion"))
 
     def _instance(self, record: StoredRecord) -> _Example | None:
         """None when the crop shows no pixel of all things, crowds among them, whose boxes it touches; by detectron2's
-        rules it then has no target."""
+        rules it then has no target, and without jitter every thing is one."""
         things = record.things()
         masks = decode_masks(things.run_lengths, record.size)
         drawn = self.transform(image=record.image(), masks=masks, boxes=things.boxes)
@@ -284,6 +284,8 @@ class _Training(Dataset[Batch]):
         seen = kept & np.array([mask.any() for mask in drawn["masks"]], bool)
         if kept.any() and not seen.any() and not self.detectron2:
             return None
+        if self.detectron2 and self.augmentation.jitter is None:
+            seen = np.ones(len(seen), bool)
         targets = seen & ~things.crowd
         labels = self.split.thing_index[things.classes[targets]]
         return _Example(drawn["image"], drawn["masks"][targets], labels, record.name, drawn.get("distortion"))

@@ -270,11 +270,25 @@ def test_an_instance_without_pixels_in_the_crop_is_no_target(storage: Path, resi
     assert {tuple(class_ids) for _, class_ids in found} == {(1,), (0, 1)}
 
 
-def test_by_detectron2s_rules_every_panoptic_segment_stays_a_target(storage: Path) -> None:
+TWICE: list[dict[str, Any]] = [{"jitter": (2.0, 2.0), **JITTER}, {"short_sides": (32,), "max_label_share": 1.0}]
+"""Both ways to show pictures of 16 x 16 at 32 x 32."""
+
+
+def test_by_detectron2s_rules_instances_without_pixels_stay_targets_unless_jittered(storage: Path) -> None:
+    objects = [instance(1, corners()), instance(2, np.ones((16, 16), bool))]
+    manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), instances=objects)]}, **THINGS)
+    for resized, targets in zip(TWICE, ({(1,), (0, 1)}, {(0, 1)}), strict=True):
+        plan = augmentation(crop=(16, 16), rules="detectron2", **resized)
+        made = batches(manifest, plan, task="instance", steps=20)
+        assert {tuple(classes.tolist()) for batch in made for classes in batch.labels} == targets
+
+
+@pytest.mark.parametrize("resized", TWICE)
+def test_by_detectron2s_rules_every_panoptic_segment_stays_a_target(storage: Path, resized: dict[str, Any]) -> None:
     ids = np.zeros((16, 16), np.uint8)  # sky
     ids[4:6, 2:4] = 1  # a car, of which most crops show nothing
     manifest = write_shards(storage, {"train": [stored("p0", image(16, 16), ids, [0, 1])]}, **THINGS)
-    jitter = augmentation(crop=(16, 16), jitter=(2.0, 2.0), rules="detectron2", **JITTER)
+    jitter = augmentation(crop=(16, 16), rules="detectron2", **resized)
     made = batches(manifest, jitter, task="panoptic", steps=20)
     shown = [
         (labels.tolist(), bool((each == 1).any()))
