@@ -9,7 +9,7 @@ import contextlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -98,19 +98,19 @@ class InstanceMetric:
         if image_id in self._images:
             raise ValueError(f"image {image_id} was added before")
         predicted_runs, true_runs = _run_lengths(masks, "masks"), _run_lengths(true_masks, "true_masks")
-        labels, scores = _on_host(labels, scores)
+        labels, scores = on_host(labels, scores)
         sizes = {(int(run["size"][0]), int(run["size"][1])) for run in (*predicted_runs, *true_runs)}
         sizes |= {tuple(dense.shape[1:]) for dense in (masks, true_masks) if isinstance(dense, Tensor | np.ndarray)}
         sizes |= set() if size is None else {(size[0], size[1])}
         if len(sizes) != 1:
             raise ValueError(f"masks of image {image_id} must have one size, got {sorted(sizes) or 'none'}")
         predicted = self._annotations(
-            predicted_runs, labels, image_id, "predicted", area=_areas(predicted_runs), score=_numbers(scores)
+            predicted_runs, labels, image_id, "predicted", area=_areas(predicted_runs), score=numbers_of(scores)
         )
         if not all(math.isfinite(annotation["score"]) for annotation in predicted):
             raise ValueError(f"scores of image {image_id} are not all finite")
-        areas = _areas(true_runs) if true_areas is None else _numbers(true_areas)
-        flags = [0] * len(true_runs) if crowd is None else [int(flag) for flag in _numbers(crowd)]
+        areas = _areas(true_runs) if true_areas is None else numbers_of(true_areas)
+        flags = [0] * len(true_runs) if crowd is None else [int(flag) for flag in numbers_of(crowd)]
         true = self._annotations(true_runs, true_labels, image_id, "true", area=areas, iscrowd=flags)
         self._images[image_id] = _Image(size=sizes.pop(), predicted=predicted, true=true)
 
@@ -144,6 +144,24 @@ class InstanceMetric:
             )
         self.merge(other)
 
+    def alone(self) -> Iterator[tuple[int, dict[str, float | None]]]:
+        """Every picture's own AP, and its numbers of true and predicted instances, by id."""
+        for image_id, image in self._images.items():
+            numbers = {"instances": len(image.true), "predicted_instances": len(image.predicted)}
+            yield image_id, {"ap": self._ap_of(image) if image.true else None, **numbers}
+
+    def _ap_of(self, image: _Image) -> float | None:
+        """AP of one picture: with its own classes alone, as the time that it takes grows with them."""
+        classes = sorted({each["category_id"] for each in (*image.predicted, *image.true)})
+        place = {class_id: number for number, class_id in enumerate(classes)}
+        own = InstanceMetric(num_classes=len(classes), max_instances=self.max_instances)
+        predicted, true = (
+            tuple({**each, "category_id": place[each["category_id"]]} for each in side)
+            for side in (image.predicted, image.true)
+        )
+        own._images[0] = _Image(size=image.size, predicted=predicted, true=true)
+        return own.result()["ap"]
+
     def result(self) -> InstanceResult:
         """AP of the pictures so far. A class without a true instance that counts has None and is in no mean."""
         from pycocotools.cocoeval import COCOeval
@@ -168,7 +186,7 @@ class InstanceMetric:
     def _annotations(
         self, runs: list[dict[str, Any]], labels: Values, image_id: int, name: str, **columns: list[Any]
     ) -> tuple[dict[str, Any], ...]:
-        classes = [int(label) for label in _numbers(labels)]
+        classes = [int(label) for label in numbers_of(labels)]
         lengths = {"labels": len(classes)} | {column: len(values) for column, values in columns.items()}
         wrong = {column: length for column, length in lengths.items() if length != len(runs)}
         if wrong:
@@ -267,7 +285,7 @@ def _with_run(annotation: Mapping[str, Any], **run: Any) -> dict[str, Any]:
     return {**annotation, "segmentation": {**annotation["segmentation"], **run}}
 
 
-def _on_host(labels: Values, scores: Values) -> tuple[Values, Values]:
+def on_host(labels: Values, scores: Values) -> tuple[Values, Values]:
     """Both on the CPU; in one copy, so that the host waits once, if they lie on one GPU. Doubles hold both exactly."""
     if not (isinstance(labels, Tensor) and isinstance(scores, Tensor) and labels.is_cuda and scores.is_cuda):
         return labels, scores
@@ -283,7 +301,8 @@ def _areas(runs: list[dict[str, Any]]) -> list[float]:
     return [float(area) for area in coco.area(runs)] if runs else []
 
 
-def _numbers(values: Values) -> list[Any]:
+def numbers_of(values: Values) -> list[Any]:
+    """As a list."""
     return values.tolist() if isinstance(values, Tensor | np.ndarray) else list(values)
 
 

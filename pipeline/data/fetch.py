@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
@@ -230,14 +230,22 @@ def _without_download(wanted: _Wanted, *, dataset: str, folders: Sequence[Path],
     return None
 
 
+_TOPS: Mapping[str, tuple[str, ...]] = {
+    "folder": ("images", "annotations"),
+    "cityscapes": ("leftImg8bit", "gtFine"),
+    "ade20k": ("images", "annotations", "annotations_instance"),
+}
+"""By layout, the folders of all splits' folders."""
+
+
 def _unpacked(dataset: str, config: DatasetConfig, folders: Sequence[Path], *, names: Sequence[str]) -> Path | None:
     """The folder that holds all of a dataset, unpacked: <mirror>/<dataset>, <mirror>/<archive without suffix> or the
     mirror itself, if the folders in it are unmistakable."""
     splits = config.splits.values()
-    if config.layout == "folder":
-        needed = [f"{top}/{split}" for top in ("images", "annotations") for split in splits]
-    elif config.layout == "cityscapes":
-        needed = [f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits]
+    if config.layout in _TOPS:
+        needed = [f"{top}/{split}" for top in _TOPS[config.layout] for split in splits]
+    elif config.layout == "vistas":
+        needed = [f"{split}/images" for split in splits]
     elif config.layout == "voc":
         needed = ["JPEGImages", "SegmentationClass", *(f"ImageSets/Segmentation/{split}.txt" for split in splits)]
     else:

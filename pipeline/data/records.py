@@ -46,6 +46,9 @@ class Labelled(NamedTuple):
     """Categories of its objects and segments that `class_names` leaves out, sorted."""
     size: tuple[int, int] | None = None
     """(height, width) of the picture that masks were made for; None: the segments show it."""
+    label_map: np.ndarray | None = None
+    """(h, w) class of every pixel to the metrics that count pixels, where segments do not say it (own_label_maps);
+    nothing as in `segments`. As many as there are classes: an object of none of them. None: segments say it all."""
 
 
 @dataclass(frozen=True)

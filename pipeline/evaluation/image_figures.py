@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.storage.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from m2f.metrics import InstanceMetric
     from pipeline.data.loader.val_images import ValImage
     from pipeline.evaluation.evaluate_checkpoint import Job
     from pipeline.evaluation.task_metrics import TaskMetrics
@@ -50,38 +49,14 @@ class ImageFigures:
     def save(self, metrics: TaskMetrics) -> None:
         """Write the lines of the part's pictures, in their order."""
         if metrics.instance is not None:
-            for image_id, size, predicted, true in metrics.instance.state()["images"]:
-                counts = {"instances": len(true), "predicted_instances": len(predicted)}
-                line = self._lines[image_id]
-                first = line.pop("image")
-                ap = _ap(metrics.instance, image_id, size, predicted, true)
-                self._lines[image_id] = {"image": first, **line, "ap": ap, **counts}
+            for image_id, own in metrics.instance.alone():
+                self._lines[image_id] |= own
         write_json(self._path, list(self._lines.values()))
 
 
 def images_file(folder: StoredPath, part: range) -> StoredPath:
     """Where the lines of a part of an evaluation lie until all parts are there."""
     return folder / "parts" / f"{part.start:06d}-{part.stop - 1:06d}.images.json"
-
-
-def _ap(
-    metric: InstanceMetric,
-    image_id: int,
-    size: Sequence[int],
-    predicted: Sequence[dict[str, Any]],
-    true: Sequence[dict[str, Any]],
-) -> float | None:
-    """AP of one picture: with its own classes alone, as the time that it takes grows with them."""
-    from m2f.metrics import InstanceMetric
-
-    classes = sorted({each["category_id"] for each in (*predicted, *true)})
-    place = {class_id: number for number, class_id in enumerate(classes)}
-    if not true:
-        return None
-    alone = InstanceMetric(num_classes=len(classes), max_instances=metric.max_instances)
-    sides = [[{**each, "category_id": place[each["category_id"]]} for each in side] for side in (predicted, true)]
-    alone.add_state({"images": [[image_id, list(size), *sides]]})
-    return alone.result()["ap"]
 
 
 def merged_lines(files: Sequence[StoredPath]) -> list[ImageLine]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from m2f.metrics import InstanceMetric, PanopticMetric, SemanticMetric
+from m2f.metrics import CityscapesInstanceMetric, InstanceMetric, PanopticMetric, SemanticMetric
 from pipeline.data.images.codecs import IGNORE
 from pipeline.evaluation.predict import PredictConfig, Predictions, predict
 from pipeline.params.schema import Row
@@ -35,11 +36,9 @@ class TaskMetrics:
         self.panoptic = (
             PanopticMetric(num_classes=classes, thing_ids=self.thing_ids) if row.task == "panoptic" else None
         )
-        self.instance = (
-            InstanceMetric(num_classes=classes, max_instances=row.test.max_instances)
-            if row.task != "semantic"
-            else None
-        )
+        self.instance = _instance_metric(row, manifest) if row.task != "semantic" else None
+        things = {manifest.class_names.index(self.class_names[place]): place for place in self.thing_ids}
+        self._instance_class = torch.tensor([things.get(c, -1) for c in range(len(manifest.class_names))])
 
     def update(self, val_image: ValImage, predictions: Predictions) -> None:
         """Count one picture."""
@@ -55,7 +54,19 @@ class TaskMetrics:
             self.panoptic.update(
                 found.segments, found.labels, val_image.segments, val_image.labels, crowd=val_image.crowd
             )
-        if self.instance is not None:
+        if isinstance(self.instance, CityscapesInstanceMetric):
+            assert predictions.instances is not None and val_image.segments is not None
+            self.instance.update(
+                predictions.instances.masks,
+                predictions.instances.labels,
+                predictions.instances.scores,
+                val_image.segments,
+                self._instance_class[val_image.labels],
+                image_id=val_image.index,
+                crowd=val_image.crowd,
+                of_no_class=val_image.of_no_class,
+            )
+        elif self.instance is not None:
             assert predictions.instances is not None and val_image.instances is not None
             true, predicted = val_image.instances, predictions.instances
             self.instance.update(
@@ -85,7 +96,7 @@ class TaskMetrics:
         for name, metric in self._metrics().items():
             metric.add_state(state[name])
 
-    def _metrics(self) -> dict[str, SemanticMetric | PanopticMetric | InstanceMetric]:
+    def _metrics(self) -> dict[str, SemanticMetric | PanopticMetric | InstanceMetric | CityscapesInstanceMetric]:
         """The metrics that the row has."""
         every = {name: getattr(self, name) for name in ("semantic", "ms_flip", "panoptic", "instance")}
         return {name: metric for name, metric in every.items() if metric is not None}
@@ -122,6 +133,18 @@ class TaskMetrics:
         if self.task == "panoptic":  # stuff has no instances
             named["ap"] = {self.class_names[c]: named["ap"][self.class_names[c]] for c in self.thing_ids}
         return named
+
+
+def _instance_metric(row: Row, manifest: Manifest) -> InstanceMetric | CityscapesInstanceMetric:
+    """The metric of `test.ap_rule`. ValueError where the dataset's labels are none that it can count."""
+    if row.test.ap_rule == "coco":
+        return InstanceMetric(num_classes=row.model.num_classes, max_instances=row.test.max_instances)
+    if "panoptic" not in manifest.labels:
+        raise ValueError(
+            f"rows.{row.name}.test.ap_rule is {row.test.ap_rule}, which counts pixels of every segment, but dataset "
+            f"{manifest.dataset} has {' and '.join(manifest.labels)} labels; set ap_rule: coco"
+        )
+    return CityscapesInstanceMetric(num_classes=row.model.num_classes)
 
 
 def measure(

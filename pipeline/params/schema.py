@@ -23,9 +23,9 @@ ANNOTATION_FILES: Mapping[str, str] = {
 class DatasetConfig:
     """Where pictures come from and what their labels mean."""
 
-    layout: Literal["folder", "voc", "cityscapes", "coco", "shapes"]
+    layout: Literal["folder", "voc", "cityscapes", "ade20k", "coco", "vistas", "shapes"]
     """How images and labels are found. folder: as ADE20K, images/<split> and annotations/<split>; voc: as Pascal VOC,
-    JPEGImages, SegmentationClass and ImageSets/Segmentation/<split>.txt."""
+    JPEGImages, SegmentationClass and ImageSets/Segmentation/<split>.txt; ade20k: with objects; others: as published."""
     sources: tuple[str, ...] = ()
     """Archives (zip, or tar, which may be compressed), a folder, or http(s) URLs of archives; relative paths start at
     params.yaml. A URL that does not end with the archive's name is followed by it:
@@ -229,6 +229,9 @@ class TestConfig:
     """Instances kept of a picture."""
     precision: Literal["float32", "bf16", "fp16"] = field(default="float32", metadata={OFF: "float32"})
     """bf16, fp16: autocast of the network; what is made of its predictions stays float32."""
+    ap_rule: Literal["coco", "cityscapes"] = field(default="coco", metadata={OFF: "coco"})
+    """Whose AP the instances have: pycocotools', or Cityscapes' own (m2f.metrics.cityscapes), for labels that are
+    segments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,7 +69,14 @@ def write_stand_ins(
         for place, split in enumerate(sorted(config.splits))
         if images.get(split)
     }
-    files = {"folder": _folder, "voc": _voc, "cityscapes": _cityscapes, "coco": _coco}[config.layout]
+    files = {
+        "folder": _folder,
+        "voc": _voc,
+        "cityscapes": _cityscapes,
+        "ade20k": _ade20k,
+        "coco": _coco,
+        "vistas": _vistas,
+    }[config.layout]
     names = [_archive_name(source) for source in config.sources] or ["dataset.zip"]
     archives: dict[str, list[tuple[str, bytes]]] = {}
     for archive, name, content in files(config, scenes, names):
@@ -113,28 +120,67 @@ def _voc(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: Se
 
 
 def _cityscapes(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: Sequence[str]) -> Iterator[_File]:
-    from pipeline.data.datasets.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, TRAIN_IDS
+    from pipeline.data.datasets.cityscapes import (
+        IMAGE_SUFFIX,
+        INSTANCE_SUFFIX,
+        LABEL_SUFFIX,
+        PER_LABEL,
+        THINGS,
+        TRAIN_IDS,
+    )
 
-    label_of = np.zeros(256, np.uint8)
+    label_of = np.zeros(256, np.uint16)
     label_of[: len(TRAIN_IDS)] = TRAIN_IDS
     for split, all_of in scenes.items():
         for index, each in enumerate(all_of):
             place = f"{config.splits[split]}/town/town_{index:06d}_000019"
+            labels = label_of[each.classes]  # -1: the last, 0
+            objects = np.where(np.isin(each.classes, THINGS), PER_LABEL * labels + each.shapes, labels)
             yield names[0], f"leftImg8bit/{place}{IMAGE_SUFFIX}", _encoded(each.image, ".png")
-            yield (
-                names[-1],
-                f"gtFine/{place}{LABEL_SUFFIX}",
-                _encoded(label_of[each.classes], ".png"),
-            )  # -1: the last, 0
+            yield names[-1], f"gtFine/{place}{LABEL_SUFFIX}", _encoded(labels.astype(np.uint8), ".png")
+            yield names[-1], f"gtFine/{place}{INSTANCE_SUFFIX}", _encoded(objects.astype(np.uint16), ".png")
+
+
+def _ade20k(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: Sequence[str]) -> Iterator[_File]:
+    """Images and semantic labels in the first archive, objects in the last."""
+    category = np.zeros(len(config.class_names) + 1, np.uint8)  # -1: the last, 0
+    things = [place for place, name in enumerate(config.class_names) if name in config.thing_classes]
+    category[things] = range(1, len(things) + 1)
+    for split, all_of in scenes.items():
+        for index, each in enumerate(all_of):
+            place = f"{config.splits[split]}/{split}_{index:05d}"
+            categories = category[each.classes]
+            objects = np.stack((categories, np.where(categories, each.shapes, 0), 0 * categories), axis=2)
+            yield names[0], f"dataset/images/{place}.jpg", _encoded(each.image, ".jpg")
+            yield names[0], f"dataset/annotations/{place}.png", _encoded((each.classes + 1).astype(np.uint8), ".png")
+            yield names[-1], f"annotations_instance/{place}.png", _encoded(objects.astype(np.uint8), ".png")
+
+
+def _vistas(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: Sequence[str]) -> Iterator[_File]:
+    for split, all_of in scenes.items():
+        folder, listed, segments = config.splits[split], list[dict[str, Any]](), list[dict[str, Any]]()
+        for index, each in enumerate(all_of):
+            name, (height, width) = f"{split}-{index:05d}", each.classes.shape
+            listed.append({"id": name, "file_name": f"{name}.jpg", "height": height, "width": width})
+            segments.append({"image_id": name, "file_name": f"{name}.png", "segments_info": _segments(each)})
+            yield names[0], f"{folder}/images/{name}.jpg", _encoded(each.image, ".jpg")
+            yield names[0], f"{folder}/panoptic/{name}.png", _encoded(_colours(each.shapes), ".png")
+        content = {"images": listed, "annotations": segments, "categories": _categories(config)}
+        yield names[0], f"{folder}/panoptic/panoptic_2018.json", json.dumps(content).encode()
+
+
+def _categories(config: DatasetConfig) -> list[dict[str, Any]]:
+    """COCO's categories of a dataset, with ids from 1 on."""
+    return [
+        {"id": index + 1, "name": name, "isthing": int(name in config.thing_classes)}
+        for index, name in enumerate(config.class_names)
+    ]
 
 
 def _coco(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: Sequence[str]) -> Iterator[_File]:
     """COCO's four archives where there are as many sources, or all in the first."""
     published = len(names) == 4
-    categories = [
-        {"id": index + 1, "name": name, "isthing": int(name in config.thing_classes)}
-        for index, name in enumerate(config.class_names)
-    ]
+    categories = _categories(config)
     things = [category for category in categories if category["isthing"]]
     for split, all_of in scenes.items():
         folder, maps = config.splits[split], list[tuple[str, bytes]]()
@@ -144,7 +190,7 @@ def _coco(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: S
             name, (height, width) = f"{index + 1:012d}", each.classes.shape
             listed.append({"id": index + 1, "file_name": f"{name}.jpg", "height": height, "width": width})
             yield of_images, f"{folder}/{name}.jpg", _encoded(each.image, ".jpg")
-            found = _segments(each, config)
+            found = _segments(each)
             segments.append({"image_id": index + 1, "file_name": f"{name}.png", "segments_info": found})
             maps.append((f"{name}.png", _encoded(_colours(each.shapes), ".png")))
             objects += [
@@ -169,7 +215,7 @@ def _coco(config: DatasetConfig, scenes: Mapping[str, Sequence[Scene]], names: S
                 yield names[0], f"{paths['panoptic_maps']}/{name}", png
 
 
-def _segments(each: Scene, config: DatasetConfig) -> list[dict[str, Any]]:
+def _segments(each: Scene) -> list[dict[str, Any]]:
     """COCO's segments of a scene: every shape is one."""
     found = []
     for shape in np.unique(each.shapes[each.shapes > 0]).tolist():

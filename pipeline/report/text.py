@@ -109,7 +109,7 @@ def text_table(rows: Mapping[str, Facts]) -> str:
         lines = [table_line(name, facts) for name, facts in ran.items()]
         columns = [column for column in used_columns(ran, task) if column.key in _TERMINAL[task]]
         grid = [
-            [column.full for column in columns],
+            ["diff." if column.full == "difference" else column.full for column in columns],
             *([_brief(line, column.key) for column in columns] for line in lines),
         ]
         widths = [max(len(cells[i]) for cells in grid) for i in range(len(columns))]

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.archives import file_names, plain_name, read_file
-from pipeline.data.datasets.coco_labels import Categories, Objects, Panoptic, Place, flag, read_labelled, whole, words
+from pipeline.data.datasets.coco_labels import (
+    Categories,
+    Objects,
+    Panoptic,
+    Place,
+    flag,
+    picture_id,
+    read_labelled,
+    whole,
+    words,
+)
 from pipeline.data.images.image_files import ImageReading
 from pipeline.data.records import Record
 from pipeline.params.sentences import error_shown, shown
@@ -40,10 +50,10 @@ class _Listing(NamedTuple):
     file: str
     """Archive and name, for messages."""
     categories: Categories
-    images: dict[int, tuple[str, int, int]]
+    images: dict[int | str, tuple[str, int, int]]
     """File name, height, width."""
-    annotations: dict[int, list[str]]
-    maps: dict[int, str]
+    annotations: dict[int | str, list[str]]
+    maps: dict[int | str, str]
     """File name of the panoptic PNG; empty for instances."""
 
 
@@ -67,7 +77,8 @@ def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[
         maps = _files({inner: file_names(inner)}, maps_folder.rpartition("/")[2])
     found: dict[str, Record] = {}
     reading = ImageReading.of(config)
-    for identity in sorted({identity for listing in listings for identity in listing.images}):
+    found_ids = {identity for listing in listings for identity in listing.images}
+    for identity in sorted(found_ids, key=lambda each: (isinstance(each, str), each)):
         entries = {listing.file: listing.images[identity] for listing in listings if identity in listing.images}
         lister, (file_name, height, width) = next(iter(entries.items()))
         if len(set(entries.values())) > 1:
@@ -150,7 +161,7 @@ def _file(listed: Mapping[Path, Sequence[str]], path: str) -> Place | None:
     return next(places, None)
 
 
-def _panoptic(listing: _Listing, identity: int, maps: Mapping[str, Place], folder: str) -> Panoptic:
+def _panoptic(listing: _Listing, identity: int | str, maps: Mapping[str, Place], folder: str) -> Panoptic:
     """What a record needs of a panoptic listing."""
     file_name = listing.images[identity][0]
     texts = listing.annotations.pop(identity, [])
@@ -194,7 +205,7 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
                     )
                 categories[category.id] = category
             elif key == "images":
-                identity = whole(entry, "id")
+                identity = picture_id(entry, "id")
                 if identity in listing.images:
                     raise ValueError(
                         f"the image {shown(listing.images[identity][0])} has its id too; give each its own"
@@ -205,7 +216,7 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
                     whole(entry, "width"),
                 )
             else:
-                identity = whole(entry, "image_id")
+                identity = picture_id(entry, "image_id")
                 listing.annotations[identity].append(text)
                 used.update(_category_ids(entry))
                 if "segments_info" in entry:
@@ -221,7 +232,7 @@ def _listing(place: Place, config: DatasetConfig) -> _Listing:
             listing.categories.left_out[category.id] = category.name
     unknown = listing.annotations.keys() - listing.images.keys()
     if unknown:
-        raise ValueError(f"{place} has annotations of image {min(unknown)}, which its `images` do not list")
+        raise ValueError(f"{place} has annotations of image {min(unknown, key=str)}, which its `images` do not list")
     return listing
 
 

@@ -105,6 +105,14 @@ def whole(entry: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def picture_id(entry: Mapping[str, Any], key: str) -> int | str:
+    """A picture's id of an entry: a whole number, or text that is none (Mapillary Vistas)."""
+    value = entry.get(key)
+    return (
+        words(entry, key) if isinstance(value, str) and not value.strip().lstrip("+-").isdigit() else whole(entry, key)
+    )
+
+
 def words(entry: Mapping[str, Any], key: str) -> str:
     """A text of an entry."""
     value = _given(entry, key)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.data.archives import read_file
+from pipeline.data.archives import below, file_names, read_file
 from pipeline.data.images.codecs import nothing_for
 from pipeline.data.images.label_files import LABEL_SUFFIXES, class_ids, colour_ids, read_colours, read_labels
 from pipeline.data.records import Labelled, Record
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 IGNORED_COLOURS = "ignore"
 """The entry of `palette` for colours of no class, unless a class is called so."""
+
+
+def holder(sources: Sequence[Path], top: str, layout: str) -> tuple[Path, str, Sequence[str]]:
+    """The first source that holds the folder `top`, the prefix of its files, and the names of all files. ValueError
+    where none does."""
+    problem = ValueError(f"layout {layout} needs an archive or folder with {top}/; `sources` lists none")
+    for source in sources:
+        names = file_names(source)
+        try:
+            return source, f"{below(names, top, source)}{top}/", names
+        except ValueError as error:
+            problem = error
+    raise problem
 
 
 def by_stem(

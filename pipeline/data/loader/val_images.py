@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.data.images.codecs import decode_segments
 from pipeline.data.images.resize import network_image
 from pipeline.data.loader.processes import load_items
 from pipeline.data.loader.targets import close_gaps, renumber
-from pipeline.data.shards.reader import SplitReader, Things
+from pipeline.data.shards.reader import SplitReader, StoredRecord, Things
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Task, TestConfig
@@ -44,12 +45,13 @@ class ValImage:
     original_size: tuple[int, int]
     """(height, width) of the labels."""
     label_map: Tensor | None
-    """(h, w) class ids, crowds included; uint8 with 255 or, of more than 255 classes, int32 with -1 for nothing. None
-    without segments."""
+    """(h, w) class ids, crowds included, of the segments or, where the dataset has them, of its own label map; uint8
+    with 255 or, of more than 255 classes, int32 with -1 for nothing. None without segments."""
     segments: Tensor | None
     """(h, w) index into `labels`; uint8 with 255, or int32 with -1, for nothing. None without segments."""
     labels: Tensor
-    """(T,) int64 class of every segment in the picture, by rising id."""
+    """(T,) int64 class of every segment in the picture, by rising id; where it has a label map of its own, also of
+    those without pixels."""
     crowd: Tensor
     """(T,) bool: the segment stands for many objects."""
     instances: TrueInstances | None
@@ -59,6 +61,8 @@ class ValImage:
     name: str
     index: int
     """Its place in the split."""
+    of_no_class: Tensor | None = None
+    """(h, w) bool: nothing in `segments`, but an object of none of the classes. None: the dataset does not say."""
 
 
 def validation_images(
@@ -88,14 +92,21 @@ class _Validation(Dataset[ValImage]):
     def __getitem__(self, index: int) -> ValImage:
         record = self.split[index]
         image = record.image()
-        label_map = ids = None
+        label_map = ids = of_no_class = None
         labels, crowd = np.zeros(0, np.int64), np.zeros(0, bool)
         if record.has_segments():
             segments = record.segments()
             label_map = torch.from_numpy(renumber(segments.ids, segments.classes, len(self.split.thing_index)))
             count = len(segments.classes)
-            compact, present = close_gaps(segments.ids, np.arange(count), count, where=record.where)
+            own = _own_label_map(record)
+            # a label map tells ADE20K's stuff that objects cover, which is missed
+            kept = None if own is None else np.ones(count, bool)
+            compact, present = close_gaps(segments.ids, np.arange(count), count, where=record.where, kept=kept)
             ids, labels, crowd = torch.from_numpy(compact), segments.classes[present], segments.crowd[present]
+            if own is not None:
+                classes = len(self.split.thing_index)
+                label_map = torch.from_numpy(renumber(own, np.append(np.arange(classes), -1), classes))
+                of_no_class = torch.from_numpy(own == classes)
         return ValImage(
             image=network_image(image, self.test),
             original_size=record.size,
@@ -107,6 +118,7 @@ class _Validation(Dataset[ValImage]):
             original=torch.from_numpy(image.transpose(2, 0, 1).copy()) if self.needs_original else None,
             name=record.name,
             index=index,
+            of_no_class=of_no_class,
         )
 
     def _instances(self, things: Things) -> TrueInstances:
@@ -117,3 +129,10 @@ class _Validation(Dataset[ValImage]):
             areas=torch.from_numpy(things.areas),
             crowd=torch.from_numpy(things.crowd),
         )
+
+
+def _own_label_map(record: StoredRecord) -> np.ndarray | None:
+    """Class ids beside the segments, as many as there are classes for an object of none; None: there are none."""
+    if "label_map" not in record.batch.schema.names or (data := record.batch.column("label_map")[0].as_py()) is None:
+        return None
+    return decode_segments(data, record.where)

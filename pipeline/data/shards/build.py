@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.compute.resources import share
-from pipeline.data.datasets import cityscapes, coco, folder, shapes, voc
+from pipeline.data.datasets import ade20k, cityscapes, coco, folder, shapes, vistas, voc
 from pipeline.data.images.codecs import IGNORE_WIDE
 from pipeline.data.images.image_files import ImageReading, memory_said
 from pipeline.data.records import Record
@@ -56,7 +56,9 @@ LAYOUTS: Mapping[str, ModuleType] = {
     "folder": folder,
     "voc": voc,
     "cityscapes": cityscapes,
+    "ade20k": ade20k,
     "coco": coco,
+    "vistas": vistas,
     "shapes": shapes,
 }
 """Modules whose `records(config, sources, split)` lists the records of a split."""
@@ -185,9 +187,15 @@ def _plan(
                     sources=sources,
                     archives=archives,
                     reading=reading,
+                    label_maps=own_label_maps(config),
                 )
             )
     return jobs, record_bytes
+
+
+def own_label_maps(config: DatasetConfig) -> bool:
+    """Whether a dataset's pictures may have label maps that their segments do not say."""
+    return bool(config.thing_classes) and config.layout in ("ade20k", "cityscapes")
 
 
 def shaping(config: DatasetConfig) -> Code:

@@ -74,6 +74,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+LABEL_MAP = pa.field("label_map", pa.binary())
+"""One more column, of datasets with label maps beside their segments: a PNG of Labelled.label_map; null: none."""
+
 
 class Stored(NamedTuple):
     """One verified record, ready to be written."""
@@ -104,10 +107,12 @@ def verify(
     *,
     pixels: Pixels = "encoded",
     reading: ImageReading = AS_FILES_SAY,
+    label_maps: bool = False,
 ) -> Stored:
     """Read a record and check all of it: the picture decodes to its end, sizes agree, ids are known, masks are whole.
 
-    things: classes with countable instances. ValueError names the file that is wrong.
+    things: classes with countable instances. label_maps: whether the row has LABEL_MAP. ValueError names the file that
+    is wrong.
     """
     labelled = record.read()
     image = stored_image(labelled.image, record.image_file, reading)
@@ -118,6 +123,8 @@ def verify(
     row: dict[str, Any] = {"name": record.name, "image": data, "height": height, "width": width}
     segments, counts = _segments(labelled, record, num_classes, pixels)
     row |= segments
+    if label_maps:
+        row[LABEL_MAP.name] = _label_map(labelled, record, num_classes)
     if labelled.instances is None:
         row["instances"], owners = None, thing_segments(row, record, things)
     else:
@@ -191,6 +198,20 @@ def _segments(
     return fields, pixels
 
 
+def _label_map(labelled: Labelled, record: Record, num_classes: int) -> bytes | None:
+    """A checked label map as it is stored."""
+    if (labels := labelled.label_map) is None:
+        return None
+    nothing = nothing_for(num_classes + 1)
+    wrong = labels[(labels < 0) | ((labels > num_classes) & (labels != nothing))]
+    if len(wrong) or labelled.segments is None or labels.shape != labelled.segments.shape:
+        raise ValueError(
+            f"{record.label_file} has a label map of {' x '.join(map(str, labels.shape))} (height x width) with class "
+            f"{int(wrong[0]) if len(wrong) else '-'}, for {num_classes} classes"
+        )
+    return encode_segments(labels.astype(np.uint8 if nothing == IGNORE else np.uint16))
+
+
 def _boxes(ids: np.ndarray, known: int, nothing: int) -> list[int]:
     """x1, y1, x2, y2 (exclusive) around every segment id below `known`, one after the other; 0 without pixels."""
     from scipy import ndimage
@@ -204,7 +225,8 @@ def _boxes(ids: np.ndarray, known: int, nothing: int) -> list[int]:
 
 def _record_digest(row: Mapping[str, Any]) -> str:
     """SHA-256 over all fields of a row."""
-    images = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in ("image", "segments")}
+    columns = [key for key in ("image", "segments", LABEL_MAP.name) if key in row]
+    images = {key: row[key] and hashlib.sha256(row[key]).hexdigest() for key in columns}
     instances = row["instances"] and [{**each, "counts": each["counts"].decode("ascii")} for each in row["instances"]]
     return hashlib.sha256(json.dumps({**row, **images, "instances": instances}, sort_keys=True).encode()).hexdigest()
 
@@ -219,6 +241,8 @@ def expected_bytes(record: Record, pixels: Pixels, reading: ImageReading = AS_FI
         ids = labelled.segments.astype(np.uint16 if wide else np.uint8)
         size += ids.nbytes if pixels == "raw" else len(encode_segments(ids))
         size += 20 * len(labelled.segment_classes or ())  # class and box
+    if labelled.label_map is not None:
+        size += len(encode_segments(labelled.label_map))
     return size + sum(len(instance.counts) + 64 for instance in labelled.instances or ())
 
 
@@ -242,6 +266,8 @@ class ShardJob:
     archives: tuple[tuple[str, str], ...] = ()
     """Path under the storage root and SHA-256 of the archives that `sources` are, or are this host's copies of."""
     reading: ImageReading = AS_FILES_SAY
+    label_maps: bool = False
+    """Whether there are label maps beside segments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,17 +349,25 @@ def _write(job: ShardJob, path: Path, on_record: Callable[[], None] | None) -> S
     skipped: list[SkippedRecord] = []
     every, targets, empty, left_out = 0, 0, list[str](), set[str]()
     image_digests: dict[str, str] = {}
-    with pa.ipc.new_file(path, SCHEMA, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
+    schema = SCHEMA.append(LABEL_MAP) if job.label_maps else SCHEMA
+    with pa.ipc.new_file(path, schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for record in job.records:
             try:
                 with memory_said(record.image_file):
-                    stored = verify(record, job.num_classes, job.things, pixels=job.pixels, reading=job.reading)
+                    stored = verify(
+                        record,
+                        job.num_classes,
+                        job.things,
+                        pixels=job.pixels,
+                        reading=job.reading,
+                        label_maps=job.label_maps,
+                    )
             except ValueError as error:
                 if job.on_error == "stop":
                     raise
                 skipped.append(SkippedRecord(file=record.image_file, reason=" ".join(str(error).split())))
             else:
-                writer.write_batch(pa.RecordBatch.from_pylist([stored.row], schema=SCHEMA))
+                writer.write_batch(pa.RecordBatch.from_pylist([stored.row], schema=schema))
                 pixels += stored.pixels
                 images += stored.held
                 instances += stored.instances

@@ -189,6 +189,27 @@ def test_unpacked_coco_and_cityscapes_are_known_by_their_folders(tmp_path: Path,
     assert open_sources(facts) == [tmp_path / "data/coco"]
 
 
+def test_unpacked_objects_are_known_by_their_folders(tmp_path: Path, storage: Path) -> None:
+    params = load_params(PROJECT / "params.yaml")
+    for split in ("training", "validation"):
+        for top in ("images", "annotations"):
+            put(tmp_path / f"data/ADEChallengeData2016/{top}/{split}/p.png", b"x")
+    with pytest.raises(ValueError, match="accept_terms"):  # without objects
+        fetch("ade20k_objects", params.dataset("ade20k_objects"), base=tmp_path)
+    for split in ("training", "validation"):
+        put(tmp_path / f"data/ADEChallengeData2016/annotations_instance/{split}/p.png", b"x")
+    for split in ("train", "val"):
+        put(tmp_path / f"data/cityscapes/leftImg8bit/{split}/a/p.png", b"x")
+        put(tmp_path / f"data/cityscapes/gtFine/{split}/a/p.png", b"x")
+    for name, folder in (("ade20k_objects", "ADEChallengeData2016"), ("cityscapes_objects", "cityscapes")):
+        assert open_sources(fetch(name, params.dataset(name), base=tmp_path)) == [tmp_path / "data" / folder]
+
+
+def test_an_archive_of_two_datasets_is_kept_once(tmp_path: Path, storage: Path, archive: Path) -> None:
+    first, second = (open_sources(fetch(name, config(sources=(str(archive),)), base=tmp_path)) for name in ("a", "b"))
+    assert first == second
+
+
 def test_unpacked_voc_is_known_by_its_folders_and_lists(tmp_path: Path, storage: Path, server: Server) -> None:
     entry = config(layout="voc", sources=(server.url("voc.tar"),), mirrors=("data",), terms="research", splits=VOC)
     put(tmp_path / "data/voc/JPEGImages/a.jpg", b"x")
@@ -223,6 +244,7 @@ def test_the_published_datasets_say_what_they_weigh_and_ask_first(
     params = load_params(PROJECT / "params.yaml")
     for name, said in (
         ("ade20k", "ADEChallengeData2016.zip (0.90 GiB)"),
+        ("ade20k_objects", "ADEChallengeData2016.zip (0.90 GiB), annotations_instance.tar (86.2 MiB)"),
         ("cityscapes", "leftImg8bit_trainvaltest.zip (10.80 GiB), gtFine_trainvaltest.zip (0.24 GiB)"),
         ("coco", "train2017.zip (18.01 GiB), val2017.zip (0.76 GiB), annotations_trainval2017.zip (0.24 GiB), panop"),
     ):

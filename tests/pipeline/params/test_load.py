@@ -747,6 +747,7 @@ def test_a_row_may_pad_to_nothing_or_to_a_multiple_of_32_and_keep_its_milestones
 
 SEMANTIC = json.loads((PROJECT / "tests/reference/rows.json").read_text())
 COCO = json.loads((PROJECT / "tests/reference/rows_coco.json").read_text())
+AUTHORS = json.loads((PROJECT / "tests/reference/rows_authors.json").read_text())
 PUBLISHED_ROWS = {**SEMANTIC["rows"], **COCO["rows"]}
 PARAMS = load_params(PROJECT / "params.yaml")
 
@@ -758,6 +759,7 @@ def test_the_27_rows_of_the_tables_are_there_and_all_others_are_ours_or_the_auth
     ours = {name for name, row in others.items() if not row.published_authors}
     assert ours == {"shapes_tiny", "camvid_tiny", "nuclei_tiny"}
     assert not any(row.published for row in others.values())  # the authors' alone
+    assert {*AUTHORS["rows"]} < {*others}
 
 
 def test_every_published_training_has_its_log() -> None:
@@ -809,6 +811,63 @@ def test_a_row_has_the_published_optimiser_head_and_loss(name: str) -> None:
         theirs["oversample"],
         theirs["importance"],
     )
+
+
+SWIN = {(96, 6): "swin-t", (96, 18): "swin-s", (128, 18): "swin-b", (192, 18): "swin-l"}
+"""By width and depth of the third level."""
+
+
+@pytest.mark.parametrize("name", AUTHORS["rows"])
+def test_a_row_that_the_authors_alone_have_is_theirs(name: str) -> None:
+    row, theirs = PARAMS.rows[name], {**AUTHORS["common"], **AUTHORS["rows"][name]}
+    model, train, augmentation, test = row.model, row.train, row.train.augmentation, row.test
+    assert (row.task, model.num_classes, model.query_decoder.queries) == (
+        theirs["task"], theirs["num_classes"], theirs["queries"],
+    )  # fmt: skip
+    assert row.published_authors == theirs["published"] == row.reference and not row.published
+    assert PARAMS.checkpoints[name].url == theirs["checkpoint_url"]
+    assert (train.steps, train.global_batch) == (theirs["max_iter"], theirs["images_per_batch"])
+    assert (train.precision == "fp16") == theirs["amp"]
+    assert (train.optimizer.lr, train.optimizer.weight_decay) == (theirs["lr"], theirs["weight_decay"])
+    assert train.optimizer.backbone_lr_factor == theirs["backbone_multiplier"]
+    assert ["full_model", train.optimizer.clip_norm] == theirs["clip"]
+    assert (theirs["schedule"], theirs["warmup_iters"]) == ("WarmupPolyLR", train.schedule.warmup_steps)
+    assert (train.schedule.name, train.schedule.power) == ("poly", 0.9)
+    assert (train.images == "with_things") == (theirs["filter_empty"] and row.task == "instance")
+
+    assert list(augmentation.short_sides) == theirs["min_size_train"]
+    assert augmentation.long_side_max == theirs["max_size_train"]
+    assert list(augmentation.crop) == theirs["crop"] and augmentation.jitter is None
+    assert augmentation.max_label_share == theirs["single_category_max_area"]
+    assert augmentation.photometric == theirs["color_aug_ssd"]
+    assert augmentation.rules == "detectron2"
+    assert (test.short_side, test.long_side_max) == (theirs["min_size_test"], theirs["max_size_test"])
+    assert test.pad_multiple == theirs["test_size_divisibility"]
+    if row.task == "panoptic":
+        assert test.overlap_threshold == theirs["overlap_threshold"]
+        assert test.score_threshold == theirs["object_mask_threshold"]
+    assert (test.ap_rule == "cityscapes") == (row.dataset == "cityscapes_objects")
+
+    backbone, loss, head = theirs["backbone"], model.loss, theirs["mask_former"]
+    if "depth" in backbone:
+        assert model.backbone.name == f"r{backbone['depth']}"
+        assert (model.backbone.batch_statistics, model.backbone.frozen_norm) == {
+            "SyncBN": (True, False), "FrozenBN": (False, True),
+        }[backbone["norm"]]  # fmt: skip
+        assert row.weights == f"torchvision_{model.backbone.name}"
+        assert theirs["weights"].endswith(f"R-{backbone['depth']}.pkl")  # torchvision's, by their tools/README.md
+    else:
+        assert model.backbone.name == SWIN[backbone["embed_dim"], backbone["depths"][2]]
+        assert model.backbone.drop_path_rate == backbone["drop_path_rate"]
+        site = PARAMS.weights[row.weights].url.rpartition("/swin_")[2].removesuffix(".pth")
+        assert theirs["weights"] == f"swin_{site}.pkl"
+    assert (loss.no_object_weight, loss.class_weight, loss.mask_weight, loss.dice_weight) == tuple(
+        head[f"{key}_weight"] for key in ("no_object", "class", "mask", "dice")
+    )
+    assert (loss.points, loss.oversample, loss.importance) == (
+        head["train_num_points"], head["oversample_ratio"], head["importance_sample_ratio"],
+    )  # fmt: skip
+    assert model.query_decoder.layers == head["dec_layers"] - 1  # theirs counts the raw queries
 
 
 @pytest.mark.parametrize("name", SEMANTIC["rows"])

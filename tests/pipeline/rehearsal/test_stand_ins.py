@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.datasets import cityscapes, coco, folder, voc
+from pipeline.data.datasets import coco, folder, voc
 from pipeline.data.images.codecs import IGNORE
+from pipeline.data.shards.build import LAYOUTS
 from pipeline.params.load import load_params
 from pipeline.params.schema import DatasetConfig
 from pipeline.rehearsal.stand_ins import scene, write_stand_ins
@@ -27,6 +28,9 @@ def published(dataset: str) -> DatasetConfig:
     [
         ("ade20k", ["ADEChallengeData2016.zip"]),
         ("cityscapes", ["gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip"]),
+        ("cityscapes_objects", ["gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip"]),
+        ("ade20k_objects", ["ADEChallengeData2016.zip", "annotations_instance.zip"]),
+        ("vistas", ["mapillary-vistas.zip"]),
         (
             "coco",
             [
@@ -45,7 +49,7 @@ def test_they_have_the_archives_and_the_layout_of_the_published_ones(
     config = published(dataset)
     written = write_stand_ins(config, tmp_path, size=(48, 64), images=IMAGES)
     assert sorted(path.name for path in written) == archives
-    read = {"folder": folder, "cityscapes": cityscapes, "coco": coco}[config.layout].records
+    read = LAYOUTS[config.layout].records
     for split, count in IMAGES.items():
         assert len(read(config, written, split)) == count
 
@@ -54,12 +58,27 @@ def test_they_have_the_archives_and_the_layout_of_the_published_ones(
 def test_their_labels_are_read_as_the_classes_that_were_drawn(dataset: str, tmp_path: Path) -> None:
     config = published(dataset)
     written = write_stand_ins(config, tmp_path, size=(48, 64), images=IMAGES)
-    (record,) = {"folder": folder, "cityscapes": cityscapes}[config.layout].records(config, written, "val")
+    (record,) = LAYOUTS[config.layout].records(config, written, "val")
     segments = record.read().segments
     drawn = scene((48, 64), len(config.class_names), seed=1000).classes
     assert segments is not None
     assert (segments == np.where(drawn < 0, IGNORE, drawn)).all()
     assert len(np.unique(drawn)) > 3
+
+
+@pytest.mark.parametrize("dataset", ["cityscapes_objects", "ade20k_objects", "vistas"])
+def test_objects_are_the_shapes_of_things(dataset: str, tmp_path: Path) -> None:
+    config = published(dataset)
+    written = write_stand_ins(config, tmp_path, size=(48, 64), images=IMAGES)
+    (record,) = LAYOUTS[config.layout].records(config, written, "val")
+    read = record.read()
+    drawn = scene((48, 64), len(config.class_names), seed=1000)
+    assert read.segments is not None and read.segment_classes is not None
+    classes = np.array([*read.segment_classes, *[-1] * (256 - len(read.segment_classes))])[read.segments]
+    assert (classes == drawn.classes).all()
+    things = [config.class_names.index(name) for name in config.thing_classes]
+    shown = np.unique(drawn.shapes[np.isin(drawn.classes, things)])
+    assert sum(class_id in things for class_id in read.segment_classes) == len(shown) > 1
 
 
 def test_cocos_have_things_and_stuff_and_masks_that_are_the_maps_segments(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_the_terminals_tables_show_rows_and_columns_with_figures_and_name_the_ot
     rows = {name: row_facts(row, tmp_path, RULE) for name, row in params.rows.items()}
     lines = text_table(rows).splitlines()
     assert lines[0] == "Semantic segmentation"
-    assert lines[1].split() == ["Row", "Verdict", "mIoU", "seeds", "published", "difference"]
+    assert lines[1].split() == ["Row", "Verdict", "mIoU", "seeds", "published", "diff."]
     assert lines[3].split() == ["published", "undecided", "80.00", "1", "80.44", "-0.44"]
     assert lines[4:6] == ["", "Panoptic segmentation"]
     assert lines[8].startswith("panoptic")

@@ -21,12 +21,7 @@ from pipeline.training.loop import train
 
 PROJECT = Path(__file__).resolve().parents[3]
 PARAMS = load_params(PROJECT / "params.yaml")
-ROWS = [name for name, row in PARAMS.rows.items() if row.dataset in ("cityscapes", "ade20k", "coco")]
-
-
-def test_every_published_row_is_among_them() -> None:
-    published = {name for name, row in PARAMS.rows.items() if row.published or row.published_authors}
-    assert published == {*ROWS}
+ROWS = [name for name, row in PARAMS.rows.items() if row.published or row.published_authors]
 
 
 ONE_OF_EACH = ("cityscapes_r50", "ade20k_swin-t", "coco_panoptic_r50", "coco_instance_swin-t")
@@ -41,13 +36,20 @@ def test_a_row_trains_two_steps_and_its_checkpoint_evaluates_to_the_same_figures
     name: str, small_manifest: Manifest
 ) -> None:
     # The row as it is, but for: two groups, a crop of 64 x 64 with scales to match, pictures of 64 x 96 at their own
-    # size. The generated pictures' nine classes stand for the dataset's first nine.
+    # size, in float32. The generated pictures' nine classes stand for the dataset's first nine.
     row = PARAMS.rows[name]
     data = PARAMS.datasets[row.dataset]
     train_images = dataclasses.replace(row.train.augmentation, crop=(64, 64))
     if train_images.short_sides:
         train_images = dataclasses.replace(train_images, short_sides=(56, 64, 80), long_side_max=160)
-    settings = dataclasses.replace(row.train, steps=2, groups=2, augmentation=train_images, log_every=1)
+    settings = dataclasses.replace(
+        row.train,
+        steps=2,
+        groups=2,
+        augmentation=train_images,
+        log_every=1,
+        precision="float32",  # the first steps of fp16 look for the loss's factor
+    )
     test = dataclasses.replace(row.test, short_side=64, long_side_max=96, ms_flip=None)
     row = dataclasses.replace(row, train=settings, test=test)
     things = data.thing_classes or small_manifest.thing_classes
