@@ -22,7 +22,7 @@ from pipeline.params.tasks import percent
 from pipeline.registry.candidates import Candidate, candidates, chosen, published_candidate
 from pipeline.registry.description import figure_tags, model_description, version_description
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
-from pipeline.registry.versions import REGISTERING, delete_model, delete_unfinished, registering_tag, versions_of
+from pipeline.registry.versions import delete_model, delete_unfinished, end_registering, registering_tag, versions_of
 from pipeline.storage.results import (
     Aliases,
     BestVersion,
@@ -208,6 +208,7 @@ def _registered(
         if found.version != made.version:  # another process was quicker
             client.delete_model_version(name, made.version)
             delete_model(client, client.get_logged_model(str(made.source).removeprefix("models:/")))
+    end_registering(client, found)
     for key, value in tags.items():
         if found.tags.get(key) != value:  # evaluated again, or found under other terms
             client.set_model_version_tag(name, found.version, key, value)
@@ -278,9 +279,6 @@ def _make(
             if new and not versions_of(client, name):
                 client.delete_registered_model(name)
         raise
-    version = json.dumps([{"name": name, "version": made.version}])  # as MLflow's list of models shows it
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": version})
-    client.delete_logged_model_tag(model.model_id, REGISTERING)
     return made
 
 

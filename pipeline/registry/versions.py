@@ -66,6 +66,20 @@ def registering_tag() -> dict[str, str]:
     return {REGISTERING: json.dumps(asdict(this_process()))}
 
 
+def end_registering(client: MlflowClient, version: ModelVersion) -> None:
+    """Let the logged model of a version say that it is one, if it does not: by us, or by who was killed before."""
+    from mlflow.exceptions import MlflowException
+
+    if not str(version.source).startswith("models:/"):  # somebody else has made it
+        return
+    model = client.get_logged_model(str(version.source).removeprefix("models:/"))
+    if REGISTERING in model.tags:
+        shown = json.dumps([{"name": version.name, "version": version.version}])  # by MLflow's list of models
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": shown})
+        with suppress(MlflowException):  # another process has done it meanwhile
+            client.delete_logged_model_tag(model.model_id, REGISTERING)
+
+
 def delete_model(client: MlflowClient, model: LoggedModel) -> None:
     """Delete a logged model, and its files where they lie under the storage root."""
     client.delete_logged_model(model.model_id)

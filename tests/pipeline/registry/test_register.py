@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -382,6 +383,31 @@ def test_an_interrupted_registration_leaves_nothing(
     monkeypatch.setattr(MlflowClient, call, original)
     assert seeds(registered(row, storage, {0: 0.5})) == {"best": (1, 0), "median": (1, 0)}
     assert logged_models(registry) == ["odd-semantic"] and model_folders(storage) == 1
+
+
+@pytest.mark.parametrize("call", ["log_model_artifacts", "create_registered_model", "create_model_version"])
+def test_a_registration_that_is_killed_is_whole_after_the_next_one(
+    call: str, row: Row, storage: Path, registry: MlflowClient
+) -> None:
+    if (child := os.fork()) == 0:
+        original = getattr(MlflowClient, call)
+
+        def last(*arguments: Any, **named: Any) -> None:
+            original(*arguments, **named)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(MlflowClient, call, last)
+        try:
+            registered(row, storage, {0: 0.5})
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert seeds(registered(row, storage, {0: 0.5})) == {"best": (1, 0), "median": (1, 0)}
+    (version,) = registry.search_model_versions("name = 'odd-semantic'")
+    assert logged_models(registry) == ["odd-semantic"] and model_folders(storage) == 1
+    tags = registry.get_logged_model(version.source.removeprefix("models:/")).tags
+    assert "m2f.registering" not in tags
+    assert json.loads(tags["mlflow.modelVersions"]) == [{"name": "odd-semantic", "version": version.version}]
 
 
 def test_what_a_killed_registration_has_left_is_cleaned_up_by_the_next_one_and_what_another_makes_is_not(
