@@ -111,6 +111,13 @@ def test_the_figure_is_that_of_the_checkpoint_which_decides(row: Row, storage: P
     assert (candidate.value, candidate.checkpoint) == (0.8, "runs/run0/checkpoints/step-00000001.safetensors")
 
 
+def test_the_run_is_the_one_that_the_evaluation_was_sent_to(row: Row, storage: Path) -> None:
+    results = results_of(row, storage, {0: 0.5}, runs={0: "of the row's earlier name"})
+    seed = dataclasses.replace(results["evaluated"].seeds[0], mlflow_run_id="of its present one")
+    evaluated = dataclasses.replace(results["evaluated"], seeds=(seed,))
+    assert [each.mlflow_run_id for each in candidates(evaluated, results["trained"])] == ["of its present one"]
+
+
 def test_without_a_finished_seed_there_is_nothing_to_register(row: Row, storage: Path) -> None:
     with pytest.raises(ValueError, match="no seed of row odd_semantic is finished, so there is nothing to register"):
         candidates(**results_of(row, storage, {0: "lost its workers"}))
