@@ -172,7 +172,7 @@ def _of_seeds(
     """What so many seeds cost with their evaluation, whatever is finished, and what they can show; `one_seed`: its
     GPU-hours. No chance where nothing is published that they are compared with."""
     gpu_hours = None if one_seed is None else count * one_seed
-    published = row.published.get(primary(row.task)) is not None
+    published = row.reference.get(primary(row.task)) is not None
     return {
         "gpu_hours": _spread(speed, gpu_hours),
         "money": _spread(speed, _money(gpu_hours, settings)),

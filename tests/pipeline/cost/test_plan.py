@@ -88,6 +88,7 @@ def test_the_chance_to_tell_half_a_point_follows_the_spread_and_what_is_publishe
 
     # params.yaml assumes 1 point; a seed: Phi(0.5 / sqrt(2) - 1.6449) = Phi(-1.2913)
     assert chances(single)[0] == chances(single, spread=1.0)[0] == 0.098
+    assert chances(dataclasses.replace(row, figures="published_authors")) == chances(single)  # judged by theirs
     # one seed shows no spread, so 1 is assumed, whatever it truly is: Phi((0.5 / sqrt(2) - 1.6449) / 0.3)
     assert chances(single, spread=0.3)[0] == 0.0
     # studies/verdicts.md: seeds of spread 1 show half a point in 9 and 10 % (median of 5: 10 and 13), simulated
