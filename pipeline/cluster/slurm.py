@@ -36,8 +36,10 @@ MOST_REQUEUES = 20
 """How often a job puts itself into the queue again: one that gets nowhere is not to go on for ever."""
 START_WAIT_S = 120.0
 """How long Ray may take to start on the first node."""
-END_WAIT_S = 20.0
-"""How long rows, and then Ray, may take to tidy up: a job that Slurm ends has 30 seconds by default."""
+END_WAIT_S = {signal.SIGUSR1: 60.0, signal.SIGTERM: 8.0}
+"""How long the rows may take to tidy up: a job that Slurm ends has 30 seconds for everything by default."""
+STEP_WAIT_S = 20.0
+"""How long Ray may take on all nodes, and removing its files after it."""
 SIGNAL_WAIT_S = 5.0
 """What Slurm tells a job's other processes has reached the first one after this long."""
 AGAIN_S = 5.0
@@ -52,7 +54,11 @@ _NODE = """
 umask 077
 ulimit -n "$(ulimit -Hn)"
 rm -rf "$RAY_TMPDIR" && mkdir -p "$RAY_TMPDIR" || exit
-exec "$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${SLURM_GPUS_ON_NODE:+--num-gpus=$SLURM_GPUS_ON_NODE}
+"$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${SLURM_GPUS_ON_NODE:+--num-gpus=$SLURM_GPUS_ON_NODE} &
+trap 'kill -TERM $!' TERM
+while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+rm -rf "$RAY_TMPDIR"
+exit $code
 """
 """What a step runs on its node, with Ray's command as its words. Cores and GPUs are those that Slurm gave the job."""
 
@@ -141,7 +147,7 @@ def run_job(named: Sequence[str]) -> int:
         if not goes_on:
             _close(allocation.workspace, allocation.project)
     if goes_on:
-        time.sleep(END_WAIT_S)  # until Slurm ends it: an exit code of its own would count as the job's
+        time.sleep(60)  # until Slurm ends it: an exit code of its own would count as the job's
     return code
 
 
@@ -163,7 +169,7 @@ def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence
             if code != 0 and not received:
                 time.sleep(SIGNAL_WAIT_S)  # Slurm may be what has ended the rows, or Ray
         finally:
-            _end(rows)
+            _end(rows, END_WAIT_S[signal.Signals(received[0]) if received else signal.SIGTERM])
     if code != 0 and received:
         return None
     if code is None:
@@ -242,18 +248,18 @@ class RayNodes:
     def __exit__(self, *_: object) -> None:
         for step in self._steps.values():
             step.terminate()
-        deadline = time.monotonic() + END_WAIT_S
+        deadline = time.monotonic() + STEP_WAIT_S
         for step in self._steps.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 step.wait(max(0.1, deadline - time.monotonic()))
             step.kill()
-        # srun's end is Ray's, which then tidies up nothing
+        # where srun's end was Ray's before it could tidy up
         every = [f"--nodes={len(self._nodes)}", f"--ntasks={len(self._nodes)}", "--ntasks-per-node=1"]
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 [*_SRUN, *every, "rm", "-rf", self._environment["RAY_TMPDIR"]],
                 capture_output=True,
-                timeout=END_WAIT_S,
+                timeout=STEP_WAIT_S,
             )
 
     def look(self) -> str | None:
@@ -378,11 +384,11 @@ def _bring_home(workspace: Path, project: Path, *, remove: bool = False) -> None
         say(f"{len(taken)} results are in {project}: {', '.join(taken)}")
 
 
-def _end(rows: subprocess.Popen[bytes]) -> None:
+def _end(rows: subprocess.Popen[bytes], wait_s: float) -> None:
     """End the rows and all that they have started, tidily if they do so in time."""
     with contextlib.suppress(ProcessLookupError):  # there is none left
         os.killpg(rows.pid, signal.SIGTERM)
-        deadline = time.monotonic() + END_WAIT_S
+        deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             rows.poll()
             os.killpg(rows.pid, 0)

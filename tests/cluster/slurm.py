@@ -39,18 +39,19 @@ SlurmdLogFile=FOLDER/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SlurmdTimeout=15
-KillWait=10
+KillWait=30
 MinJobAge=3600
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 """
-    + "".join(f"NodeName={node} NodeAddr={ADDRESSES[node]} CPUs=2 RealMemory=8000\n" for node in NODES)
+    + "".join(f"NodeName={node} NodeAddr={ADDRESSES[node]} CPUs=2 RealMemory=8000 Gres=gpu:2\n" for node in NODES)
     + """
 PartitionName=normal Nodes=worker[1-2] Default=YES PriorityTier=1
 PartitionName=urgent Nodes=worker[1-2] PriorityTier=10
@@ -81,6 +82,8 @@ class Slurm:
         (self.folder / "state").mkdir()
         (self.folder / "slurm.conf").write_text(_CONF.replace("FOLDER", str(self.folder)))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nIgnoreSystemd=yes\n")
+        # devices that stand for GPUs: Slurm counts them, and nobody uses them
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o400)
         try:

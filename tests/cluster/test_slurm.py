@@ -197,6 +197,17 @@ def test_a_cancelled_job_leaves_nothing_and_the_same_again_continues(slurm: Slur
 
 
 @pytest.mark.full
+def test_a_step_that_starts_ray_has_the_cores_and_gpus_of_its_job(slurm: Slurm) -> None:
+    step = "srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist=worker2 env"  # as RayNodes calls it
+    asked = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=2 --gres=gpu:2"
+    job = slurm.ask(f"cd {slurm.project} && sbatch --parsable {asked} --output=step.log --wrap '{step}'").strip()
+    assert slurm.ends(job) == "COMPLETED"
+    found = dict(line.split("=", 1) for line in (slurm.project / "step.log").read_text().splitlines() if "=" in line)
+    assert (found["SLURMD_NODENAME"], found["SLURM_CPUS_ON_NODE"], found["SLURM_GPUS_ON_NODE"]) == ("worker2", "2", "2")
+    assert found["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.full
 def test_a_job_that_cannot_begin_ends_with_a_sentence(slurm: Slurm) -> None:
     job = slurm.submit("--nodes=2 --cpus-per-task=1", "train@ade20k_r50")
     assert slurm.ends(job) == "FAILED"
