@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ def command_line() -> argparse.ArgumentParser:
     )
     parser.add_argument("--price-per-gpu-hour", type=float, help="for the projected cost")
     parser.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="take the price from a cluster file with provider.price_per_hour; default: on a head, its cluster's",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("reports/preflight"), help="folder of the page; default: %(default)s"
     )
     return parser
@@ -52,6 +58,7 @@ def main() -> None:
     """Do what the command line says."""
     arguments = command_line().parse_args()
     _check(arguments)
+    price = _price(arguments.price_per_gpu_hour, arguments.cluster)
 
     from pipeline.compute.resources import gpus_here
     from pipeline.cost.needs import needs, untrained_weights
@@ -86,7 +93,7 @@ def main() -> None:
         steps = rehearse(row, project, lambda line: print(line, flush=True))
         findings = find(
             row, params, project, extent, steps,
-            missing=missing, price_per_gpu_hour=arguments.price_per_gpu_hour,
+            missing=missing, price_per_gpu_hour=price,
         )  # fmt: skip
         page = write_page(row, extent, project, steps, findings, arguments.out)
     for figure in findings.figures:
@@ -107,6 +114,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--scale is {arguments.scale:g}; it must be 0.05 to 1")
     if arguments.price_per_gpu_hour is not None and not arguments.price_per_gpu_hour > 0:
         raise ValueError(f"--price-per-gpu-hour is {arguments.price_per_gpu_hour:g}; it must be above 0")
+
+
+def _price(given: float | None, cluster: str | None) -> float | None:
+    """Of a GPU-hour: as it is given, by the cluster file that is given, or by that of the head on which this runs."""
+    from pipeline.cluster.config import LEFT_ON_HEAD, gpus_and_price
+
+    if given is not None:
+        return given
+    if cluster is not None:
+        return gpus_and_price(cluster)[1]
+    with suppress(ValueError):  # this is no head, or its file has no price
+        return gpus_and_price(LEFT_ON_HEAD)[1]
+    return None
 
 
 def _make_writable(out: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 
 import yaml
 
+LEFT_ON_HEAD = "~/ray_bootstrap_config.yaml"
+"""The cluster file that `ray up` leaves on the head."""
+
 PLACEHOLDER = re.compile(r"<[^<>\n]*[a-z][^<>\n]*>")
 """What is to be filled in stands in angle brackets: <address of the head>."""
 

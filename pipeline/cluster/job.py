@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.cluster.config import NodeGroup, node_groups
+from pipeline.cluster.config import LEFT_ON_HEAD, NodeGroup, node_groups
 from pipeline.cluster.stages import Alone, Plan, plan, run_command, run_plan, say
 from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
 from pipeline.params.load import load_params, read_settings
@@ -257,7 +257,7 @@ def _resources(entry: Mapping[str, Any]) -> Mapping[str, float]:
 
 def _cluster_file() -> Mapping[str, Any]:
     """What `ray up` left on the head; empty where Ray was started by hand."""
-    path = Path("~/ray_bootstrap_config.yaml").expanduser()
+    path = Path(LEFT_ON_HEAD).expanduser()
     content: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content
 

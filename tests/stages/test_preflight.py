@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.preflight import _price
+from tests.helpers.cluster_files import filled
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
 
@@ -33,6 +35,20 @@ def preflight(folder: Path, *words: str, settings: Mapping[str, str] | None = No
     return subprocess.run(
         command, cwd=folder, env=environment(folder, **settings or {}), capture_output=True, text=True, timeout=900
     )
+
+
+def test_the_price_of_a_gpu_hour_is_given_or_a_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "head"))
+    (tmp_path / "head").mkdir()
+    assert _price(None, None) is None  # on no head
+    cluster = filled("cluster.yaml", tmp_path, provider__price_per_hour={"p4d_24xlarge": 32.0})  # for 8 GPUs
+    assert (_price(None, str(cluster)), _price(3.0, str(cluster))) == (4.0, 3.0)
+    shutil.copy(cluster, tmp_path / "head/ray_bootstrap_config.yaml")
+    assert _price(None, None) == 4.0
+    shutil.copy(PROJECT / "cluster.yaml", tmp_path / "head/ray_bootstrap_config.yaml")  # without prices
+    assert _price(None, None) is None
+    with pytest.raises(ValueError, match="has no price of p4d_24xlarge"):
+        _price(None, str(PROJECT / "cluster.yaml"))
 
 
 @pytest.mark.long
