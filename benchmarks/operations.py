@@ -16,7 +16,7 @@ from pipeline.data.images.sizes import PUBLISHED, Size, area, input_size
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 
-PAPER: dict[str, tuple[int, int | None]] = {
+PAPER: dict[str, tuple[int, int]] = {
     "ade20k_r50": (44, 71),
     "ade20k_r101": (63, 90),
     "ade20k_swin-t": (47, 74),
@@ -24,7 +24,6 @@ PAPER: dict[str, tuple[int, int | None]] = {
     "ade20k_swin-b": (107, 223),
     "ade20k_swin-b-in22k": (107, 223),
     "ade20k_swin-l-in22k": (215, 403),
-    "ade20k_swin-l-fapn-in22k": (217, None),
     "coco_panoptic_r50": (44, 226),
     "coco_panoptic_r101": (63, 293),
     "coco_panoptic_swin-t": (47, 232),
@@ -41,7 +40,7 @@ PAPER: dict[str, tuple[int, int | None]] = {
     "coco_instance_swin-l-in22k": (216, 868),
 }
 """Millions of parameters and G multiply-adds: ADE20K's at the crop's size (table V), COCO's the mean over 100
-validation pictures (tables I and III). Cityscapes' are not printed; of FaPN the operations are not."""
+validation pictures (tables I and III). Cityscapes' are not printed."""
 
 
 def parameters(row: Row) -> int:
@@ -86,10 +85,11 @@ def main() -> None:
         if row.dataset not in PUBLISHED:
             continue
         size = compared_size(row)
-        million, operations = PAPER.get(name, ("", None))
+        million, operations = PAPER.get(name, ("", ""))
         figures = f"{forward_flops(row, size) / 2e9:.1f} | {counted_like_the_paper(row, size) / 1e9:.1f}"
-        published = f"{operations or ''}"
-        print(f"| {name} | {parameters(row) / 1e6:.1f} | {million} | {size[0]} x {size[1]} | {figures} | {published} |")
+        print(
+            f"| {name} | {parameters(row) / 1e6:.1f} | {million} | {size[0]} x {size[1]} | {figures} | {operations} |"
+        )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def test_the_attention_of_a_gpu_is_one_operation_of_the_graph(monkeypatch: pytes
     model = network(BACKBONES["ResNet"])
     images, seeds = torch.rand(1, 3, 64, 96), (0,)
     monkeypatch.setattr(gpu, "takes", lambda value: True)
+    monkeypatch.setattr(gpu, "takes_masks", lambda *_: False)  # the masked attention is not compiled
     for operation, function in ((kernels.forward, plain), (kernels.backward, gradients)):
         monkeypatch.setattr(operation, "_backend_fns", {**operation._backend_fns})
         operation.register_kernel("cpu")(function)

@@ -976,7 +976,13 @@ def test_a_coco_row_is_the_published_one(name: str) -> None:
         assert name not in PARAMS.checkpoints
     else:
         assert PARAMS.checkpoints[name].url == theirs["checkpoint_url"]
-        assert (PARAMS.checkpoints[name].dataset, PARAMS.checkpoints[name].log_url) == ("coco", "")
+        assert PARAMS.checkpoints[name].dataset == "coco"
+        # the log of the training that ended with the checkpoint, in the older release's folder but for one
+        begun = re.search(r"_(\d{8}_\d{6})-", theirs["checkpoint_url"])
+        assert begun is not None
+        release = "v3.0" if name == "coco_panoptic_r50" else "v2.0"
+        log = rf"https://download.openmmlab.com/mmdetection/{release}/mask2former/([\w-]+)/\1_{begun[1]}\.log\.json"
+        assert re.fullmatch(log, PARAMS.checkpoints[name].log_url), PARAMS.checkpoints[name].log_url
 
 
 @pytest.mark.parametrize("name", [*SEMANTIC["rows"], *COCO["rows"]])
