@@ -24,13 +24,19 @@ class ImageCounts:
     """(height, width) that stands for all: the commonest, or medians of both."""
 
 
+_CITYSCAPES = ImageCounts(train=2975, val=500, usual=(1024, 2048))
+_ADE20K = ImageCounts(train=20210, val=2000, usual=(512, 683))
+
 PUBLISHED: Mapping[str, ImageCounts] = {
-    "cityscapes": ImageCounts(train=2975, val=500, usual=(1024, 2048)),
-    "ade20k": ImageCounts(train=20210, val=2000, usual=(512, 683)),
+    "cityscapes": _CITYSCAPES,
+    "cityscapes_objects": _CITYSCAPES,
+    "ade20k": _ADE20K,
+    "ade20k_objects": _ADE20K,
+    "vistas": ImageCounts(train=18000, val=2000, usual=(2448, 3264)),
     "coco": ImageCounts(train=118287, val=5000, usual=(480, 640)),
 }
 """The published datasets, for use before their shards are made. Counts: the datasets' own pages. All of Cityscapes'
-pictures are of one size; those of the other two differ, and the commonest landscape size stands for them."""
+pictures are of one size; those of the others differ, and the commonest landscape size stands for them."""
 
 
 def counted(dataset: str, manifest: Manifest | None) -> ImageCounts | None:
