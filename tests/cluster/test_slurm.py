@@ -166,9 +166,14 @@ def test_two_tasks_of_an_array_share_the_nodes_and_make_shared_stages_once(slurm
         shutil.rmtree(slurm.project / folder, ignore_errors=True)
     (slurm.project / "dvc.lock").unlink(missing_ok=True)
     array = slurm.submit("--array=0-1 --nodes=2 --cpus-per-task=1", "evaluate@brief evaluate@other M2F_WORKERS=2")
-    shown = slurm.ask(f"scontrol show --oneliner job {array}")
-    jobs = sorted(re.findall(r"^JobId=(\d+) .*? ArrayTaskId=\d+ ", shown, re.MULTILINE))
-    assert len(jobs) == 2, shown
+
+    def tasks() -> list[str]:
+        """The tasks' own numbers, which they have once they run."""
+        shown = slurm.ask(f"scontrol show --oneliner job {array}")
+        return sorted(re.findall(r"^JobId=(\d+) .*? ArrayTaskId=\d+ ", shown, re.MULTILINE))
+
+    until(lambda: len(tasks()) == 2, said=slurm.logs)
+    jobs = tasks()
     assert [slurm.ends(job) for job in jobs] == ["COMPLETED"] * 2, [slurm.log(job) for job in jobs]
     logs = [slurm.log(job) for job in jobs]
     assert sum("shard@shapes | Running stage" in log for log in logs) == 1, logs
