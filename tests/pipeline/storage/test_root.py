@@ -112,7 +112,7 @@ def test_a_url_of_files_is_their_folder_and_a_url_of_another_driver_a_root(tmp_p
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("gs://bucket/x", r"storage root gs://bucket/x cannot be used: its driver is not installed \(.*gcsfs"),
+        ("abfs://bucket/x", r"storage root abfs://bucket/x cannot be used: its driver is not installed \(.*adlfs"),
         ("nonsense://x", "storage root nonsense://x cannot be used: .*nonsense"),
     ],
 )
