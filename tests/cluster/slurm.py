@@ -135,7 +135,9 @@ class Slurm:
 
     def submit(self, options: str, targets: str) -> str:
         """`sbatch` of the project's script on these hosts, which have no GPUs; the job's number."""
-        call = f"cd {self.project} && export PATH=~/m2f-environment/bin:$PATH && sbatch --parsable --gres=none"
+        # a cluster that was here before has left its settings in the shell
+        call = f"unset ${{!M2F_@}}; cd {self.project} && export PATH=~/m2f-environment/bin:$PATH"
+        call += " && sbatch --parsable --gres=none"
         said = self.ask(f"{call} {options} deploy/slurm/row.sbatch {targets}")
         assert re.fullmatch(r"\d+\n", said), said
         return said.strip()
