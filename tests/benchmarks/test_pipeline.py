@@ -81,7 +81,7 @@ def test_the_time_of_a_help_is_that_of_its_process() -> None:
     assert "stages.fetch" in command.commands() and "benchmarks.loader.tables" not in command.commands()
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_the_bare_loop_is_compared_with_one_that_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--only", "overhead", "--forms", "bare", "mlflow", "--steps", "3", "--rounds", "1"]
     found = run(monkeypatch, tmp_path / "found.json", *words)["overhead"]

@@ -188,7 +188,7 @@ def test_the_page_names_its_commands_and_what_was_measured() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.full
 def test_senders_are_counted_by_what_a_real_server_stores(capsys: pytest.CaptureFixture[str]) -> None:
     for seconds in (3.0, 30.0, 300.0):  # until a request is answered within them, on however slow a machine
         scale.measure_mlflow("", seconds)
