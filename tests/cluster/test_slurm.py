@@ -31,9 +31,13 @@ def slurm(lab: Hosts) -> Iterator[Slurm]:
 def left_over(slurm: Slurm) -> list[str]:
     """Processes of Ray, folders of jobs on the nodes and workspaces of jobs that are still there."""
     found = [f"{node}: {name}" for node in NODES for name in ("raylet", "gcs_server") if slurm.lab.pids(node, name)]
-    found += [f"{node}: {line}" for node in NODES for line in slurm.ask("ls -d /tmp/m2f-*", host=node).splitlines()]
+    found += [
+        f"{node}: {line}"
+        for node in NODES
+        for line in slurm.ask("ls -d /tmp/m2f-[0-9]*-[0-9]*", host=node).splitlines()
+    ]
     found += [path.name for path in (slurm.project / ".dvc/tmp/slurm").glob("*/")]
-    return [each for each in found if "No such file" not in each and not each.endswith("/tmp/m2f-lab")]
+    return [each for each in found if "No such file" not in each]
 
 
 def result(slurm: Slurm, row: str) -> Any:
