@@ -14,7 +14,7 @@ SIZES = ((512, 512), (640, 640), (1024, 2048))
 """(height, width) of the images at which inference is measured."""
 
 KINDS = ("counts", "inference", "training", "parts", "published")
-"""Of measurements. counts: of no device, and in no time."""
+"""Of measurements. counts needs no device."""
 
 
 def size_name(size: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@
 calls it.
 
 The job's first process (`run_job`) starts Ray on each node as a step of the job, and the rows in a process of their own
-(`work`). It hears what Slurm has to say: that the time is over soon, that another job wants the nodes. Then it ends the
+(`work`). Slurm signals to it that the time is over soon, or that another job takes the nodes. Then it ends the
 rows and puts the job into the queue again, where it goes on from its checkpoints.
 
 Jobs share the project's folder, and a project has one dvc.lock. So each job works in a copy of the project, made when
@@ -33,11 +33,11 @@ JOBS = Path(".dvc/tmp/slurm")
 """In the project: a folder for each job that runs or is to go on, and the locks between jobs. Git, DVC and `take_code`
 leave it out."""
 MOST_REQUEUES = 20
-"""How often a job puts itself into the queue again: one that gets nowhere is not to go on for ever."""
+"""How often a job puts itself into the queue again, so that one that never reaches a checkpoint ends."""
 START_WAIT_S = 120.0
 """How long Ray may take to start on the first node."""
 END_WAIT_S = {signal.SIGUSR1: 60.0, signal.SIGTERM: 8.0}
-"""How long the rows may take to tidy up: a job that Slurm ends has 30 seconds for everything by default."""
+"""How long the rows may take to end: a job that Slurm ends has 30 seconds for everything by default."""
 STEP_WAIT_S = 20.0
 """How long Ray may take on all nodes, and removing its files after it."""
 SIGNAL_WAIT_S = 5.0

@@ -91,13 +91,16 @@ def _ask(url: str) -> None:
 
 _ADVICE = (
     "credentials and address come from the environment, for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if it "
-    "is not Amazon's, AWS_ENDPOINT_URL"
+    "is not Amazon's, AWS_ENDPOINT_URL; for gs:// GOOGLE_APPLICATION_CREDENTIALS"
 )
 
 
 def _reason(url: str, error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"its driver is not installed ({error}); for s3:// run: pip install s3fs"
+        return (
+            f"its driver is not installed ({error}); for s3:// run: pip install s3fs, "
+            "for gs://: pip install -r requirements-gcp.lock"
+        )
     if isinstance(error, FileNotFoundError):
         return f"there is no {urlsplit(url).netloc}; make the bucket, or correct M2F_STORAGE"
     if isinstance(error, PermissionError):
