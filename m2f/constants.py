@@ -5,7 +5,7 @@ A tensor made of such numbers in every forward pass would be a copy from the hos
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
-@lru_cache(maxsize=1024)
+@cache  # of any number, since recordings of forward passes read them where they lie; each is a few bytes
 def _made(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in inference mode would be refused in training
         return to_device(torch.tensor(values, dtype=dtype, device="cpu"), device)

@@ -19,6 +19,7 @@ from benchmarks.network.plan import FORMS, ROWS
 from m2f import Target, build_model
 from m2f.config import BackboneConfig, Kernels, LossConfig, ModelConfig
 from m2f.inference import semantic_labels
+from m2f.inference.recorded import RecordedNetwork
 from m2f.kernels.build import use
 from m2f.losses import set_losses
 from m2f.types import Prediction
@@ -80,7 +81,10 @@ def predicted(form: str, network: nn.Module, images: Tensor) -> Prediction:
 
 def inference(form: str, row: str, size: tuple[int, int], device: torch.device, precision: str) -> Callable[[], object]:
     """A call that makes one image's label map."""
-    network = build(form, row, device).eval()
+    network = build(form, row, device)
+    if KERNELS[form] == "auto":
+        network = RecordedNetwork(network)  # as an evaluation does
+    network.eval()
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).to(device)
 
     @torch.inference_mode()

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from m2f import build_model
 from m2f.constants import to_device
+from m2f.inference.recorded import RecordedNetwork
 from m2f.kernels.build import use
 from m2f.model import normalise, pad
 from m2f.weights.start import freeze
-from pipeline.compute.precision import allow_tf32
+from pipeline.compute.precision import allow_tf32, in_precision
 from pipeline.cost.batches import batches_of, masks_of
 from pipeline.cost.kept_queries import SEGMENTS, TypicalClasses
 from pipeline.data.images.sizes import Size, counted, input_size, shown_size
@@ -244,7 +245,8 @@ def forward_flops(row: Row, size: Size) -> int:
 @torch.inference_mode()
 def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
     row, dataset, timer = subject.row, subject.dataset, subject.timer
-    timed = model if row.task == "semantic" else TypicalClasses(model, row).to(timer.device)
+    network = RecordedNetwork(model)
+    timed = network if row.task == "semantic" else TypicalClasses(network, row).to(timer.device)
     timed.eval()
     timer.forget_peak()
     shown = _validation(row, subject.manifest, subject.usual)
@@ -257,6 +259,8 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
         sizes.append(size)
         images = pad(normalise(to_device(image_3HW[None], timer.device)), row.test.pad_multiple)
         valid = (image_3HW.shape[1], image_3HW.shape[2])
+        with in_precision(row.test.precision, timer.device):
+            network.learn(images)
         return timer.seconds(lambda: single_scale(timed, images, valid, size, config))
 
     taken_s = _repeated(f"{row.name}: inference", one, count=IMAGES, unit="images", seconds=subject.seconds)
@@ -272,7 +276,8 @@ def _inference(model: nn.Module, subject: _Subject) -> InferenceCost:
         reserved_mib=reserved_mib,
         seconds=_spread(taken_s),
         protocol=f"batch 1, {where} in order, the first {len(sizes) - len(taken_s)} dropped; forward pass and "
-        f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted",
+        f"{_ANSWERS[row.task]}; loading, resizing and normalising not counted, nor recording the work for "
+        "sizes that come often",
         differs=_differences(row, real=real, images=len(taken_s)),
     )
 

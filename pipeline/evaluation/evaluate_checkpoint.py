@@ -182,6 +182,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
     """Evaluate the pictures of some parts in this process, and write each part when its last picture is done."""
     import torch
 
+    from m2f.inference.recorded import RecordedNetwork
     from m2f.model import build_model
     from pipeline.compute.precision import allow_tf32
     from pipeline.evaluation.image_figures import ImageFigures
@@ -200,7 +201,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
         model.cuda()
     shown = _shown(job.manifest.split("val").records)
     places = [place for part in waiting for place in part]
-    val_images = predict_images(model, job.manifest, job.row, places=places, processes=job.processes)
+    val_images = predict_images(RecordedNetwork(model), job.manifest, job.row, places=places, processes=job.processes)
     for part in waiting:
         metrics = TaskMetrics(job.row, job.manifest)
         images = ImageFigures(job, part)

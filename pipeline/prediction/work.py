@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m2f.inference.recorded import RecordedNetwork
 from pipeline.data.images.resize import network_image
 from pipeline.data.images.sizes import input_size
 from pipeline.evaluation.predict import (
@@ -99,6 +101,7 @@ def _predict(
     """The names of the pictures, in their order, and why some failed, by file."""
     names, failures = list[str](), dict[str, str]()
     network.put_on(device)
+    network = replace(network, network=RecordedNetwork(network.network).eval())
 
     def unfinished() -> Iterator[Picture]:
         for picture in read_images(found, network.reading, is_done=folder.is_done):

@@ -27,6 +27,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from m2f.config import ModelConfig
+from m2f.inference.recorded import RecordedNetwork
 from m2f.kernels.build import use
 from m2f.model import build_model
 from pipeline.compute.precision import allow_tf32
@@ -67,6 +68,7 @@ MODULES = (
     "m2f.inference.bands",
     "m2f.inference.instance",
     "m2f.inference.panoptic",
+    "m2f.inference.recorded",
     "m2f.inference.semantic",
     "m2f.inference.windowed",
     "m2f.inference.windowed_objects",
@@ -174,8 +176,9 @@ class RegisteredModel(PythonModel):
         self.class_names: list[str] = settings["class_names"]
         self.thing_ids: list[int] = settings["thing_ids"]
         self.reading = parse(ImageReading, settings["reading"], "reading")
-        self.model = build_model(parse(ModelConfig, settings["model"], "model"))
-        self.model.load_state_dict(load_file(context.artifacts["weights"]))
+        network = build_model(parse(ModelConfig, settings["model"], "model"))
+        network.load_state_dict(load_file(context.artifacts["weights"]))
+        self.model = RecordedNetwork(network)
         self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.one_at_a_time = threading.Lock()  # a server's threads would fill a GPU's memory together
 
