@@ -18,6 +18,7 @@ from pipeline.params.tasks import LABELS, MS_FLIP
 from tests.helpers.shared import PROJECT
 
 PARAMS = load_params(PROJECT / "params.yaml")
+RAW = yaml.safe_load((PROJECT / "params.yaml").read_text())["rows"]
 PUBLISHED = [row for row in PARAMS.rows.values() if row.published or row.published_authors]
 TEXT = (PROJECT / "docs/rows.md").read_text()
 BY_ROW = "by row"
@@ -32,7 +33,22 @@ def tables() -> Iterator[list[list[str]]]:
 
 
 def cells(row: Row) -> list[str]:
-    """A row's line in the page's first table."""
+    """A row's line in the table of rows."""
+    return [
+        row.name,
+        preset(row),
+        row.weights,
+        figures(row.published),
+        figures(row.published_authors),
+    ]
+
+
+def preset(row: Row) -> str:
+    return RAW[row.name]["preset"]
+
+
+def shared(row: Row) -> list[str]:
+    """What the table of presets says of a row, after the line's first cell."""
     train, test, augmentation = row.train, row.test, row.train.augmentation
     schedule = train.schedule
     rate = schedule.name if schedule.name == "poly" else f"x {schedule.gamma:g} at " + ", ".join(
@@ -45,10 +61,6 @@ def cells(row: Row) -> list[str]:
     )
     views = test.ms_flip and f"{', '.join(map(str, test.ms_flip.short_sides))}; at most {test.ms_flip.long_side_max}"
     return [
-        row.name,
-        row.weights,
-        str(row.model.num_classes),
-        str(row.model.query_decoder.queries),
         f"{train.steps:,}",
         f"{train.groups} x {train.group_size}",
         rate,
@@ -56,15 +68,12 @@ def cells(row: Row) -> list[str]:
         scale,
         f"{test.short_side}, at most {test.long_side_max}" + (", not padded" if test.pad_multiple == 1 else ""),
         views or "",
-        figures(row.published),
-        figures(row.published_authors),
     ]
 
 
 def figures(published: typing.Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{LABELS[name]} {published[name]}" for name in ("pq", "ap", "ap50", "miou", MS_FLIP) if name in published
-    )
+    shown = [f"{LABELS[name]} {published[name]}" for name in ("pq", "ap", "ap50", "miou") if name in published]
+    return ", ".join(shown) + (f" (ms+flip {published[MS_FLIP]})" if MS_FLIP in published else "")
 
 
 def settings(type_: Any, prefix: str = "") -> Iterator[str]:
@@ -84,7 +93,7 @@ def value_of(row: Row, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-SHOWN = [line for table in tables() if table[0][:3] == ["setting", "value", "key"] for line in table[1:]]
+SHOWN = [line for table in tables() if table[0] == ["setting", "value", "source"] for line in table[1:]]
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
@@ -93,24 +102,39 @@ def test_a_published_rows_line_is_what_params_yaml_holds(row: Row) -> None:
     assert [line for line in rows[1:] if line[0] == row.name] == [cells(row)]
 
 
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_the_line_of_a_rows_preset_is_what_params_yaml_holds(row: Row) -> None:
+    """A line is of one preset or of several; `Swin-L` after them means those rows, and the other line the others."""
+    lines = next(table for table in tables() if table[0][0] == "preset")[1:]
+    mine = [line for line in lines if preset(row) in line[0].removesuffix(", Swin-L").split(", ")]
+    large = [line for line in mine if line[0].endswith(", Swin-L")]
+    line = large[0] if large and "swin-l" in row.name else next(line for line in mine if line not in large)
+    assert line[1:] == shared(row)
+
+
 def test_the_table_has_the_published_rows_alone() -> None:
     assert len(PUBLISHED) == 53
     rows = next(table for table in tables() if table[0][0] == "row")
     assert [line[0] for line in rows[1:]] == [row.name for row in PUBLISHED]
 
 
+def key_of(line: list[str]) -> str:
+    """A setting's key or, of what is none, the file that holds it; a colon and what it means may follow."""
+    key = re.match(r"`([\w./]+)`(: |$)", line[0])
+    assert key, line[0]
+    return key[1]
+
+
 def test_every_setting_of_a_row_has_a_line() -> None:
     known = set(settings(Row)) - {"name"}
-    shown = {line[2].strip("`") for line in SHOWN}
+    shown = {key_of(line) for line in SHOWN}
     assert known <= shown, sorted(known - shown)
 
 
 @pytest.mark.parametrize("line", SHOWN, ids=lambda line: line[0])
 def test_a_settings_line_is_true_of_every_published_row(line: list[str]) -> None:
-    setting, value, key, source = line
-    assert re.fullmatch(r"`[\w./]+`", key), setting
+    key, value, source = key_of(line), *line[1:]
     assert source
-    key = key.strip("`")
     if "/" in key:  # not a setting: where the code holds it
         assert (PROJECT / key).is_file()
         return
@@ -119,6 +143,20 @@ def test_a_settings_line_is_true_of_every_published_row(line: list[str]) -> None
         assert any(other != values[0] for other in values), f"{key} is {values[0]!r} in every row: show it"
     else:
         assert all(yaml.safe_load(value) == other for other in values), (key, value, values[0])
+
+
+def test_classes_and_queries_are_what_their_lines_say() -> None:
+    said = {key_of(line): line[1] for line in SHOWN}
+    classes = dict(zip(("cityscapes", "ade20k", "coco"), ((19, 8), (150, 100), (133, 80)), strict=True))
+    for row in PUBLISHED:
+        all_classes, things = classes.get(row.name.split("_")[0], (65, None))
+        assert row.model.num_classes == (things if row.task == "instance" else all_classes)
+        large = row.model.backbone.name == "swin-l" and row.task != "semantic"
+        assert row.model.query_decoder.queries == (200 if large else 100)
+    assert said["model.num_classes"] == (
+        "by row: Cityscapes 19, ADE20K 150, COCO 133, Vistas 65; instance rows 8, 100, 80"
+    )
+    assert said["model.query_decoder.queries"] == "by row: panoptic and instance rows of Swin-L 200, others 100"
 
 
 def test_every_table_is_whole() -> None:
