@@ -32,7 +32,7 @@ def attend(
     # never in less than the positions' float32: bf16 would move a location by up to a quarter of a pixel
     dtype = torch.promote_types(value_BSKD.dtype, positions_N2.dtype)
     value, positions, offsets, logits = (t.to(dtype) for t in (value_BSKD, positions_N2, offsets_BNKLP2, logits_BNKLP))
-    fits = value.shape[3] <= cpu.MOST_CHANNELS and logits[0, 0, 0].numel() <= cpu.MOST_POINTS
+    fits = value.shape[3] <= cpu.MOST_CHANNELS and logits.shape[3:].numel() <= cpu.MOST_POINTS
     form = cpu.deformable_attention if fits and cpu.takes(value, positions, offsets, logits) else plain_attend
     return form(value, shapes, positions, offsets, logits)
 

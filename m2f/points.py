@@ -83,7 +83,7 @@ class TrueMasks:
     def at_shared_points(self, points_LBP2: Tensor) -> Tensor:
         """All masks of each picture at the picture's points, (..., B, T, P) float32; rows beyond a picture's masks
         mean nothing. `points`: (..., B, P, 2)."""
-        if cpu.takes(points_LBP2):
+        if cpu.takes(points_LBP2) and self.maps.numel():
             *leading, images, points, _ = points_LBP2.shape
             map_BT, layers = self.map_index.expand_as(self.value), math.prod(leading)
             map_R, value_R = (x.flatten().repeat(layers) for x in (map_BT, self.value))
@@ -94,7 +94,7 @@ class TrueMasks:
     def at_own_points(self, image_R: Tensor, mask_R: Tensor, points_RP2: Tensor) -> Tensor:
         """Mask `mask_R[r]` of picture `picture_R[r]` at its own points, (R, P) float32."""
         map_R = self.map_index.expand_as(self.value)[image_R, mask_R]
-        if cpu.takes(points_RP2):
+        if cpu.takes(points_RP2) and self.maps.numel():
             return cpu.equal(self.maps, map_R, self.value[image_R, mask_R], points_RP2)
         return self._read(map_R, self.value[image_R, mask_R], points_RP2)
 

@@ -33,8 +33,8 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the loops can be used for these tensors, of 32 bits on a CPU."""
-    right = all(t.device.type == "cpu" and t.dtype in _TYPES and type(t) in _REAL for t in tensors)
+    """Whether the loops can be used for these tensors, of 32 bits on a CPU and not empty."""
+    right = all(t.device.type == "cpu" and t.dtype in _TYPES and type(t) in _REAL and t.numel() for t in tensors)
     return right and not torch.compiler.is_compiling() and loops(LOOPS) is not None
 
 
@@ -82,7 +82,8 @@ def uncertain_points(maps_Rhw: Tensor, keys_2R: Tensor, *, candidates: int, cert
     rows, height, width = maps_Rhw.shape
     output = torch.empty(rows, points, 2)
     tensors = (maps_Rhw.contiguous(), keys_2R.contiguous(), output)
-    _call("uncertain", *tensors, rows, height, width, candidates, certain, points, work=rows)
+    if 0 in _call("uncertain", *tensors, rows, height, width, candidates, certain, points, work=rows):
+        raise MemoryError(f"there is no memory to draw {candidates + points - certain} points")
     return output
 
 
@@ -156,8 +157,9 @@ def _threads(count: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="m2f-kernel")
 
 
-def _call(name: str, *arguments: Tensor | int, work: int) -> None:
-    """Call a loop for the parts [0, work) of its work, shared over as many threads as PyTorch uses."""
+def _call(name: str, *arguments: Tensor | int, work: int) -> list[int]:
+    """Call a loop for the parts [0, work) of its work, shared over as many threads as PyTorch uses. What it returns in
+    every thread; of a loop that returns nothing, any numbers."""
     library = loops()
     assert library is not None
     function = getattr(library, name)
@@ -166,12 +168,11 @@ def _call(name: str, *arguments: Tensor | int, work: int) -> None:
         for argument in arguments
     ]
 
-    def part(number: int, parts: int) -> None:
+    def part(number: int, parts: int) -> int:
         begin, end = (ctypes.c_int64(work * n // parts) for n in (number, number + 1))
-        function(*values, begin, end)  # releases the interpreter's lock
+        returned: int = function(*values, begin, end)  # releases the interpreter's lock
+        return returned
 
     parts = max(1, min(torch.get_num_threads(), work))
     others = [_threads(parts - 1, os.getpid()).submit(part, number, parts) for number in range(1, parts)]
-    part(0, parts)
-    for other in others:
-        other.result()
+    return [part(0, parts), *(other.result() for other in others)]

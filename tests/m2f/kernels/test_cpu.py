@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from m2f.kernels import build, cpu
 from m2f.kernels.build import loops, source_digest, use
 from m2f.losses import point_losses
 from m2f.matcher import _mask_costs
-from m2f.points import TrueMasks, sample_logits, uncertain_points
+from m2f.points import TrueMasks, sample_logits, sample_masks, uncertain_points
 from m2f.types import Prediction, Target
 
 pytestmark = pytest.mark.skipif(loops() is None, reason="needs a C compiler")
@@ -239,3 +240,37 @@ def test_other_tensors_than_32_bits_on_a_cpu_take_the_plain_form() -> None:
     assert not cpu.takes(value)
     assert not cpu.takes(torch.zeros(2, device="meta"))
     assert attend(value, SIZES, POSITIONS, offsets, logits).dtype == torch.float64
+
+
+def test_attention_to_no_points_is_the_plain_forms() -> None:
+    value, offsets, logits = attention_inputs(channels=4)
+    found = attend(value.requires_grad_(), SIZES, POSITIONS, offsets[..., :0, :], logits[..., :0])
+    found.sum().backward()
+    assert not found.any() and value.grad is not None and not value.grad.any()
+
+
+def test_masks_of_maps_without_pixels_are_nowhere() -> None:
+    for target in (
+        Target(torch.zeros(2, dtype=torch.int64), torch.zeros(2, 0, 4, dtype=torch.bool)),
+        Target.from_segments(torch.zeros(2, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int32)),
+    ):
+        for points in (torch.rand(5, 2), torch.rand(2, 5, 2)):
+            assert torch.equal(sample_masks(target, points), torch.zeros(2, 5))
+
+
+def test_points_of_maps_without_pixels_are_an_error_as_in_the_plain_form() -> None:
+    with pytest.raises(RuntimeError, match="non-empty"):
+        uncertain_points(torch.zeros(2, 0, 4), [1, 2], points=4, oversample=3.0, importance=0.5)
+
+
+def test_points_for_whose_draws_there_is_no_memory_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        """Of the threads, the last one gets no memory."""
+
+        def uncertain(self, *values: ctypes.c_int64) -> int:
+            return int(values[-1].value < 2)
+
+    monkeypatch.setattr(cpu, "loops", lambda *_: Full())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(MemoryError, match="no memory to draw 14 points"):
+        uncertain_points(torch.zeros(2, 4, 4), [1, 2], points=4, oversample=3.0, importance=0.5)
