@@ -65,7 +65,7 @@ def shared_library(source: Path, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
         raise OSError(f"there is no C compiler ({', '.join(_COMPILERS)})")
     try:
         name = _name(compiler, source, (*_FLAGS, *flags))
-        folder = _cache_folder()
+        folder = cache_folder("m2f-kernels")
         kept = folder and _kept(folder, name)
         if kept is not None:
             with suppress(OSError):
@@ -167,13 +167,21 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _cache_folder() -> Path | None:
+def cache_folder(name: str) -> Path | None:
+    """`own_folder` in this user's cache."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # this user has no home
+        return None
+    return own_folder(cache / name)
+
+
+def own_folder(folder: Path) -> Path | None:
     """A folder that only this user writes to, for code is loaded from it; None where there can be none."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2f-kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()
-    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+    except OSError:
         return None
     return folder if facts.st_uid == os.getuid() and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 

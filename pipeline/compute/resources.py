@@ -20,6 +20,8 @@ from typing import Literal
 from pipeline.compute.ray_session import connect
 from pipeline.params.schema import Row, needs_synchronised_norm
 
+GROUPS_AT_ONCE, CHECKPOINT_ACTIVATIONS = "M2F_GROUPS_AT_ONCE", "M2F_CHECKPOINT_ACTIVATIONS"
+
 _GPU_TYPE = "accelerator_type:"
 """How Ray begins the name of the resource that says the type of a node's GPUs."""
 
@@ -166,8 +168,8 @@ def resources_for(row: Row, nodes: Sequence[Node], *, training: bool = True) -> 
         use_gpu=use_gpu,
         cpus_per_worker=cpus_per_worker,
         loader_processes=min(8, cpus_per_worker - 1) if loaders is None else loaders,
-        groups_at_once=environment_int("M2F_GROUPS_AT_ONCE") or None,
-        checkpoint_activations=bool(environment_int("M2F_CHECKPOINT_ACTIVATIONS")),
+        groups_at_once=environment_int(GROUPS_AT_ONCE) or None,
+        checkpoint_activations=bool(environment_int(CHECKPOINT_ACTIVATIONS)),
         seeds_at_once=seeds_at_once,
         gpu_type=gpu_type,
     )
@@ -185,7 +187,7 @@ def check_workers(row: Row, *, workers: int, use_gpu: bool) -> None:
             f"row {row.name} normalises with statistics of the whole step, which workers on CPUs do not share; "
             "set M2F_WORKERS=1"
         )
-    at_once, groups = environment_int("M2F_GROUPS_AT_ONCE"), math.ceil(row.train.groups / max(1, workers))
+    at_once, groups = environment_int(GROUPS_AT_ONCE), math.ceil(row.train.groups / max(1, workers))
     if at_once and at_once < groups and needs_synchronised_norm(row):
         raise ValueError(
             f"row {row.name} normalises with statistics of the whole step, so the {groups} groups of a worker cannot "

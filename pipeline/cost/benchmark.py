@@ -23,6 +23,7 @@ from m2f.kernels.build import use
 from m2f.model import normalise, pad
 from m2f.weights.start import freeze
 from pipeline.compute.precision import allow_tf32, in_precision
+from pipeline.compute.resources import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.cost.batches import batches_of, masks_of
 from pipeline.cost.kept_queries import SEGMENTS, TypicalClasses
 from pipeline.data.images.sizes import Size, counted, input_size, shown_size
@@ -33,7 +34,7 @@ from pipeline.provenance.environment import environment
 from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.storage.progress import Progress
 from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
-from pipeline.training.step import build, compile_step, training_step
+from pipeline.training.step import build, training_step, use_kernels
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
@@ -163,7 +164,6 @@ def benchmark(
             flush=True,
         )
     allow_tf32(row.train.tf32)
-    kernels = use(row.train.kernels, device=worker.device.type)
     timer = Timer(worker.device)
     subject = _Subject(
         row=row,
@@ -174,7 +174,7 @@ def benchmark(
         worker=worker,
         seconds=seconds,
     )
-    cost = _training(subject, groups)
+    cost, kernels = _training(subject, groups)
     if worker.rank != 0:
         return None
     # after the training, and on a network of its own: gradients and moments are no part of inference's memory
@@ -220,6 +220,7 @@ def benchmark_key(row: Row, *, manifest: Manifest | None, seconds: float, groups
         tf32=facts.tf32,
         kernels=use(row.train.kernels, device="cuda" if facts.cuda else "cpu"),
         threads=None if facts.cuda else torch.get_num_threads(),
+        saving=_saving(),
         libraries={name: facts.libraries[name] for name in ("torch", "torchvision", "numpy", "scipy")},
     )
 
@@ -313,16 +314,22 @@ def _validation(row: Row, manifest: Manifest | None, usual: Size) -> Iterator[tu
 # Training
 
 
-def _training(subject: _Subject, groups: int) -> TrainingCost | str:
-    """The cost of a training step, of the slowest worker; text: why it could not be measured."""
+def _training(subject: _Subject, groups: int) -> tuple[TrainingCost | str, str]:
+    """The cost of a training step, of the slowest worker, or why it could not be measured; and the kernels in use."""
     row, config, timer, worker = subject.row, subject.row.train, subject.timer, subject.worker
+    kernels = use(config.kernels, device=worker.device.type)
     timer.forget_peak()
     try:
-        training = build(row, worker, seed=0)
+        training = build(
+            row,
+            worker,
+            seed=0,
+            groups_at_once=environment_int(GROUPS_AT_ONCE) or None,
+            checkpoint_activations=bool(environment_int(CHECKPOINT_ACTIVATIONS)),
+        )
         training.model.train()
         freeze(training.model, config.freeze)
-        if timer.cuda and use(config.kernels, device="cuda") == "compiled":
-            compile_step(training, groups)
+        kernels = use_kernels(training, config.kernels, groups)
         batches = enumerate(batches_of(row, subject.manifest, groups, worker, steps=WARM_UP + STEPS))
 
         def one() -> float:
@@ -339,14 +346,14 @@ def _training(subject: _Subject, groups: int) -> TrainingCost | str:
         why = f"{groups * config.group_size} images do not fit into this GPU's {room:.0f} GiB"
         if worker.size > 1:  # an error, with which torchrun ends the others: they wait for this one's sums
             raise ValueError(f"row {row.name}: {why}") from None
-        return why
+        return why, kernels
     if subject.manifest is not None:
         source = "random crops of the training split"
     else:
         source = f"random images with {masks_of(row)} masks each"
     spread = _spread(taken_s)
     memory_mib, reserved_mib = (None if mib is None else worker.largest(mib) for mib in timer.peak_mib())
-    return TrainingCost(
+    cost = TrainingCost(
         step_s=spread.median,
         seconds=spread,
         steps=len(taken_s),
@@ -358,8 +365,15 @@ def _training(subject: _Subject, groups: int) -> TrainingCost | str:
         reserved_mib=reserved_mib,
         precision=config.precision,
         protocol=f"{source}; copying to the device, forward, matching, losses, backward, clipping and optimiser; "
-        f"loading not counted{_together(worker)}",
+        f"loading not counted{_saving()}{_together(worker)}",
     )
+    return cost, kernels
+
+
+def _saving() -> str:
+    """How the environment asks for less memory, for the protocol."""
+    at_once, again = environment_int(GROUPS_AT_ONCE), environment_int(CHECKPOINT_ACTIVATIONS)
+    return (f"; {GROUPS_AT_ONCE}={at_once}" if at_once else "") + (f"; {CHECKPOINT_ACTIVATIONS}=1" if again else "")
 
 
 def _together(worker: Worker) -> str:

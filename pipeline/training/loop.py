@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from m2f.config import Kernels
-from m2f.kernels.build import use
 from m2f.losses import Divergence
 from m2f.weights import read_checkpoint
 from m2f.weights.start import freeze, start_network
@@ -39,7 +38,7 @@ from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedChec
 from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import clearly_below_reference, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
-from pipeline.training.step import Step, StepDiverged, Training, build, compile_step, training_step
+from pipeline.training.step import Step, StepDiverged, Training, build, training_step, use_kernels
 from pipeline.training.worker import Worker
 
 _STEPS_TO_ESTIMATE = range(5, 20)
@@ -200,30 +199,18 @@ def resume(run: Run, training: Training) -> tuple[int, RunState]:
 def agreed_kernels(run: Run, training: Training, *, resumed: bool) -> str:
     """Use the same kernels on all workers from first to last step: plain or compiled. ValueError where that cannot be.
 
-    A run that goes on keeps what it began with. One that begins takes the row's choice, and plain ones for auto where a
-    worker has no C compiler, or no Triton for its GPU.
+    A run that goes on keeps what it began with. One that begins takes the row's choice.
     """
-    worker = training.worker
-    device = worker.device.type
+    worker, row = training.worker, run.row
     names: tuple[Kernels, ...] = ("auto", "plain", "compiled")
     known = note_of(run.run_dir, Environment) if resumed and worker.rank == 0 else None
     begun_with = names.index(known.kernels or "auto") if known else 0
     begun_with = int(worker.sum(torch.tensor(begun_with, device=worker.device)))
+    own = share(row.train.groups, worker=worker.rank, workers=worker.size)
     try:
-        kernels = use(names[begun_with] if begun_with else run.row.train.kernels, device=device)
+        return use_kernels(training, names[begun_with] if begun_with else row.train.kernels, len(own))
     except ValueError as error:
-        began = "; the run began with them and keeps them" if begun_with else ""
-        raise ValueError(f"rows.{run.row.name}.train.{error}{began}") from None
-    everywhere = int(worker.sum(torch.tensor(int(kernels == "compiled"), device=worker.device))) == worker.size
-    if everywhere and device == "cuda":
-        own = share(run.row.train.groups, worker=worker.rank, workers=worker.size)
-        reason = compile_step(training, len(own))
-        if reason and (begun_with or run.row.train.kernels == "compiled"):
-            raise ValueError(
-                f"rows.{run.row.name}.train.kernels is compiled, but {reason}; set it to plain, or to auto"
-            )
-        everywhere = not reason
-    return kernels if everywhere else use("plain", device=device)
+        raise ValueError(f"{error}; the run began with them and keeps them" if begun_with else str(error)) from None
 
 
 def summed(made: Step, worker: Worker) -> dict[str, float]:

@@ -10,15 +10,17 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from m2f import Target, build_model
 from m2f.batch_norm import step_batch_norm
+from m2f.config import Kernels
 from m2f.constants import to_device
 from m2f.draws import mix
+from m2f.kernels.build import use
 from m2f.losses import Divergence, group_totals, set_losses
 from m2f.model import Mask2Former, normalise
 from m2f.optim import build_optimizer, learning_rate_factor
@@ -155,16 +157,44 @@ def build(
     )
 
 
-def compile_step(training: Training, groups: int) -> str:
-    """Compile the network for steps of so many groups on this worker; why that cannot be, empty: it is done. All
-    workers call it.
+def use_kernels(training: Training, choice: Kernels, groups: int) -> Literal["plain", "compiled"]:
+    """Use the same kernels on all workers, and compile the network for steps of so many groups on this one; what is
+    used. All workers call it. ValueError where `choice` is compiled and that cannot be.
 
-    They are alike, so that it fails on all of them or on none: the others would wait for sums of one that fails alone.
+    auto is plain where a worker has no C compiler, or no Triton for its GPU, or cannot compile its network.
+    """
+    worker = training.worker
+    device = worker.device.type
+
+    def all_can(this: bool) -> bool:
+        return worker.largest(float(not this)) == 0
+
+    try:
+        if device == "cuda":
+            keep_compiled_code()
+        compiled = all_can(use(choice, device=device) == "compiled")
+        if compiled and device == "cuda":
+            reason = _compile(training, groups)
+            compiled = all_can(not reason)
+            if reason and choice == "compiled":
+                raise ValueError(f"kernels is compiled, but {reason}; set it to plain, or to auto")
+    except ValueError as error:
+        raise ValueError(f"rows.{training.row.name}.train.{error}") from None
+    if not compiled:
+        training.model.uncompile()
+        use("plain", device=device)
+    return "compiled" if compiled else "plain"
+
+
+def _compile(training: Training, groups: int) -> str:
+    """Compile the network for steps of so many groups on this worker; why that cannot be, empty: it is done.
+
+    In a row whose norms are synchronised, it is to fail on all workers or on none: they would wait for sums of one that
+    fails alone.
     """
     row, worker, device = training.row, training.worker, training.worker.device
     count = (training.groups_at_once or groups) * row.train.group_size
     images = torch.zeros(count, 3, *row.train.augmentation.crop, device=device)
-    keep_compiled_code()
     if worker.rank == 0:
         said = f"{row.name}: compiling the network, which takes longest the first time on a sort of GPU"
         print(said, file=sys.stderr, flush=True)
@@ -172,8 +202,7 @@ def compile_step(training: Training, groups: int) -> str:
         with in_precision(row.train.precision, device):
             compile_training(training.model, images, range(count))
     except RuntimeError as error:
-        if worker.rank == 0:
-            print(f"{error}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
+        print(f"{error}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
         return str(error)
     return ""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,11 +91,14 @@ def test_compiling_leaves_weights_and_running_statistics_as_they_are() -> None:
     assert not torch.equal(before["backbone.bn1.running_mean"], model.backbone.get_buffer("bn1.running_mean"))
 
 
-def test_a_network_that_cannot_be_compiled_is_as_before() -> None:
+def test_a_network_that_cannot_be_compiled_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # is changed
+    monkeypatch.setenv("TRITON_CACHE_DIR", os.environ.get("TRITON_CACHE_DIR", ""))
     model = network(BACKBONES["ResNet"])
+    reasons = ["there is no C compiler", "there is none again"]
 
     def fails(*_: Any) -> None:
-        raise OSError("there is no C compiler")
+        raise OSError(reasons.pop(0))
 
     with pytest.raises(RuntimeError, match=r"^torch\.compile fails here \(.*there is no C compiler"):
         compile_training(model, torch.zeros(1, 3, 64, 64), (0,), backend=fails)  # type: ignore[arg-type]
@@ -138,13 +142,57 @@ def test_the_attention_of_a_gpu_is_one_operation_of_the_graph(monkeypatch: pytes
     assert calls == ["forward", "backward"]
 
 
+@pytest.fixture
+def no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, "")  # so that what is set now is undone
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.usefixtures("no_caches")
 def test_compiled_code_is_kept_in_the_storage_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what is set now is undone
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("M2F_STORAGE", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
     keep_compiled_code()
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder.parent.parent == tmp_path / "compiled" and folder.name == "inductor"
-    assert folder.parent.name.endswith(f"-torch-{torch.__version__.replace('+', '-')}")
+    assert folder.parent.name.endswith(f"-torch-{torch.__version__.replace('+', '-')}-{os.getuid()}")
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
     assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"
+
+
+@pytest.mark.usefixtures("no_caches")
+def test_no_code_is_kept_where_others_write_or_nobody_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2F_STORAGE", str(tmp_path / "root"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    keep_compiled_code()
+    Path(os.environ.pop("TORCHINDUCTOR_CACHE_DIR")).parent.chmod(0o770)
+    os.environ.pop("TRITON_CACHE_DIR")
+    keep_compiled_code()
+    (of_the_user,) = (tmp_path / "cache").iterdir()
+    assert Path(os.environ.pop("TORCHINDUCTOR_CACHE_DIR")).parent == of_the_user
+    assert Path(os.environ.pop("TRITON_CACHE_DIR")).parent == of_the_user
+
+    of_the_user.rmdir()
+    of_the_user.touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    keep_compiled_code()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parent.name.startswith("m2f-compiled-")
+
+
+def test_code_that_was_kept_and_is_damaged_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        if os.environ["TORCHINDUCTOR_CACHE_DIR"] == os.environ["TRITON_CACHE_DIR"]:
+            raise OSError("Ran out of input")
+        return graph.forward
+
+    model = network(BACKBONES["ResNet"])
+    compile_training(model, torch.zeros(1, 3, 64, 64), (0,), backend=backend)  # type: ignore[arg-type]
+    assert model._compiled is not None
+    assert f"without the code kept in {tmp_path / 'kept'} and" in capsys.readouterr().err

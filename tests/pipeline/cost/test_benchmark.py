@@ -21,7 +21,7 @@ import pipeline.cost.benchmark as module
 from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, parameters
 from m2f import build_model
 from pipeline.cost.batches import batches_of
-from pipeline.cost.benchmark import benchmark, forward_flops
+from pipeline.cost.benchmark import benchmark, benchmark_key, forward_flops
 from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.storage.results import Manifest, Spread
 from pipeline.training.worker import Worker
@@ -248,6 +248,28 @@ def test_slow_pictures_are_counted_three_times_and_fast_ones_until_there_are_eno
     calls.clear()
     assert module._repeated("fast", lambda: one(0.1), count=20, unit="steps", seconds=60.0) == [0.1] * 20
     assert len(calls) == 25
+
+
+def test_a_step_is_measured_with_the_memory_that_the_environment_saves(
+    small_row: Row, shapes: DatasetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.training.step import build
+
+    given, plain = [], benchmark_key(small_row, manifest=None, seconds=0.0, groups=2)
+
+    def remember(*arguments: Any, **keywords: Any) -> Any:
+        given.append(keywords)
+        return build(*arguments, **keywords)
+
+    monkeypatch.setattr(module, "build", remember)
+    monkeypatch.setenv("M2F_GROUPS_AT_ONCE", "1")
+    monkeypatch.setenv("M2F_CHECKPOINT_ACTIVATIONS", "1")
+    row = dataclasses.replace(small_row, dataset="coco")
+    result = benchmark(row, shapes, manifest=None, seconds=0.0, groups=2)
+    assert given == [{"seed": 0, "groups_at_once": 1, "checkpoint_activations": True}]
+    assert result is not None and result.training is not None
+    assert result.training.protocol.endswith("; M2F_GROUPS_AT_ONCE=1; M2F_CHECKPOINT_ACTIVATIONS=1")
+    assert benchmark_key(small_row, manifest=None, seconds=0.0, groups=2) != plain
 
 
 def test_the_spread_of_eleven_values_is_the_second_middle_and_tenth() -> None:

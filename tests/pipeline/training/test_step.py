@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from m2f.types import Prediction
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import Row
 from pipeline.storage.results import Manifest
-from pipeline.training.step import build, training_step
+from pipeline.training import step as module
+from pipeline.training.step import Training, build, training_step, use_kernels
 from pipeline.training.worker import Worker
 from tests.helpers.loading import wide
 
@@ -97,3 +99,45 @@ def test_two_workers_with_unequal_parts_take_the_step_of_one_where_statistics_ar
     assert torch.nn.functional.cosine_similarity(one["direction"], two["direction"], dim=0) > 1 - 1e-9
     for name, value in one["buffers"].items():
         torch.testing.assert_close(two["buffers"][name], value, rtol=1e-6, atol=1e-7)
+
+
+class WorkerOfTwo(Worker):
+    """On a GPU, beside a worker that can compile or cannot."""
+
+    others_fail = False
+
+    def largest(self, value: float) -> float:
+        return max(value, float(self.others_fail))
+
+
+@pytest.fixture
+def on_a_gpu(small_row: Row, monkeypatch: pytest.MonkeyPatch) -> Training:
+    monkeypatch.setattr(module, "use", lambda choice, *, device: "plain" if choice == "plain" else "compiled")
+    monkeypatch.setattr(module, "keep_compiled_code", lambda: None)
+    monkeypatch.setattr(module, "_compile", lambda *_: "")
+    model = SimpleNamespace(uncompile=lambda: undone.append(True))
+    undone: list[bool] = []
+    return SimpleNamespace(  # type: ignore[return-value]
+        row=small_row, worker=WorkerOfTwo(1, 2, torch.device("cuda")), model=model, undone=undone
+    )
+
+
+def test_a_network_that_one_worker_cannot_compile_is_plain_on_all(
+    on_a_gpu: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert use_kernels(on_a_gpu, "auto", 1) == "compiled"
+    assert not on_a_gpu.undone  # type: ignore[attr-defined]
+    monkeypatch.setattr(WorkerOfTwo, "others_fail", True)
+    assert use_kernels(on_a_gpu, "auto", 1) == "plain"
+    assert on_a_gpu.undone  # type: ignore[attr-defined]
+
+
+def test_a_network_that_is_to_be_compiled_and_cannot_is_an_error(
+    on_a_gpu: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_compile", lambda *_: "torch.compile fails here (no space)")
+    assert use_kernels(on_a_gpu, "auto", 1) == "plain"
+    with pytest.raises(
+        ValueError, match=r"^rows\.small\.train\.kernels is compiled, but torch.compile .*; set it to plain"
+    ):
+        use_kernels(on_a_gpu, "compiled", 1)
