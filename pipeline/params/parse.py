@@ -53,7 +53,9 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
             known = ", ".join(f'"{argument}"' for argument in arguments)
             raise ValueError(f"{where} is {shown(value)}; write one of {known} (YAML reads a bare off as false)")
         if value not in arguments:
-            raise ValueError(f"{where} is {shown(value)}; {_nearest(str(value), map(str, arguments))}")
+            names = list(map(str, arguments))
+            nearest, every = _nearest(str(value), names), _nearest("", names)
+            raise ValueError(f"{where} is {shown(value)}; {nearest}{'' if nearest == every else f' ({every})'}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -430,6 +430,11 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
         # PyYAML reads an off without quotes as false
         (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; "),
+        (
+            ("train", "precision"),
+            "bfloat16",
+            "train.precision is 'bfloat16'; did you mean 'float32'? (known: bf16, float32, fp16)",
+        ),
         (("train", "images"), "things", "train.images is 'things'; did you mean 'with_things'?"),
         (("checkpoint_rule",), "first", "rows.shapes_tiny.checkpoint_rule is 'first'; known: best, last, unknown"),
     ],
