@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipeline.data.images.sizes import PUBLISHED, ImageCounts, area, counted, input_size, ms_flip_factor
 from pipeline.params.schema import Row
+from pipeline.provenance.run_key import settings_key
 from pipeline.storage.results import (
     Benchmark,
     Manifest,
@@ -115,7 +116,7 @@ def known_speed(row: Row, results: Path) -> Speed | None:
 def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
     known = [
         (seed.environment, seed.workers, seed.images_per_s)
-        for seed in settled(row, results)
+        for seed in _ended(row, find_result(TrainingResult, row.name, results=results))
         if seed.environment and seed.workers and seed.images_per_s
     ]
     if not known:
@@ -133,7 +134,7 @@ def _speed_of_trainings(row: Row, results: Path) -> Speed | None:
 
 def _speed_of_benchmark(row: Row, results: Path) -> Speed | None:
     found = find_result(Benchmark, row.name, results=results)
-    if found is None or found.training is None:
+    if found is None or found.training is None or found.training.precision != row.train.precision:
         return None
     return Speed(
         evidence="benchmark",
@@ -182,8 +183,12 @@ def _published_speed(row: Row, results: Path) -> Speed | None:
 
 
 def settled(row: Row, results: Path) -> list[TrainedSeed]:
-    """Seeds that will not be trained again: finished after as many steps as the row has now, or diverged."""
+    """Seeds that will not be trained again: they finished or diverged with the settings that the row has now."""
     trained = find_result(TrainingResult, row.name, results=results)
+    return [] if trained is None or trained.settings != settings_key(row) else _ended(row, trained)
+
+
+def _ended(row: Row, trained: TrainingResult | None) -> list[TrainedSeed]:
     return [
         seed
         for seed in (trained.seeds if trained else ())

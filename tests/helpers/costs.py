@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.params.schema import Row
+from pipeline.provenance.run_key import settings_key
 from pipeline.storage.results import ImageSides, Manifest, Split, TrainedSeed, write_result
 from tests.helpers.made_up import A100, CPU, benchmark, checkpoint, padded, published_evaluation, trained_seed, training
 from tests.helpers.manifests import made_up_manifest
@@ -30,8 +31,8 @@ def write_benchmark(
     write_result(made, row, results=results)
 
 
-def write_trained(results: Path, row: str, *seeds: TrainedSeed) -> None:
-    write_result(training(row, seeds), row, results=results)
+def write_trained(results: Path, row: Row, *seeds: TrainedSeed) -> None:
+    write_result(training(row.name, seeds, settings_key(row)), row.name, results=results)
 
 
 def seed(number: int, *, status: str = "finished", steps: int, images_per_s: float | None = 10.0) -> TrainedSeed:

@@ -20,7 +20,8 @@ from pipeline.storage.results import (
     write_waiting,
 )
 from stages.__main__ import COMMANDS
-from tests.helpers.costs import seed, write_trained
+from tests.helpers.costs import seed
+from tests.helpers.made_up import training
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
 
@@ -154,7 +155,7 @@ def test_a_source_is_completed_to_files_trained_rows_and_registered_models(tmp_p
     aliases = Aliases(best=BestVersion(**dataclasses.asdict(version)), median=version)
     registered = Registration(row="mine_tiny", model="mine-tiny", aliases=aliases, tracking_uri="sqlite:///mlflow.db")
     write_result(registered, "mine_tiny", results=tmp_path / "results")
-    write_trained(tmp_path / "results", "mine_tiny", seed(0, steps=10))
+    write_result(training("mine_tiny", [seed(0, steps=10)]), "mine_tiny", results=tmp_path / "results")
     write_waiting(TrainingResult, "street_a", "images", results=tmp_path / "results")
     for command in ("export", "predict"):
         assert completed(script, "m2f", command, "m") == ["model.pt", "mine_tiny", "models:/mine-tiny@best"]

@@ -64,7 +64,7 @@ def test_one_three_and_five_seeds_cost_as_many_times_a_seed_whatever_is_finished
 ) -> None:
     # an hour on 8 GPUs and 9 s * (1 + ms+flip) * 2 checkpoints of an evaluation of 720 images; 8.0... GPU-hours a seed
     write_result(manifest(train=100, val=720), "ade20k", results=results)
-    write_trained(results, row.name, seed(0, steps=3600, images_per_s=None))
+    write_trained(results, row, seed(0, steps=3600, images_per_s=None))
     (entry,) = planned(params, row, results, gpus=8, price_per_gpu_hour=3.0)["rows"]
     one = 8 * (3609 + 2 * 9 * (1 + ms_flip_factor((128, 192), row.test))) / 3600
     assert entry["seeds_left"] == 2 and [*entry["by_seeds"]] == ["1", "3", "5"]
@@ -174,7 +174,7 @@ def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: 
         seed(2, steps=3600, status="failed", images_per_s=None),
         seed(9, steps=3600),  # no longer one of the row's
     ]
-    write_trained(results, row.name, *seeds)
+    write_trained(results, row, *seeds)
     plan = planned(params, row, results)
     assert plan["rows"][0]["seeds_left"] == 1
     # from the finished seed: 16 images/s on 4 GPUs, 0.25 s each; 2 pictures a GPU: 0.5 s a step, 0.5 h
@@ -183,8 +183,17 @@ def test_finished_and_diverged_seeds_are_not_planned_again(params: Params, row: 
 
 
 def test_a_seed_that_finished_after_other_steps_is_to_be_trained_again(params: Params, row: Row, results: Path) -> None:
-    write_trained(results, row.name, seed(0, steps=1000))
+    write_trained(results, row, seed(0, steps=1000))
     assert planned(params, row, results)["rows"][0]["seeds_left"] == 3
+
+
+def test_a_seed_that_finished_with_another_precision_is_to_be_trained_again(
+    params: Params, row: Row, results: Path
+) -> None:
+    write_trained(results, row, seed(0, steps=3600))
+    assert planned(params, row, results)["rows"][0]["seeds_left"] == 2
+    bf16 = dataclasses.replace(row, train=dataclasses.replace(row.train, precision="bf16"))
+    assert planned(params, bf16, results)["rows"][0]["seeds_left"] == 3
 
 
 def test_validations_and_the_evaluation_take_their_time(params: Params, row: Row, results: Path) -> None:
@@ -203,7 +212,7 @@ def test_finished_seeds_that_were_not_evaluated_are_and_others_are_not_again(
     params: Params, row: Row, results: Path
 ) -> None:
     write_result(manifest(train=100, val=720), "ade20k", results=results)
-    write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
+    write_trained(results, row, *(seed(number, steps=3600) for number in range(3)))
     (entry,) = planned(params, row, results)["rows"]
     assert entry["seeds_left"] == 0 and entry["hours"] == entry["evaluation_h"] and entry["evaluation_h"][1] > 0
     seeds = [evaluated_seed(number, checkpoint("semantic", 0.5)) for number in range(3)]
@@ -302,7 +311,7 @@ def test_a_row_measured_on_a_cpu_takes_time_but_no_gpu_hours(params: Params, tmp
 
 
 def test_when_nothing_is_left_the_plan_says_so_in_figures(params: Params, row: Row, results: Path) -> None:
-    write_trained(results, row.name, *(seed(number, steps=3600) for number in range(3)))
+    write_trained(results, row, *(seed(number, steps=3600) for number in range(3)))
     plan = planned(params, row, results)  # no validation pictures, so nothing to evaluate
     assert plan["total"]["gpu_hours"] == [0, 0, 0]
     assert "0 of 3" in text(plan)

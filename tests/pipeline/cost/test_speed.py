@@ -55,7 +55,7 @@ def test_a_benchmark_replaces_published_speeds_and_finished_seeds_replace_both(p
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None and estimate.hours == pytest.approx(128 + 3200 / 3600)
     # 10 images/s on 4 GPUs: 0.4 GPU-seconds each, validations included. 2,560,000 * 0.4 s = 284.4 h
-    write_trained(tmp_path, row.name, seed(0, steps=160_000))
+    write_trained(tmp_path, row, seed(0, steps=160_000))
     estimate = estimated_gpu_hours(row, tmp_path)
     assert estimate is not None and estimate.hours == pytest.approx(2_560_000 * 0.4 / 3600)
     assert estimate.source == "1 finished seed on NVIDIA H200"
@@ -88,4 +88,11 @@ def test_a_benchmark_that_found_no_room_to_train_is_no_evidence(params: Params, 
     row = params.rows["ade20k_r50"]
     before = estimated_gpu_hours(row, tmp_path)
     write_benchmark(tmp_path, row.name, step_s=1.0, images=2, skipped="2 pictures do not fit")
+    assert estimated_gpu_hours(row, tmp_path) == before
+
+
+def test_a_benchmark_of_another_precision_is_no_evidence(params: Params, tmp_path: Path) -> None:
+    row = params.rows["ade20k_r50"]
+    before = estimated_gpu_hours(row, tmp_path)
+    write_benchmark(tmp_path, row.name, step_s=1.0, images=2, precision="bf16")
     assert estimated_gpu_hours(row, tmp_path) == before
