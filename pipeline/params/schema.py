@@ -198,6 +198,11 @@ class TrainConfig:
         """Pictures per step."""
         return self.groups * self.group_size
 
+    @property
+    def kernels_of_predictions(self) -> Kernels:
+        """Of who predicts with the trained network, maybe on another machine: compiled ones where they can be had."""
+        return "plain" if self.kernels == "plain" else "auto"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MsFlipConfig:

@@ -30,7 +30,7 @@ def served_settings(row: Row, manifest: Manifest) -> dict[str, Any]:
         "model": asdict(row.model),
         "test": asdict(replace(row.test, ms_flip=None)),
         "tf32": row.train.tf32,
-        "kernels": row.train.kernels,
+        "kernels": row.train.kernels_of_predictions,
         "class_names": list(manifest.class_names_of(row.task)),
         "thing_ids": manifest.thing_ids_of(row.task),
         "reading": {

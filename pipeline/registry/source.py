@@ -116,7 +116,7 @@ def _empty(row: Row, params: Params) -> TrainedNetwork:
         thing_ids=[place for place, name in enumerate(names) if name in dataset.thing_classes],
         reading=ImageReading.of(dataset),
         tf32=row.train.tf32,
-        kernels=row.train.kernels,
+        kernels=row.train.kernels_of_predictions,
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from m2f.config import Kernels
 from m2f.weights import to_reference
 from pipeline.params.schema import DatasetConfig, Params, Row
+from pipeline.registry.model_folder import served_settings
 from pipeline.registry.register import register
 from pipeline.registry.source import open_source
 from pipeline.storage.results import write_result
@@ -153,3 +155,17 @@ def test_what_cannot_be_a_source_is_refused_in_a_sentence(
     write_result(results_of(row, storage, {0: "lost its workers", 1: 0.5})["trained"], NAME)
     with pytest.raises(ValueError, match=r"seed 0 of row odd_panoptic has not finished; there are the seeds 1"):
         open_source(NAME, params=own, seed=0)
+
+
+@pytest.mark.parametrize(("chosen", "predicting"), [("auto", "auto"), ("compiled", "auto"), ("plain", "plain")])
+def test_who_predicts_needs_no_compiler_because_the_training_did(
+    row: Row, storage: Path, results: Path, chosen: Kernels, predicting: Kernels
+) -> None:
+    row = dataclasses.replace(row, train=dataclasses.replace(row.train, kernels=chosen))
+    made = results_of(row, storage, {0: 0.5})
+    write_result(made["trained"], NAME)
+    write_result(made["evaluated"], NAME)
+    dataset = DatasetConfig(layout="folder", class_names=CLASSES, thing_classes=("car",))
+    params = Params(datasets={"mine": dataset}, rows={NAME: row})
+    assert open_source(NAME, params=params).kernels == predicting
+    assert served_settings(row, manifest_of(storage))["kernels"] == predicting
