@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.compute.resources import check_workers, environment_int
+from pipeline.compute.resources import (
+    CHECKPOINT_ACTIVATIONS,
+    GROUPS_AT_ONCE,
+    check_workers,
+    environment_int,
+    gpus_here,
+)
 from pipeline.cost.needs import training_needs
 from pipeline.cost.plan import checkpoint_bytes, known_checkpoint_bytes
 from pipeline.cost.speed import CHECKPOINTS, GIB
@@ -43,7 +49,7 @@ def preconditions(
     """
     errors = [*_of_splits(row, manifest), *_of_contents(row, manifest, config), *_of_sizes(row, manifest)]
     errors += [*_of_workers(row), *_of_disk(row, manifest, results, build=build)]
-    return Findings(errors, [*_too_many_things(row, manifest), *_too_little_memory(row, manifest)])
+    return Findings(errors, [*_too_many_things(row, manifest), *_too_little_memory(row, manifest), *_too_slow(row)])
 
 
 def known_errors(row: Row, params: Params, *, results: Path = RESULTS) -> list[str]:
@@ -131,7 +137,8 @@ def _by(size: Size) -> str:
 def _of_workers(row: Row) -> list[str]:
     """What variables of the environment say that the row cannot be trained with."""
     try:
-        environment_int("M2F_CHECKPOINT_ACTIVATIONS")
+        for name in (CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, "M2F_LOADER_PROCESSES"):
+            environment_int(name)
         workers = environment_int("M2F_WORKERS")
         if workers is not None:
             check_workers(row, workers=workers, use_gpu=True)
@@ -199,6 +206,16 @@ def _too_many_things(row: Row, manifest: Manifest) -> list[str]:
                 f"more things than {what}: in {' and '.join(images)}, up to {most}; those beyond cannot be found"
             )
     return warnings
+
+
+def _too_slow(row: Row) -> list[str]:
+    """fp16 on a CPU. Of a test's network, only the forward pass, a CPU takes no more time."""
+    if row.train.precision != "fp16" or gpus_here(row):
+        return []
+    return [
+        f"rows.{row.name}.train.precision is fp16, in which a CPU takes many times as long for a step; there is no GPU "
+        "here that torch can use: take bf16 or float32, or train on GPUs"
+    ]
 
 
 def _more_than(limit: int, things_per_image: Mapping[int, int]) -> dict[int, int]:

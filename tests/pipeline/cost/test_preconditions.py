@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.cost import needs
+from pipeline.cost import preconditions as module
 from pipeline.cost.plan import checkpoint_bytes
 from pipeline.cost.preconditions import known_errors, preconditions, refuse_to_train
 from pipeline.data.shards.look import record_settings
@@ -36,6 +37,7 @@ def _alone(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("M2F_WORKERS", "M2F_GROUPS_AT_ONCE", "M2F_CHECKPOINT_ACTIVATIONS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(needs, "gpus_here", lambda row: False)
+    monkeypatch.setattr(module, "gpus_here", lambda row: False)
 
 
 @pytest.fixture
@@ -178,6 +180,9 @@ def test_what_the_environment_says_of_workers_is_checked(row: Row, monkeypatch: 
     monkeypatch.delenv("M2F_WORKERS")
     monkeypatch.setenv("M2F_CHECKPOINT_ACTIVATIONS", "yes")
     assert of(row, manifest())[0] == ["M2F_CHECKPOINT_ACTIVATIONS is 'yes'; it must be a whole number, 0 or more"]
+    monkeypatch.delenv("M2F_CHECKPOINT_ACTIVATIONS")
+    monkeypatch.setenv("M2F_GROUPS_AT_ONCE", "-1")
+    assert of(row, manifest())[0] == ["M2F_GROUPS_AT_ONCE is '-1'; it must be a whole number, 0 or more"]
 
 
 # Disk
@@ -268,3 +273,11 @@ def test_shards_that_will_be_made_anew_say_nothing_of_a_row(row: Row, tmp_path: 
     assert known_errors(row, params, results=tmp_path)[0].startswith("the validation images of dataset mine have no")
     others = dataclasses.replace(CONFIG, ignore_label=9)
     assert known_errors(row, dataclasses.replace(params, datasets={"mine": others}), results=tmp_path) == []
+
+
+def test_fp16_on_a_cpu_is_warned_of(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    (warning,) = of(changed(row, "train", precision="fp16"), manifest())[1]
+    assert warning.startswith("rows.r.train.precision is fp16, in which a CPU takes many times as long for a step; ")
+    assert of(changed(row, "train", precision="bf16"), manifest())[1] == []
+    monkeypatch.setattr(module, "gpus_here", lambda row: True)
+    assert of(changed(row, "train", precision="fp16"), manifest())[1] == []
