@@ -24,6 +24,9 @@ MOST_CLASSES = 255
 MOST_HEAD_CHANNELS = 64
 """Of a head of the masked attention, whose tiles a program's registers hold."""
 
+_MOST_PLACES = 2**31 - 1
+"""In what a kernel is given of one image, where it counts in 32 bits."""
+
 Size = tuple[int, int]
 """(height, width)."""
 
@@ -65,8 +68,8 @@ def as_if(used: bool) -> Iterator[None]:
 
 
 def takes(value: Tensor) -> bool:
-    """Whether the kernels are in use for a tensor of this device and type."""
-    return _used and value.device.type in _DEVICES and value.dtype in _TYPES
+    """Whether the kernels are in use for a tensor of this device, type and size."""
+    return _used and value.device.type in _DEVICES and value.dtype in _TYPES and value.shape[1:].numel() <= _MOST_PLACES
 
 
 def deformable_attention(

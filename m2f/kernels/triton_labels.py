@@ -49,8 +49,9 @@ def _label(
     y_upsample, x_upsample, y_resize, x_resize,
     QUERIES: tl.constexpr, PIXELS: tl.constexpr, CLASSES: tl.constexpr, RESIZED: tl.constexpr, OF_LOGITS: tl.constexpr,
 ):  # fmt: skip
-    column = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    row, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    # rows are the first axis of the grid: a GPU counts to 65,535 along the others
+    row, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
+    column = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = column < width
     classes = tl.arange(0, CLASSES)
     scores = tl.zeros((PIXELS, CLASSES), tl.float32)
@@ -75,6 +76,7 @@ def _label(
         wanted = known[:, None] & (classes < C)[None, :]
         weights = tl.load(probability + (image * Q + query)[:, None] * C + classes[None, :], mask=wanted, other=0.0)
         scores += tl.dot(masks, weights, input_precision="ieee")
+    scores = tl.where(scores == scores, scores, float("inf"))  # PyTorch takes the first NaN for the largest, too
     scores = tl.where((classes < C)[None, :], scores, -1.0)  # those of classes are not negative
     label = tl.argmax(scores, axis=1, tie_break_left=True)
     to = labels + (image * height + row) * width + column
@@ -98,7 +100,7 @@ def labels(
     result = torch.empty(B, *size, dtype=dtype, device=logits_BQhw.device)
     scales = (h / padded[0], w / padded[1], valid[0] / size[0], valid[1] / size[1])
     classes = max(16, triton.next_power_of_2(C))
-    _label[triton.cdiv(size[1], _PIXELS), size[0], B](
+    _label[size[0], triton.cdiv(size[1], _PIXELS), B](
         logits_BQhw, probability_BQC, result, Q, C, h, w, *size, *valid, *scales,
         QUERIES=_QUERIES_AT_ONCE, PIXELS=_PIXELS, CLASSES=classes, RESIZED=tuple(valid) != tuple(size),
         OF_LOGITS=of_logits, num_warps=warps(classes),

@@ -39,3 +39,9 @@ def test_kernels_are_used_as_if_they_could_be_had_only_where_it_is_said() -> Non
             assert not gpu.takes(tensor)
         assert gpu.takes(tensor)
     assert not gpu.takes(tensor)
+
+
+def test_an_image_in_which_a_kernel_cannot_count_takes_the_plain_form() -> None:
+    with gpu.as_if(True):
+        assert gpu.takes(torch.empty(3, 2**23, 8, 31, device="meta"))
+        assert not gpu.takes(torch.empty(1, 2**23, 8, 32, device="meta"))  # 2^31 places

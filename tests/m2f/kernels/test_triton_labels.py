@@ -63,6 +63,18 @@ def test_of_equal_scores_the_first_class_is_taken(kernels: Interpreter) -> None:
     assert found.unique().tolist() == [1]
 
 
+def test_scores_that_are_no_numbers_have_a_class_as_in_the_plain_form(kernels: Interpreter) -> None:
+    given = prediction(B=1, Q=4, C=3, h=4, w=4)
+    given.mask_logits[0, 1, :2] = float("nan")
+    given.class_logits[0, 2, 1] = float("nan")
+    for classes in (given.class_logits, given.class_logits.nan_to_num()):
+        seen = Prediction(classes, given.mask_logits)
+        size, probability = (16, 16), classes.softmax(-1)[..., :-1].contiguous()
+        found = kernels.call("labels", given.mask_logits, probability, size, size, size, False, torch.uint8)
+        no_number = semantic_scores(seen, size).isnan().any(1)
+        assert no_number.any() and torch.equal(found[no_number], semantic_labels(seen, size)[no_number])
+
+
 FLOATS = dict.fromkeys(("y_upsample", "x_upsample", "y_resize", "x_resize"), "fp32")
 
 
