@@ -20,12 +20,12 @@ from pipeline.params.tasks import LABELS
 
 LEGEND = (
     "Figures are percent, single scale, on the validation images. A row shows the median over its seeds, and the "
-    'lowest and highest seed. "Difference" is our median less the published figure. The original authors used another '
-    "recipe: their figures are compared with rows of that recipe only (<row>_authors), and shown beside the others. "
-    "Where it is not known which checkpoint a published figure is "
-    "of, the last is compared. Each seed shows the last and the best on validation. Memory is the most that a GPU took "
-    "in training. Images/s is inference, one image at a time. A value marked * is not comparable with the "
-    "published one: it was measured on another device, or with another number of images on a GPU."
+    'lowest and highest seed. "Difference" is our median less the published figure. Rows of the original '
+    "authors' recipe are compared with the authors' figures, which stand beside other rows without a comparison. "
+    "Where it is not known which checkpoint a published figure is of, the last is compared. Each seed shows the last "
+    "and the best on validation. Memory is the most that a GPU took in training. Images/s is inference, one image at a "
+    "time. A value marked * is not comparable with the published one: it was measured on another device, or with "
+    "another number of images on a GPU."
 )
 
 RULE = (
@@ -139,7 +139,8 @@ def _checkpoint_notes(rows: Mapping[str, Facts]) -> list[str]:
     published = {name: facts.checkpoint_rule for name, facts in rows.items() if facts.reference}
     named = {rule: [name for name, its_rule in published.items() if its_rule == rule] for rule in CHECKPOINTS}
     return [
-        f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}: {', '.join(names)}."
+        f"The checkpoint whose figures are published, and compared, is the {CHECKPOINTS[rule]}"
+        + ("." if len(names) == len(published) else f": {', '.join(names)}.")
         for rule, names in named.items()
         if names
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from markupsafe import Markup
 
@@ -30,13 +31,15 @@ def speed_charts(rows: Mapping[str, Facts]) -> list[SpeedChart]:
 
     Ours stand beside the published points where the devices are the same, and otherwise in a chart of their own.
     """
-    groups: dict[tuple[str, str], dict[str, list[svg.Point]]] = {}
+    groups: dict[tuple[str, str], dict[str, Facts]] = {}
     for name, facts in rows.items():
-        devices = groups.setdefault((facts.dataset, facts.primary), {})
-        for device, point in _points(name.rpartition("_")[2], facts):
-            devices.setdefault(device, []).append(point)
+        groups.setdefault((facts.dataset, facts.primary), {})[name] = facts
     charts = []
-    for (dataset, figure), devices in groups.items():
+    for (dataset, figure), of_group in groups.items():
+        devices: dict[str, list[svg.Point]] = {}
+        for name, facts in zip(_short_names(of_group), of_group.values(), strict=True):
+            for device, point in _points(name, facts):
+                devices.setdefault(device, []).append(point)
         if all(point.ours is None for points in devices.values() for point in points):
             continue
         label = LABELS[figure]
@@ -56,6 +59,14 @@ def speed_charts(rows: Mapping[str, Facts]) -> list[SpeedChart]:
 def without_speed(rows: Mapping[str, Facts]) -> list[str]:
     """Evaluated rows that no chart shows, because their speed was not measured."""
     return [name for name, facts in rows.items() if _median(facts) is not None and not facts.speed]
+
+
+def _short_names(names: Iterable[str]) -> list[str]:
+    """Without the words that all begin with; at least the last word of each stays."""
+    words = [name.split("_") for name in names]
+    columns = zip(*(name[:-1] for name in words), strict=False)
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, columns)))
+    return ["_".join(name[shared:]) for name in words]
 
 
 def _points(name: str, facts: Facts) -> list[tuple[str, svg.Point]]:

@@ -85,7 +85,9 @@ def test_both_checkpoints_are_shown_and_the_one_in_the_table_is_named(params: Pa
     assert "Where it is not known which checkpoint a published figure is of, the last is compared. Each" in semantic
     known = "The checkpoint whose figures are published, and compared, is the"
     assert known not in semantic
-    assert f"{known} best on validation: instance." in instance
+    assert f"{known} best on validation." in instance
+    of_unknown = dataclasses.replace(rows["instance"], checkpoint_rule="unknown")
+    assert f"{known} best on validation: instance." in markdown({**rows, "another": of_unknown}, RULE)
     assert (rows["instance"].seeds[0].step, rows["published"].seeds[0].step) == (80, 100)
 
 
@@ -235,3 +237,10 @@ def test_html_in_names_is_text_in_markdown(params: Params, tmp_path: Path) -> No
     text = markdown({"<b> & co": row_facts(params.rows["ours"], tmp_path, RULE)}, RULE)
     assert "<b>" not in text
     assert "\n### &lt;b> &amp; co\n" in text and "\n- &lt;b> &amp; co: seed 1 diverged" in text
+
+
+def test_the_terminal_shows_the_authors_figure_where_a_row_is_judged_by_it(params: Params, tmp_path: Path) -> None:
+    row = dataclasses.replace(params.rows["published"], published={}, figures="published_authors")
+    written(tmp_path, evaluated("published", [0.8]))
+    rows = {"published": row_facts(row, tmp_path, RULE)}
+    assert text_table(rows).splitlines()[3].split() == ["published", "undecided", "80.00", "1", "79.40", "+0.60"]
