@@ -5,13 +5,14 @@ Needs torch alone where the dataset has no shards; with shards, what reads them.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -230,14 +231,23 @@ def forward_flops(row: Row, size: Size) -> int:
 
     Counted on shapes alone: the same on every device, and nothing is computed.
     """
+    import torchvision  # noqa: F401 (defines the operation of FaPN's alignment)
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         model = build_model(row.model).eval().requires_grad_(False)
         images = torch.zeros(1, 3, *size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counted_besides = {torch.ops.torchvision.deform_conv2d: _deformable_convolution_flops}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=counted_besides) as counter:
         model(images, auxiliary=False)
     return int(counter.get_total_flops())
+
+
+def _deformable_convolution_flops(
+    _images: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:
+    """As of a convolution: the samples that it multiplies are not counted, like those of deformable attention."""
+    return 2 * math.prod(weight) * math.prod((out_shape[0], *out_shape[2:]))
 
 
 # Inference

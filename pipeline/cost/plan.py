@@ -29,7 +29,7 @@ from pipeline.cost.speed import (
     validation_s,
 )
 from pipeline.data.images.sizes import area, counted
-from pipeline.params.schema import Params, Row, VerdictConfig
+from pipeline.params.schema import DatasetConfig, Params, Row, VerdictConfig
 from pipeline.params.tasks import primary
 from pipeline.runs.outcome import OVERLAYS
 from pipeline.storage.results import Evaluation, FetchedDataset, Manifest, find_result
@@ -98,7 +98,7 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
     rule = params.verdict
     settings = dataclasses.replace(settings, spread=settings.spread or rule.assumed_spread_points)
     entries = [_entry(row, settings, rule, results) for row in rows]
-    datasets = _storage(params, list(dict.fromkeys(row.dataset for row in rows)), results)
+    datasets, data_gib = _storage(params, list(dict.fromkeys(row.dataset for row in rows)), results)
     gpu_hours = _summed(entry["gpu_hours"] for entry in entries)
     # No order of the rows is shorter than all GPUs busy all the time, nor than the longest row.
     longest = [max((entry["hours"][side] for entry in entries if entry["hours"]), default=0.0) for side in range(3)]
@@ -112,8 +112,7 @@ def make_plan(params: Params, names: Sequence[str], settings: Settings, *, resul
             "gpu_hours": gpu_hours,
             "hours": [max(gpu_hours[side] / settings.gpus, longest[side]) for side in range(3)],
             "money": None if settings.price_per_gpu_hour is None else _summed(entry["money"] for entry in entries),
-            "gib": sum(entry["gib"] for entry in entries)
-            + sum(facts["archives_gib"] + facts["shards_gib"] for facts in datasets.values()),
+            "gib": sum(entry["gib"] for entry in entries) + data_gib,
         },
     }
 
@@ -202,27 +201,41 @@ def _spread(speed: Speed | None, expected: float | None) -> list[float] | None:
     return [low * expected, expected, high * expected]
 
 
-def _storage(params: Params, names: Sequence[str], results: Path) -> dict[str, dict[str, Any]]:
-    """By dataset: what its archives and shards take on disk."""
-    facts = {}
+def _storage(params: Params, names: Sequence[str], results: Path) -> tuple[dict[str, dict[str, Any]], float]:
+    """By dataset: what its archives and shards take on disk, None where nobody says. And all of that, in GiB, an
+    archive of several datasets once."""
+    facts: dict[str, dict[str, Any]] = {}
+    every: dict[str, int] = {}
     for name in names:
         config = params.dataset(name)
         fetched = find_result(FetchedDataset, name, results=results)
         manifest = find_result(Manifest, name, results=results)
         images = counted(name, manifest)
-        archives = sum(source.bytes for source in fetched.sources) if fetched else sum(config.bytes)
-        pixels = (images.train + images.val) * area(images.usual) if images else 0
+        sources = _archives(config, fetched)
+        archives = None if sources is None else sum(sources.values())
+        every |= sources or {}
         if manifest is not None:
-            shards = sum(manifest.bytes.values())
+            shards: int | None = sum(manifest.bytes.values())
+        elif config.pixels == "raw":
+            shards = RAW_BYTES_PER_PIXEL * (images.train + images.val) * area(images.usual) if images else None
         else:
-            shards = RAW_BYTES_PER_PIXEL * pixels if config.pixels == "raw" else archives
+            shards = archives
         facts[name] = {
-            "archives_gib": archives / GIB,
-            "shards_gib": shards / GIB,
+            "archives_gib": None if archives is None else archives / GIB,
+            "shards_gib": None if shards is None else shards / GIB,
             "pixels": config.pixels,
             "made": manifest is not None,
         }
-    return facts
+    return facts, sum(every.values()) / GIB + sum(each["shards_gib"] or 0.0 for each in facts.values())
+
+
+def _archives(config: DatasetConfig, fetched: FetchedDataset | None) -> dict[str, int] | None:
+    """Bytes of a dataset's sources, by digest or name; None: of one of them they are not known."""
+    if fetched:
+        return {source.sha256: source.bytes for source in fetched.sources}
+    if len(config.bytes) < len(config.sources) or not all(config.bytes):
+        return None
+    return dict(zip(config.sha256 or config.sources, config.bytes, strict=True))
 
 
 def _summed(ranges: Iterable[Sequence[float] | None]) -> list[float]:

@@ -133,11 +133,16 @@ def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]], *, above: Mapp
 
 
 def _storage(plan: Mapping[str, Any]) -> str:
-    lines = [f"Storage: {plan['total']['gib']:,.1f} GiB in all, with checkpoints and overlays of every seed, and"]
+    sizes = [facts[key] for facts in plan["datasets"].values() for key in ("archives_gib", "shards_gib")]
+    but = " but for what is unknown" if None in sizes else ""
+    lines = [f"Storage: {plan['total']['gib']:,.1f} GiB in all{but}, with checkpoints and overlays of every seed, and"]
     width = max(len(name) for name in plan["datasets"])
     for name, facts in plan["datasets"].items():
-        shards = f"{facts['shards_gib']:,.1f} of shards ({facts['pixels']}{'' if facts['made'] else ', to be made'})"
-        lines.append(f"  {name.ljust(width)}  {facts['archives_gib']:,.1f} of archives, {shards}")
+        archives, shards = (
+            "unknown" if gib is None else f"{gib:,.1f}" for gib in (facts["archives_gib"], facts["shards_gib"])
+        )
+        made = "" if facts["made"] else ", to be made"
+        lines.append(f"  {name.ljust(width)}  {archives} of archives, {shards} of shards ({facts['pixels']}{made})")
     return "\n".join(lines)
 
 
@@ -151,6 +156,8 @@ def _assumptions(plan: Mapping[str, Any]) -> str:
         "trained": "trained: the median of finished seeds",
     }
     notes = [sentences[each] for each in evidence]
+    if scaled := [entry["row"] for entry in plan["rows"] if "operations" in (entry["source"] or "")]:
+        notes.append(f"{', '.join(scaled)}: by the speed of the default pixel decoder and the operations of both")
     if any(entry["device_type"] == "cpu" for entry in plan["rows"]):
         notes.append("a row measured on a CPU takes one such machine, and no GPU-hours")
     return _wrapped(f"Expected, and least to greatest. {'; '.join(notes)}.") if notes else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.images.sizes import PUBLISHED, ImageCounts, area, counted, input_size, ms_flip_factor
+from pipeline.data.images.sizes import PUBLISHED, ImageCounts, Size, area, counted, input_size, ms_flip_factor
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import settings_key
 from pipeline.storage.results import (
@@ -21,18 +21,38 @@ from pipeline.storage.results import (
     find_result,
 )
 
-A100_FPS: Mapping[str, float] = {
-    "r50": 9.17,
-    "r101": 7.11,
-    "swin-t": 7.18,
-    "swin-s": 5.57,
-    "swin-b": 4.32,
-    "swin-l": 2.86,
+_CITYSCAPES_FPS: Mapping[str, tuple[float, Size]] = {
+    "r50": (9.17, (1024, 2048)),
+    "r101": (7.11, (1024, 2048)),
+    "swin-t": (7.18, (1024, 2048)),
+    "swin-s": (5.57, (1024, 2048)),
+    "swin-b": (4.32, (1024, 2048)),
+    "swin-l": (2.86, (1024, 2048)),
 }
-"""Published inference speed on one A100 by backbone, pictures of 2048 x 1024 per second (mmsegmentation 1.2.2,
-configs/mask2former/README.md, Cityscapes): what rows without a published speed of their own are derived from."""
+_ADE20K_FPS: Mapping[str, tuple[float, Size]] = {
+    "r50": (26.59, (512, 704)),
+    "r101": (22.97, (512, 704)),
+    "swin-t": (23.82, (512, 704)),
+    "swin-s": (19.69, (512, 704)),
+    "swin-b": (12.48, (640, 854)),
+    "swin-l": (8.81, (640, 854)),
+}
+"""Published inference speeds on one A100 by backbone, and the usual input's size (mmsegmentation 1.2.2,
+configs/mask2former/README.md): what rows without a published speed of their own are derived from."""
 
-A100_IMAGE = (1024, 2048)
+A100_FPS = {"ade20k": _ADE20K_FPS, "ade20k_objects": _ADE20K_FPS}
+"""By dataset; on others, Cityscapes' speeds stand for all."""
+
+FAPN_OPERATIONS: Mapping[str, float] = {
+    "r50": 1.25,
+    "r101": 1.19,
+    "swin-t": 1.23,
+    "swin-s": 1.17,
+    "swin-b": 1.11,
+    "swin-l": 1.06,
+}
+"""By backbone: operations of a network with FaPN's pixel decoder over those with the default one, 640 x 640 pixels
+(`pipeline.cost.benchmark.forward_flops`)."""
 
 TRAINING_FACTOR = 3.0
 """Forward and backward pass over the forward pass: the backward pass computes gradients by inputs and by weights."""
@@ -161,14 +181,19 @@ def _speed_of_log(row: Row, published: Speed | None, results: Path) -> Speed | N
 
 
 def _published_speed(row: Row, results: Path) -> Speed | None:
-    """Derived from the published inference speed: of the row or, where none is printed, of its backbone."""
+    """Derived from the published inference speed: of the row or, where none is printed, of its backbone and data."""
     own, name = row.published.get("inf_fps"), row.model.backbone.name
+    of_backbones = A100_FPS.get(row.dataset, _CITYSCAPES_FPS)
     if own and row.dataset in PUBLISHED:
         pixel_s = 1 / own / area(input_size(PUBLISHED[row.dataset].usual, row.test))
         source = f"published speed of {row.name} on an A100, {own:g} fps"
-    elif name in A100_FPS:
-        pixel_s = 1 / A100_FPS[name] / area(A100_IMAGE)
-        source = f"published speed of {name} on an A100, {A100_FPS[name]:g} fps at 2048 x 1024"
+    elif name in of_backbones:
+        fps, (height, width) = of_backbones[name]
+        pixel_s = 1 / fps / (height * width)
+        source = f"published speed of {name} on an A100, {fps:g} fps at {width} x {height}"
+        if row.model.pixel_decoder.name == "fapn":
+            pixel_s *= FAPN_OPERATIONS[name]
+            source += f", and {FAPN_OPERATIONS[name]:g} times its operations with FaPN"
     else:
         return None
     images = counted(row.dataset, find_result(Manifest, row.dataset, results=results))

@@ -22,6 +22,7 @@ from benchmarks.operations import PAPER, compared_size, counted_like_the_paper, 
 from m2f import build_model
 from pipeline.cost.batches import batches_of
 from pipeline.cost.benchmark import benchmark, benchmark_key, forward_flops
+from pipeline.cost.speed import FAPN_OPERATIONS
 from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.storage.results import Manifest, Spread
 from pipeline.training.worker import Worker
@@ -69,6 +70,32 @@ def test_parameters_and_operations_are_the_papers(params: Params, name: str) -> 
     # COCO's count is the mean over 100 pictures of different sizes, ours is of the usual one
     tolerance = 0.01 if row.dataset == "ade20k" else 0.05
     assert counted_like_the_paper(row, compared_size(row)) == pytest.approx(operations * 1e9, rel=tolerance)
+
+
+def test_a_deformable_convolution_is_counted_as_one_that_is_not(
+    monkeypatch: pytest.MonkeyPatch, small_row: Row
+) -> None:
+    from torchvision.ops import DeformConv2d
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = DeformConv2d(3, 8, 3, padding=1)
+
+        def forward(self, images: torch.Tensor, *, auxiliary: bool) -> torch.Tensor:
+            return self.convolution(images, torch.zeros(1, 18, *images.shape[2:], device=images.device))
+
+    monkeypatch.setattr(module, "build_model", lambda config: Net())
+    assert forward_flops(small_row, (32, 48)) == 2 * 32 * 48 * 8 * 27
+
+
+@pytest.mark.full
+def test_fapns_operations_are_as_many_times_the_default_decoders_as_plans_take_them(params: Params) -> None:
+    fapn = params.rows["ade20k_swin-l-fapn-in22k"].model.pixel_decoder
+    for name, times in FAPN_OPERATIONS.items():
+        row = params.rows[f"ade20k_{name}" if name != "swin-l" else "ade20k_swin-l-in22k"]
+        other = dataclasses.replace(row, model=dataclasses.replace(row.model, pixel_decoder=fapn))
+        assert round(forward_flops(other, (640, 640)) / forward_flops(row, (640, 640)), 2) == times, name
 
 
 # Measurements

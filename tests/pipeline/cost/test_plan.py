@@ -229,6 +229,20 @@ def test_shards_take_what_they_took_and_before_that_what_their_pixels_will(param
     assert plan["datasets"]["ade20k"]["shards_gib"] == 4.0
 
 
+def test_an_archive_of_two_datasets_counts_once_and_an_unknown_size_is_said(params: Params, tmp_path: Path) -> None:
+    plan = make_plan(params, ["ade20k_r50", "ade20k_panoptic_r50"], Settings(), results=tmp_path)
+    shards = 2 * 22_210 * 512 * 683 * 4
+    checkpoints = sum(entry["gib"] for entry in plan["rows"])
+    assert plan["total"]["gib"] == pytest.approx(checkpoints + (967382037 + 90398720 + shards) / 2**30)
+    plan = make_plan(params, ["vistas_r50"], Settings(), results=tmp_path)
+    assert plan["total"]["gib"] == plan["rows"][0]["gib"]
+    said = text(plan)
+    assert "  vistas  unknown of archives, unknown of shards (encoded, to be made)" in said
+    assert "GiB in all but for what is unknown, with" in said and "unknown" not in text(
+        make_plan(params, ["ade20k_r50"], Settings(), results=tmp_path)
+    )
+
+
 @pytest.mark.slow
 def test_the_size_of_a_published_rows_checkpoint_is_known_without_building_its_network(params: Params) -> None:
     rows = [
