@@ -261,7 +261,7 @@ def parse_targets(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for word in targets:
         if word.startswith("-") or "=" in word:
             raise ValueError(f"{word} is neither a target like register@ade20k_swin-s nor a setting like M2F_WORKERS=2")
-    if not targets:
+    if not all(word.strip() for word in targets or [""]):
         raise ValueError("name what to make: repro register@ade20k_swin-s")
     return targets, settings
 

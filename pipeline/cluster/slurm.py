@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -38,29 +39,39 @@ START_WAIT_S = 120.0
 """How long Ray may take to start on the first node."""
 END_WAIT_S = {signal.SIGUSR1: 60.0, signal.SIGTERM: 8.0}
 """How long the rows may take to end: a job that Slurm ends has 30 seconds for everything by default."""
-STEP_WAIT_S = 20.0
-"""How long Ray may take on all nodes, and removing its files after it."""
+STEP_WAIT_S = 10.0
+"""How long Ray may take to end on all nodes, and removing its files after it."""
 SIGNAL_WAIT_S = 5.0
 """What Slurm tells a job's other processes has reached the first one after this long."""
 AGAIN_S = 5.0
-"""After a node's Ray has ended, it is started again so much later."""
-ENDED = ("", "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
-"""States of a job that will not go on; with none, Slurm has forgotten it."""
+"""After a node's Ray has ended, it is started again so much later; each time twice as long, up to MOST_AGAIN_S."""
+MOST_AGAIN_S = 300.0
+LEAST_TIME_S = 300
+"""The shortest time limit of a job: it is told to stop 180 seconds before its end, and Slurm may do so 60 s early."""
+ENDED = (
+    *(None, "CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+    "PREEMPTED",
+)
+"""States of a job that will not go on; None: Slurm has forgotten it."""
 OBJECT_STORE_BYTES = 500 * 2**20
 """Of Ray on each node: images do not go through it."""
 
-_SRUN = ("srun", "--overlap", "--cpu-bind=none")
+_SRUN = ("srun", "--overlap", "--cpu-bind=none", "--export=ALL")
+"""The environment is to reach a step also where sbatch was called with --export=NONE."""
 _NODE = """
 umask 077
 ulimit -n "$(ulimit -Hn)"
 rm -rf "$RAY_TMPDIR" && mkdir -p "$RAY_TMPDIR" || exit
-"$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${SLURM_GPUS_ON_NODE:+--num-gpus=$SLURM_GPUS_ON_NODE} &
+gpus=$SLURM_GPUS_ON_NODE
+if [ -z "$gpus" ] && scontrol show node "$SLURMD_NODENAME" | grep -qi 'Gres=.*gpu'; then gpus=0; fi
+"$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${gpus:+--num-gpus=$gpus} &
 trap 'kill -TERM $!' TERM
 while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
 rm -rf "$RAY_TMPDIR"
 exit $code
 """
-"""What a step runs on its node, with Ray's command as its words. Cores and GPUs are those that Slurm gave the job."""
+"""What a step runs on its node, with Ray's command as its words. Cores and GPUs are those that Slurm gave the job;
+where Slurm does not count GPUs, Ray does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,8 @@ class Allocation:
 
     job: str
     """Its number; of a task of an array, that of this task."""
+    cluster: str
+    """Another one, which may share the project's folder, has jobs of the same numbers."""
     nodes: tuple[str, ...]
     """This node first."""
     project: Path
@@ -77,30 +90,48 @@ class Allocation:
     """How often the job has been started before."""
     task: int | None
     """Of an array; None: there is none."""
+    array: str | None = None
+    """The array's number, which is also that of its last task."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Allocation:
-        """ValueError outside a job, and where sbatch was not called in the project."""
+        """ValueError outside a job, where sbatch was not called in the project, and for a job of another form."""
         if "SLURM_JOB_ID" not in environment:
             raise ValueError("this is no job of Slurm; call: sbatch deploy/slurm/row.sbatch evaluate@<row>")
         project = Path(environment.get("SLURM_SUBMIT_DIR", "."))
         if not (project / "dvc.yaml").is_file():
             raise ValueError(f"{project} is not the project (no dvc.yaml); call sbatch where dvc.yaml lies")
+        if "SLURMD_NODENAME" not in environment:
+            raise ValueError(f"job {environment['SLURM_JOB_ID']} has other nodes than this one (salloc?); call sbatch")
+        if "SLURM_HET_SIZE" in environment:
+            raise ValueError("a heterogeneous job (sbatch ... : ...) cannot hold a Ray cluster; ask for equal nodes")
         names = _scontrol("show", "hostnames", environment["SLURM_JOB_NODELIST"]).split()
-        here = environment.get("SLURMD_NODENAME", names[0])
+        if "SLURM_GPUS" in environment and len(names) > 1:
+            raise ValueError(
+                f"--gpus={environment['SLURM_GPUS']} leaves open how many GPUs each of {len(names)} nodes has; "
+                "call sbatch with --gpus-per-node or --gres=gpu:8 instead"
+            )
+        here = environment["SLURMD_NODENAME"]
         task = environment.get("SLURM_ARRAY_TASK_ID")
         return cls(
             job=environment["SLURM_JOB_ID"],
+            cluster=environment.get("SLURM_CLUSTER_NAME") or "slurm",
             nodes=(here, *(name for name in names if name != here)),
             project=project,
             starts=int(environment.get("SLURM_RESTART_COUNT") or 0),
             task=None if task is None else int(task),
+            array=environment.get("SLURM_ARRAY_JOB_ID"),
         )
 
     @property
     def workspace(self) -> Path:
         """The job's copy of the project."""
-        return self.project / JOBS / self.job
+        return self.project / JOBS / f"{self.cluster}-{self.job}"
+
+    @property
+    def name(self) -> str:
+        """What scontrol calls this job; by its number alone, the last task of an array would be the whole array."""
+        return self.job if self.task is None else f"{self.array}_{self.task}"
 
     def targets(self, named: Sequence[str]) -> list[str]:
         """Those of this job: of an array's task, the one at its place. ValueError if there is none."""
@@ -133,6 +164,7 @@ def run_job(named: Sequence[str]) -> int:
         signal.signal(number, lambda number, _: received.append(number))
     allocation = Allocation.of(os.environ)
     targets = allocation.targets(named)
+    _check_time(allocation)
     _remove_ended(allocation)
     _take_project(allocation)
     say(f"job {allocation.job} on {' '.join(allocation.nodes)}: {' '.join(targets)}")
@@ -154,7 +186,10 @@ def run_job(named: Sequence[str]) -> int:
 def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence[int]) -> int | None:
     """The rows' exit code; None if a signal was received before they ended."""
     environment = settings(allocation, os.environ)
-    with RayNodes(allocation, environment) as ray:
+    _check_storage(allocation, environment["M2F_STORAGE"])
+    with RayNodes(allocation, environment, received) as ray:
+        if received:
+            return None
         command = [sys.executable, "-m", "pipeline.cluster.slurm", str(len(allocation.nodes)), *targets]
         rows = subprocess.Popen(
             command,
@@ -166,8 +201,11 @@ def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence
         try:
             while (code := rows.poll()) is None and not received and (lost := ray.look()) is None:
                 time.sleep(0.5)
-            if code != 0 and not received:
-                time.sleep(SIGNAL_WAIT_S)  # Slurm may be what has ended the rows, or Ray
+                if not allocation.workspace.is_dir():
+                    lost = f"{allocation.workspace}, in which the job works, is gone; submit the same again"
+                    break
+            if code != 0:
+                _hears(received)  # Slurm may be what has ended the rows, or Ray
         finally:
             _end(rows, END_WAIT_S[signal.Signals(received[0]) if received else signal.SIGTERM])
     if code != 0 and received:
@@ -175,6 +213,36 @@ def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence
     if code is None:
         raise ValueError(lost)
     return code
+
+
+def _check_storage(allocation: Allocation, storage: str) -> None:
+    """ValueError for a storage root that cannot be written, or that is not the same folder on all nodes."""
+    if "://" in storage:
+        return
+    probe = Path(storage) / f".slurm-{allocation.job}-{allocation.starts}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    except OSError as error:
+        raise ValueError(f"the storage root cannot be written ({error}); set M2F_STORAGE to another") from None
+    try:
+        for node in allocation.nodes[1:]:
+            step = [*_SRUN, "--nodes=1", "--ntasks=1", f"--nodelist={node}", "test", "-e", str(probe)]
+            if subprocess.run(step, stdin=subprocess.DEVNULL, capture_output=True).returncode == 1:
+                raise ValueError(
+                    f"the storage root {storage} of {allocation.nodes[0]} is another folder on {node}, or none; "
+                    "set M2F_STORAGE to one that all nodes see, or to a bucket"
+                )
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _hears(received: Sequence[int]) -> bool:
+    """Whether Slurm has signalled, or does so soon: it may have told the job's other processes first."""
+    deadline = time.monotonic() + SIGNAL_WAIT_S
+    while not received and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(received)
 
 
 def settings(allocation: Allocation, environment: Mapping[str, str]) -> dict[str, str]:
@@ -195,6 +263,7 @@ def settings(allocation: Allocation, environment: Mapping[str, str]) -> dict[str
         "RAY_TMPDIR": node,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # 30 by default: all that Slurm gives a job for its end
         "DVC_SITE_CACHE_DIR": f"{node}/dvc",
         "PATH": f"{Path(sys.executable).parent}:{environment.get('PATH', '')}",
     }
@@ -226,19 +295,22 @@ def _take_project(allocation: Allocation) -> None:
 class RayNodes:
     """Ray on the nodes of an allocation, each as a step of the job; a block in which it runs."""
 
-    def __init__(self, allocation: Allocation, environment: Mapping[str, str]) -> None:
+    def __init__(self, allocation: Allocation, environment: Mapping[str, str], received: Sequence[int]) -> None:
+        """received: signals of Slurm, after which nothing more is started."""
+        self._received = received
         self._nodes, self._folder = allocation.nodes, allocation.workspace / "ray"
         self._folder.mkdir(exist_ok=True)
         self._environment = dict(environment)
         self._steps: dict[str, subprocess.Popen[bytes]] = {}
         self._again_s: dict[str, float] = {}
+        self._pause_s: dict[str, float] = {}
         self._host = allocation.address()
         self.address = ""
 
     def __enter__(self) -> RayNodes:
         try:
             self._start_head()
-            for node in self._nodes[1:]:
+            for node in self._nodes[1:] if not self._received else ():
                 self._start(node, f"--address={self.address}")
         except BaseException:
             self.__exit__()
@@ -273,8 +345,13 @@ class RayNodes:
                     "submit the same again, it goes on from the last checkpoints"
                 )
             if node not in self._again_s:
-                say(f"Ray has ended on {node} (exit code {step.returncode}); starting it again")
-                self._again_s[node] = time.monotonic() + AGAIN_S
+                pause_s = self._pause_s.get(node, AGAIN_S)
+                self._pause_s[node] = min(2 * pause_s, MOST_AGAIN_S)
+                self._again_s[node] = time.monotonic() + pause_s
+                say(
+                    f"Ray has ended on {node} (exit code {step.returncode}: {self._said(node)}); "
+                    f"starting it again in {pause_s:.0f} s"
+                )
             elif time.monotonic() > self._again_s[node]:
                 del self._again_s[node]
                 self._start(node, f"--address={self.address}")
@@ -292,10 +369,12 @@ class RayNodes:
                 "--include-dashboard=false",
             )
             deadline = time.monotonic() + START_WAIT_S
-            while self._steps[head].poll() is None and time.monotonic() < deadline:
+            while self._steps[head].poll() is None and time.monotonic() < deadline and not self._received:
                 if "Ray runtime started" in self._log(head).read_text(encoding="utf-8", errors="replace"):
                     return
                 time.sleep(0.2)
+            if _hears(self._received):
+                return
             self._steps[head].kill()
             self._steps[head].wait()
         raise ValueError(f"Ray does not start on {head}: {self._said(head)}")
@@ -318,8 +397,9 @@ class RayNodes:
         return self._folder / f"{node}.log"
 
     def _said(self, node: str) -> str:
-        """The last lines of a node's Ray."""
-        return " ".join(self._log(node).read_text(encoding="utf-8", errors="replace").split()[-60:])
+        """The last words of a node's Ray."""
+        lines = self._log(node).read_text(encoding="utf-8", errors="replace").splitlines()
+        return " ".join(" ".join(line for line in lines if " INFO " not in line).split()[-60:])
 
 
 _RAY_SETTINGS = {
@@ -333,18 +413,20 @@ _RAY_SETTINGS = {
 
 def _goes_on(allocation: Allocation, number: int) -> bool:
     """After a signal: put the job into the queue again, unless it was cancelled. Whether it will go on."""
-    state = _state(allocation.job)
-    if state == "CANCELLED":
-        say("cancelled; the same again goes on from the last checkpoints")
-        return False
-    if state != "RUNNING":  # Slurm puts it into the queue again
-        return True
     why = "its time is over soon" if number == signal.SIGUSR1 else "Slurm wants its nodes"
-    if allocation.starts >= MOST_REQUEUES:
-        say(f"stopped after {allocation.starts + 1} starts, because {why}; submit the same again if it is to go on")
-        return False
     try:
-        _scontrol("requeue", allocation.job)
+        job = _shown(allocation.name, allocation.job)
+        state = job.get("JobState")
+        # while its processes end, a job is COMPLETING whatever comes then; one that goes on has been counted already
+        if state in ENDED or (state == "COMPLETING" and int(job["Restarts"]) <= allocation.starts):
+            say("cancelled; the same again goes on from the last checkpoints")
+            return False
+        if state != "RUNNING":  # Slurm puts it into the queue again
+            return True
+        if allocation.starts >= MOST_REQUEUES:
+            say(f"stopped after {allocation.starts + 1} starts, because {why}; submit the same again if it is to go on")
+            return False
+        _scontrol("requeue", allocation.name)
     except ValueError as error:
         say(f"stopped, because {why}; submit the same again, it goes on from the last checkpoints ({error})")
         return False
@@ -352,19 +434,49 @@ def _goes_on(allocation: Allocation, number: int) -> bool:
     return True
 
 
-def _state(job: str) -> str:
-    """What Slurm calls the state of a job; nothing if it does not know the job, or not any more."""
+def _shown(name: str, number: str) -> dict[str, str]:
+    """What Slurm knows of a job, by the words of `scontrol show job`: nothing, if it has forgotten it.
+
+    ValueError: Slurm does not answer, which says nothing of the job.
+    """
     try:
-        shown = _scontrol("show", "--oneliner", "job", job).split()
-    except ValueError:
-        return ""
-    return next((word.partition("=")[2] for word in shown if word.startswith("JobState=")), "")
+        lines = _scontrol("show", "--oneliner", "job", name).splitlines()
+    except ValueError as error:
+        if "Invalid job id" in str(error) or "not found" in str(error):
+            return {}
+        raise
+    for line in lines:  # of an array's number, one for each task
+        found = {key: value for key, _, value in (word.partition("=") for word in line.split())}
+        if found.get("JobId") == number:
+            return found
+    return {}
+
+
+def _check_time(allocation: Allocation) -> None:
+    """ValueError where a job would be told to stop as soon as it has begun."""
+    limit = _shown(allocation.name, allocation.job).get("TimeLimit", "")
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)  # otherwise there is none
+    if parts is None:
+        return
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    if ((days * 24 + hours) * 60 + minutes) * 60 + seconds < LEAST_TIME_S:
+        raise ValueError(
+            f"the job's time limit is {limit}, and it is told to stop three minutes before; "
+            "call sbatch with a longer one, as --time=04:00:00"
+        )
 
 
 def _remove_ended(allocation: Allocation) -> None:
     """Bring home the results of jobs that were killed for good, and remove their workspaces."""
-    for workspace in (allocation.project / JOBS).glob("*/"):
-        if workspace.name != allocation.job and _state(workspace.name) in ENDED:
+    for workspace in (allocation.project / JOBS).glob(f"{allocation.cluster}-*/"):
+        number = workspace.name.rpartition("-")[2]
+        if number == allocation.job:
+            continue
+        try:
+            state = _shown(number, number).get("JobState")
+        except ValueError:  # the next job looks again
+            return
+        if state in ENDED:
             _close(workspace, allocation.project)
 
 

@@ -103,7 +103,7 @@ def undisturbed(slurm: Slurm) -> str:
 @pytest.mark.timeout(900)
 def test_a_row_trains_on_two_nodes_to_its_end_and_its_results_are_in_the_project(slurm: Slurm) -> None:
     job = slurm.submit("--nodes=2 --cpus-per-task=1", "train@brief M2F_WORKERS=2")
-    folder = slurm.project / ".dvc/tmp/slurm" / job
+    folder = slurm.project / f".dvc/tmp/slurm/lab-{job}"
     until(lambda: (folder / "ray/worker2.log").exists(), said=lambda: slurm.log(job))  # so Ray runs on the first node
     token = (folder / "auth_token").read_text()
     assert len(token) == 64 and (folder / "auth_token").stat().st_mode & 0o777 == 0o600
@@ -198,6 +198,12 @@ def test_a_cancelled_job_leaves_nothing_and_the_same_again_continues(slurm: Slur
     until(lambda: left_over(slurm) == [], said=lambda: f"{left_over(slurm)}\n{slurm.log(job)}\n{slurm.logs()}")
     assert slurm.state(job) == "CANCELLED"
     assert "cancelled; the same again goes on from the last checkpoints" in slurm.log(job)
+    job = slurm.submit("--nodes=2 --cpus-per-task=1", TRAIN)  # while Ray starts
+    ray = slurm.project / f".dvc/tmp/slurm/lab-{job}/ray/worker1.log"
+    until(ray.exists, said=lambda: slurm.log(job))
+    slurm.ask(f"scancel {job}")
+    until(lambda: left_over(slurm) == [], said=lambda: f"{left_over(slurm)}\n{slurm.log(job)}\n{slurm.logs()}")
+    assert "cancelled; " in slurm.log(job) and "error: Ray" not in slurm.log(job), slurm.log(job)
     job = slurm.submit("--nodes=2 --cpus-per-task=1", TRAIN)
     assert slurm.ends(job) == "COMPLETED", slurm.log(job)
     assert "going on from step 10" in slurm.log(job)
@@ -224,4 +230,7 @@ def test_a_job_that_cannot_begin_ends_with_a_sentence(slurm: Slurm) -> None:
     job = slurm.submit("--array=3 --nodes=1 --cpus-per-task=1", "train@faults")
     until(lambda: "error: " in slurm.log(job), said=slurm.logs)
     assert "error: task 3 of the array has no target, for 1 are named; call sbatch --array=0-0" in slurm.log(job)
+    job = slurm.submit("--nodes=2 --cpus-per-task=1", "train@faults M2F_STORAGE=/tmp/storage")  # each host's own
+    assert slurm.ends(job) == "FAILED"
+    assert "error: the storage root /tmp/storage of worker1 is another folder on worker2, or none;" in slurm.log(job)
     assert left_over(slurm) == []
