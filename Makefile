@@ -8,6 +8,11 @@ INSTALLED := $(VENV)/.installed
 # Two processes run the tests. The one that has none left takes half of what the other has left.
 AT_ONCE := -n 2 --dist worksteal
 
+# The network's tests once more, on a CPU with a GPU's kernels. Left out is what is of other forms: the kernels' own tests,
+# bands of label maps, what a CPU computes again, files of weights.
+WITH_KERNELS := tests/m2f -m "not long and not full and not gpu" $(addprefix --ignore tests/m2f/,kernels weights \
+  inference/test_semantic.py inference/test_recorded.py test_recompute.py)
+
 # DVC wants to be told where there is no Git, as in an unpacked archive of the project.
 WITHOUT_GIT := [ -e .git ] || dvc config --local core.no_scm true
 
@@ -23,7 +28,7 @@ help:
 	@echo "make test          the tests of less than a minute each, two at once"
 	@echo "make test-quick    those of them that take a few seconds at most and do not start Ray"
 	@echo "make test-long     those of about a minute each, two at once: kills, outages, a row of each task"
-	@echo "make test-full     all: more kills, every row; with a GPU or several hosts, what needs them"
+	@echo "make test-full     all: more kills, every row, a GPU's kernels interpreted; with a GPU or hosts, what needs them"
 	@echo "make test-cluster  ray up, faults, ray down, Slurm, the image on hosts in namespaces; as root, with sshd, Slurm ..."
 	@echo "make lint          ruff and mypy"
 	@echo "make audit         known vulnerabilities of the pinned packages (docs/security.md)"
@@ -54,6 +59,7 @@ test-long: $(INSTALLED)
 
 test-full: $(INSTALLED)
 	@python -m pytest -q
+	@python -m pytest -q -p tests.helpers.interpreted_kernels $(WITH_KERNELS)
 
 test-cluster: $(INSTALLED)
 	@python -m pytest -v -m cluster --durations=0

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.network.forms import CROP, our_network
 from benchmarks.network.step import Step, without_second_matching
 from m2f.kernels import gpu
 
@@ -147,6 +148,21 @@ def counted(row: str, batch: int, *, kernels: bool = False) -> dict[str, Counted
     }
 
 
+def forward_operations(row: str, *, kernels: bool) -> int:
+    """Operations of one forward pass of an evaluation in float32, on an image of CROP."""
+    with torch.device("meta"):
+        network, images = our_network(row).eval(), torch.empty(1, 3, *CROP)
+    as_on_a_gpu = mock.patch.object(F, "scaled_dot_product_attention", efficient_attention)
+    with gpu.as_if(kernels), as_on_a_gpu, torch.inference_mode(), Operations() as operations:
+        network(images, auxiliary=False)
+    return operations.counts["operations"]
+
+
+REPLAYED = 4
+"""Operations of a forward pass that is recorded: its image's copy, the recording, and copies of both results
+(`m2f.inference.recorded`)."""
+
+
 def efficient_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """`scaled_dot_product_attention` as PyTorch makes it on a GPU by its memory-efficient kernel: a boolean mask
     becomes a bias, which is copied to rows of a multiple of 16 where it has none, and then spread over the heads."""
@@ -171,7 +187,7 @@ def table(row: str, batch: int) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def lines(row: str, batch: int, found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str]:
-    """A table for the terminal: plain -> kernels."""
+    """A table for the terminal: plain -> kernels; and what an evaluation asks for."""
     yield f"{row}, a training step of {batch} images in float32, counted: plain -> with kernels"
     yield f"{'':16}{'operations':>18}{'copies to host':>18}{'GFLOP':>18}{'peak MiB':>18}"
     for part, plain in found["plain"].items():
@@ -180,3 +196,5 @@ def lines(row: str, batch: int, found: Mapping[str, Mapping[str, Mapping[str, in
             for each in (plain, found["kernels"][part])
         )
         yield f"{part:16}" + "".join(f"{f'{a:,} -> {b:,}':>18}" for a, b in zip(before, after, strict=True))
+    plain_count, count = (forward_operations(row, kernels=kernels) for kernels in (False, True))
+    yield f"{row}, a forward pass of an evaluation: {plain_count} -> {count} operations, and {REPLAYED} once recorded"

@@ -83,9 +83,11 @@ def test_kernels_make_fewer_operations_and_keep_less_and_their_table_says_so() -
     assert found["kernels"]["losses"]["left_mib"] < found["plain"]["losses"]["left_mib"]
     assert found["kernels"]["backbone"] == found["plain"]["backbone"]
     lines = [*counts.lines("tiny", 2, found)]
-    assert len(lines) == 8 and max(map(len, lines)) <= 100
+    assert len(lines) == 9 and max(map(len, lines)) <= 100
     operations = found["plain"]["backbone"]["operations"]
     assert lines[2].split()[:4] == ["backbone", f"{operations}", "->", f"{operations}"]
+    plain, kernels, recorded = (int(word) for word in lines[8].split() if word.isdigit())
+    assert plain > kernels > 100 > recorded == 4
 
 
 @pytest.mark.slow
