@@ -78,9 +78,13 @@ def test_a_small_swin_gives_the_same_in_both() -> None:
 # rounding moves a mask's pixel over 0.5.
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("backbone", "queries", "layers", "size"), [("swin-t", 100, 9, 256), ("r50", 100, 9, 256), ("swin-l", 200, 2, 416)]
+    ("backbone", "queries", "layers", "size"),
+    [
+        pytest.param("swin-t", 100, 9, 256, marks=pytest.mark.long),
+        pytest.param("r50", 100, 9, 256, marks=pytest.mark.long),
+        pytest.param("swin-l", 200, 2, 416, marks=pytest.mark.full),
+    ],
 )
 def test_published_networks_give_the_same_in_both(backbone: str, queries: int, layers: int, size: int) -> None:
     row = config(backbone, queries=queries)

@@ -543,7 +543,7 @@ print(spent)
     "outage",
     [
         pytest.param(down, id="down", marks=pytest.mark.long),
-        pytest.param(hanging, id="hanging", marks=pytest.mark.long),
+        pytest.param(hanging, id="hanging", marks=pytest.mark.full),
         pytest.param(slow, id="4 s", marks=pytest.mark.full),
         pytest.param(sluggish, id="0.5 s", marks=pytest.mark.full),
     ],
