@@ -345,6 +345,8 @@ def _environment(training: TrainedSeed) -> str:
         f"{environment.device}, {workers}",
         f"python {environment.python} on {environment.platform}",
         f"TF32 {environment.tf32 or 'none'}",
+        f"{environment.kernels} kernels" if environment.kernels else "",
+        "deterministic" if environment.deterministic else "",
         ", ".join(f"{name} {version}" for name, version in environment.libraries.items()),
     ]
     return "; ".join(fact for fact in facts if fact)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,11 @@ def test_a_tasks_rows_are_a_link_to_their_table_in_mlflow_and_a_row_to_its_run(
     table = "https://mlflow.example/#/experiments/4/runs?viewStateShareKey=semantic-rows"
     assert page.count(f'<a href="{table}">These rows and their seeds in MLflow</a>') == 1
     assert '<dt>row in MLflow</dt><dd><a href="https://mlflow.example/#/runs/1f00">1f00</a>' in page
+
+
+def test_the_page_says_with_which_kernels_a_training_ran(params: Params, tmp_path: Path) -> None:
+    environment = dataclasses.replace(made_up.A100, kernels="compiled", deterministic=True)
+    written(tmp_path, trained("ours", 1, environment=environment), evaluated("ours", [0.7]))
+    assert "TF32 convolutions; compiled kernels; deterministic; torch 2.0" in page_of(params, tmp_path)
+    written(tmp_path, trained("ours", 1, environment=made_up.A100))
+    assert "TF32 convolutions; torch 2.0" in page_of(params, tmp_path)
