@@ -49,10 +49,9 @@ def _build(expected_type: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(expected_type):
         return _build_dataclass(expected_type, value, where, ".")
     if origin is Literal:
-        if isinstance(value, bool):
-            known = ", ".join(f'"{argument}"' for argument in arguments)
-            raise ValueError(f"{where} is {shown(value)}; write one of {known} (YAML reads a bare off as false)")
-        if value not in arguments:
+        if value is False and "off" in arguments:  # as YAML reads a bare off
+            return "off"
+        if isinstance(value, bool) or value not in arguments:
             names = list(map(str, arguments))
             nearest, every = _nearest(str(value), names), _nearest("", names)
             raise ValueError(f"{where} is {shown(value)}; {nearest}{'' if nearest == every else f' ({every})'}")

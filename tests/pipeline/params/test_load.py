@@ -428,8 +428,8 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
             "rows.shapes_tiny.test.ms_flip: 'long_side_max' is missing",
         ),
         (("task",), "panoptical", "rows.shapes_tiny.task is 'panoptical'; did you mean 'panoptic'?"),
-        # PyYAML reads an off without quotes as false
-        (("train", "tf32"), False, "rows.shapes_tiny.train.tf32 is False; "),
+        (("train", "tf32"), True, "rows.shapes_tiny.train.tf32 is True; known: all, convolutions, off"),
+        (("train", "precision"), False, "train.precision is False; known: bf16, float32, fp16"),
         (
             ("train", "precision"),
             "bfloat16",
@@ -443,6 +443,11 @@ def test_settings_that_contradict_one_another_are_one_sentence(keys: tuple[str, 
     with pytest.raises(ValueError, match=r"^params.yaml") as caught:
         parse_params(changed("rows", "shapes_tiny", *keys, value=value))
     assert message in str(caught.value)
+
+
+def test_a_bare_off_which_yaml_reads_as_false_is_off() -> None:
+    params = parse_params(changed("rows", "shapes_tiny", "train", "tf32", value=yaml.safe_load("off")))
+    assert params.rows["shapes_tiny"].train.tf32 == "off"
 
 
 @pytest.mark.parametrize(
