@@ -197,6 +197,17 @@ def check_window(window: Mapping[str, int], at: str) -> None:
         raise ValueError(f"{at} has windows of {size} pixels that overlap by {overlap}; give 0 to {size // 2}")
 
 
+def check_url(url: str, at: str) -> None:
+    """ValueError unless a file can be downloaded from such an address."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", url)
+    except ValueError:  # such as a torn IPv6 address
+        right = False
+    if not right:
+        raise ValueError(f"{at} is {shown(url)}; it must be an address that begins with https:// or http://")
+
+
 def check_weights(weights: WeightsConfig, at: str) -> None:
     sources = [key for key in ("url", "path", "row") if getattr(weights, key)]
     if len(sources) > 1:
@@ -208,6 +219,8 @@ def check_weights(weights: WeightsConfig, at: str) -> None:
                 raise ValueError(f"{at}.{key} is for whole networks; write layout: mask2former, or take it out")
     elif not sources:
         raise ValueError(f"{at} has layout mask2former and no source; give a url, a path or a row")
+    if weights.url:
+        check_url(weights.url, f"{at}.url")
     if weights.seed is not None and not weights.row:
         raise ValueError(f"{at}.seed is a row's; take it out, or give the row instead of the {sources[0]}")
     if weights.class_names and weights.classes != "match":

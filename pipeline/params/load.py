@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pipeline.params.checks import (
     check_origin,
     check_published,
     check_row,
+    check_url,
     check_verdict,
     check_weights,
 )
@@ -44,26 +45,31 @@ _READ_BY_DVC = ("datasets", "weights", "presets", "rows", "checkpoints")
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml and checkpoints.yaml. ValueError says which key is wrong and what is known."""
     path = Path(path)
-    tree, checkpoints_in = read_settings(path), str(_checkpoints_file(path))
+    (tree, own), checkpoints_in = _settings(path), str(_checkpoints_file(path))
     if isinstance(tree, Mapping) and (path.parent / "dvc.yaml").exists():
-        _check_for_dvc(tree, str(path), checkpoints_in)
-    return parse_params(tree, str(path), checkpoints_in=checkpoints_in)
+        _check_for_dvc(tree, str(path), checkpoints_in, own)
+    return parse_params(tree, str(path), checkpoints_in=checkpoints_in, own=own)
 
 
 def read_settings(path: Path) -> Any:
     """The sections of params.yaml as parsed YAML, with the entries of the checkpoints.yaml beside it, unchecked."""
+    return _settings(path)[0]
+
+
+def _settings(path: Path) -> tuple[Any, Collection[str]]:
+    """`read_settings`, and the names of the checkpoints that stand in params.yaml itself."""
     tree, beside = _read(path), _checkpoints_file(path)
     if not isinstance(tree, Mapping) or beside == path:
-        return tree
+        return tree, ()
     other = _read(beside)
     if not isinstance(other, Mapping) or other.keys() != {"checkpoints"}:
         raise ValueError(f"{beside} holds {shown(other)}; expected the section checkpoints alone")
     own, shipped = tree.get("checkpoints") or {}, other["checkpoints"] or {}
     if not isinstance(own, Mapping) or not isinstance(shipped, Mapping):
-        return {**tree, "checkpoints": own if isinstance(shipped, Mapping) else shipped}  # the parser says what it is
+        return {**tree, "checkpoints": own if isinstance(shipped, Mapping) else shipped}, ()  # the parser says what
     if twice := sorted(map(str, own.keys() & shipped.keys())):
         raise ValueError(f"{path} and {beside} both have checkpoints.{twice[0]}; give one of them another name")
-    return {**tree, "checkpoints": {**shipped, **own}}
+    return {**tree, "checkpoints": {**shipped, **own}}, own.keys()
 
 
 def _checkpoints_file(path: Path) -> Path:
@@ -120,7 +126,7 @@ def _loader() -> Any:
     return Loader
 
 
-def _check_for_dvc(tree: Mapping[str, Any], where: str, checkpoints_in: str) -> None:
+def _check_for_dvc(tree: Mapping[str, Any], where: str, checkpoints_in: str, own: Collection[str]) -> None:
     """ValueError where something is missing that dvc.yaml reads, though the stages could do without it."""
     if tree.keys() - {entry.name for entry in dataclasses.fields(Params)}:
         return  # a section's name is wrong, which the parser says
@@ -133,7 +139,7 @@ def _check_for_dvc(tree: Mapping[str, Any], where: str, checkpoints_in: str) -> 
     checkpoints = tree["checkpoints"] if isinstance(tree["checkpoints"], Mapping) else {}
     for name, entry in checkpoints.items():
         if isinstance(entry, Mapping) and "row" not in entry:
-            at = f"{checkpoints_in}: checkpoints.{name}"
+            at = f"{where if name in own else checkpoints_in}: checkpoints.{name}"
             raise ValueError(f"{at} has no 'row', which dvc.yaml reads; write row: {name}")
     rows = tree["rows"] if isinstance(tree["rows"], Mapping) else {}
     for name, row in rows.items():
@@ -146,8 +152,11 @@ def _check_for_dvc(tree: Mapping[str, Any], where: str, checkpoints_in: str) -> 
                 raise ValueError(f"{where}: {section} has no entry 'none', which rows.{name} names; write none: {{}}")
 
 
-def parse_params(tree: Any, where: str = "params.yaml", *, checkpoints_in: str = "") -> Params:
-    """Params from a parsed YAML tree; `checkpoints_in`: the file of that section, if it is another one."""
+def parse_params(
+    tree: Any, where: str = "params.yaml", *, checkpoints_in: str = "", own: Collection[str] = ()
+) -> Params:
+    """Params from a parsed YAML tree; `checkpoints_in`: the file of that section but for the entries `own`, if it is
+    another one."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where}: expected the sections {names_given(Params)}, found {type(tree).__name__}")
     datasets = {
@@ -172,7 +181,11 @@ def parse_params(tree: Any, where: str = "params.yaml", *, checkpoints_in: str =
     file = checkpoints_in or where
     checkpoints = _section(tree, "checkpoints", file)
     return dataclasses.replace(
-        params, checkpoints={name: _checkpoint(name, entry, params, file) for name, entry in checkpoints.items()}
+        params,
+        checkpoints={
+            name: _checkpoint(name, entry, params, where if name in own else file)
+            for name, entry in checkpoints.items()
+        },
     )
 
 
@@ -249,4 +262,7 @@ def _checkpoint(name: str, entry: Any, params: Params, where: str) -> PublishedC
         raise ValueError(f"{at} is of row {checkpoint.row}; begin its name with the row's, as {checkpoint.row}_authors")
     if checkpoint.dataset != dataset:
         raise ValueError(f"{at}.dataset is {shown(checkpoint.dataset)}, but row {checkpoint.row} is on {dataset!r}")
+    check_url(checkpoint.url, f"{at}.url")
+    if checkpoint.log_url:
+        check_url(checkpoint.log_url, f"{at}.log_url")
     return checkpoint

@@ -96,12 +96,14 @@ def _values(entry: Mapping[str, Any]) -> dict[str, float]:
 
 def _lines(path: StoredPath) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of every line that is not empty."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    with path.open("rb") as file:
+        lines = file.read().splitlines()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not UTF-8
             raise _no_log(path, number) from error
         if not isinstance(entry, dict):
             raise _no_log(path, number)

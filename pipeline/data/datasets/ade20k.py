@@ -83,6 +83,11 @@ def _read(config: DatasetConfig, image: _File, semantic: _File, objects: _File) 
     if colours.shape[:2] != label_map.shape:
         sizes = [" x ".join(map(str, each.shape[:2])) for each in (colours, label_map)]
         raise ValueError(f"{file} is {sizes[0]} (height x width), but {semantic[0].name}: {semantic[1]} is {sizes[1]}")
+    if colours.any() and (colours == colours[..., :1]).all():
+        raise ValueError(
+            f"{file} holds grey values; an object has its category as red and its number as green, as in "
+            "annotations_instance.tar"
+        )
     stuff = sorted({*np.unique(label_map).tolist()} - {*things, IGNORE})
     numbers = np.flatnonzero(np.bincount(colours[..., 1].ravel()))
     numbers = numbers[numbers > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -24,14 +25,16 @@ IGNORED_COLOURS = "ignore"
 def holder(sources: Sequence[Path], top: str, layout: str) -> tuple[Path, str, Sequence[str]]:
     """The first source that holds the folder `top`, the prefix of its files, and the names of all files. ValueError
     where none does."""
-    problem = ValueError(f"layout {layout} needs an archive or folder with {top}/; `sources` lists none")
+    found = set[str]()
     for source in sources:
         names = file_names(source)
-        try:
+        with suppress(ValueError):
             return source, f"{below(names, top, source)}{top}/", names
-        except ValueError as error:
-            problem = error
-    raise problem
+        found |= {name.partition("/")[0] for name in names if "/" in name}
+    raise ValueError(
+        f"no folder {top}/ in {', '.join(map(str, sources)) or '`sources`, which lists nothing'} (found "
+        f"{', '.join(sorted(found)[:5]) or 'no folders'}); layout {layout} needs it, see docs/data.md"
+    )
 
 
 def by_stem(

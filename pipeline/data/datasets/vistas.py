@@ -22,11 +22,17 @@ _LISTING = "panoptic/panoptic_2018.json"
 
 
 def records(config: DatasetConfig, sources: Sequence[Path], split: str) -> list[Record]:
-    """The split's records by id. ValueError as `coco.records`."""
+    """The split's records by id. ValueError as `coco.records`, and where no source has panoptic labels of 1.2."""
     folder = config.splits[split]
     within = f"{folder}/v1.2/{_LISTING}"
     names = [name for source in sources for name in file_names(source)]
     listing = within if any(name.endswith(within) for name in names) else f"{folder}/{_LISTING}"
+    if not any(f"/{name}".endswith(f"/{listing}") for name in names):
+        there = [name for name in names if name.endswith(".json")][:5]
+        raise ValueError(
+            f"split {split} has no {listing} or {within} in {', '.join(source.name for source in sources)} (found "
+            f"{', '.join(there) or 'no JSON file'}); Mapillary Vistas 1.2 and 2.0 have one of them, see docs/data.md"
+        )
     as_coco = dataclasses.replace(
         config,
         splits={split: f"{folder}/images"},

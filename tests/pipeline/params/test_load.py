@@ -260,6 +260,21 @@ def test_beside_a_dvc_yaml_every_section_that_it_reads_has_to_be_there(section: 
             load_params(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    "url", ["", "/data/a.pth", "ftp://host/a.pth", "https://", "https://a host/a.pth", "http://[::1"]
+)
+def test_an_address_that_nothing_can_be_downloaded_from_is_refused(url: str) -> None:
+    tree, entry = small_tree(), {"dataset": "mine", "url": "http://127.0.0.1/a.pth"}
+    bad = re.escape(f"is {url!r}; it must be an address that begins with https:// or http://")
+    with pytest.raises(ValueError, match=f"checkpoints.first.url {bad}"):
+        parse_params({**tree, "checkpoints": {"first": {**entry, "url": url}}})
+    if url:
+        with pytest.raises(ValueError, match=f"checkpoints.first.log_url {bad}"):
+            parse_params({**tree, "checkpoints": {"first": {**entry, "log_url": url}}})
+        with pytest.raises(ValueError, match=f"weights.w.url {bad}"):
+            parse_params({**tree, "weights": {"none": {}, "w": {"url": url}}})
+
+
 def test_checkpoints_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     tree = small_tree()
     entry = {"dataset": "mine", "url": "http://127.0.0.1/a.pth"}
@@ -283,6 +298,10 @@ def test_checkpoints_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     for content in ({"checkpoints": None}, {"checkpoints": {"second": entry}}):
         beside.write_text(yaml.safe_dump(content))
         assert set(load_params(tmp_path / "params.yaml").checkpoints) == {"first", *(content["checkpoints"] or ())}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**tree, "checkpoints": {"first": {"rwo": 1}}}))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/params.yaml: checkpoints.first: unknown key 'rwo'")):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**tree, "checkpoints": {"first": entry}}))
     beside.write_text(yaml.safe_dump({"checkpoints": {"first": entry}}))
     with pytest.raises(ValueError, match="checkpoints.yaml both have checkpoints.first; give one of them another name"):
         load_params(tmp_path / "params.yaml")

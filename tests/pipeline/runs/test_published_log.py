@@ -22,10 +22,15 @@ def test_a_real_mmengine_log_becomes_points_by_step() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("<html>", "line 1 is not a JSON object"), ('{"step": 1}\n', "no line has a step with a loss"), ("", "no line")],
+    [
+        ("<html>", "line 1 is not a JSON object"),
+        ('{"step": 1}\n{"exp": "\udcfc"}', "log.json is no training log: line 2 is not a JSON object"),
+        ('{"step": 1}\n', "no line has a step with a loss"),
+        ("", "no line"),
+    ],
 )
 def test_what_is_no_log_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "log.json").write_text(text)
+    (tmp_path / "log.json").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_log(tmp_path / "log.json")
 

@@ -115,10 +115,23 @@ def test_a_wrong_object_is_named(tmp_path: Path, category: Any, message: str) ->
         record.read()
 
 
+def test_an_object_file_of_grey_values_is_refused(tmp_path: Path) -> None:
+    archives(tmp_path)
+    put(tmp_path / "i/annotations_instance/training/ADE_training_00000001.png", encoded(CATEGORY))
+    (record,) = ade20k.records(CONFIG, [tmp_path / "s", tmp_path / "i"], "train")
+    with pytest.raises(
+        ValueError, match="annotations_instance/.*png holds grey values; an object has its category as red"
+    ):
+        record.read()
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     images, objects = archives(tmp_path)
-    with pytest.raises(ValueError, match="has no folder annotations_instance/"):
+    with pytest.raises(ValueError, match=r"no folder annotations_instance/ in .*\.zip \(found ADE"):
         ade20k.records(CONFIG, [images], "train")
+    put(tmp_path / "b/x/y.png", b"")
+    with pytest.raises(ValueError, match=r"no folder images/ in .*\.tar, .*/b \(found annotations_instance, x\);"):
+        ade20k.records(CONFIG, [objects, tmp_path / "b"], "train")
     (tmp_path / "i/annotations_instance/training/ADE_training_00000001.png").unlink()
     with pytest.raises(ValueError, match="has no label annotations_instance/training/ADE_training_00000001.png"):
         ade20k.records(CONFIG, [images, tmp_path / "i"], "train")

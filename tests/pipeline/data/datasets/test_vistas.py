@@ -77,6 +77,16 @@ def test_an_id_in_text_is_no_number(tmp_path: Path, identity: str, message: str)
         vistas.records(CONFIG, [write(tmp_path, id=identity)], "train")
 
 
-def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="split val has no validation/panoptic/panoptic_2018.json"):
-        vistas.records(CONFIG, [write(tmp_path)], "val")
+def test_labels_that_are_missing_or_of_another_version_are_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "d")
+    message = (
+        r"split {0} has no {1}/panoptic/panoptic_2018.json or {1}/v1.2/panoptic/panoptic_2018.json in d \(found {2}\);"
+    )
+    found = "training/panoptic/panoptic_2018.json"
+    with pytest.raises(ValueError, match=message.format("val", "validation", found)):
+        vistas.records(CONFIG, [source], "val")
+    (source / "training/v2.0").mkdir()
+    (source / "training/panoptic").rename(source / "training/v2.0/panoptic")
+    found = "training/v2.0/panoptic/panoptic_2018.json"
+    with pytest.raises(ValueError, match=message.format("train", "training", found)):
+        vistas.records(CONFIG, [source], "train")
