@@ -13,11 +13,13 @@ _FIRST_SCALE = 2.0**16
 """As torch.amp.GradScaler begins, and after how many steps without overflow it doubles."""
 
 
+_AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def in_precision(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Where a network computes in float32, bf16 or fp16, as autocast does it."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16)
+    dtype = _AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class LossScale:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from pipeline.compute.precision import LossScale, allow_tf32
+from pipeline.compute.precision import LossScale, allow_tf32, in_precision
 
 Choice = Literal["off", "convolutions", "all"]
 
@@ -48,6 +48,14 @@ def test_switches_that_somebody_has_set_apart_agree_again() -> None:
         switches()
     allow_tf32("convolutions")
     assert switches()["older"] == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_product_is_of_the_precisions_type(precision: str, dtype: torch.dtype) -> None:
+    with in_precision(precision, torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_a_step_that_overflows_is_left_out_and_halves_the_scale() -> None:
