@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,7 +133,9 @@ def _missing() -> str | None:
     try:
         reason = _tried()
     except Exception as error:  # Triton's own, the compiler's and CUDA's: of many classes
-        reason = f"a kernel in Triton cannot be compiled here ({' '.join(str(error).split())[-200:]})"
+        kept = os.environ.get("TRITON_CACHE_DIR") or "~/.triton/cache"
+        said = f"{' '.join(str(error).split())[-200:]}; its code is kept in {kept}, which may be deleted"
+        reason = f"a kernel in Triton cannot be compiled here ({said})"
     if reason:
         print(f"{reason}: PyTorch's own operations are used, which are slower", file=sys.stderr, flush=True)
     return reason

@@ -45,3 +45,19 @@ def test_an_image_in_which_a_kernel_cannot_count_takes_the_plain_form() -> None:
     with gpu.as_if(True):
         assert gpu.takes(torch.empty(3, 2**23, 8, 31, device="meta"))
         assert not gpu.takes(torch.empty(1, 2**23, 8, 32, device="meta"))  # 2^31 places
+
+
+def test_a_kernel_that_cannot_be_compiled_says_where_its_code_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged() -> None:
+        raise RuntimeError("device kernel image\n is invalid")
+
+    monkeypatch.setattr(gpu, "_tried", damaged)
+    monkeypatch.setattr(gpu, "_missing", gpu._missing.__wrapped__)  # kept for the process
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/code")
+    assert gpu.use("auto") == "plain"
+    assert capsys.readouterr().err == (
+        "a kernel in Triton cannot be compiled here (device kernel image is invalid; its code is kept in /code, which "
+        "may be deleted): PyTorch's own operations are used, which are slower\n"
+    )
