@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.runs.outcome import (
-    Failed,
-    write_note,
-)
+from pipeline.params.schema import needs_synchronised_norm
+from pipeline.params.sentences import how_many
+from pipeline.runs.outcome import Failed, write_note
 from pipeline.storage.stores import StoredPath
 
 if TYPE_CHECKING:
@@ -71,13 +70,20 @@ def sentence(error: BaseException, run: Run) -> str:
     text = str(getattr(error, "health_check_failure", error))
     if isinstance(error, torch.OutOfMemoryError):
         groups, size = run.groups_at_once or "all its", run.row.train.group_size
-        return (
-            f"a worker's GPU has not the memory for {groups} groups of {size} images at once; set M2F_GROUPS_AT_ONCE "
-            f"below that or M2F_CHECKPOINT_ACTIVATIONS to 1, or use more workers ({_first_line(text)})"
-        )
+        what = f"{groups} group{'s' * (groups != 1)} of {how_many(size, 'image')} at once"
+        return f"a worker's GPU has not the memory for {what}; {_savings(run)} ({_first_line(text)})"
     if isinstance(error, (ValueError, OSError)):
         return " ".join(text.split())
     return f"{type(error).__name__}: {_GUESSES.split(_last_line(text))[0]}"
+
+
+def _savings(run: Run) -> str:
+    """What still saves memory."""
+    one = run.groups_at_once == 1
+    variables = [] if one or needs_synchronised_norm(run.row) else ["M2F_GROUPS_AT_ONCE below that"]
+    variables += [] if run.checkpoint_activations else ["M2F_CHECKPOINT_ACTIVATIONS to 1"]
+    ways = [f"set {' or '.join(variables)}"] if variables else []
+    return ", or ".join([*ways, "take GPUs with more" if one else "use more workers"])
 
 
 def _first_line(text: str) -> str:
