@@ -11,6 +11,10 @@ from typing import Any
 PACKAGES = "pip install -r requirements-gcp.lock"
 _BESIDES = {"sourceInstanceTemplate"}
 """Keys of a node_config that Ray takes out before it asks for an instance."""
+_GPU_TYPES = {"a2": "A100", "a3": "H100", "a3-ultragpu": "H200", "a4": "B200", "a4x": "GB200", "g2": "L4"}
+"""Ray's names of the GPUs that a family of machine types has, of which the longest name counts."""
+_LEAST_DISK_GB = 30
+"""Of a boot disk: the system, the environment of 7 GB, and copies of shards where there is no other disk."""
 _PYTHON: Mapping[str, Any] = {
     "string": str,
     "boolean": bool,
@@ -28,13 +32,20 @@ def node_problems(config: Mapping[str, Any]) -> Iterator[str]:
     except ImportError:
         yield f"Google's API description is not installed, which Ray needs too: {PACKAGES}"
         return
+    provider = config["provider"]
+    zone, region = provider["availability_zone"], provider["region"]
+    if not str(zone).startswith(f"{region}-"):
+        yield f"provider.availability_zone is {zone}, which is no zone of provider.region, {region}"
     path = Path(discovery_cache.__file__).parent / "documents/compute.v1.json"
     schemas = json.loads(path.read_text(encoding="utf-8"))["schemas"]
     for name, entry in config["available_node_types"].items():
         node = {key: value for key, value in entry["node_config"].items() if key not in _BESIDES}
         place = f"available_node_types.{name}.node_config"
-        yield from _wrong(node, schemas["Instance"], schemas, place)
+        if wrong := list(_wrong(node, schemas["Instance"], schemas, place)):
+            yield from wrong
+            continue
         yield from _gpu_problems(node, entry.get("resources") or {}, place)
+        yield from _disk_problems(node, provider, place)
 
 
 def _wrong(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], place: str) -> Iterator[str]:
@@ -64,14 +75,36 @@ def _wrong(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], pl
 
 
 def _gpu_problems(node: Mapping[str, Any], resources: Mapping[str, Any], place: str) -> Iterator[str]:
-    """What a machine type with GPUs needs besides."""
+    """Other GPUs than the autoscaler counts with, and what a machine with GPUs needs besides."""
     scheduling = node.get("scheduling") or {}
-    gpus = re.fullmatch(r"(?:.*/)?a\d-\w+-(\d+)g(?:-\w+)?", str(node.get("machineType")))
-    if gpus is None:
+    machine = str(node.get("machineType")).rpartition("/")[2]
+    promised = resources.get("GPU", 0)
+    types = [gpu_type for family, gpu_type in _GPU_TYPES.items() if machine.startswith(f"{family}-")]
+    added = node.get("guestAccelerators") or []  # to a machine type without GPUs of its own
+    if not types and not added:
+        if promised:
+            yield f"{place}.machineType is {machine}, which has no GPUs, but resources has {promised}"
         return
-    if int(gpus[1]) != resources.get("GPU"):
-        yield f"{place}.machineType has {gpus[1]} GPUs, but resources has {resources.get('GPU', 0)}"
+    in_name = re.search(r"-(\d+)g(?:-\w+)?$", machine)
+    gpus = int(in_name[1]) if in_name else sum(int(each.get("acceleratorCount", 0)) for each in added)
+    if gpus and gpus != promised:
+        yield f"{place}.machineType has {gpus} GPUs, but resources has {promised}"
+    for name in resources if types else ():
+        if name.startswith("accelerator_type:") and name != f"accelerator_type:{types[-1]}":
+            yield f"{place}.machineType is {machine}, which has {types[-1]} GPUs, but resources has {name}"
     if scheduling.get("onHostMaintenance") != "TERMINATE":
         yield f"{place}.scheduling.onHostMaintenance must be TERMINATE: a machine with GPUs cannot move to another host"
     if scheduling.get("provisioningModel") == "SPOT" and scheduling.get("automaticRestart") is not False:
         yield f"{place}.scheduling.automaticRestart must be false on spot: Ray starts another machine"
+
+
+def _disk_problems(node: Mapping[str, Any], provider: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Disks that are too small, or that lie elsewhere than the machines."""
+    for i, disk in enumerate(node["disks"]):
+        size = (disk.get("initializeParams") or {}).get("diskSizeGb")
+        if disk.get("boot") and size is not None and int(size) < _LEAST_DISK_GB:
+            yield f"{place}.disks[{i}] has {size} GB; system and environment need {_LEAST_DISK_GB}"
+        source = re.search(r"projects/([^/]+)/zones/([^/]+)/", str(disk.get("source")))
+        here = (str(provider["project_id"]), str(provider["availability_zone"]))
+        if source and source.groups() != here:
+            yield f"{place}.disks[{i}].source lies in {' '.join(source.groups())}, but the machines in {' '.join(here)}"

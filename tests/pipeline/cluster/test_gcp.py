@@ -79,6 +79,20 @@ class TestWithGooglesDescription:
             ({f"{NODE}__scheduling__automaticRestart": "no"}, "is 'no'; Compute Engine wants the type boolean there"),
             ({f"{NODE}__disks": {"boot": True}}, "node_config.disks is .* wants the type array"),
             ({f"{NODE}__machineType": "a2-highgpu-4g"}, "machineType has 4 GPUs, but resources has 8"),
+            ({f"{NODE}__machineType": "a3-highgpu-8g"}, "a3-highgpu-8g, which has H100 GPUs, but resources has .*A100"),
+            ({f"{NODE}__machineType": "a3-ultragpu-8g"}, "which has H200 GPUs"),
+            ({f"{NODE}__machineType": "n1-standard-8"}, "n1-standard-8, which has no GPUs, but resources has 8"),
+            (
+                {f"{NODE}__machineType": "n1-standard-8", f"{NODE}__guestAccelerators": [{"acceleratorCount": 4}]},
+                "machineType has 4 GPUs, but resources has 8",
+            ),
+            (
+                {f"{NODE}__disks": [{"boot": True, "initializeParams": {"diskSizeGb": "20"}}]},
+                r"disks\[0\] has 20 GB; system and environment need 30",
+            ),
+            ({"provider__region": "europe-west4"}, "availability_zone is us-central1-a, which is no zone of .*-west4"),
+            ({"provider__project_id": "p"}, r"disks\[1\].source lies in -project- us-c.*-a, .* in p us-c"),
+            ({"provider__availability_zone": "us-central1-b"}, "source lies in .*-a, but the machines in .*-b"),
             ({f"{NODE}__serviceAccounts": [{"mail": "x"}]}, r"serviceAccounts\[0\].mail is unknown"),
             (
                 {"available_node_types__head__node_config__scheduling": {"provisioningModel": "SPOT"}},
