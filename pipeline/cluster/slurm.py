@@ -178,9 +178,7 @@ def run_job(named: Sequence[str]) -> int:
     finally:
         if not goes_on:
             _close(allocation.workspace, allocation.project)
-    if goes_on:
-        time.sleep(60)  # until Slurm ends it: an exit code of its own would count as the job's
-    return code
+    return code  # it does not count for a job that is in the queue again
 
 
 def _run_rows(allocation: Allocation, targets: Sequence[str], received: Sequence[int]) -> int | None:

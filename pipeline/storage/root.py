@@ -9,6 +9,7 @@ does.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import suppress
 from functools import cache
@@ -45,6 +46,9 @@ def in_project(path: str | Path) -> Path:
 def root_at(setting: str) -> StoredPath:
     """A storage root by its folder or URL. ValueError says what is wrong with a URL, once its store has been asked."""
     url = urlsplit(setting)
+    scheme, _, rest = setting.partition(":")
+    if scheme in _BUCKETS and not re.match("//[^/<>]", rest):
+        raise ValueError(f"the storage root {setting} names no bucket; set M2F_STORAGE as {scheme}://bucket/prefix")
     if "://" not in setting:
         return in_project(Path(setting).expanduser())
     if url.scheme == "file":

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT
 
-ROWS = {"brief": 20, "faults": 40, "other": 30}
+ROWS = {"brief": 20, "faults": 60, "other": 30}
 """The rows and their steps."""
 CHECKPOINT_INTERVAL = 10
 

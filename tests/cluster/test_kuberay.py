@@ -6,7 +6,9 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
+from collections.abc import Iterable
 from typing import Any
 
 import jsonschema
@@ -49,6 +51,18 @@ def test_the_definition_of_a_rayjob_accepts_what_is_applied(overlay: str) -> Non
     groups(job)[0]["template"]["spec"]["tolerashuns"] = []
     with pytest.raises(jsonschema.ValidationError, match="tolerashuns"):
         jsonschema.Draft7Validator(rules).validate(job)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kustomize_itself_makes_the_same_objects_as_these_tests(overlay: str) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    made = subprocess.run(["kubectl", "kustomize", FOLDER / overlay], capture_output=True, text=True, check=True).stdout
+
+    def by_name(objects: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+        return {(each["kind"], each["metadata"]["name"]): each for each in objects}
+
+    assert by_name(yaml.safe_load_all(made)) == by_name(built(FOLDER / overlay))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -121,6 +121,12 @@ def test_a_driver_that_is_missing_is_one_sentence(url: str, message: str) -> Non
         root_at(url)
 
 
+@pytest.mark.parametrize("setting", ["s3://", "s3:/bucket/m2f", "s3:///m2f", "s3://<bucket>/m2f", "gs:bucket"])
+def test_a_root_without_a_bucket_is_not_taken_for_a_folder(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"root {setting} names no bucket; set M2F_STORAGE as {setting[:2]}://bucket/"):
+        root_at(setting)
+
+
 def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
     with pytest.raises(ValueError, match="must not hold a password") as error:
         root_at("s3://key:hidden@bucket/x")
