@@ -15,7 +15,9 @@ On the head, through `ray submit cluster.yaml pipeline/submit.py -- ...`, or `ru
   status                                the jobs
   stop [JOB]                            end a job; what it has finished stays
 
-`ray job submit --working-dir . -- python pipeline/submit.py repro TARGET...` works as well.
+Before `ray submit`, send changed code (`ray rsync-up cluster.yaml`); add M2F_GIT_COMMIT=$(git rev-parse HEAD) to the
+targets, and quote wildcards twice. Every failure is its exit code 1. With RAY_AUTH_MODE=token this works as well:
+`ray job submit --working-dir . -- python pipeline/submit.py repro TARGET...`.
 
 In a job of Slurm, through `sbatch deploy/slurm/row.sbatch TARGET...`:
   slurm TARGET... [M2F_WORKERS=2 ...]   like repro, on a Ray cluster that lives as long as the job
