@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2f.kernels.build import use
 from pipeline.compute.resources import (
     CHECKPOINT_ACTIVATIONS,
     GROUPS_AT_ONCE,
@@ -48,7 +49,7 @@ def preconditions(
     takes seconds; otherwise their room is not checked.
     """
     errors = [*_of_splits(row, manifest), *_of_contents(row, manifest, config), *_of_sizes(row, manifest)]
-    errors += [*_of_workers(row), *_of_disk(row, manifest, results, build=build)]
+    errors += [*_of_workers(row), *_of_kernels(row), *_of_disk(row, manifest, results, build=build)]
     return Findings(errors, [*_too_many_things(row, manifest), *_too_little_memory(row, manifest), *_too_slow(row)])
 
 
@@ -144,6 +145,17 @@ def _of_workers(row: Row) -> list[str]:
             check_workers(row, workers=workers, use_gpu=True)
     except ValueError as error:
         return [str(error)]
+    return []
+
+
+def _of_kernels(row: Row) -> list[str]:
+    """Compiled kernels that this machine's CPU cannot have. Whether a GPU can, its own process finds out."""
+    if row.train.kernels != "compiled" or gpus_here(row):
+        return []
+    try:
+        use("compiled")
+    except ValueError as error:
+        return [f"rows.{row.name}.train.{error}"]
     return []
 
 

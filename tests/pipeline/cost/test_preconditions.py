@@ -275,6 +275,20 @@ def test_shards_that_will_be_made_anew_say_nothing_of_a_row(row: Row, tmp_path: 
     assert known_errors(row, dataclasses.replace(params, datasets={"mine": others}), results=tmp_path) == []
 
 
+def test_compiled_kernels_without_a_compiler_are_an_error_where_there_is_no_gpu(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use(choice: str) -> None:
+        raise ValueError(f"kernels is {choice}, but there is no C compiler")
+
+    monkeypatch.setattr(module, "use", use)
+    compiled = changed(row, "train", kernels="compiled")
+    assert of(compiled, manifest())[0] == ["rows.r.train.kernels is compiled, but there is no C compiler"]
+    assert of(row, manifest())[0] == []
+    monkeypatch.setattr(module, "gpus_here", lambda row: True)
+    assert of(compiled, manifest())[0] == []
+
+
 def test_fp16_on_a_cpu_is_warned_of(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     (warning,) = of(changed(row, "train", precision="fp16"), manifest())[1]
     assert warning.startswith("rows.r.train.precision is fp16, in which a CPU takes many times as long for a step; ")
