@@ -18,7 +18,8 @@ import yaml
 
 from pipeline.cluster.config import LEFT_ON_HEAD, NodeGroup, node_groups
 from pipeline.cluster.stages import Alone, Plan, plan, run_command, run_plan, say
-from pipeline.compute.resources import Node, accelerator_type, environment_int, nodes_of_gpu_type, resources_of_gpu_type
+from pipeline.compute.resources import Node, accelerator_type, nodes_of_gpu_type, resources_of_gpu_type
+from pipeline.compute.variables import environment_int
 from pipeline.params.load import load_params, read_settings
 from pipeline.params.schema import Row
 from pipeline.storage.results import RESULTS, Registration, sound_result

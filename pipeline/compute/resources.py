@@ -18,22 +18,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.compute.ray_session import connect
+from pipeline.compute.variables import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.params.schema import Row, needs_synchronised_norm
-
-GROUPS_AT_ONCE, CHECKPOINT_ACTIVATIONS = "M2F_GROUPS_AT_ONCE", "M2F_CHECKPOINT_ACTIVATIONS"
 
 _GPU_TYPE = "accelerator_type:"
 """How Ray begins the name of the resource that says the type of a node's GPUs."""
-
-
-def environment_int(name: str) -> int | None:
-    """An environment variable as a non-negative int; None when unset."""
-    text = os.environ.get(name)
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise ValueError(f"{name} is {text!r}; it must be a whole number, 0 or more")
-    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

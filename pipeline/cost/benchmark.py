@@ -24,7 +24,7 @@ from m2f.kernels.build import use
 from m2f.model import normalise, pad
 from m2f.weights.start import freeze
 from pipeline.compute.precision import allow_tf32, in_precision
-from pipeline.compute.resources import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
+from pipeline.compute.variables import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.cost.batches import batches_of, masks_of
 from pipeline.cost.kept_queries import SEGMENTS, TypicalClasses
 from pipeline.data.images.sizes import Size, counted, input_size, shown_size

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.compute.resources import environment_int, gpus_here
+from pipeline.compute.resources import gpus_here
+from pipeline.compute.variables import environment_int
 from pipeline.cost.speed import estimated_gpu_hours
 from pipeline.data.fetch import lacking
 from pipeline.params.schema import Params, Row

@@ -1,6 +1,6 @@
 """What all later stages of a row need of its shards, its settings and this machine, checked before the first step.
 
-Neither Ray nor a GPU is asked, and no shard is read: the manifest knows what is in them.
+No shard is read: the manifest knows what is in them. Whether there are GPUs is asked where a setting depends on it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2f.kernels.build import use
-from pipeline.compute.resources import (
-    CHECKPOINT_ACTIVATIONS,
-    GROUPS_AT_ONCE,
-    check_workers,
-    environment_int,
-    gpus_here,
-)
+from pipeline.compute.resources import check_workers, gpus_here
+from pipeline.compute.variables import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.cost.needs import training_needs
 from pipeline.cost.plan import checkpoint_bytes, known_checkpoint_bytes
 from pipeline.cost.speed import CHECKPOINTS, GIB
