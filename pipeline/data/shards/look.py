@@ -166,7 +166,7 @@ def _ignored(manifest: Manifest, split: str) -> float:
 
 def _look_at(config: DatasetConfig) -> str:
     """The settings that decide which pixels and objects belong to a class."""
-    if config.layout == "coco":
+    if config.layout not in ("folder", "voc"):
         return "the annotations, class_names and thing_classes"
     if config.palette:
         return "the labels, palette and class_names"

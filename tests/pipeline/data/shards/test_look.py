@@ -61,6 +61,12 @@ def test_ignored_labels_are_listed_as_a_user_writes_them() -> None:
         assert f"ignore_label ({said}), label_offset (0)" in error
 
 
+def test_settings_that_a_layout_does_not_have_are_not_named() -> None:
+    for layout in ("ade20k", "cityscapes", "coco", "vistas"):
+        (error,), _ = look(of_pixels((40, 0, 0)), dataclasses.replace(CONFIG, layout=layout))
+        assert "; look at the annotations, class_names and thing_classes; or" in error
+
+
 def test_two_classes_with_pixels_are_enough_and_the_third_is_warned_of() -> None:
     errors, (warning,) = look(of_pixels((40, 40, 0), ignored=20), CONFIG)
     assert errors == [] and "1 of 3 classes have no training pixel: car; 20.0% of" in warning
