@@ -74,7 +74,7 @@ def _columns(task: str) -> tuple[Column, ...]:
     if task == "semantic":
         columns += figure(MS_FLIP, "", "authors")
     elif task == "panoptic":
-        columns += [*figure("ap", "", "published", "difference"), *figure("miou", "", "authors")]
+        columns += [*figure("ap", "", "published", "difference", "authors"), *figure("miou", "", "authors")]
     else:
         columns += figure("ap50", "", "authors")
     for key, title in (("memory", "memory, GiB"), ("fps", "images/s")):

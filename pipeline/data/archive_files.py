@@ -81,6 +81,8 @@ def check_archive(path: Path, name: str) -> None:
         _check_zip(path, name)
     elif tarfile.is_tarfile(path):
         _check_tar(path, name)
+    elif not head:
+        raise ValueError(f"{name} is empty; get it again")
     else:
         found = next((said for magic, said in _OTHERS.items() if head.lstrip().startswith(magic)), f"{head[:8]!r}")
         raise ValueError(

@@ -28,7 +28,7 @@ from pipeline.tracking.pages import MlflowPages
 
 _BELOW: Mapping[str, Mapping[str, str]] = {
     "semantic": {"miou": "range"},
-    "panoptic": {"pq": "range", "ap": "difference ap"},
+    "panoptic": {"pq": "range", "ap": "difference ap", "published ap": "authors ap"},
     "instance": {"ap": "range"},
 }
 """By task, columns whose cells stand in small print below those of another, so that the table fits a page."""
@@ -104,9 +104,11 @@ def overview(task: str, rows: Mapping[str, Facts], mlflow: MlflowPages) -> Overv
     """What the page shows of a task's rows. mlflow: where they are shown too."""
     ran, idle = split(rows)
     reach = _reach(ran)
+    used = {column.key: column for column in used_columns(ran, task)}
+    below = {key: used[under] for key, under in _BELOW[task].items() if key in used and under in used}
     columns = []
-    for column in used_columns(ran, task):
-        if column.key not in _BELOW[task].values():
+    for column in used.values():
+        if column not in below.values():
             columns.append(column)
         if column.key == primary(task) and reach:
             columns.append(Column(_STRIP, f"seeds, ±{reach:g}", LABELS[primary(task)]))
@@ -119,7 +121,7 @@ def overview(task: str, rows: Mapping[str, Facts], mlflow: MlflowPages) -> Overv
     return Overview(
         task=task,
         title=TITLES[task],
-        ran=_grid(ran, columns, _BELOW[task], reach) if ran else None,
+        ran=_grid(ran, columns, below, reach) if ran else None,
         idle=_grid(idle, published_columns(idle, task), {}, 0.0) if idle else None,
         idle_sentence=not_run_sentence(idle),
         notes=notes,
@@ -128,7 +130,7 @@ def overview(task: str, rows: Mapping[str, Facts], mlflow: MlflowPages) -> Overv
     )
 
 
-def _grid(rows: Mapping[str, Facts], columns: Sequence[Column], below: Mapping[str, str], reach: float) -> Grid:
+def _grid(rows: Mapping[str, Facts], columns: Sequence[Column], below: Mapping[str, Column], reach: float) -> Grid:
     """below: columns in small print, by the one they stand below."""
     lines: dict[str, list[Line]] = {}
     for name, facts in rows.items():
@@ -138,18 +140,19 @@ def _grid(rows: Mapping[str, Facts], columns: Sequence[Column], below: Mapping[s
         columns=len(columns),
         groups=[(group, len(list(of_group))) for group, of_group in groups],
         headings=[
-            (_classes(column), column.heading, below.get(column.key, "").partition(" ")[0]) for column in columns
+            (_classes(column), column.heading, below[column.key].heading if column.key in below else "")
+            for column in columns
         ],
         bodies=list(lines.items()),
     )
 
 
-def _line(name: str, facts: Facts, columns: Sequence[Column], below: Mapping[str, str], reach: float) -> Line:
+def _line(name: str, facts: Facts, columns: Sequence[Column], below: Mapping[str, Column], reach: float) -> Line:
     texts = table_line(name, facts)
     cells = []
     for column in columns[1:]:
         cell = texts.get(column.key, NOTHING)
-        under = texts.get(below.get(column.key, ""), NOTHING)
+        under = texts[below[column.key].key] if column.key in below else NOTHING
         apart = " apart" if cell.apart else ""
         cells.append(
             ShownCell(
