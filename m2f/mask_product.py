@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 def masks_of(embedding_BQC: Tensor, features_BChw: Tensor) -> Tensor:
     """Mask logits, (B, Q, h, w): the product of every query's embedding with every pixel's features."""
     if embedding_BQC.device.type == "cpu" and not torch.compiler.is_compiling():
+        if torch.is_autocast_enabled("cpu"):  # features may be float32 all the same (model.pixel_decoder.float32)
+            dtype = torch.get_autocast_dtype("cpu")
+            embedding_BQC, features_BChw = embedding_BQC.to(dtype), features_BChw.to(dtype)
         result: Tensor = _MaskProduct.apply(embedding_BQC, features_BChw)
         return result
     return torch.einsum("bqc,bchw->bqhw", embedding_BQC, features_BChw)

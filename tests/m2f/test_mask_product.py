@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,23 @@ def test_matched_masks_have_the_values_and_gradients_of_those_rows() -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert found[1][1, 0].eq(0).all() and found[1][1, 1].ne(0).all()  # nobody asked for the second image's first query
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_in_float32_under_autocast_have_the_gradient_of_pytorchs_product(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(2, 3, 4, generator=generator).to(dtype)
+    features = torch.randn(2, 4, 5, 6, generator=generator)
+    found = []
+    for product in (masks_of, lambda a, b: torch.einsum("bqc,bchw->bqhw", a, b)):
+        inputs = embedding.clone().requires_grad_(), features.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype):
+            logits = product(*inputs)
+        matched_masks(logits, torch.tensor([2, 4])).float().square().sum().backward()
+        found.append([logits.detach(), *(x.grad for x in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_picture_without_matched_queries_has_no_gradient() -> None:
