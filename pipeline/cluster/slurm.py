@@ -61,14 +61,15 @@ _SRUN = ("srun", "--overlap", "--cpu-bind=none", "--export=ALL")
 _NODE = """
 umask 077
 ulimit -n "$(ulimit -Hn)"
+trap 'ended=1; kill -TERM $ray 2>/dev/null' TERM
 rm -rf "$RAY_TMPDIR" && mkdir -p "$RAY_TMPDIR" || exit
 gpus=$SLURM_GPUS_ON_NODE
 if [ -z "$gpus" ] && scontrol show node "$SLURMD_NODENAME" | grep -qi 'Gres=.*gpu'; then gpus=0; fi
-"$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${gpus:+--num-gpus=$gpus} &
-trap 'kill -TERM $!' TERM
-while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+if [ -z "$ended" ]; then "$@" --num-cpus="$SLURM_CPUS_ON_NODE" ${gpus:+--num-gpus=$gpus} & ray=$!; fi
+if [ -n "$ended" ]; then kill -TERM $ray 2>/dev/null; fi
+while kill -0 $ray 2>/dev/null; do wait $ray; code=$?; done
 rm -rf "$RAY_TMPDIR"
-exit $code
+exit ${code:-143}
 """
 """What a step runs on its node, with Ray's command as its words. Cores and GPUs are those that Slurm gave the job;
 where Slurm does not count GPUs, Ray does."""

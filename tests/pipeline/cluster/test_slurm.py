@@ -192,6 +192,15 @@ def test_the_script_is_a_shell_script_whose_options_come_before_its_first_comman
     assert lines[-1] == 'exec python -m pipeline.submit slurm "$@"'  # it is what hears Slurm's signals
 
 
+def test_a_step_that_is_ended_before_ray_starts_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nkill -TERM $PPID\n")  # just after the folder has been made
+    (tmp_path / "scontrol").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_TMPDIR": str(tmp_path / "ray")}
+    call = ["bash", "-c", slurm._NODE, "node", "touch", str(tmp_path / "started")]
+    assert subprocess.run(call, env=environment).returncode == 143
+    assert not (tmp_path / "ray").exists() and not (tmp_path / "started").exists()
+
+
 def test_where_the_project_or_its_environment_is_missing_the_script_says_so(tmp_path: Path) -> None:
     def said(**environment: str) -> str:
         call = ["/bin/bash", str(PROJECT / "deploy/slurm/row.sbatch"), "evaluate@a"]
