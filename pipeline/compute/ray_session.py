@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pipeline.storage.stores import StoredPath, store_of
@@ -44,6 +46,7 @@ def connect() -> None:
         try:
             ray.init(
                 address="local",
+                num_cpus=cores_here(),  # as many as the workers share: Ray counts in another way
                 include_dashboard=False,
                 object_store_memory=100 * 2**20,
                 log_to_driver=False,
@@ -57,6 +60,23 @@ def connect() -> None:
             ) from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux tells a container what it may use."""
+
+
+def cores_here() -> int:
+    """Cores of this machine that this process may use: no more than its container's share (`docker run --cpus`, a limit
+    of Kubernetes), rounded down."""
+    cores = len(os.sched_getaffinity(0))
+    # version 2 of cgroups, then version 1; "max" or -1: no limit
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUPS / file).read_text() for file in files).split())
+            if quota > 0:
+                cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def refuse_password(uri: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.compute.ray_session import connect
+from pipeline.compute.ray_session import connect, cores_here
 from pipeline.compute.variables import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.params.schema import Row, needs_synchronised_norm
 
@@ -200,5 +200,5 @@ def cluster_resources(row: Row, *, training: bool = True) -> Resources:
         connect()
         nodes = [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     else:
-        nodes = [Node(_gpus_of_this_machine(), len(os.sched_getaffinity(0)))]
+        nodes = [Node(_gpus_of_this_machine(), cores_here())]
     return resources_for(row, nodes, training=training)

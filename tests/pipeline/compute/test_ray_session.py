@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compute.ray_session import connect, ray_storage, refuse_password
+from pipeline.compute import ray_session
+from pipeline.compute.ray_session import connect, cores_here, ray_storage, refuse_password
 
 
 @pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql+psycopg2://me:secret@db/mlflow"])
@@ -37,3 +38,26 @@ def test_ray_that_does_not_start_is_said_in_a_sentence(tmp_path: Path, monkeypat
         ValueError, match=r"Ray does not start on this machine \(.*107 bytes.*; M2F_WORKERS=0 trains and"
     ):
         connect()
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        ({"cpu.max": "300000 100000"}, 3),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_container_has_no_more_cores_than_its_share(
+    limits: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for file, text in limits.items():
+        (tmp_path / file).write_text(f"{text}\n")
+    monkeypatch.setattr(ray_session, "CGROUPS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    assert cores_here() == cores
