@@ -88,6 +88,23 @@ def newest_checkpoint(run_dir: StoredPath) -> StoredPath | None:
     return None
 
 
+def set_aside_without_best(run_dir: StoredPath) -> None:
+    """Set checkpoints aside, with a line on stderr, whose state names a best one that is gone or damaged: a run that
+    went on from them could not finish, for it names its best checkpoint in the end."""
+    for step, path in sorted(_all(run_dir), reverse=True):
+        try:
+            best = (read_header(path)["state"].get("best") or {}).get("step", step)
+        except ValueError:  # newest_checkpoint says it
+            continue
+        try:
+            if best != step:
+                read_header(checkpoint_path(run_dir, best))
+        except ValueError as error:
+            aside = f"{path.stem}.damaged"
+            store_of(path).rename(aside)
+            print(f"{error}; {path.name}, whose best one it is, is set aside as {aside}", file=sys.stderr)
+
+
 def read_header(path: StoredPath) -> dict[str, Any]:
     """run_key, step and state of a checkpoint; ValueError when the file is not whole."""
     try:

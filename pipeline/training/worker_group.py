@@ -72,10 +72,12 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     `lines`: where workers send what they have to say (pipeline.compute.worker_output). Without workers the loop runs in
     this process, where a bug ends in its traceback.
     """
+    from pipeline.runs.checkpoints import set_aside_without_best
     from pipeline.runs.run import YIELD
     from pipeline.tracking import mlflow_runs
 
     run_dir = run.run_dir
+    set_aside_without_best(run_dir)
     workers = max(1, resources.workers)
     run_id = open_tracked(run, workers)
     launched = Launch(mlflow_run_id=run_id, workers=workers)

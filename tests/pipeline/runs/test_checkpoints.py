@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.runs.checkpoints import checkpoint_path, keep_only, load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.runs.checkpoints import (
+    checkpoint_path,
+    keep_only,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    set_aside_without_best,
+)
 
 STATE = {"best": {"step": 1, "miou": 0.1 + 0.2}, "train_s": 3.5}
 
@@ -53,6 +60,20 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
     assert newest_checkpoint(tmp_path) == older
     assert "step-00000006.safetensors cannot be read" in capsys.readouterr().err
     assert newest.with_suffix(".damaged").exists() and not newest.exists()
+
+
+def test_a_checkpoint_whose_best_one_is_gone_or_damaged_is_set_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, newest = save(tmp_path, 1), save(tmp_path, 6)  # both name step 1 as the best
+    set_aside_without_best(tmp_path)
+    assert best.exists() and newest.exists()
+    best.write_bytes(best.read_bytes()[:100])
+    set_aside_without_best(tmp_path)
+    assert newest.with_suffix(".damaged").exists() and not newest.exists()
+    said = capsys.readouterr().err
+    assert "step-00000001.safetensors cannot be read" in said
+    assert "step-00000006.safetensors, whose best one it is, is set aside as step-00000006.damaged" in said
 
 
 def test_only_the_wanted_checkpoints_are_kept(tmp_path: Path) -> None:

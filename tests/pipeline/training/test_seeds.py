@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import statistics
@@ -16,10 +17,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import run_key
-from pipeline.runs.checkpoints import save_model
+from pipeline.runs.checkpoints import checkpoint_path, read_header, save_model
 from pipeline.runs.owner import owned
 from pipeline.storage.files import sha256
 from pipeline.storage.results import Manifest
@@ -216,6 +218,22 @@ def test_a_checkpoint_of_another_run_in_the_folder_is_refused_in_a_sentence(
     save_model(run_dir, step=3, run_key="another", tensors={"a": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"no seed .* finished \(seed 1: checkpoint .* belongs to run another, not to"):
         train_row(two_steps, manifest=small_data[1], weights=NO_WEIGHTS)
+
+
+def test_a_seed_whose_best_checkpoint_is_gone_is_trained_again(
+    two_steps: Row, small_data: tuple[Path, Manifest]
+) -> None:
+    row = dataclasses.replace(two_steps, train=dataclasses.replace(two_steps.train, val_interval=1))
+    (seed,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    run_dir = storage_root() / seed.run_dir
+    last = run_dir / "checkpoints" / "step-00000002.safetensors"
+    header = read_header(last)
+    header["state"]["best"] = {"step": 1, "value": 1.0}  # as if the first validation had been better
+    save_file(load_file(last), last, {"run_key": seed.run_key, "step": "2", "state": json.dumps(header["state"])})
+    checkpoint_path(run_dir, 1).unlink(missing_ok=True)
+    (run_dir / "finished.json").unlink()
+    (again,) = train_row(row, manifest=small_data[1], weights=NO_WEIGHTS).seeds
+    assert (again.status, again.metrics) == ("finished", seed.metrics)
 
 
 def test_one_seed_alone_has_the_key_that_it_has_among_the_others(
