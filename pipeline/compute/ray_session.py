@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,25 @@ def ray_storage(folder: StoredPath) -> dict[str, Any]:
     """Where Ray Train and Ray Tune keep their own notes, as their RunConfig wants it."""
     path, file_system = store_of(folder).for_arrow()
     return {"storage_path": path, "storage_filesystem": file_system}
+
+
+@contextmanager
+def tasks_said(what: str) -> Iterator[None]:
+    """Where the block waits for Ray tasks: what the user can mend is raised as the task raised it, for Ray's error is a
+    traceback; ValueError where Ray has given up replacing lost workers. `what` in words: seed 0 of shapes_tiny."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        import torch
+
+        if isinstance(error.cause, (ValueError, OSError, torch.OutOfMemoryError)):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise ValueError(
+            f"{what}: a worker was lost and could not be replaced ({reason}); run the same command again, which goes "
+            "on with what is finished by now"
+        ) from error

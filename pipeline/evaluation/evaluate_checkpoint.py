@@ -19,6 +19,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
     if (found := finished_evaluation(job.folder, job.row.task)) is not None:
         print(f"{job.what}: evaluated before", file=sys.stderr, flush=True)
         return found
+    import torch
+
     from pipeline.runs.checkpoints import check_digest
 
     stored(f"runs/{job.run_key}/checkpoints/{job.checkpoint.name}", made_by=f"dvc repro -f train@{job.row.name}")
@@ -154,10 +157,16 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
     if missing:
         progress = Progress(f"evaluating {job.what}", records, unit="images")
         progress.restart(records - sum(map(len, missing)), records)
-        if resources.workers <= 1:
-            make_parts(job, missing, progress.add)
-        else:
-            _make_with_ray(job, missing, resources, progress)
+        try:
+            if resources.workers == 0 or (resources.workers == 1 and not os.environ.get("RAY_ADDRESS")):
+                make_parts(job, missing, progress.add)
+            else:  # one worker too: a cluster's GPU may not be of this machine
+                _make_with_ray(job, missing, resources, progress)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{job.what}: the GPU has no memory for a validation image; end what else runs on it, or take one with "
+                f"more ({next(iter(str(error).splitlines()), '')[:200]})"
+            ) from None
         progress.done()
     try:
         metrics = _merged(job, parts)
@@ -220,7 +229,7 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     """Evaluate parts in as many Ray tasks as there are workers. A worker that is lost is replaced."""
     import ray
 
-    from pipeline.compute.ray_session import connect
+    from pipeline.compute.ray_session import connect, tasks_said
 
     print(f"{job.what}: starting Ray and the workers", file=sys.stderr, flush=True)
     connect()
@@ -233,14 +242,11 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     )
     running = [task.remote(job, parts[worker::workers]) for worker in range(workers)]
     try:
-        while running:
-            ended, running = ray.wait(running, num_returns=len(running), timeout=PROGRESS_EVERY_S)
-            ray.get(ended)
-            progress.add(job.manifest.split("val").records - _left(job) - progress.count)
-    except ray.exceptions.RayTaskError as error:  # its text is a traceback; the sentence is in its cause
-        if isinstance(error.cause, (ValueError, OSError)):
-            raise error.cause from None
-        raise
+        with tasks_said(job.what):
+            while running:
+                ended, running = ray.wait(running, num_returns=len(running), timeout=PROGRESS_EVERY_S)
+                ray.get(ended)
+                progress.add(job.manifest.split("val").records - _left(job) - progress.count)
     finally:
         for each in running:  # after an error or an interruption: what the others have finished stays
             ray.cancel(each, force=True)

@@ -142,6 +142,8 @@ def _predict_with_ray(
     """
     import ray
 
+    from pipeline.compute.ray_session import tasks_said
+
     progress.say("starting Ray and the workers")
     progress.restart(folder.finished(), progress.total)
     task = _ray_task(device, workers)
@@ -151,14 +153,11 @@ def _predict_with_ray(
     started = [task.remote(sent, found[worker::workers], folder, batch, device, silent) for worker in range(workers)]
     running = started
     try:
-        while running:
-            ended, running = ray.wait(running, num_returns=len(running), timeout=PROGRESS_EVERY_S)
-            ray.get(ended)
-            progress.add(folder.finished() - progress.count)
-    except ray.exceptions.RayTaskError as error:  # its text is a traceback; the sentence is in its cause
-        if isinstance(error.cause, (ValueError, OSError)):
-            raise error.cause from None
-        raise
+        with tasks_said(f"predicting with {network.description}"):
+            while running:
+                ended, running = ray.wait(running, num_returns=len(running), timeout=PROGRESS_EVERY_S)
+                ray.get(ended)
+                progress.add(folder.finished() - progress.count)
     finally:
         for each in running:  # after an error or an interruption: what the others have finished stays
             ray.cancel(each, force=True)

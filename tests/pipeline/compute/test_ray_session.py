@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from pipeline.compute import ray_session
-from pipeline.compute.ray_session import connect, cores_here, ray_storage, refuse_password
+from pipeline.compute.ray_session import connect, cores_here, ray_storage, refuse_password, tasks_said
 
 
 @pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql+psycopg2://me:secret@db/mlflow"])
@@ -61,3 +63,22 @@ def test_a_container_has_no_more_cores_than_its_share(
     monkeypatch.setattr(ray_session, "CGROUPS", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
     assert cores_here() == cores
+
+
+def test_what_a_task_says_to_the_user_is_raised_as_it_was_and_a_bug_as_rays_error() -> None:
+    for cause in (ValueError("x.png is torn"), FileNotFoundError("x.png"), torch.OutOfMemoryError("no memory")):
+        with pytest.raises(type(cause), match=str(cause)) as raised, tasks_said("seed 0 of a row"):
+            raise RayTaskError("make_parts", "a traceback", cause)
+        assert raised.value is cause
+    with pytest.raises(RayTaskError), tasks_said("seed 0 of a row"):
+        raise RayTaskError("make_parts", "a traceback", KeyError("a bug"))
+
+
+def test_workers_that_ray_cannot_replace_any_more_are_one_sentence() -> None:
+    with (
+        pytest.raises(
+            ValueError, match=r"^seed 0 of a row: a worker was lost and could not be replaced \(.*run the same"
+        ),
+        tasks_said("seed 0 of a row"),
+    ):
+        raise WorkerCrashedError

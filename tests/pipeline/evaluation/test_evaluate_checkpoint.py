@@ -105,6 +105,26 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.parametrize(
+    ("workers", "address", "on_ray"), [(0, "head:6379", False), (1, "", False), (1, "head:6379", True), (2, "", True)]
+)
+def test_one_worker_of_a_cluster_is_not_this_process_which_may_have_no_gpu(
+    job: Job, workers: int, address: str, on_ray: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    asked: list[str] = []
+
+    def end(name: str) -> None:
+        asked.append(name)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(evaluate_checkpoint, "_make_with_ray", lambda *_: end("ray"))
+    monkeypatch.setattr(evaluate_checkpoint, "make_parts", lambda *_: end("here"))
+    with pytest.raises(ValueError, match=r"^a test: the GPU has no memory for a validation image; .*allocate 2 GiB"):
+        evaluate(job, dataclasses.replace(ALONE, workers=workers))
+    assert asked == ["ray" if on_ray else "here"]
+
+
 # Parts
 
 
