@@ -228,21 +228,28 @@ def _predictions(
 ) -> list[Predictions | WindowedPredictions | ValueError]:
     """What the network makes of pictures of one padded size, or why it takes none of that size."""
     config = PredictConfig(test=network.test, task=network.task, thing_ids=network.thing_ids, panoptic="maps")
-    if _needs_windows(pictures[0], network):
-        return [_in_windows(pictures[0], network, config)]
+    try:
+        if _needs_windows(pictures[0], network):
+            return [_in_windows(pictures[0], network, config)]
+        return [*_whole(pictures, network, config)]
+    except ValueError as error:
+        return [error] * len(pictures)
+    except torch.OutOfMemoryError:
+        assert pictures[0].pixels is not None
+        height, width = pictures[0].pixels.shape[:2]
+        raise ValueError(
+            f"the GPU has no memory for {how_many(len(pictures), 'image')} of {width} x {height} pixels at once; give "
+            "a smaller --batch, --window with smaller windows for large images, or --device cpu"
+        ) from None
+
+
+def _whole(pictures: Sequence[Picture], network: TrainedNetwork, config: PredictConfig) -> list[Predictions]:
+    """The predictions for pictures of one padded size in one forward pass."""
     images, sizes = [], []
     for picture in pictures:
         assert picture.pixels is not None
         images.append(network_image(picture.pixels, network.test))
         sizes.append((picture.pixels.shape[0], picture.pixels.shape[1]))
-    try:
-        if len(pictures) == 1:
-            return [predict(network.network, images[0], sizes[0], config)]
-        return [*predict_batch(network.network, images, sizes, config)]
-    except ValueError as error:
-        return [error] * len(pictures)
-    except torch.OutOfMemoryError:
-        raise ValueError(
-            f"the GPU has no memory for {how_many(len(pictures), 'image')} of {sizes[0][1]} x {sizes[0][0]} pixels "
-            "at once; give a smaller --batch, --window for large images, or --device cpu"
-        ) from None
+    if len(pictures) == 1:
+        return [predict(network.network, images[0], sizes[0], config)]
+    return predict_batch(network.network, images, sizes, config)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import ray
+import torch
 from pycocotools.coco import COCO
 
 from pipeline.data.loader.val_images import validation_images
@@ -185,6 +186,25 @@ def test_a_large_picture_is_predicted_in_windows_among_others(
     assert labels[0]["large"].shape == (64, 200)
     assert not np.array_equal(labels[0]["large"], labels[1]["large"])
     assert np.array_equal(labels[0]["small"], labels[1]["small"])
+
+
+@pytest.mark.parametrize(
+    ("which", "images"), [("predict_windows", 1), ("predict_batch", 2)], ids=["windows", "a batch of whole pictures"]
+)
+def test_a_gpu_without_memory_is_one_sentence_with_what_to_give_instead(
+    which: str, images: int, network_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(work, which, no_memory)
+    for number in range(images):
+        put(tmp_path / f"in/{number}.png", encoded(image(64, 200)))
+    network = network_of("semantic", window={"size": 64, "overlap": 16} if which == "predict_windows" else None)
+    said = f"the GPU has no memory for {images} images? of 200 x 64 pixels at once; give a smaller --batch, --window"
+    with pytest.raises(ValueError, match=said):
+        predicted(network, tmp_path / "in", tmp_path / "out", batch=images)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_without_a_picture_is_refused(network_of: Make, tmp_path: Path) -> None:
