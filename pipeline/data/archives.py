@@ -227,7 +227,7 @@ def read_file(source: Path, name: str) -> bytes:
     archive = None if source.is_dir() else _archive(source)
     try:
         if archive is None:
-            return _in_folder(source, name).read_bytes()
+            return in_folder(source, name).read_bytes()
         with archive.open(name) as file:
             return file.read()
     except (OSError, KeyError) as error:
@@ -241,8 +241,8 @@ def read_file(source: Path, name: str) -> bytes:
         ) from None
 
 
-def _in_folder(folder: Path, name: str) -> Path:
-    """A file by its plain name."""
+def in_folder(folder: Path, name: str) -> Path:
+    """The path of a file of a folder, which it may spell in another way, by its plain name."""
     if (folder / name).exists():
         return folder / name
     key = (os.getpid(), folder)

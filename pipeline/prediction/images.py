@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from pipeline.data.archives import file_names, is_zip, read_file
+from pipeline.data.archives import file_names, in_folder, is_zip, read_file
 from pipeline.data.images.codecs import decode_image
 from pipeline.data.images.image_files import stored_image
 from pipeline.data.records import IMAGE_SUFFIXES
@@ -50,6 +50,11 @@ class Found:
     def is_video(self) -> bool:
         """Whether it is a video, by its suffix."""
         return self.file.lower().endswith(VIDEO_SUFFIXES)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; in an archive no file does."""
+        return in_folder(self.where, self.file) if self.where.is_dir() else self.where / self.file
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +180,7 @@ def _frames(found: Found, is_done: Callable[[str, str], bool]) -> Iterator[Pictu
         yield Picture(found.name, found.file, error=why)
         return
     try:
-        for number, pixels in enumerate(frames(found.where / found.file), start=1):
+        for number, pixels in enumerate(frames(found.path), start=1):
             name, file = f"{found.name}/{number:06d}", f"{found.file}, frame {number}"
             digest = hashlib.sha256(pixels.tobytes()).hexdigest()
             yield Picture(name, file, digest, None if is_done(name, digest) else pixels)

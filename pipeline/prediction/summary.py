@@ -91,7 +91,7 @@ def write_videos(folder: Folder, found: Sequence[Found], entries: Sequence[Entry
         of_it = [entry for entry in entries if entry.name.rpartition("/")[0] == video.name]
         if of_it:
             path = folder.path / "overlays" / f"{video.name}.mp4"
-            write_video(path, _overlays(folder, of_it), rate=frame_rate(video.where / video.file))
+            write_video(path, _overlays(folder, of_it), rate=frame_rate(video.path))
             videos[video.name] = of_it
     return videos
 

@@ -69,7 +69,7 @@ def predict_all(
         out.absolute(), facts, class_names=tuple(network.class_names), task=network.task, palette=palette
     )
     device = device or torch.device("cpu")
-    total = sum(frame_count(each.where / each.file) if each.is_video else 1 for each in found)
+    total = sum(frame_count(each.path) if each.is_video else 1 for each in found)
     progress = Progress(f"predicting with {network.description}", total, unit="images")
     try:
         if workers:

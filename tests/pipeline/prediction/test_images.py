@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.data.images.image_files import AS_FILES_SAY
 from pipeline.prediction.images import Found, find_images, read_images
+from pipeline.prediction.video import write_video
 from tests.helpers.images import encoded, image, put, zipped
 
 NOWHERE = Path("/nowhere")
@@ -37,6 +38,14 @@ def test_frames_of_a_video_and_pictures_in_a_folder_of_its_name_stay_apart(tmp_p
     for name in ("v.mp4", "w.mp4", "v/000001.png"):
         put(tmp_path / name, b"")
     assert found_names(tmp_path) == ["v.mp4", "v/000001", "w"]
+
+
+def test_a_video_whose_name_a_mac_has_decomposed_is_found_again(tmp_path: Path) -> None:
+    there = tmp_path / "vide\u0301o.mp4"
+    write_video(there, [image(64, 96)], rate=5)
+    (found,) = find_images(str(tmp_path), without=NOWHERE)
+    assert (found.name, found.path) == ("vid\u00e9o", there)
+    assert [each.name for each in read_images([found], AS_FILES_SAY, is_done=lambda *_: False)] == ["vid\u00e9o/000001"]
 
 
 def test_a_zip_a_glob_and_a_single_file_are_searched_too(tmp_path: Path) -> None:
