@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,7 @@ from typing import Literal
 from pipeline.compute.ray_session import connect, cores_here
 from pipeline.compute.variables import CHECKPOINT_ACTIVATIONS, GROUPS_AT_ONCE, environment_int
 from pipeline.params.schema import Row, needs_synchronised_norm
+from pipeline.params.sentences import error_shown
 
 _GPU_TYPE = "accelerator_type:"
 """How Ray begins the name of the resource that says the type of a node's GPUs."""
@@ -64,6 +66,21 @@ def _gpus_of_this_machine() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def check_gpu() -> None:
+    """ValueError, with torch's reason, where this process has a GPU that torch cannot use: its driver is older than
+    torch's CUDA, or torch is a build for CPUs. Without it, the CPU would do the GPU's work."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # of a build for CPUs; of the driver
+        raise ValueError(
+            f"torch {torch.__version__} cannot use the GPU of host {socket.gethostname()} ({error_shown(error)}); "
+            "install a newer driver there, or a torch for the one that is there; CUDA_VISIBLE_DEVICES= with nothing "
+            "behind it leaves the GPU out"
+        ) from None
 
 
 def resources_of_gpu_type(gpu_type: str | None) -> dict[str, float]:

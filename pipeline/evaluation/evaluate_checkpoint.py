@@ -159,7 +159,7 @@ def evaluate(job: Job, resources: Resources) -> EvaluatedCheckpoint:
         progress.restart(records - sum(map(len, missing)), records)
         try:
             if resources.workers == 0 or (resources.workers == 1 and not os.environ.get("RAY_ADDRESS")):
-                make_parts(job, missing, progress.add)
+                _make_checked(job, missing, progress.add, use_gpu=resources.use_gpu)
             else:  # one worker too: a cluster's GPU may not be of this machine
                 _make_with_ray(job, missing, resources, progress)
         except torch.OutOfMemoryError as error:
@@ -225,6 +225,17 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
         write_json(_part_file(job, part), metrics.state())
 
 
+def _make_checked(
+    job: Job, parts: Sequence[range], on_image: Callable[[], None] = lambda: None, *, use_gpu: bool
+) -> None:
+    """`make_parts`; ValueError where they are to be made on a GPU that torch cannot use."""
+    from pipeline.compute.resources import check_gpu
+
+    if use_gpu:
+        check_gpu()
+    make_parts(job, parts, on_image)
+
+
 def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progress: Progress) -> None:
     """Evaluate parts in as many Ray tasks as there are workers. A worker that is lost is replaced."""
     import ray
@@ -234,13 +245,13 @@ def _make_with_ray(job: Job, parts: Sequence[range], resources: Resources, progr
     print(f"{job.what}: starting Ray and the workers", file=sys.stderr, flush=True)
     connect()
     workers = min(resources.workers, len(parts))
-    task = ray.remote(make_parts).options(
+    task = ray.remote(_make_checked).options(
         num_cpus=resources.cpus_per_worker,
         num_gpus=1 if resources.use_gpu else 0,
         accelerator_type=resources.gpu_type,
         max_retries=RETRIES,
     )
-    running = [task.remote(job, parts[worker::workers]) for worker in range(workers)]
+    running = [task.remote(job, parts[worker::workers], use_gpu=resources.use_gpu) for worker in range(workers)]
     try:
         with tasks_said(job.what):
             while running:

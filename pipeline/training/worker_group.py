@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.compute.ray_session import connect, ray_storage
-from pipeline.compute.resources import Resources
+from pipeline.compute.resources import Resources, check_gpu
 from pipeline.params.tasks import LABELS, primary
 from pipeline.runs.outcome import (
     Failed,
@@ -87,7 +87,7 @@ def train_seed(run: Run, resources: Resources, lines: Queue | None = None) -> No
     (run_dir / YIELD).unlink(missing_ok=True)
     run = dataclasses.replace(run, mlflow_run_id=run_id)
     if resources.workers == 0:
-        _train_here(run)
+        _train_here(run, resources)
     else:
         assert lines is not None
         _train_on_group(run, resources, lines)
@@ -129,7 +129,7 @@ def _workers_in_turn(run: Run) -> dict[str, str]:
     return {"m2f.workers": ", ".join([str(worker_groups[0].workers), *later])}
 
 
-def _train_here(run: Run) -> None:
+def _train_here(run: Run, resources: Resources) -> None:
     """The loop in this process, without Ray."""
     import torch
 
@@ -137,6 +137,8 @@ def _train_here(run: Run) -> None:
     from pipeline.training.loop import train
 
     try:
+        if resources.use_gpu:
+            check_gpu()
         note_worker_group(run, "here")
         train(run)
     except Divergence:
@@ -204,7 +206,12 @@ def _fit(run: Run, resources: Resources, lines: Queue) -> None:
     connect()
     TorchTrainer(
         work,
-        train_loop_config={"run": run, "threads": resources.cpus_per_worker, "lines": lines},
+        train_loop_config={
+            "run": run,
+            "threads": resources.cpus_per_worker,
+            "use_gpu": resources.use_gpu,
+            "lines": lines,
+        },
         torch_config=TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -237,6 +244,8 @@ def work(config: Mapping[str, Any]) -> None:
 
     logging.getLogger(context.__file__).setLevel(logging.WARNING)  # it says a line for every report
     torch.set_num_threads(config["threads"])  # Ray gives a worker one
+    if config["use_gpu"]:
+        check_gpu()
     if torch.cuda.is_available():  # workers of one node share the list of its GPUs
         torch.cuda.set_device(get_device())
     run: Run = config["run"]

@@ -125,6 +125,11 @@ def test_one_worker_of_a_cluster_is_not_this_process_which_may_have_no_gpu(
     assert asked == ["ray" if on_ray else "here"]
 
 
+def test_a_gpu_that_torch_cannot_use_ends_an_evaluation_in_a_sentence(job: Job, old_driver: None) -> None:
+    with pytest.raises(ValueError, match=r"cannot use the GPU of host .* \(.*driver .* is too old.*; install a newer"):
+        evaluate(job, dataclasses.replace(ALONE, use_gpu=True))
+
+
 # Parts
 
 

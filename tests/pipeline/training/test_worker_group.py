@@ -23,7 +23,7 @@ from pipeline.compute.resources import Resources
 from pipeline.params.schema import Row
 from pipeline.runs.checkpoints import save_checkpoint
 from pipeline.runs.curve_file import read_curve
-from pipeline.runs.outcome import worker_groups_of, write_worker_groups
+from pipeline.runs.outcome import run_status, worker_groups_of, write_worker_groups
 from pipeline.runs.run import Run
 from pipeline.storage.results import Manifest, WorkerGroupSpan
 from pipeline.tracking import mlflow_runs
@@ -297,3 +297,13 @@ def test_worker_groups_are_noted_in_turn_without_those_whose_steps_are_lost(smal
     counts = [(0, 16), (4000, 8), (5000, 8), (7000, 16)]
     write_worker_groups(small_run.run_dir, [span(workers=workers, from_step=step) for step, workers in counts])
     assert worker_group._workers_in_turn(small_run) == {"m2f.workers": "16, 8 from step 4000, 16 from step 7000"}
+
+
+def test_a_gpu_that_torch_cannot_use_fails_a_training_instead_of_leaving_it_to_the_cpu(
+    small_run: Run, old_driver: None
+) -> None:
+    alone = Resources(workers=0, use_gpu=True, cpus_per_worker=1, loader_processes=0, groups_at_once=None)
+    worker_group.train_seed(small_run, alone)
+    end = run_status(small_run.run_dir)
+    assert end is not None and end.status == "failed" and end.reason is not None
+    assert "cannot use the GPU of host" in end.reason and "is too old" in end.reason
