@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from m2f.config import PixelDecoderConfig
 from pipeline.params.parse import pick
 from pipeline.params.schema import ANNOTATION_FILES, DatasetConfig, Params, Row, VerdictConfig, WeightsConfig
 from pipeline.params.sentences import shown
@@ -167,6 +168,13 @@ def check_limits(row: Row, at: str) -> None:
         if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
             shown = list(value) if isinstance(value, tuple) else value
             raise ValueError(f"{at}.{key} is {shown}; it must be at least 1")
+    if pixel.name == "fapn":
+        own = PixelDecoderConfig(name="fapn")
+        for key in ("layers", "heads", "points", "feedforward"):
+            if (value := getattr(pixel, key)) != getattr(own, key):
+                raise ValueError(
+                    f"{at}.model.pixel_decoder.{key} is {value}, but the pixel decoder fapn has no {key}; leave it out"
+                )
     for part, layers in (("pixel_decoder", pixel.layers), ("query_decoder", query.layers)):
         if layers < 0:
             raise ValueError(f"{at}.model.{part}.layers is {layers}; it must be 0 or more")

@@ -481,6 +481,11 @@ def test_a_bare_off_which_yaml_reads_as_false_is_off() -> None:
         (("model", "query_decoder", "queries"), 0, r"model.query_decoder.queries is 0; it must be at least 1"),
         (("model", "query_decoder", "layers"), -1, r"model.query_decoder.layers is -1; it must be 0 or more"),
         (("model", "pixel_decoder", "heads"), 3, r"heads is 3; model.pixel_decoder.channels \(64\) must be a multiple"),
+        (
+            ("model", "pixel_decoder"),
+            {"name": "fapn", "channels": 64, "layers": 3},
+            r"pixel_decoder.layers is 3, but the pixel decoder fapn has no layers; leave it out",
+        ),
     ],
 )
 def test_a_number_that_cannot_be_what_it_stands_for_is_one_sentence(
