@@ -242,6 +242,15 @@ def test_everything_that_decides_a_figure_is_in_the_key(job: Job) -> None:
     assert key(row=dataclasses.replace(row, name="b", seeds=(7,), published={"pq": 1.0}, max_gpu_hours=9.0)) == key()
 
 
+def test_compiled_kernels_that_cannot_be_had_are_one_sentence_with_the_row(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("m2f.kernels.build._tried", lambda: "there is no C compiler (cc, gcc, clang)")
+    row = dataclasses.replace(job.row, train=dataclasses.replace(job.row.train, kernels="compiled"))
+    with pytest.raises(ValueError, match=rf"^rows\.{row.name}\.train\.kernels is compiled, but there is no C compiler"):
+        evaluation_key(row, job.manifest, sha256=job.sha256, device="cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [evaluate_checkpoint.CODE, *CODES.values()], ids=["evaluate", *CODES])
 def test_comments_in_every_file_that_evaluation_reaches_keep_every_key(code: Code) -> None:
