@@ -210,7 +210,13 @@ def agreed_kernels(run: Run, training: Training, *, resumed: bool) -> str:
     try:
         return use_kernels(training, names[begun_with] if begun_with else row.train.kernels, len(own))
     except ValueError as error:
-        raise ValueError(f"{error}; the run began with them and keeps them" if begun_with else str(error)) from None
+        if not begun_with:
+            raise
+        reason, _, _ = str(error).rpartition(";")  # its advice is for a run that begins
+        raise ValueError(
+            f"{reason}; the run began with them and keeps them: go on where they can be had, or delete "
+            f"{run.run_dir} to begin anew"
+        ) from None
 
 
 def summed(made: Step, worker: Worker) -> dict[str, float]:

@@ -150,7 +150,7 @@ def test_a_run_that_began_with_compiled_kernels_does_not_go_on_without_a_compile
     monkeypatch.setattr("m2f.kernels.build._tried", lambda: "there is no C compiler (cc, gcc, clang)")
     with pytest.raises(
         ValueError,
-        match=r"train.kernels is compiled, but there is no C compiler .*; the run began with them and keeps them",
+        match=r"train.kernels is compiled, but there is no C compiler [^;]*; the run began with them and keeps",
     ):
         train(run)
     assert newest_checkpoint(run.run_dir) == checkpoint_path(run.run_dir, 4)
