@@ -90,12 +90,16 @@ def is_zip(file: Path | IO[bytes]) -> bool:
 
 
 def opened_tar(file: Path | IO[bytes]) -> tarfile.TarFile:
-    """A tar archive, with all its headers read. TarError where one is torn, which tarfile takes for the end."""
+    """A tar archive, with all its headers read. TarError where one is torn, or the zeros that end an archive are
+    missing: tarfile takes both for the end."""
     tar = tarfile.open(file, "r:") if isinstance(file, Path) else tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
     tar.getmembers()
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if not end:
+        raise tarfile.ReadError(f"no zeros at its end, after {len(tar.getmembers())} entries")
+    if end.strip(b"\0"):
         raise tarfile.ReadError(f"no header where one should be, after {len(tar.getmembers())} entries")
     return tar
 

@@ -91,3 +91,15 @@ def test_an_archive_whose_error_would_quote_its_bytes_is_refused_in_one_short_se
 def test_a_folder_that_was_unpacked_is_called_as_its_archive_without_suffix() -> None:
     names = ("a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.TAR.XZ", "a.tbz2", "a.v2", "a")
     assert [archive_stem(name) for name in names] == ["a", "a", "a", "a", "a", "a", "a.v2", "a"]
+
+
+def test_a_tar_archive_cut_between_two_entries_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "d" / name).write_bytes(b"1")
+    whole = tar_of(tmp_path / "d", tmp_path / "whole.tar")
+    with tarfile.open(whole) as archive:
+        third = archive.getmembers()[2]  # ., a, b: what follows b's one block of contents is c
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: third.offset_data + 512])
+    with pytest.raises(ValueError, match=r"cut\.tar is not a whole tar archive \(.*no zeros at its end, after 3"):
+        check_archive(tmp_path / "cut.tar", "cut.tar")
