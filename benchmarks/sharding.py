@@ -105,7 +105,7 @@ def measured(
     from pipeline.data.shards import build
     from pipeline.params.schema import DatasetConfig
     from pipeline.storage.files import sha256
-    from pipeline.storage.results import FetchedSource
+    from pipeline.storage.results.data import FetchedSource
 
     config = DatasetConfig(
         layout="folder",

@@ -152,7 +152,8 @@ def waits(result_type: type, row: str, *, name: str = "") -> bool:
     """
     if targets() != []:
         return False
-    from pipeline.storage.results import Ready, read_result, write_waiting
+    from pipeline.storage.results.folder import read_result, write_waiting
+    from pipeline.storage.results.rows import Ready
 
     ready = read_result(Ready, row)
     needs = list(ready.needs) if not ready.run else []

@@ -110,7 +110,8 @@ def _names(section: str) -> list[str]:
     """The names in a section of params.yaml or checkpoints.yaml, or of the networks that were trained or registered
     here."""
     if section == _SOURCES:
-        from pipeline.storage.results import Registration, TrainingResult, names_of, sound_result
+        from pipeline.storage.results.folder import names_of, sound_result
+        from pipeline.storage.results.rows import Registration, TrainingResult
 
         registered = (sound_result(Registration, row) for row in names_of(Registration))
         return [*names_of(TrainingResult), *(f"models:/{each.model}@best" for each in registered if each)]

@@ -17,7 +17,7 @@ from stages import called, run, waits
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.storage.results import Benchmark, InferenceCost, TrainingCost
+    from pipeline.storage.results.rows import Benchmark, InferenceCost, TrainingCost
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def main() -> None:
     """Do what the command line says."""
     arguments = command_line().parse_args()
 
-    from pipeline.storage.results import Benchmark
+    from pipeline.storage.results.rows import Benchmark
 
     if waits(Benchmark, arguments.row):
         return
@@ -61,7 +61,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     from pipeline.cost.benchmark import benchmark, benchmark_key
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
-    from pipeline.storage.results import Benchmark, Manifest, find_result, result_path, write_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import find_result, result_path, write_result
+    from pipeline.storage.results.rows import Benchmark
     from pipeline.training.worker import Worker
 
     worker = Worker.here()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.browse.page import Section
     from pipeline.params.schema import Params, Row, Task
     from pipeline.prediction.network import TrainedNetwork
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -29,7 +29,8 @@ def main() -> None:
     from pipeline.cost.preconditions import preconditions
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
-    from pipeline.storage.results import Manifest, find_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import find_result
     from pipeline.storage.root import in_project
 
     params = load_params(arguments.params)

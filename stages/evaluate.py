@@ -23,7 +23,7 @@ def main() -> None:
     """Do what the command line says."""
     arguments = command_line().parse_args()
 
-    from pipeline.storage.results import Evaluation
+    from pipeline.storage.results.rows import Evaluation
 
     if waits(Evaluation, arguments.row):
         return
@@ -34,13 +34,8 @@ def main() -> None:
     from pipeline.evaluation.evaluate import evaluate_row
     from pipeline.params.load import load_params
     from pipeline.params.tasks import in_words
-    from pipeline.storage.results import (
-        PublishedEvaluation,
-        find_result,
-        write_metrics,
-        write_plot,
-        write_result,
-    )
+    from pipeline.storage.results.folder import find_result, write_metrics, write_plot, write_result
+    from pipeline.storage.results.rows import PublishedEvaluation
     from pipeline.tracking.client import shown_uri
     from pipeline.tracking.mlflow_runs import rows_experiment, track_row
     from pipeline.tracking.pages import MlflowPages

@@ -61,7 +61,8 @@ def main() -> None:
     from pipeline.export.onnx_file import require_onnx
     from pipeline.params.load import load_params
     from pipeline.registry.source import open_source
-    from pipeline.storage.results import Manifest, find_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import find_result
 
     if arguments.format == "onnx":
         require_onnx()

@@ -31,7 +31,8 @@ def main() -> None:
     from pipeline.cost.needs import any_ready, refuse_asked
     from pipeline.data.fetch import fetch, gone
     from pipeline.params.load import load_params
-    from pipeline.storage.results import FetchedDataset, Manifest, sound_result, write_result, write_waiting
+    from pipeline.storage.results.data import FetchedDataset, Manifest
+    from pipeline.storage.results.folder import sound_result, write_result, write_waiting
     from pipeline.storage.root import in_project
 
     params, base = load_params(arguments.params), in_project(Path(arguments.params).parent)

@@ -23,7 +23,7 @@ def main() -> None:
     command_line().parse_args()
 
     from pipeline.provenance.package import DISTRIBUTION, package_digest, package_version
-    from pipeline.storage.results import Package, write_package
+    from pipeline.storage.results.folder import Package, write_package
 
     package = Package(name=DISTRIBUTION, version=package_version(), sha256=package_digest())
     write_package(package)

@@ -65,7 +65,7 @@ def main() -> None:
     from pipeline.cost.plan import Settings, make_plan
     from pipeline.cost.plan_table import text
     from pipeline.params.load import load_params
-    from pipeline.storage.results import RESULTS
+    from pipeline.storage.results.folder import RESULTS
 
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     if arguments.cluster is not None:

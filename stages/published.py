@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stages import called, run, waits
 
 if TYPE_CHECKING:
-    from pipeline.storage.results import PaddedEvaluation
+    from pipeline.storage.results.rows import PaddedEvaluation
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -26,7 +26,8 @@ def main() -> None:
 
     from pipeline.params.load import load_params
     from pipeline.params.parse import pick
-    from pipeline.storage.results import PublishedEvaluation, write_result
+    from pipeline.storage.results.folder import write_result
+    from pipeline.storage.results.rows import PublishedEvaluation
 
     name, params = arguments.name, load_params(arguments.params)
     config = pick(params.checkpoints, name, "published checkpoint", arguments.params)

@@ -35,7 +35,8 @@ def main() -> None:
     from pipeline.cost.needs import needs, refuse
     from pipeline.cost.preconditions import known_errors
     from pipeline.params.load import load_params
-    from pipeline.storage.results import Ready, write_result
+    from pipeline.storage.results.folder import write_result
+    from pipeline.storage.results.rows import Ready
     from pipeline.storage.root import in_project
 
     params = load_params(arguments.params)

@@ -33,7 +33,7 @@ def main() -> None:
         _register_published(arguments.row, arguments.params)
         return
 
-    from pipeline.storage.results import Registration
+    from pipeline.storage.results.rows import Registration
 
     if waits(Registration, arguments.row):
         return
@@ -43,13 +43,8 @@ def main() -> None:
     from pipeline.params.load import load_params
     from pipeline.params.tasks import LABELS
     from pipeline.registry.register import register
-    from pipeline.storage.results import (
-        RESULTS,
-        Evaluation,
-        read_result,
-        write_result,
-        write_waiting,
-    )
+    from pipeline.storage.results.folder import RESULTS, read_result, write_result, write_waiting
+    from pipeline.storage.results.rows import Evaluation
     from pipeline.tracking.client import shown_uri
     from pipeline.tracking.mlflow_runs import log_row
     from pipeline.tracking.pages import MlflowPages
@@ -95,7 +90,8 @@ def _register_published(name: str, file: str) -> None:
     from pipeline.params.parse import pick
     from pipeline.params.tasks import LABELS
     from pipeline.registry.register import register_published
-    from pipeline.storage.results import PublishedEvaluation, read_result
+    from pipeline.storage.results.folder import read_result
+    from pipeline.storage.results.rows import PublishedEvaluation
 
     params = load_params(file)
     row = params.row(pick(params.checkpoints, name, "published checkpoint", file).row)

@@ -27,7 +27,8 @@ def main() -> None:
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
     from pipeline.runs.reuse import reuse_run
-    from pipeline.storage.results import ConvertedWeights, read_result
+    from pipeline.storage.results.data import ConvertedWeights
+    from pipeline.storage.results.folder import read_result
 
     params = load_params(arguments.params)
     row = params.row(arguments.row)

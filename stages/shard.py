@@ -32,15 +32,8 @@ def main() -> None:
     """Do what the command line says."""
     arguments = command_line().parse_args()
 
-    from pipeline.storage.results import (
-        FetchedDataset,
-        Manifest,
-        read_result,
-        sound_result,
-        write_plot,
-        write_result,
-        write_waiting,
-    )
+    from pipeline.storage.results.data import FetchedDataset, Manifest
+    from pipeline.storage.results.folder import read_result, sound_result, write_plot, write_result, write_waiting
 
     dataset = arguments.dataset
     if targets() == [] and ((fetched := sound_result(FetchedDataset, dataset)) is None or fetched.waits):

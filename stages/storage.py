@@ -68,7 +68,7 @@ def main() -> None:
 def _prune(params: str, *, runs: bool, delete: bool) -> None:
     """Delete what no result names, or say what would be deleted. ValueError where there is no result."""
     from pipeline.storage.inventory import inventory, prune
-    from pipeline.storage.results import every_result
+    from pipeline.storage.results.folder import every_result
 
     if not any(every_result()):
         raise ValueError(

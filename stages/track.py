@@ -11,7 +11,7 @@ from stages import called, run
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Params, Row
-    from pipeline.storage.results import EvaluatedSeed, TrainedSeed, Which
+    from pipeline.storage.results.rows import EvaluatedSeed, TrainedSeed, Which
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -28,7 +28,8 @@ def main() -> None:
 
     from pipeline.params.load import load_params
     from pipeline.params.sentences import how_many
-    from pipeline.storage.results import TrainingResult, names_of
+    from pipeline.storage.results.folder import names_of
+    from pipeline.storage.results.rows import TrainingResult
     from pipeline.tracking.client import shown_uri
     from pipeline.tracking.mlflow_runs import rows_experiment
     from pipeline.tracking.pages import MlflowPages
@@ -65,7 +66,9 @@ def main() -> None:
 
 def _published(row: Row, params: Params) -> dict[str, str | None]:
     """The run of the row's published training, if its log is here: None where the server does not take it."""
-    from pipeline.storage.results import Manifest, PublishedEvaluation, find_result, sound_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import find_result, sound_result
+    from pipeline.storage.results.rows import PublishedEvaluation
     from pipeline.tracking.mlflow_runs import track_published
 
     published = find_result(PublishedEvaluation, row.name)
@@ -78,7 +81,9 @@ def _published(row: Row, params: Params) -> dict[str, str | None]:
 def _trained(row: Row, params: Params) -> dict[str, str | None]:
     """The runs of the row's trainings, by their keys, and its own."""
     from pipeline.comparison.rows import is_of_other_settings
-    from pipeline.storage.results import Evaluation, Manifest, TrainingResult, find_result, sound_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import find_result, sound_result
+    from pipeline.storage.results.rows import Evaluation, TrainingResult
     from pipeline.tracking.mlflow_runs import track_row
 
     trained = find_result(TrainingResult, row.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stages import called, run, waits
 
 if TYPE_CHECKING:
-    from pipeline.storage.results import TrainedSeed
+    from pipeline.storage.results.rows import TrainedSeed
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def main() -> None:
     """Do what the command line says."""
     arguments = command_line().parse_args()
 
-    from pipeline.storage.results import TrainingResult
+    from pipeline.storage.results.rows import TrainingResult
 
     if waits(TrainingResult, arguments.row):
         return
@@ -32,7 +32,9 @@ def main() -> None:
     from pipeline.cost.preconditions import refuse_to_train
     from pipeline.data.shards.look import current_manifest
     from pipeline.params.load import load_params
-    from pipeline.storage.results import RESULTS, ConvertedWeights, PublishedEvaluation, find_result, read_result
+    from pipeline.storage.results.data import ConvertedWeights
+    from pipeline.storage.results.folder import RESULTS, find_result, read_result
+    from pipeline.storage.results.rows import PublishedEvaluation
     from pipeline.training.seeds import train_row
 
     params = load_params(arguments.params)

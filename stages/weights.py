@@ -22,7 +22,8 @@ def main() -> None:
 
     from pipeline.params.load import load_params
     from pipeline.params.parse import pick
-    from pipeline.storage.results import ConvertedWeights, write_result, write_waiting
+    from pipeline.storage.results.data import ConvertedWeights
+    from pipeline.storage.results.folder import write_result, write_waiting
     from pipeline.storage.root import in_project
 
     name, params = arguments.name, load_params(arguments.params)

@@ -20,7 +20,8 @@ from pipeline.params.schema import Params, Row
 from pipeline.params.tasks import LABELS, primary
 from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import whole_file
-from pipeline.storage.results import TrainingResult, made_by, read_result
+from pipeline.storage.results.folder import made_by, read_result
+from pipeline.storage.results.rows import TrainingResult
 from pipeline.storage.root import stored
 
 COLOURS = ("#767676", "#0b62a4", "#c2571a", "#2f7d4f")

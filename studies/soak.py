@@ -35,7 +35,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.storage.results import RESULTS, Manifest, read_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import RESULTS, read_result
 from tests.cluster.conftest import Cluster
 from tests.cluster.hosts import Hosts, why_not
 from tests.helpers.mlflow_server import free_port

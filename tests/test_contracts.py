@@ -21,7 +21,7 @@ import m2f
 from m2f.config import ModelConfig
 from pipeline.params.load import load_params, read_settings
 from pipeline.params.schema import Params
-from pipeline.storage.results import write_plot
+from pipeline.storage.results.folder import write_plot
 from tests.helpers.imports import has_code, imported, modules, reached
 from tests.helpers.project_copy import SECTIONS, Copy
 from tests.helpers.shared import PROJECT

@@ -29,7 +29,7 @@ from pipeline.data.shards import reader
 from pipeline.data.shards.build import build
 from pipeline.params.load import load_params
 from pipeline.params.schema import AugmentationConfig, DatasetConfig
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 
 PROJECT = Path(__file__).resolve().parents[2]
 

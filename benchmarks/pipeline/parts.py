@@ -35,7 +35,7 @@ from pipeline.runs.checkpoints import keep_only, save_checkpoint
 from pipeline.runs.curve_file import lines_of, read_points
 from pipeline.runs.run import Run
 from pipeline.storage.files import delete
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.tracking.client import mlflow_client
 from pipeline.tracking.curve import Curve
 from pipeline.tracking.sender import SEND_EVERY_S

@@ -18,7 +18,7 @@ from pipeline.storage.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from pipeline.browse.samples import Sample
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 LEAST_SIDE = 480
 """Pixels of the longer side of a picture on the page: smaller ones are enlarged, so that names are legible."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.data.loader.train_batches import Batch
     from pipeline.data.shards.reader import StoredRecord
     from pipeline.params.schema import Row, Task
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.params.schema import Row
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

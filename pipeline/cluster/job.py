@@ -22,7 +22,8 @@ from pipeline.compute.resources import Node, accelerator_type, nodes_of_gpu_type
 from pipeline.compute.variables import environment_int
 from pipeline.params.load import load_params, read_settings
 from pipeline.params.schema import Row
-from pipeline.storage.results import RESULTS, Registration, sound_result
+from pipeline.storage.results.folder import RESULTS, sound_result
+from pipeline.storage.results.rows import Registration
 from pipeline.tracking.client import LOGIN
 
 JOIN_WAIT_S = 180.0

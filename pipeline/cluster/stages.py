@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.results import RESULTS
+from pipeline.storage.results.folder import RESULTS
 
 _ROW_SECTIONS = ("rows", "checkpoints")
 """Stages made for each entry of these sections of params.yaml belong to one row; the others are shared."""

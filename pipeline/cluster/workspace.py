@@ -19,7 +19,7 @@ import yaml
 from pathspec import GitIgnoreSpec
 
 from pipeline.storage.files import whole_file, write_text
-from pipeline.storage.results import RESULTS, waiting_in
+from pipeline.storage.results.folder import RESULTS, waiting_in
 
 LOCK = "dvc.lock"
 _OURS = GitIgnoreSpec.from_lines(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.params.schema import Row
-from pipeline.storage.results import PublishedEvaluation, find_result, names_of
+from pipeline.storage.results.folder import find_result, names_of
+from pipeline.storage.results.rows import PublishedEvaluation
 
 
 def other_checkpoints(row: Row, results: Path) -> dict[str, PublishedEvaluation]:

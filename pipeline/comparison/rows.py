@@ -18,8 +18,8 @@ from pipeline.comparison.verdict import Decision, Verdict, median_interval, row_
 from pipeline.params.schema import Row, Task, VerdictConfig
 from pipeline.params.tasks import FIGURES, MS_FLIP, percent, primary
 from pipeline.provenance.run_key import settings_key
-from pipeline.storage.results import (
-    RESULTS,
+from pipeline.storage.results.folder import RESULTS, find_result, made_by, read_result, result_path
+from pipeline.storage.results.rows import (
     Baseline,
     BelowReference,
     Benchmark,
@@ -33,10 +33,6 @@ from pipeline.storage.results import (
     Status,
     TrainingResult,
     Which,
-    find_result,
-    made_by,
-    read_result,
-    result_path,
 )
 
 _Result = TypeVar("_Result")

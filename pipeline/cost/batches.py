@@ -14,7 +14,7 @@ from pipeline.params.schema import Row
 
 if TYPE_CHECKING:
     from pipeline.data.loader.train_batches import Batch
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
     from pipeline.training.worker import Worker
 
 MASKS = 10

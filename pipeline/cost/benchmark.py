@@ -34,12 +34,12 @@ from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.environment import environment
 from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_SHARDS, SETTINGS, key_of, settings_facts
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import Benchmark, InferenceCost, Operations, Spread, TrainingCost
+from pipeline.storage.results.rows import Benchmark, InferenceCost, Operations, Spread, TrainingCost
 from pipeline.training.step import build, training_step, use_kernels
 from pipeline.training.worker import Worker
 
 if TYPE_CHECKING:
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 WARM_UP, IMAGES = 5, 195
 """Pictures that do not count, and that do, as for the published speeds (mmsegmentation 1.2.2,

@@ -11,7 +11,9 @@ from pipeline.compute.variables import environment_int
 from pipeline.cost.speed import estimated_gpu_hours
 from pipeline.data.fetch import lacking
 from pipeline.params.schema import Params, Row
-from pipeline.storage.results import RESULTS, Manifest, TrainingResult, sound_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import RESULTS, sound_result
+from pipeline.storage.results.rows import TrainingResult
 
 WITHOUT_TRAINING = {"fetch", "shard", "weights", "published", "benchmark"}
 """Stages that need no training of a row."""

@@ -32,7 +32,9 @@ from pipeline.data.images.sizes import area, counted
 from pipeline.params.schema import DatasetConfig, Params, Row, VerdictConfig
 from pipeline.params.tasks import primary
 from pipeline.runs.outcome import OVERLAYS
-from pipeline.storage.results import Evaluation, FetchedDataset, Manifest, find_result
+from pipeline.storage.results.data import FetchedDataset, Manifest
+from pipeline.storage.results.folder import find_result
+from pipeline.storage.results.rows import Evaluation
 
 RAW_BYTES_PER_PIXEL = 4
 """Of raw shards: three colours and a segment id."""

@@ -24,7 +24,8 @@ from pipeline.runs.outcome import run_status
 from pipeline.runs.reuse import reused_run
 from pipeline.storage.disk import in_gib
 from pipeline.storage.files import files_below
-from pipeline.storage.results import RESULTS, ConvertedWeights, Manifest, sound_result
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.folder import RESULTS, sound_result
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import store_of
 

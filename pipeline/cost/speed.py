@@ -12,14 +12,9 @@ from typing import Literal
 from pipeline.data.images.sizes import PUBLISHED, ImageCounts, Size, area, counted, input_size, ms_flip_factor
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import settings_key
-from pipeline.storage.results import (
-    Benchmark,
-    Manifest,
-    PublishedEvaluation,
-    TrainedSeed,
-    TrainingResult,
-    find_result,
-)
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import find_result
+from pipeline.storage.results.rows import Benchmark, PublishedEvaluation, TrainedSeed, TrainingResult
 
 _CITYSCAPES_FPS: Mapping[str, tuple[float, Size]] = {
     "r50": (9.17, (1024, 2048)),

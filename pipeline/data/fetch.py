@@ -30,7 +30,8 @@ from pipeline.storage.digests import file_digest, known_digest
 from pipeline.storage.disk import in_gib
 from pipeline.storage.files import link_or_copy, local_file, matching, read_json, sha256, whole_file, write_json
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import RESULTS, FetchedDataset, FetchedSource, sound_result
+from pipeline.storage.results.data import FetchedDataset, FetchedSource
+from pipeline.storage.results.folder import RESULTS, sound_result
 from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import store_of
 

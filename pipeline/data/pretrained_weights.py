@@ -13,7 +13,9 @@ from pipeline.params.parse import pick
 from pipeline.params.shorthand import trained_classes
 from pipeline.storage.digests import checkpoint_digest
 from pipeline.storage.files import copy_file, local_file, sha256
-from pipeline.storage.results import ConvertedWeights, TrainingResult, made_by, read_result
+from pipeline.storage.results.data import ConvertedWeights
+from pipeline.storage.results.folder import made_by, read_result
+from pipeline.storage.results.rows import TrainingResult
 from pipeline.storage.root import in_project, storage_root, stored
 
 if TYPE_CHECKING:

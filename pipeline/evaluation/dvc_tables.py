@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.params.tasks import LABELS, MS_FLIP, headline, percent
 from pipeline.runs.curve_file import read_curve, thinned
 from pipeline.runs.outcome import evaluation_dir
-from pipeline.storage.results import Evaluation, PublishedEvaluation, TrainingResult
+from pipeline.storage.results.rows import Evaluation, PublishedEvaluation, TrainingResult
 from pipeline.storage.root import storage_root
 
 SHOWN_SHARE = 0.005

@@ -10,13 +10,13 @@ from pipeline.evaluation.evaluate_checkpoint import Job, evaluate, evaluation_ke
 from pipeline.params.schema import Row
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.runs.outcome import evaluation_dir
-from pipeline.storage.results import (
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import (
     Baseline,
     EvaluatedCheckpoints,
     EvaluatedSeed,
     Evaluation,
     Figures,
-    Manifest,
     TrainedSeed,
     TrainingResult,
     Which,

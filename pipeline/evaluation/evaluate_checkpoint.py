@@ -35,7 +35,8 @@ from pipeline.provenance.run_key import COMPILES, KEEPS_BYTES, PROGRESS, READS_S
 from pipeline.runs.outcome import OVERLAYS, evaluation_dir
 from pipeline.storage.files import delete, files_below, matching, read_json, write_json, write_text
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import EvaluatedCheckpoint, Figures, Manifest
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import EvaluatedCheckpoint, Figures
 from pipeline.storage.root import stored
 from pipeline.storage.stores import StoredPath
 

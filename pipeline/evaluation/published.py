@@ -19,7 +19,8 @@ from pipeline.runs.curve_file import point_line
 from pipeline.runs.outcome import evaluation_dir
 from pipeline.runs.published_log import logged_step_s, read_log
 from pipeline.storage.files import local_file, sha256, write_text
-from pipeline.storage.results import EvaluatedCheckpoint, Manifest, PaddedEvaluation, PublishedEvaluation
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import EvaluatedCheckpoint, PaddedEvaluation, PublishedEvaluation
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 

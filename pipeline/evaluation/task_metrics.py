@@ -18,7 +18,7 @@ from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 
 if TYPE_CHECKING:
     from pipeline.data.loader.val_images import ValImage
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 class TaskMetrics:

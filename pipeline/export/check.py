@@ -16,7 +16,7 @@ from pipeline.params.tasks import LABELS, primary
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Row
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """An exported network: `pipeline.export.graph.ExportedNetwork.forward`."""

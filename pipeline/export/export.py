@@ -24,7 +24,7 @@ from pipeline.storage.progress import duration
 
 if TYPE_CHECKING:
     from pipeline.prediction.network import TrainedNetwork
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 Format = Literal["onnx", "torch.export", "huggingface"]
 

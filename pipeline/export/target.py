@@ -12,7 +12,7 @@ from pipeline.storage.root import storage_root
 
 if TYPE_CHECKING:
     from pipeline.prediction.network import Version
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 TAG = "export."
 """How the tag of a registered version begins that names a file: export.onnx is `model.onnx, sha256 ...`."""

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 from pipeline.provenance.sources import PACKAGES
-from pipeline.storage.results import PACKAGE
+from pipeline.storage.results.folder import PACKAGE
 
 _HEAD = f"""\
 # Written by `m2f init`, from the package's own pipeline. One stage per noun and entry of params.yaml:

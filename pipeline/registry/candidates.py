@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.params.tasks import LABELS
-from pipeline.storage.results import (
-    Evaluation,
-    Figures,
-    PublishedEvaluation,
-    TrainingResult,
-    result_path,
-)
+from pipeline.storage.results.folder import result_path
+from pipeline.storage.results.rows import Evaluation, Figures, PublishedEvaluation, TrainingResult
 from pipeline.storage.root import stored
 
 

@@ -11,7 +11,7 @@ from pipeline.registry.candidates import Candidate
 if TYPE_CHECKING:
     from pipeline.comparison.verdict import Verdict
     from pipeline.params.schema import Row
-    from pipeline.storage.results import Figures
+    from pipeline.storage.results.rows import Figures
 
 _SHOWN: Mapping[str, Sequence[str]] = {
     "semantic": (*FIGURES["semantic"], MS_FLIP),

@@ -7,7 +7,8 @@ from pipeline.registry.versions import runs_of_versions
 from pipeline.runs.outcome import TrackedRun, note_of
 from pipeline.runs.owner import lives_here, owner_of
 from pipeline.runs.reuse import reused_run
-from pipeline.storage.results import ConvertedWeights, Manifest, result_path, sound_result
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.folder import result_path, sound_result
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath, store_of
 

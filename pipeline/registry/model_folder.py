@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.params.schema import Row
 from pipeline.registry.candidates import Candidate
-from pipeline.storage.results import (
-    Manifest,
-)
+from pipeline.storage.results.data import Manifest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -23,11 +23,11 @@ from pipeline.registry.candidates import Candidate, candidates, chosen, publishe
 from pipeline.registry.description import figure_tags, model_description, version_description
 from pipeline.registry.model_folder import save_model, served_settings, trained_network
 from pipeline.registry.versions import delete_model, delete_unfinished, end_registering, registering_tag, versions_of
-from pipeline.storage.results import (
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import (
     Aliases,
     BestVersion,
     Evaluation,
-    Manifest,
     PublishedEvaluation,
     RegisteredVersion,
     Registration,

@@ -14,7 +14,8 @@ from pipeline.params.schema import Params, Row
 from pipeline.params.shorthand import trained_classes
 from pipeline.prediction.network import TrainedNetwork, Version
 from pipeline.registry.candidates import candidates
-from pipeline.storage.results import Evaluation, TrainedSeed, TrainingResult, Which, find_result, read_result
+from pipeline.storage.results.folder import find_result, read_result
+from pipeline.storage.results.rows import Evaluation, TrainedSeed, TrainingResult, Which
 from pipeline.storage.root import stored
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from pipeline.cost.speed import CHECKPOINTS, GIB, HOUR_S
 from pipeline.data.images.sizes import counted, ms_flip_factor
 from pipeline.runs.curve_file import lines_of, read_points
 from pipeline.storage.progress import duration
-from pipeline.storage.results import Manifest, TrainedSeed, TrainingResult, find_result, sound_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import find_result, sound_result
+from pipeline.storage.results.rows import TrainedSeed, TrainingResult
 from pipeline.storage.root import storage_root
 
 if TYPE_CHECKING:

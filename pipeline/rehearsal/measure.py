@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Row
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 BATCHES = 6
 """Loaded by every worker at the same time; those after the first two count."""
@@ -28,7 +28,8 @@ def main() -> None:
     """Measure the row that the command names."""
     from pipeline.compute.resources import cluster_resources
     from pipeline.params.load import load_params
-    from pipeline.storage.results import Manifest, read_result
+    from pipeline.storage.results.data import Manifest
+    from pipeline.storage.results.folder import read_result
 
     row = load_params("params.yaml").row(sys.argv[1])
     resources = cluster_resources(row)

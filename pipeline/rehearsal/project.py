@@ -25,7 +25,8 @@ from pipeline.rehearsal.folders import folders_of, python_path
 from pipeline.rehearsal.stand_ins import write_stand_ins
 from pipeline.rehearsal.weights import write_random_backbone
 from pipeline.storage.disk import Room, full_disk_said
-from pipeline.storage.results import Manifest, sound_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import sound_result
 from pipeline.storage.root import storage_root
 
 if TYPE_CHECKING:

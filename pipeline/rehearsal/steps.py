@@ -165,7 +165,8 @@ class _Kill:
 
     def judged(self, step: Step) -> Step:
         """The training's step, with what became of the kill."""
-        from pipeline.storage.results import TrainingResult, names_of, read_result
+        from pipeline.storage.results.folder import names_of, read_result
+        from pipeline.storage.results.rows import TrainingResult
 
         if self.project.environment.get("M2F_WORKERS") == "0":
             return dataclasses.replace(step, note="no worker was killed: M2F_WORKERS=0 trains without any")

@@ -19,16 +19,9 @@ from pipeline.report.paths import without_folders
 from pipeline.report.text import markdown, text_table
 from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import write_json, write_text
-from pipeline.storage.results import (
-    RESULTS,
-    ConvertedWeights,
-    Evaluation,
-    Manifest,
-    PublishedEvaluation,
-    TrainingResult,
-    find_result,
-    names_of,
-)
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.folder import RESULTS, find_result, names_of
+from pipeline.storage.results.rows import Evaluation, PublishedEvaluation, TrainingResult
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import shown_uri

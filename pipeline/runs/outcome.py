@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pipeline.params.parse import parse
 from pipeline.provenance.environment import Environment
 from pipeline.storage.files import read_json, write_json
-from pipeline.storage.results import BelowReference, Figures, Reused, Status, TrainedCheckpoints, WorkerGroupSpan
+from pipeline.storage.results.rows import BelowReference, Figures, Reused, Status, TrainedCheckpoints, WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 
 OVERLAYS = 8

@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.params.schema import Row
 from pipeline.runs.outcome import TrackedRun, finished_result, note_of, run_status, write_note
-from pipeline.storage.results import ConvertedWeights, Manifest, Reused
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.rows import Reused
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 

@@ -12,7 +12,7 @@ from pipeline.params.tasks import LABELS, headline, percent
 from pipeline.storage.stores import StoredPath
 
 if TYPE_CHECKING:
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 YIELD = "yield.json"

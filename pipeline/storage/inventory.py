@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.storage.disk import is_partial
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import RESULTS, every_result, result_files
+from pipeline.storage.results.folder import RESULTS, every_result, result_files
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 

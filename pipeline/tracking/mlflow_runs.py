@@ -25,7 +25,8 @@ from pipeline.provenance.environment import Environment
 from pipeline.runs.curve_file import lines_of, read_points
 from pipeline.runs.outcome import TrackedRow, TrackedRun, evaluation_dir, note_of, write_note
 from pipeline.storage.files import matching
-from pipeline.storage.results import RESULTS, EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
+from pipeline.storage.results.folder import RESULTS
+from pipeline.storage.results.rows import EvaluatedSeed, PublishedEvaluation, TrainedSeed, Which
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath
 from pipeline.tracking.client import attempt, in_background, mlflow_client, warn
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from pipeline.comparison.rows import Facts
     from pipeline.params.schema import PublishedConfig, Row, VerdictConfig
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 LOAD = "load.jsonl"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Metric, Run
 
-    from pipeline.storage.results import TrainedCheckpoint, Which
+    from pipeline.storage.results.rows import TrainedCheckpoint, Which
 
 MODEL_TYPE = "mask2former"
 _CHECKPOINT = "m2f.checkpoint_sha256"

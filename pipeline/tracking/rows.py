@@ -14,7 +14,7 @@ from pipeline.storage.root import storage_root
 if TYPE_CHECKING:
     from pipeline.comparison.rows import Facts
     from pipeline.params.schema import Row
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 _DIGITS = 16
 """Of a data set's digest, of which MLflow takes 36 characters."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.params.schema import EarlyWarningConfig
-from pipeline.storage.results import BelowReference
+from pipeline.storage.results.rows import BelowReference
 
 Curve = Sequence[tuple[int, float]]
 """(step, figure as a fraction), steps rising."""

@@ -34,7 +34,7 @@ from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import Diverged, Finished, LastNorm, Stopped, finished_result, note_of, write_note
 from pipeline.runs.run import YIELD, Run, reported
 from pipeline.storage.files import local_file, sha256
-from pipeline.storage.results import BelowReference, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.results.rows import BelowReference, BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking.curve import Curve
 from pipeline.training.early_warning import clearly_below_reference, curve_of, described
 from pipeline.training.loop_progress import NoCurve, NoProgress, TrainingProgress
@@ -64,7 +64,7 @@ class RunState:
     metrics: dict[str, float | None] | None = None
     """Of the newest validation."""
     below_reference: list[dict[str, Any]] = field(default_factory=list)
-    """Validations that were clearly below their reference (pipeline.storage.results.BelowReference)."""
+    """Validations that were clearly below their reference (pipeline.storage.results.rows.BelowReference)."""
     peak_memory_mib: float | None = None
     loss_scale: list[float] | None = None
     """Of a training in fp16 (pipeline.compute.precision.LossScale)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.params.tasks import LABELS, in_words, primary
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import BelowReference
+from pipeline.storage.results.rows import BelowReference
 from pipeline.tracking.mlflow_runs import set_tags
 from pipeline.training.early_warning import warning
 

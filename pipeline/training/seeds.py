@@ -25,16 +25,9 @@ from pipeline.runs.outcome import Launch, RunStatus, Stopped, finished_result, n
 from pipeline.runs.owner import owned
 from pipeline.runs.reuse import reused_run
 from pipeline.storage.files import delete, write_json
-from pipeline.storage.results import (
-    ConvertedWeights,
-    Manifest,
-    PublishedEvaluation,
-    TrainedSeed,
-    TrainingResult,
-    WorkerGroupSpan,
-    made_by,
-    write_result,
-)
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.folder import made_by, write_result
+from pipeline.storage.results.rows import PublishedEvaluation, TrainedSeed, TrainingResult, WorkerGroupSpan
 from pipeline.storage.root import storage_root, stored
 from pipeline.storage.stores import StoredPath
 

@@ -35,7 +35,7 @@ from pipeline.runs.outcome import (
     write_worker_groups,
 )
 from pipeline.runs.run import run_name, say
-from pipeline.storage.results import WorkerGroupSpan
+from pipeline.storage.results.rows import WorkerGroupSpan
 from pipeline.storage.stores import StoredPath
 from pipeline.training.elastic import (
     Decision,

@@ -19,7 +19,7 @@ def shard(sources: Sequence[Path], storage: Path, settings: Mapping[str, Any]) -
 
     from pipeline.data.shards import build
     from pipeline.params.schema import DatasetConfig
-    from pipeline.storage.results import FetchedSource
+    from pipeline.storage.results.data import FetchedSource
 
     os.environ["M2F_STORAGE"] = str(storage)
     sources = [_fetched(source) for source in sources]

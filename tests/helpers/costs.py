@@ -8,7 +8,9 @@ from typing import Any
 
 from pipeline.params.schema import Row
 from pipeline.provenance.run_key import settings_key
-from pipeline.storage.results import ImageSides, Manifest, Split, TrainedSeed, write_result
+from pipeline.storage.results.data import ImageSides, Manifest, Split
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import TrainedSeed
 from tests.helpers.made_up import A100, CPU, benchmark, checkpoint, padded, published_evaluation, trained_seed, training
 from tests.helpers.manifests import made_up_manifest
 

@@ -33,7 +33,7 @@ from pipeline.runs.checkpoints import checkpoint_path
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.run import YIELD, Run
 from pipeline.storage.files import write_json
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.training.loop import YieldRequested, train
 from tests.helpers.shared import PROJECT
 

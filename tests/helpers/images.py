@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pipeline.data.images.codecs import decode_image, decode_segments
 from pipeline.data.records import Instance
 from pipeline.params.schema import DatasetConfig
-from pipeline.storage.results import Manifest, Shard, Split
+from pipeline.storage.results.data import Manifest, Shard, Split
 from tests.helpers.manifests import made_up_manifest
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import AugmentationConfig, TestConfig
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, instance, rectangle, stored, write_shards
 
 TEST = TestConfig(short_side=24, long_side_max=100)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.provenance.environment import Environment
-from pipeline.storage.results import (
+from pipeline.storage.results.rows import (
     BelowReference,
     Benchmark,
     BestCheckpoint,

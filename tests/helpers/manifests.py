@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pipeline.storage.results import (
+from pipeline.storage.results.data import (
     ImageSides,
     Manifest,
     Samples,

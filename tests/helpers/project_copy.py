@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.cluster.workspace import without_git
 from pipeline.params.load import read_settings
-from pipeline.storage.results import write_metrics, write_plot
+from pipeline.storage.results.folder import write_metrics, write_plot
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S
 

@@ -15,11 +15,11 @@ from pipeline.params.schema import Row, TestConfig
 from pipeline.params.tasks import primary
 from pipeline.runs.checkpoints import checkpoint_path, save_model
 from pipeline.storage.files import sha256
-from pipeline.storage.results import (
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import (
     BestCheckpoint,
     EvaluatedSeed,
     Evaluation,
-    Manifest,
     TrainedCheckpoint,
     TrainedCheckpoints,
     TrainingResult,

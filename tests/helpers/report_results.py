@@ -23,12 +23,13 @@ from pipeline.params.tasks import FIGURES, MS_FLIP, primary
 from pipeline.provenance.environment import Environment
 from pipeline.provenance.run_key import settings_key
 from pipeline.storage.files import write_text
-from pipeline.storage.results import (
+from pipeline.storage.results.data import ConvertedWeights
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import (
     Aliases,
     Baseline,
     BestCheckpoint,
     BestVersion,
-    ConvertedWeights,
     EvaluatedCheckpoint,
     EvaluatedCheckpoints,
     EvaluatedSeed,
@@ -38,7 +39,6 @@ from pipeline.storage.results import (
     TrainedCheckpoints,
     TrainedSeed,
     TrainingResult,
-    write_result,
 )
 from tests.helpers import made_up
 from tests.helpers.manifests import made_up_manifest

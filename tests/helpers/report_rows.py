@@ -12,7 +12,8 @@ from pipeline.params.schema import Params, VerdictConfig
 from pipeline.params.tasks import FIGURES
 from pipeline.provenance.run_key import settings_key
 from pipeline.report.write import write_report
-from pipeline.storage.results import (
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import (
     Baseline,
     Benchmark,
     EvaluatedCheckpoint,
@@ -20,7 +21,6 @@ from pipeline.storage.results import (
     Evaluation,
     PublishedEvaluation,
     TrainingResult,
-    write_result,
 )
 from tests.helpers import made_up
 

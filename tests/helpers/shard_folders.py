@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.data.fetch import folder_digest
 from pipeline.data.shards import build as shards
-from pipeline.storage.results import FetchedSource, Manifest
+from pipeline.storage.results.data import FetchedSource, Manifest
 from tests.helpers.images import config
 
 

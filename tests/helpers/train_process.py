@@ -17,7 +17,9 @@ import psutil
 
 from pipeline.params.schema import Row
 from pipeline.runs.curve_file import read_curve
-from pipeline.storage.results import Manifest, PublishedEvaluation, TrainingResult, read_result, result_path
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import read_result, result_path
+from pipeline.storage.results.rows import PublishedEvaluation, TrainingResult
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S, until
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.params.load import load_params
 from pipeline.params.schema import AugmentationConfig, DatasetConfig, Params, Row, TrainConfig
-from pipeline.storage.results import ConvertedWeights, Manifest
+from pipeline.storage.results.data import ConvertedWeights, Manifest
 from tests.helpers.train_process import STEPS, Job
 
 PROJECT = Path(__file__).resolve().parents[2]

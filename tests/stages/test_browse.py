@@ -12,7 +12,7 @@ import yaml
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.data.shards.build import build
 from pipeline.params.load import load_params
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from stages import browse
 from tests.helpers.shared import PROJECT
 

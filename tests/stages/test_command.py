@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.results import (
-    Aliases,
-    BestVersion,
-    RegisteredVersion,
-    Registration,
-    TrainingResult,
-    write_result,
-    write_waiting,
-)
+from pipeline.storage.results.folder import write_result, write_waiting
+from pipeline.storage.results.rows import Aliases, BestVersion, RegisteredVersion, Registration, TrainingResult
 from stages.__main__ import COMMANDS
 from tests.helpers.costs import seed
 from tests.helpers.made_up import training

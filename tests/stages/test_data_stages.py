@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from pipeline.storage.files import sha256
-from pipeline.storage.results import ConvertedWeights, Manifest, read_result
+from pipeline.storage.results.data import ConvertedWeights, Manifest
+from pipeline.storage.results.folder import read_result
 from tests.helpers.coco_files import published, write_coco
 from tests.helpers.images import encoded, labels, put, write_folder, zipped
 from tests.helpers.waiting import LIMIT_S

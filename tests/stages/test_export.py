@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline.params.load import load_params
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers.registered import results_of
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import LIMIT_S

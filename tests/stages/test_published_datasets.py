@@ -11,7 +11,8 @@ import pytest
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.data.loader.val_images import validation_images
 from pipeline.params.load import load_params
-from pipeline.storage.results import Manifest, read_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import read_result
 from tests.helpers.http_server import Server, serving
 from tests.helpers.project_copy import Copy
 from tests.helpers.shared import PROJECT, shared

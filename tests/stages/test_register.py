@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.params.load import load_params
 from pipeline.provenance.run_key import settings_key
-from pipeline.storage.results import Registration, find_result, read_result, waiting, write_result
+from pipeline.storage.results.folder import find_result, read_result, waiting, write_result
+from pipeline.storage.results.rows import Registration
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.project_copy import Copy
 from tests.helpers.registered import results_of

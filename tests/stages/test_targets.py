@@ -11,7 +11,8 @@ import pytest
 
 import stages
 from pipeline.params.load import load_params
-from pipeline.storage.results import PublishedEvaluation, Ready, waiting, write_result
+from pipeline.storage.results.folder import waiting, write_result
+from pipeline.storage.results.rows import PublishedEvaluation, Ready
 from stages import _targets, asked_rows, waits
 from tests.helpers.shared import PROJECT
 

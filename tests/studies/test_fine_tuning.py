@@ -8,7 +8,7 @@ import pytest
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Row, WeightsConfig
 from pipeline.runs.curve_file import point_line
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from studies.fine_tuning import draw, label_of, panel, table
 from tests.helpers import made_up
 from tests.helpers.shared import PROJECT

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.params.schema import MsFlipConfig, TestConfig
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 Size = tuple[int, int]
 """(height, width)."""

@@ -38,7 +38,7 @@ from pipeline.data.shards.reader import SplitReader, StoredRecord
 
 if TYPE_CHECKING:
     from pipeline.params.schema import AugmentationConfig, Row, Task
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 DRAWS = 1000

@@ -19,7 +19,7 @@ from pipeline.data.shards.reader import SplitReader, StoredRecord, Things
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Task, TestConfig
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 @dataclass(frozen=True, eq=False)

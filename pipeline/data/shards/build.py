@@ -44,7 +44,7 @@ from pipeline.provenance.code import Code, code_digest
 from pipeline.provenance.run_key import KEEPS_BYTES, PROGRESS, key_of
 from pipeline.storage.files import whole_file, write_json
 from pipeline.storage.progress import Progress
-from pipeline.storage.results import FetchedSource, Manifest, Samples, Split
+from pipeline.storage.results.data import FetchedSource, Manifest, Samples, Split
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath, store_of
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.provenance.run_key import settings_facts
-from pipeline.storage.results import RESULTS, FetchedDataset, Label, Manifest, made_by, read_result, sound_result
+from pipeline.storage.results.data import FetchedDataset, Label, Manifest
+from pipeline.storage.results.folder import RESULTS, made_by, read_result, sound_result
 
 if TYPE_CHECKING:
     from pipeline.params.schema import DatasetConfig, Params, Task

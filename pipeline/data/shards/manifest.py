@@ -21,7 +21,7 @@ from pipeline.data.shards.writer import (
     ShardJob,
     same_labels,
 )
-from pipeline.storage.results import (
+from pipeline.storage.results.data import (
     EmptyThings,
     ExtremeSizes,
     FetchedSource,

@@ -30,7 +30,7 @@ from pipeline.storage.stores import Expected, store_of
 
 if TYPE_CHECKING:
     from pipeline.params.schema import Task
-    from pipeline.storage.results import Manifest
+    from pipeline.storage.results.data import Manifest
 
 
 def verify_shards(manifest: Manifest, split: str) -> None:

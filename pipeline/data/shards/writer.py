@@ -33,7 +33,7 @@ from pipeline.data.shards.things import stored_instances, thing_segments
 from pipeline.params.parse import parse
 from pipeline.storage.digests import known_digest
 from pipeline.storage.files import read_json, sha256, whole_file, write_json
-from pipeline.storage.results import EmptyThings, Label, SkippedRecord
+from pipeline.storage.results.data import EmptyThings, Label, SkippedRecord
 from pipeline.storage.root import storage_root
 from pipeline.storage.stores import StoredPath, store_of
 

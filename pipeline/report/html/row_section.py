@@ -23,7 +23,7 @@ from pipeline.params.tasks import LABELS
 from pipeline.report.html import svg
 from pipeline.report.html.classes import ClassTable, class_tables
 from pipeline.report.sentences import below_reference, interval_sentence
-from pipeline.storage.results import RegisteredVersion, Reused, TrainedSeed
+from pipeline.storage.results.rows import RegisteredVersion, Reused, TrainedSeed
 from pipeline.tracking.pages import MlflowPages
 
 

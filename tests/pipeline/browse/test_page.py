@@ -11,7 +11,7 @@ import pytest
 from pipeline.browse.page import LEAST_SIDE, Section, open_page, write_page, write_sample
 from pipeline.browse.samples import Sample
 from pipeline.prediction.annotations import Objects
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 
 SAMPLE = Sample(
     name="a & b",

@@ -11,7 +11,7 @@ import pytest
 from pipeline.browse.samples import stored_samples, training_samples
 from pipeline.data.loader.train_batches import TrainingOrder, training_batches
 from pipeline.params.schema import Row, Task
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, instance, rectangle, stored, write_shards
 from tests.helpers.registered import CLASSES, SIZES, manifest_of
 

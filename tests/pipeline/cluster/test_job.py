@@ -13,7 +13,8 @@ from pipeline.cluster.config import NodeGroup
 from pipeline.cluster.job import Need, at_once, missing, need, where_things_are
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
-from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration, write_result
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import Aliases, BestVersion, RegisteredVersion, Registration
 from tests.helpers.shared import PROJECT
 
 

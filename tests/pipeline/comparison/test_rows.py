@@ -10,7 +10,7 @@ from pipeline.comparison.rows import Interval, row_facts
 from pipeline.comparison.tables import table_line
 from pipeline.params.schema import Params
 from pipeline.storage.files import write_json
-from pipeline.storage.results import EvaluatedCheckpoint
+from pipeline.storage.results.rows import EvaluatedCheckpoint
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, evaluated, figures, trained, written
 

@@ -24,7 +24,8 @@ from pipeline.cost.batches import batches_of
 from pipeline.cost.benchmark import benchmark, benchmark_key, forward_flops
 from pipeline.cost.speed import FAPN_OPERATIONS
 from pipeline.params.schema import DatasetConfig, Params, Row
-from pipeline.storage.results import Manifest, Spread
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import Spread
 from pipeline.training.worker import Worker
 
 PROJECT = Path(__file__).resolve().parents[3]

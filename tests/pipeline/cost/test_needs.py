@@ -13,7 +13,8 @@ from pipeline.cost import needs as module
 from pipeline.cost.needs import needs, training_needs, untrained_weights
 from pipeline.cost.speed import Estimate
 from pipeline.params.schema import DatasetConfig, Params, WeightsConfig
-from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, write_result
+from pipeline.storage.results.data import FetchedDataset, FetchedSource, Manifest
+from pipeline.storage.results.folder import write_result
 from tests.helpers.images import write_folder
 from tests.helpers.made_up import trained_seed, training
 from tests.helpers.manifests import made_up_manifest

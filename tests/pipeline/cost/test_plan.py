@@ -16,7 +16,8 @@ from pipeline.cost.plan import NETWORKS, Settings, built_checkpoint_bytes, check
 from pipeline.cost.plan_table import text
 from pipeline.data.images.sizes import ms_flip_factor
 from pipeline.params.schema import Params, Row, TrainConfig
-from pipeline.storage.results import Manifest, write_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import write_result
 from tests.helpers.cluster_files import filled
 from tests.helpers.costs import manifest, seed, write_benchmark, write_trained
 from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation

@@ -17,7 +17,8 @@ from pipeline.cost.preconditions import known_errors, preconditions, refuse_to_t
 from pipeline.data.shards.look import record_settings
 from pipeline.params.schema import DatasetConfig, MsFlipConfig, Params, Row
 from pipeline.provenance.run_key import run_key
-from pipeline.storage.results import ExtremeSizes, ImageSides, Manifest, write_result
+from pipeline.storage.results.data import ExtremeSizes, ImageSides, Manifest
+from pipeline.storage.results.folder import write_result
 from tests.helpers.manifests import made_up_manifest
 from tests.pipeline.conftest import NO_WEIGHTS
 

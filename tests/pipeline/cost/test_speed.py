@@ -10,7 +10,7 @@ import pytest
 from pipeline.cost.plan import Settings, make_plan
 from pipeline.cost.speed import estimated_gpu_hours
 from pipeline.params.schema import Params
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers.costs import manifest, seed, write_benchmark, write_log, write_trained
 
 

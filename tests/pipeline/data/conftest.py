@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, labels, stored, write_shards
 from tests.helpers.loading import LAYOUTS
 

@@ -23,7 +23,8 @@ from pipeline.data.login import LOGINS
 from pipeline.params.load import load_params
 from pipeline.params.schema import DatasetConfig
 from pipeline.storage.files import sha256
-from pipeline.storage.results import FetchedDataset, FetchedSource, read_result
+from pipeline.storage.results.data import FetchedDataset, FetchedSource
+from pipeline.storage.results.folder import read_result
 from tests.helpers.http_server import Server, serving
 from tests.helpers.images import config, put, write_folder, zipped
 from tests.helpers.project_copy import Copy

@@ -18,7 +18,8 @@ from pipeline.data.pretrained_weights import convert_network, convert_weights
 from pipeline.params.schema import Params, WeightsConfig
 from pipeline.runs.checkpoints import save_model
 from pipeline.storage.files import sha256
-from pipeline.storage.results import TrainedCheckpoint, write_result
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import TrainedCheckpoint
 from pipeline.storage.root import storage_root
 from tests.helpers import made_up
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.task_metrics import TaskMetrics, measure
 from pipeline.params.schema import Row, VerdictConfig
 from pipeline.params.tasks import FIGURES, percent
 from pipeline.runs.outcome import evaluation_dir
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.tracking.mlflow_runs import track_row
 from pipeline.training.seeds import train_row
 from tests.helpers import made_up

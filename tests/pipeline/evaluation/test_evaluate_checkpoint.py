@@ -27,7 +27,8 @@ from pipeline.params.schema import Row
 from pipeline.provenance.code import Code
 from pipeline.runs.checkpoints import save_model
 from pipeline.storage.files import sha256
-from pipeline.storage.results import EvaluatedCheckpoint, Manifest
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import EvaluatedCheckpoint
 from tests.helpers.mutations import Project, other_comments
 from tests.helpers.shared import PROJECT
 from tests.helpers.waiting import until

@@ -15,7 +15,7 @@ from pipeline.evaluation.image_figures import ImageFigures, images_file, merged_
 from pipeline.evaluation.task_metrics import TaskMetrics, predict_images
 from pipeline.params.schema import Row
 from pipeline.storage.files import write_json
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 
 FIGURES = {"panoptic": ("pq", "miou", "ap"), "instance": ("ap",), "semantic": ("miou",)}
 

@@ -19,7 +19,7 @@ from pipeline.evaluation.task_metrics import measure
 from pipeline.params.schema import PublishedConfig, Row
 from pipeline.runs.curve_file import read_curve
 from pipeline.storage.files import sha256
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.tracking.mlflow_runs import track_published
 
 LOG = [

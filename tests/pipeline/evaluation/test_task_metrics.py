@@ -22,7 +22,7 @@ from pipeline.evaluation.task_metrics import TaskMetrics, measure
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.schema import DatasetConfig, Row
 from pipeline.storage.files import sha256
-from pipeline.storage.results import FetchedSource, Manifest
+from pipeline.storage.results.data import FetchedSource, Manifest
 from tests.helpers.cityscapes_files import instance_ids, predictions
 from tests.helpers.images import encoded, image, put, zipped
 from tests.helpers.loading import LAYOUTS, wide

@@ -19,7 +19,7 @@ from pipeline.export.torch_file import METADATA
 from pipeline.params.load import load_params
 from pipeline.params.schema import Row
 from pipeline.prediction.network import TrainedNetwork
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.shared import PROJECT
 from tests.helpers.trained import trained
 

@@ -20,7 +20,9 @@ from pipeline.registry.kept import kept_runs
 from pipeline.runs.outcome import TrackedRun, write_note
 from pipeline.runs.owner import owned
 from pipeline.storage.files import write_text
-from pipeline.storage.results import Manifest, Reused, read_result, write_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import read_result, write_result
+from pipeline.storage.results.rows import Reused
 from pipeline.storage.stores import store_of
 from stages.storage import main
 from tests.helpers.made_up import checkpoint, evaluated_seed, evaluation, trained_seed, training

@@ -26,7 +26,7 @@ from pipeline.registry.candidates import candidates, chosen
 from pipeline.registry.register import licence, model_name, register, register_published
 from pipeline.registry.source import open_source
 from pipeline.runs.checkpoints import save_model
-from pipeline.storage.results import (
+from pipeline.storage.results.rows import (
     Aliases,
     BestCheckpoint,
     BestVersion,

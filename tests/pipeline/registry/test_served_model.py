@@ -40,7 +40,7 @@ from pipeline.registry.model_folder import save_model, served_settings, trained_
 from pipeline.registry.register import register
 from pipeline.registry.served_model import LIBRARIES, MODULES, PREDICTING, Refusal, _png
 from pipeline.runs.checkpoints import load_checkpoint
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import encoded, image
 from tests.helpers.imports import imported, reached
 from tests.helpers.registered import SIZES, decided_network, manifest_of, results_of, row_of

@@ -18,7 +18,7 @@ from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.registry.model_folder import served_settings
 from pipeline.registry.register import register
 from pipeline.registry.source import open_source
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers.registered import CLASSES, decided_network, manifest_of, results_of, row_of
 
 NAME = "odd_panoptic"

@@ -14,7 +14,7 @@ from pipeline.rehearsal.findings import Findings, find
 from pipeline.rehearsal.project import Extent, Project
 from pipeline.rehearsal.steps import Step
 from pipeline.runs.curve_file import point_line
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers.made_up import span, trained_seed, training
 from tests.helpers.shared import PROJECT
 

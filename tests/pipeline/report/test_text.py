@@ -9,7 +9,7 @@ from pipeline.params.schema import Params
 from pipeline.params.tasks import FIGURES
 from pipeline.report.sentences import published_sentences
 from pipeline.report.text import markdown, text_table
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers import made_up
 from tests.helpers.report_rows import RULE, evaluated, figures, published, written
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.params.schema import Params
 from pipeline.report.write import write_report
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from tests.helpers import made_up
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.report_results import PageParser

@@ -25,7 +25,7 @@ from pipeline.runs.outcome import (
     write_note,
     write_worker_groups,
 )
-from pipeline.storage.results import BestCheckpoint, Reused, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.results.rows import BestCheckpoint, Reused, TrainedCheckpoint, TrainedCheckpoints
 from tests.helpers.made_up import A100, below_reference, span
 
 CHECKPOINTS = TrainedCheckpoints(

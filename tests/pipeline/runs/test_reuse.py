@@ -14,7 +14,9 @@ from pipeline.provenance import run_key
 from pipeline.runs.reuse import reuse_run
 from pipeline.storage.files import delete
 from pipeline.storage.inventory import inventory
-from pipeline.storage.results import Manifest, TrainedSeed, write_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import TrainedSeed
 from pipeline.training import loop
 from pipeline.training.seeds import train_row
 from tests.helpers.made_up import training

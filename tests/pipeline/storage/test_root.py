@@ -42,7 +42,9 @@ from pipeline.storage import host_cache
 from pipeline.storage import root as storage
 from pipeline.storage.files import copy_file, delete, files_below, local_file, sha256, whole_file, write_json
 from pipeline.storage.inventory import copy_named, inventory, named_digests, wrong_file
-from pipeline.storage.results import FetchedDataset, Manifest, TrainingResult, read_result, write_result
+from pipeline.storage.results.data import FetchedDataset, Manifest
+from pipeline.storage.results.folder import read_result, write_result
+from pipeline.storage.results.rows import TrainingResult
 from pipeline.storage.root import in_project, root_at, storage_root, store_failure
 from pipeline.storage.stores import ObjectStore
 from stages import run

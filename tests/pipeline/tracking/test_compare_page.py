@@ -25,13 +25,8 @@ from pipeline.params.schema import Row
 from pipeline.provenance.run_key import settings_key
 from pipeline.runs.curve_file import point_line, read_points
 from pipeline.runs.outcome import Finished, TrackedRun, note_of, write_note
-from pipeline.storage.results import (
-    BestCheckpoint,
-    EvaluatedSeed,
-    TrainedCheckpoint,
-    TrainedCheckpoints,
-    write_result,
-)
+from pipeline.storage.results.folder import write_result
+from pipeline.storage.results.rows import BestCheckpoint, EvaluatedSeed, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking import mlflow_runs
 from pipeline.tracking.sender import SystemLoad
 from tests.helpers.browser import CHROMIUM, Browser

@@ -26,7 +26,7 @@ from pipeline.params.load import load_params
 from pipeline.provenance.run_key import settings_key
 from pipeline.runs.curve_file import point_line, read_curve
 from pipeline.runs.outcome import evaluation_dir, write_note
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import sender
 from pipeline.tracking.curve import Curve

@@ -12,7 +12,7 @@ import pytest
 from pipeline.params.schema import Params, Row
 from pipeline.runs.outcome import Finished, evaluation_dir, write_note
 from pipeline.storage.files import write_json
-from pipeline.storage.results import BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
+from pipeline.storage.results.rows import BestCheckpoint, TrainedCheckpoint, TrainedCheckpoints
 from pipeline.tracking.client import mlflow_client
 from pipeline.tracking.mlflow_runs import catch_up, open_training
 from tests.helpers.manifests import made_up_manifest

@@ -13,7 +13,7 @@ from pipeline.comparison.rows import row_facts
 from pipeline.params.schema import Params, Row, VerdictConfig
 from pipeline.provenance.run_key import settings_key
 from pipeline.runs.outcome import TrackedRow, evaluation_dir
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 from pipeline.tracking.client import mlflow_client
 from pipeline.tracking.mlflow_runs import catch_up, log_row, open_training, track_row
 from pipeline.tracking.rows import row_description, row_metrics, tracked_row

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.params.schema import Row
 from pipeline.runs.run import Run
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 
 
 @pytest.fixture

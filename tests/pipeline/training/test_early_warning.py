@@ -10,7 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.params.schema import EarlyWarningConfig, Row
-from pipeline.storage.results import BelowReference, Manifest, PublishedEvaluation, TrainingResult, read_result
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.folder import read_result
+from pipeline.storage.results.rows import BelowReference, PublishedEvaluation, TrainingResult
 from pipeline.training.early_warning import clearly_below_reference, described
 from pipeline.training.seeds import train_row
 from tests.helpers.made_up import checkpoint, padded, published_evaluation

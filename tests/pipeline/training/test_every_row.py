@@ -15,7 +15,7 @@ from pipeline.params.load import load_params
 from pipeline.params.tasks import FIGURES, primary
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.run import Run
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.storage.root import storage_root
 from pipeline.training.loop import train
 

@@ -23,7 +23,7 @@ from pipeline.runs.checkpoints import checkpoint_path, newest_checkpoint
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import note_of
 from pipeline.runs.run import Run
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.training import loop
 from pipeline.training import step as train_step
 from pipeline.training.loop import train

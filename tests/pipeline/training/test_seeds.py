@@ -24,7 +24,7 @@ from pipeline.provenance.run_key import run_key
 from pipeline.runs.checkpoints import checkpoint_path, read_header, save_model
 from pipeline.runs.owner import owned
 from pipeline.storage.files import sha256
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.storage.root import storage_root
 from pipeline.tracking.client import SAID, mlflow_client
 from pipeline.tracking.mlflow_runs import track_row

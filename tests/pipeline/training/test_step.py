@@ -15,7 +15,7 @@ from m2f.config import BackboneConfig
 from m2f.types import Prediction
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, training_batches
 from pipeline.params.schema import Row
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from pipeline.training import step as module
 from pipeline.training.step import Training, build, training_step, use_kernels
 from pipeline.training.worker import Worker

@@ -25,7 +25,8 @@ from pipeline.runs.checkpoints import save_checkpoint
 from pipeline.runs.curve_file import read_curve
 from pipeline.runs.outcome import run_status, worker_groups_of, write_worker_groups
 from pipeline.runs.run import Run
-from pipeline.storage.results import Manifest, WorkerGroupSpan
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import WorkerGroupSpan
 from pipeline.tracking import mlflow_runs
 from pipeline.training import loop, worker_group
 from pipeline.training.loop import YieldRequested

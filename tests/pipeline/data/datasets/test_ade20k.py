@@ -14,7 +14,7 @@ from pipeline.data.shards import build as shards
 from pipeline.params.class_names import CLASS_NAMES
 from pipeline.params.schema import DatasetConfig, TestConfig
 from pipeline.storage.files import sha256
-from pipeline.storage.results import FetchedSource
+from pipeline.storage.results.data import FetchedSource
 from tests.helpers.images import encoded, image, put, zipped
 
 CONFIG = DatasetConfig(

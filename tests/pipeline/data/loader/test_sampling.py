@@ -11,7 +11,7 @@ import pytest
 from pipeline.data.loader.sampling import RepeatOrder, classes_held, repeat_factors
 from pipeline.data.loader.train_batches import epoch_order
 from pipeline.data.shards.reader import SplitReader
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, instance, rectangle, stored, write_shards
 from tests.helpers.loading import THINGS, batches
 

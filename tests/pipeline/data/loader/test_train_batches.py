@@ -17,7 +17,7 @@ from pipeline.data.loader.augmentation import seed_transform, training_transform
 from pipeline.data.loader.train_batches import Batch, TrainingOrder, epoch_order, training_batches
 from pipeline.data.loader.val_images import validation_images
 from pipeline.data.shards import reader
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, instance, labels, rectangle, stored, write_shards
 from tests.helpers.loading import (
     LAYOUTS,

@@ -13,7 +13,7 @@ import pytest
 from pipeline.data.images.codecs import decode_masks
 from pipeline.data.loader.val_images import validation_images
 from pipeline.params.schema import MsFlipConfig
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, labels, write_shards
 from tests.helpers.loading import TEST, THINGS, crossing, street
 from tests.helpers.shared import PROJECT

@@ -24,7 +24,7 @@ from pipeline.data.shards.manifest import MadeShards
 from pipeline.params.load import load_params
 from pipeline.params.schema import AugmentationConfig, TestConfig
 from pipeline.storage.files import sha256
-from pipeline.storage.results import FetchedSource, Manifest
+from pipeline.storage.results.data import FetchedSource, Manifest
 from tests.helpers.coco_files import CONFIG as COCO
 from tests.helpers.coco_files import write_coco
 from tests.helpers.images import JPEG, config, encoded, image, labels, put, write_folder

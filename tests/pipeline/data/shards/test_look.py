@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.data.shards.look import current_manifest, look, other_settings, record_settings
 from pipeline.params.schema import DatasetConfig, Params
-from pipeline.storage.results import FetchedDataset, FetchedSource, Manifest, SharedImages, write_result
+from pipeline.storage.results.data import FetchedDataset, FetchedSource, Manifest, SharedImages
+from pipeline.storage.results.folder import write_result
 from tests.helpers.manifests import made_up_manifest
 
 CONFIG = DatasetConfig(layout="folder", class_names=("sky", "road", "car"), thing_classes=("car",))

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.data.shards import writer
 from pipeline.data.shards.manifest import class_lines, counted, manifest_digest
 from pipeline.storage.files import sha256
-from pipeline.storage.results import EmptyThings, ExtremeSizes, ImageSides, Manifest, Samples, SharedImages, Source
+from pipeline.storage.results.data import EmptyThings, ExtremeSizes, ImageSides, Manifest, Samples, SharedImages, Source
 from tests.helpers.images import encoded, image, labels, put, write_folder
 from tests.helpers.manifests import made_up_manifest
 from tests.helpers.shard_folders import build, facts_of

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.data.shards import reader
 from pipeline.storage import files
-from pipeline.storage.results import Manifest
+from pipeline.storage.results.data import Manifest
 from tests.helpers.images import image, labels, raw, stored, write_shards
 from tests.helpers.loading import batches, images_of, shard_path
 

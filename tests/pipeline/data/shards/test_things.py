@@ -11,7 +11,7 @@ from pipeline.data.records import Instance, Labelled, Record
 from pipeline.data.shards import build
 from pipeline.data.shards.writer import verify
 from pipeline.params.schema import DatasetConfig
-from pipeline.storage.results import EmptyThings, Manifest, manifest_digest
+from pipeline.storage.results.data import EmptyThings, Manifest, manifest_digest
 from tests.helpers.coco_files import CONFIG, INSTANCES, write_coco
 from tests.helpers.images import encoded, image
 from tests.helpers.shard_folders import facts_of, rows

@@ -20,7 +20,7 @@ from pipeline.report.html.row_section import Details
 from pipeline.report.html.thumbnails import ROW_OVERLAYS
 from pipeline.report.text import markdown
 from pipeline.report.write import write_report
-from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration
+from pipeline.storage.results.rows import Aliases, BestVersion, RegisteredVersion, Registration
 from tests.helpers import made_up
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.report_results import PROJECT, PageParser, write_results

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.schema import Params
-from pipeline.storage.results import Aliases, BestVersion, RegisteredVersion, Registration, Reused
+from pipeline.storage.results.rows import Aliases, BestVersion, RegisteredVersion, Registration, Reused
 from tests.helpers import made_up
 from tests.helpers.report_rows import evaluated, figures, page_of, trained, written
 

@@ -15,18 +15,9 @@ from typing import Any, ClassVar
 import pytest
 
 from pipeline.params.parse import parse
-from pipeline.storage import results
-from pipeline.storage.results import (
-    Aliases,
-    BestVersion,
-    ConvertedWeights,
-    Evaluation,
-    FetchedDataset,
-    FetchedSource,
-    Ready,
-    RegisteredVersion,
-    Registration,
-    TrainingResult,
+from pipeline.storage.results import folder as results_folder
+from pipeline.storage.results.data import ConvertedWeights, FetchedDataset, FetchedSource
+from pipeline.storage.results.folder import (
     every_result,
     find_result,
     made_by,
@@ -37,6 +28,15 @@ from pipeline.storage.results import (
     write_metrics,
     write_result,
     write_waiting,
+)
+from pipeline.storage.results.rows import (
+    Aliases,
+    BestVersion,
+    Evaluation,
+    Ready,
+    RegisteredVersion,
+    Registration,
+    TrainingResult,
 )
 from tests.helpers import made_up
 from tests.helpers.manifests import made_up_manifest
@@ -72,7 +72,7 @@ AGAIN = "; make it again with: dvc repro -f fetch@mine"
 def content(result: Any) -> dict[str, Any]:
     """What the file of a result holds."""
     values: dict[str, Any] = json.loads(
-        json.dumps({"version": results._FILES[type(result)].version, **dataclasses.asdict(result)})
+        json.dumps({"version": results_folder._FILES[type(result)].version, **dataclasses.asdict(result)})
     )
     return values
 
@@ -103,8 +103,8 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path, example: Any) -> Non
 
 
 def test_every_kind_has_its_example_and_a_stage_of_its_own() -> None:
-    assert {type(example) for example in EXAMPLES} == set(results._FILES)
-    assert len({file.stage for file in results._FILES.values()}) == len(results._FILES)
+    assert {type(example) for example in EXAMPLES} == set(results_folder._FILES)
+    assert len({file.stage for file in results_folder._FILES.values()}) == len(results_folder._FILES)
 
 
 def test_results_lie_in_the_folder_of_their_stage() -> None:
@@ -333,6 +333,6 @@ def test_a_class_variable_is_no_field() -> None:
 
 def test_reading_results_loads_no_library() -> None:
     heavy = ["torch", "numpy", "pyarrow", "ray", "mlflow", "yaml"]
-    code = f"import sys, pipeline.storage.results\nprint([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, pipeline.storage.results.folder\nprint([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n"
