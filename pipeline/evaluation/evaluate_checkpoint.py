@@ -116,14 +116,14 @@ def evaluation_key(
         code=code_digest(code),
         precision={"network": row.test.precision, "tf32": row.train.tf32 if device == "cuda" else None},
         device=device,
-        path=row.train.kernels if device == "cuda" else _use_kernels(row, "cpu"),  # a driver may have no GPU
+        path=row.train.kernels if device == "cuda" else _kernels_here(row),  # a driver may have no GPU
     )
 
 
-def _use_kernels(row: Row, device: Literal["cuda", "cpu"]) -> Literal["plain", "compiled"]:
-    """The row's choice in this process; what is used. ValueError names the row."""
+def _kernels_here(row: Row) -> Literal["plain", "compiled"]:
+    """What this machine's CPU makes of the row's choice. ValueError names the row."""
     try:
-        return use(row.train.kernels, device=device)
+        return use(row.train.kernels)
     except ValueError as error:
         raise ValueError(f"rows.{row.name}.train.{error}") from None
 
@@ -212,7 +212,7 @@ def make_parts(job: Job, parts: Sequence[range], on_image: Callable[[], None] = 
     if not waiting:
         return
     allow_tf32(job.row.train.tf32)
-    _use_kernels(job.row, "cuda" if torch.cuda.is_available() else "cpu")
+    use(job.row.train.kernels, device="cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(job.row.model)
     load_checkpoint(job.checkpoint, model=model, run_key=job.run_key, digest=job.sha256)
     if torch.cuda.is_available():
