@@ -500,7 +500,8 @@ import mlflow, torch
 from pipeline.params.parse import parse
 from pipeline.params.schema import DatasetConfig, Params, Row
 from pipeline.registry.register import register
-from pipeline.storage.results import Evaluation, Manifest, TrainingResult
+from pipeline.storage.results.data import Manifest
+from pipeline.storage.results.rows import Evaluation, TrainingResult
 given = json.loads(Path(sys.argv[1]).read_text())
 manifest = parse(Manifest, given["manifest"], "manifest")
 Path(sys.argv[1]).with_suffix(".ready").touch()

@@ -50,8 +50,9 @@ def test_nothing_is_left_when_a_rehearsal_fails(storage: Path) -> None:
 
 
 REHEARSAL = """
-import os, subprocess, time
+import os, signal, subprocess, time
 from pipeline.rehearsal.folders import folders_of
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
 with folders_of("shapes_tiny") as (folder, storage):
     (storage / "file").touch()
     stage = subprocess.Popen(["sleep", "600"], env={**os.environ, "M2F_STORAGE": str(storage)})

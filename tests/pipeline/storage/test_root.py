@@ -534,7 +534,7 @@ from pipeline.data.archives import file_names
 from pipeline.data.download import check_space
 from pipeline.data.fetch import fetch, open_sources
 from pipeline.params.schema import DatasetConfig
-from pipeline.storage.results import write_result
+from pipeline.storage.results.folder import write_result
 
 folder, ray_dir = map(Path, sys.argv[1:])
 settings = json.loads((folder / "dataset.json").read_text())
