@@ -100,8 +100,8 @@ def ray_storage(folder: StoredPath) -> dict[str, Any]:
 
 @contextmanager
 def tasks_said(what: str) -> Iterator[None]:
-    """Where the block waits for Ray tasks: what the user can mend is raised as the task raised it, for Ray's error is a
-    traceback; ValueError where Ray has given up replacing lost workers. `what` in words: seed 0 of shapes_tiny."""
+    """A block that waits for Ray tasks. An error that the user can mend leaves it as the task raised it: Ray's own is a
+    traceback. ValueError: Ray no longer replaces lost workers. `what` in words: seed 0 of shapes_tiny."""
     from ray.exceptions import RayError, RayTaskError
 
     try:
